@@ -1,0 +1,75 @@
+# Annheal. `make help` lists the targets.
+SHELL := /usr/bin/env bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+BIN := .venv/bin
+# PYTEST_ARGS passes options on, as in: make test PYTEST_ARGS='-x -k wal'
+PYTEST_ARGS ?=
+BENCH_ARGS ?=
+PYTHON ?=
+export PYTHON
+
+.PHONY: help setup demo test lint fmt types proto proto-check test-unit test-integration test-chaos \
+	bench lock clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-18s %s\n", $$1, $$2}'
+
+# The stamps make repeated set-ups instant; the full one serves where the runtime one is asked for.
+.venv/.setup-full: pyproject.toml constraints.txt scripts/setup.sh
+	@bash scripts/setup.sh dev,hdf5,text,bench
+	@touch .venv/.setup-runtime .venv/.setup-full
+
+.venv/.setup-runtime: pyproject.toml constraints.txt scripts/setup.sh
+	@bash scripts/setup.sh hdf5,text
+	@touch .venv/.setup-runtime
+
+setup: .venv/.setup-full ## create .venv and install annheal with everything for development
+
+demo: .venv/.setup-runtime ## watch real data go in, wear out, heal and survive a kill
+	@$(BIN)/python samples/demo.py
+
+test: setup lint types proto-check ## lint, types, contracts, generated code, then every test
+	@$(BIN)/python -m pytest $(PYTEST_ARGS) tests
+
+lint: setup ## ruff, import contracts, buf lint
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check --quiet . || { echo "run 'make fmt'" >&2; exit 1; }
+	@$(BIN)/lint-imports --no-logo >.import-contracts.log 2>&1 || { cat .import-contracts.log; exit 1; }
+	@tail -n 2 .import-contracts.log && rm -f .import-contracts.log
+	@$(BIN)/buf lint
+
+fmt: setup ## format the code and fix what ruff can fix
+	@$(BIN)/ruff check --fix --quiet . || true
+	@$(BIN)/ruff format .
+
+types: setup ## mypy --strict
+	@$(BIN)/mypy
+
+proto: setup ## regenerate annheal/v1 from protos/
+	@PYTHON=$(BIN)/python bash scripts/generate_protos.sh .
+
+proto-check: setup ## fail when the generated code is stale
+	@PYTHON=$(BIN)/python bash scripts/check_protos.sh
+
+test-unit: setup ## unit and contract tests only
+	@$(BIN)/python -m pytest $(PYTEST_ARGS) tests/unit tests/contract
+
+test-integration: setup ## tests over real processes, etcd and S3
+	@$(BIN)/python -m pytest $(PYTEST_ARGS) tests/integration
+
+test-chaos: setup ## kill processes at random moments and check the invariants
+	@$(BIN)/python -m pytest $(PYTEST_ARGS) tests/chaos
+
+bench: setup ## ingest and search benchmarks (BENCH_ARGS='--base x.npy --queries y.npy')
+	@$(BIN)/python benchmarks/ingest.py $(BENCH_ARGS)
+	@$(BIN)/python benchmarks/search.py $(BENCH_ARGS)
+
+lock: ## rewrite constraints.txt from a clean install of the newest versions
+	@bash scripts/lock.sh
+
+clean: ## remove .venv, caches and build output
+	@rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
