@@ -1,0 +1,103 @@
+"""Collections: what a set of records looks like and what it promises."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TypeAlias
+
+
+class Metric(StrEnum):
+    """How two vectors are compared.
+
+    Inside Annheal a score is always higher = better; `l2` scores are negated squared distances
+    and become squared distances again at the public edge (`annheal.wire`).
+    """
+
+    COSINE = "cosine"
+    INNER_PRODUCT = "inner_product"
+    L2 = "l2"
+
+
+class AttributeType(StrEnum):
+    """Type of a filterable attribute; every value may be missing."""
+
+    KEYWORD = "keyword"
+    KEYWORD_LIST = "keyword_list"
+    INT64 = "int64"
+    FLOAT64 = "float64"
+    BOOL = "bool"
+    TIMESTAMP = "timestamp"
+
+
+@dataclass(frozen=True, slots=True)
+class AttributeField:
+    """One declared attribute."""
+
+    name: str
+    type: AttributeType
+
+
+Schema: TypeAlias = tuple[AttributeField, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """An embedding model: its name tags every stored vector; `dimension` is in floats."""
+
+    name: str
+    dimension: int
+    metric: Metric
+
+
+@dataclass(frozen=True, slots=True)
+class IndexSettings:
+    """HNSW build parameters (Malkov & Yashunin): links per node and build beam width."""
+
+    m: int = 16
+    ef_construction: int = 100
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionSettings:
+    """What may be changed while a collection lives.
+
+    A growing segment is sealed at `seal_rows_max` rows, `seal_bytes_max` bytes of vectors or
+    `seal_age_s` seconds after its first row. Compaction rewrites a segment when its dead rows
+    reach `tombstone_ratio_max` and `tombstone_rows_min`. Writes are refused with a retry hint
+    while a shard holds more than `unindexed_rows_max` rows that no graph covers.
+    """
+
+    recall_objective: float = 0.95
+    recall_k: int = 10
+    seal_rows_max: int = 16_384
+    seal_bytes_max: int = 64 << 20
+    seal_age_s: float = 5.0
+    tombstone_ratio_max: float = 0.2
+    tombstone_rows_min: int = 1_000
+    segment_rows_max: int = 1_000_000
+    unindexed_rows_max: int = 500_000
+
+
+@dataclass(frozen=True, slots=True)
+class Collection:
+    """A named set of records. `id` never changes and is never used again; names can be.
+
+    `models` holds the serving model first; more than one only while a migration runs.
+    `revision` is the metadata store's revision of this state, 0 before it is stored.
+    """
+
+    id: str
+    name: str
+    models: tuple[ModelSpec, ...]
+    schema: Schema
+    shard_count: int
+    replica_count: int = 1
+    index: IndexSettings = field(default_factory=IndexSettings)
+    settings: CollectionSettings = field(default_factory=CollectionSettings)
+    created_at_s: float = 0.0
+
+    @property
+    def model(self) -> ModelSpec:
+        """The model that serves searches."""
+        return self.models[0]

@@ -1,0 +1,25 @@
+"""Every limit of the public contract, in one place (INV-9). docs/limits.md explains them."""
+
+from __future__ import annotations
+
+ID_BYTES_MAX = 512
+NAME_PATTERN = r"^[A-Za-z][A-Za-z0-9_-]{0,63}$"
+ATTRIBUTE_NAME_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]{0,63}$"
+DIMENSION_MAX = 32_768
+SHARD_COUNT_MAX = 1_024
+ATTRIBUTE_FIELDS_MAX = 64
+KEYWORD_BYTES_MAX = 8_192
+KEYWORD_LIST_LENGTH_MAX = 1_024
+PAYLOAD_BYTES_MAX = 1 << 20
+WRITE_ROWS_MAX = 10_000
+K_MAX = 16_384
+EF_MAX = 16_384
+SEARCH_QUERIES_MAX = 1_000
+SEARCH_HITS_MAX = 1_000_000
+"""Queries times k of one call."""
+GET_IDS_MAX = 10_000
+SCAN_PAGE_ROWS_MAX = 10_000
+REQUEST_BYTES_MAX = 64 << 20
+RESPONSE_BYTES_MAX = 256 << 20
+TIMEOUT_DEFAULT_S = 60.0
+TIMEOUT_MAX_S = 600.0

@@ -1,0 +1,74 @@
+"""The manifest: the versioned list of what a shard consists of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Tier(StrEnum):
+    """Segments by size and age; `growing` is in memory and never in a manifest."""
+
+    GROWING = "growing"
+    HOT = "hot"
+    WARM = "warm"
+    COLD = "cold"
+
+
+class IndexKind(StrEnum):
+    """What answers searches inside a segment."""
+
+    FLAT = "flat"
+    HNSW = "hnsw"
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentEntry:
+    """A segment as the manifest names it.
+
+    `meta_checksum` is the xxh3-128 hex digest of its `segment.json`, which in turn holds the
+    checksum of every other file, so one flipped byte anywhere is found at load (INV-5).
+    Sequences are the smallest and largest row sequence inside.
+    """
+
+    segment_id: str
+    tier: Tier
+    model: str
+    index_kind: IndexKind
+    rows: int
+    size_bytes: int
+    meta_checksum: str
+    min_sequence: int
+    max_sequence: int
+    generation: int = 0
+    created_at_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteVectorEntry:
+    """A checkpointed delete vector: object key, xxh3-128 of the object, and dead rows in it."""
+
+    segment_id: str
+    key: str
+    checksum: str
+    dead_rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """One shard's state on durable storage, stored under `manifests/<collection_id>/<shard>`.
+
+    Every row of a WAL slot <= `checkpoint_slot` is in a segment or dead; recovery loads the
+    segments with their delete vectors and replays the slots after it. `last_sequence` is the
+    last sequence used at the checkpoint. `epoch` is that of the owner who wrote this version;
+    `version` counts changes.
+    """
+
+    collection_id: str
+    shard: int
+    version: int = 0
+    epoch: int = 0
+    checkpoint_slot: int = -1
+    last_sequence: int = 0
+    segments: tuple[SegmentEntry, ...] = field(default_factory=tuple)
+    delete_vectors: tuple[DeleteVectorEntry, ...] = field(default_factory=tuple)

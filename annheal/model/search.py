@@ -1,0 +1,86 @@
+"""Searches between coordinator and shard node, in columns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import numpy as np
+import numpy.typing as npt
+
+from annheal.model.filter import Filter
+from annheal.model.records import IDS_ONLY, Float32Matrix, Projection, RecordSet
+from annheal.model.shard import ShardId
+
+
+class Consistency(StrEnum):
+    """How fresh a read must be; see DESIGN section 4."""
+
+    EVENTUAL = "eventual"
+    SESSION = "session"
+    STRONG = "strong"
+
+
+@dataclass(frozen=True, slots=True)
+class SearchOptions:
+    """What a group of queries has in common; equal options can be searched together.
+
+    `ef` None means: the node chooses it per segment to meet `recall_objective`.
+    """
+
+    k: int
+    filter: Filter | None = None
+    exact: bool = False
+    ef: int | None = None
+    recall_objective: float | None = None
+    projection: Projection = IDS_ONLY
+    explain: bool = False
+    model: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SearchRequest:
+    """Queries (n, d) float32 for some shards of one collection, all on the node addressed.
+
+    `min_sequences[shard number]`: the shard must have applied that sequence (session reads).
+    `timeout_s` is what is left of the caller's time.
+    """
+
+    collection_id: str
+    shards: tuple[int, ...]
+    queries: Float32Matrix
+    options: SearchOptions
+    consistency: Consistency = Consistency.EVENTUAL
+    min_sequences: dict[int, int] = field(default_factory=dict)
+    timeout_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentExplain:
+    """How one segment answered: `plan` is exact, selector or graph; counts are per batch of queries."""
+
+    shard: int
+    segment_id: str
+    plan: str
+    rows: int
+    live_rows: int
+    matches: int
+    ef: int
+    visited: int
+    duration_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class SearchAnswer:
+    """Hits of n queries, flat: query i has `counts[i]` hits, best first.
+
+    scores: (sum(counts),) float32, higher = better. `records` has as many rows as scores.
+    `sequences[shard]` is the last sequence visible to this answer.
+    """
+
+    counts: npt.NDArray[np.int32]
+    scores: npt.NDArray[np.float32]
+    records: RecordSet
+    explain: tuple[SegmentExplain, ...] = ()
+    sequences: dict[int, int] = field(default_factory=dict)
+    missing_shards: tuple[ShardId, ...] = ()
