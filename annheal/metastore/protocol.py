@@ -1,4 +1,4 @@
-"""What Annheal asks of a metadata store: compare-and-swap transactions, leases, gap-free watches."""
+"""What Annheal asks of a metadata store: compare-and-swap, leases, gap-free watches."""
 
 from __future__ import annotations
 

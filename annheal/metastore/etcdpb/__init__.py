@@ -1,0 +1,1 @@
+"""Generated wire messages of etcd; see protos/annheal/metastore/etcdpb/etcd.proto."""
