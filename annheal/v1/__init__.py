@@ -1,0 +1,1 @@
+"""Messages and stubs generated from `protos/annheal/v1` by `make proto`; never edited."""

@@ -1,0 +1,485 @@
+import datetime
+
+from annheal.v1 import collections_pb2 as _collections_pb2
+from annheal.v1 import filter_pb2 as _filter_pb2
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class WorkerRole(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    WORKER_ROLE_UNSPECIFIED: _ClassVar[WorkerRole]
+    WORKER_ROLE_COORDINATOR: _ClassVar[WorkerRole]
+    WORKER_ROLE_COMPACTOR: _ClassVar[WorkerRole]
+
+class ShardPhase(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    SHARD_PHASE_UNSPECIFIED: _ClassVar[ShardPhase]
+    SHARD_PHASE_LOADING: _ClassVar[ShardPhase]
+    SHARD_PHASE_SERVING: _ClassVar[ShardPhase]
+    SHARD_PHASE_FAILED: _ClassVar[ShardPhase]
+    SHARD_PHASE_RELEASED: _ClassVar[ShardPhase]
+
+class SegmentTier(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    SEGMENT_TIER_UNSPECIFIED: _ClassVar[SegmentTier]
+    SEGMENT_TIER_GROWING: _ClassVar[SegmentTier]
+    SEGMENT_TIER_HOT: _ClassVar[SegmentTier]
+    SEGMENT_TIER_WARM: _ClassVar[SegmentTier]
+    SEGMENT_TIER_COLD: _ClassVar[SegmentTier]
+
+class SegmentIndexKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    SEGMENT_INDEX_KIND_UNSPECIFIED: _ClassVar[SegmentIndexKind]
+    SEGMENT_INDEX_KIND_FLAT: _ClassVar[SegmentIndexKind]
+    SEGMENT_INDEX_KIND_HNSW: _ClassVar[SegmentIndexKind]
+
+class TaskPhase(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    TASK_PHASE_UNSPECIFIED: _ClassVar[TaskPhase]
+    TASK_PHASE_PENDING: _ClassVar[TaskPhase]
+    TASK_PHASE_BUILT: _ClassVar[TaskPhase]
+    TASK_PHASE_PUBLISHED: _ClassVar[TaskPhase]
+    TASK_PHASE_FAILED: _ClassVar[TaskPhase]
+    TASK_PHASE_CANCELLED: _ClassVar[TaskPhase]
+
+class CompactionReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    COMPACTION_REASON_UNSPECIFIED: _ClassVar[CompactionReason]
+    COMPACTION_REASON_MERGE: _ClassVar[CompactionReason]
+    COMPACTION_REASON_TOMBSTONES: _ClassVar[CompactionReason]
+    COMPACTION_REASON_MANUAL: _ClassVar[CompactionReason]
+WORKER_ROLE_UNSPECIFIED: WorkerRole
+WORKER_ROLE_COORDINATOR: WorkerRole
+WORKER_ROLE_COMPACTOR: WorkerRole
+SHARD_PHASE_UNSPECIFIED: ShardPhase
+SHARD_PHASE_LOADING: ShardPhase
+SHARD_PHASE_SERVING: ShardPhase
+SHARD_PHASE_FAILED: ShardPhase
+SHARD_PHASE_RELEASED: ShardPhase
+SEGMENT_TIER_UNSPECIFIED: SegmentTier
+SEGMENT_TIER_GROWING: SegmentTier
+SEGMENT_TIER_HOT: SegmentTier
+SEGMENT_TIER_WARM: SegmentTier
+SEGMENT_TIER_COLD: SegmentTier
+SEGMENT_INDEX_KIND_UNSPECIFIED: SegmentIndexKind
+SEGMENT_INDEX_KIND_FLAT: SegmentIndexKind
+SEGMENT_INDEX_KIND_HNSW: SegmentIndexKind
+TASK_PHASE_UNSPECIFIED: TaskPhase
+TASK_PHASE_PENDING: TaskPhase
+TASK_PHASE_BUILT: TaskPhase
+TASK_PHASE_PUBLISHED: TaskPhase
+TASK_PHASE_FAILED: TaskPhase
+TASK_PHASE_CANCELLED: TaskPhase
+COMPACTION_REASON_UNSPECIFIED: CompactionReason
+COMPACTION_REASON_MERGE: CompactionReason
+COMPACTION_REASON_TOMBSTONES: CompactionReason
+COMPACTION_REASON_MANUAL: CompactionReason
+
+class Node(_message.Message):
+    __slots__ = ("node_id", "address", "zone", "capacity", "started_at", "version", "draining", "shards", "shards_serving", "live_rows", "memory_bytes", "error")
+    NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    ZONE_FIELD_NUMBER: _ClassVar[int]
+    CAPACITY_FIELD_NUMBER: _ClassVar[int]
+    STARTED_AT_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    DRAINING_FIELD_NUMBER: _ClassVar[int]
+    SHARDS_FIELD_NUMBER: _ClassVar[int]
+    SHARDS_SERVING_FIELD_NUMBER: _ClassVar[int]
+    LIVE_ROWS_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    node_id: str
+    address: str
+    zone: str
+    capacity: float
+    started_at: _timestamp_pb2.Timestamp
+    version: str
+    draining: bool
+    shards: int
+    shards_serving: int
+    live_rows: int
+    memory_bytes: int
+    error: str
+    def __init__(self, node_id: _Optional[str] = ..., address: _Optional[str] = ..., zone: _Optional[str] = ..., capacity: _Optional[float] = ..., started_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., version: _Optional[str] = ..., draining: _Optional[bool] = ..., shards: _Optional[int] = ..., shards_serving: _Optional[int] = ..., live_rows: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., error: _Optional[str] = ...) -> None: ...
+
+class Worker(_message.Message):
+    __slots__ = ("worker_id", "role", "address", "started_at", "version")
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    STARTED_AT_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    worker_id: str
+    role: WorkerRole
+    address: str
+    started_at: _timestamp_pb2.Timestamp
+    version: str
+    def __init__(self, worker_id: _Optional[str] = ..., role: _Optional[_Union[WorkerRole, str]] = ..., address: _Optional[str] = ..., started_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., version: _Optional[str] = ...) -> None: ...
+
+class Shard(_message.Message):
+    __slots__ = ("collection", "collection_id", "shard", "owner", "epoch", "target", "replicas", "phase", "live_rows", "dead_rows", "unindexed_rows", "applied_sequence", "wal_slots", "memory_bytes", "segments", "error")
+    COLLECTION_FIELD_NUMBER: _ClassVar[int]
+    COLLECTION_ID_FIELD_NUMBER: _ClassVar[int]
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    OWNER_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    LIVE_ROWS_FIELD_NUMBER: _ClassVar[int]
+    DEAD_ROWS_FIELD_NUMBER: _ClassVar[int]
+    UNINDEXED_ROWS_FIELD_NUMBER: _ClassVar[int]
+    APPLIED_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    WAL_SLOTS_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SEGMENTS_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    collection: str
+    collection_id: str
+    shard: int
+    owner: str
+    epoch: int
+    target: str
+    replicas: _containers.RepeatedScalarFieldContainer[str]
+    phase: ShardPhase
+    live_rows: int
+    dead_rows: int
+    unindexed_rows: int
+    applied_sequence: int
+    wal_slots: int
+    memory_bytes: int
+    segments: int
+    error: str
+    def __init__(self, collection: _Optional[str] = ..., collection_id: _Optional[str] = ..., shard: _Optional[int] = ..., owner: _Optional[str] = ..., epoch: _Optional[int] = ..., target: _Optional[str] = ..., replicas: _Optional[_Iterable[str]] = ..., phase: _Optional[_Union[ShardPhase, str]] = ..., live_rows: _Optional[int] = ..., dead_rows: _Optional[int] = ..., unindexed_rows: _Optional[int] = ..., applied_sequence: _Optional[int] = ..., wal_slots: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., segments: _Optional[int] = ..., error: _Optional[str] = ...) -> None: ...
+
+class Segment(_message.Message):
+    __slots__ = ("shard", "segment_id", "tier", "model", "index_kind", "rows", "dead_rows", "size_bytes", "generation", "created_at", "min_sequence", "max_sequence")
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    SEGMENT_ID_FIELD_NUMBER: _ClassVar[int]
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    INDEX_KIND_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    DEAD_ROWS_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    CREATED_AT_FIELD_NUMBER: _ClassVar[int]
+    MIN_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    MAX_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    shard: int
+    segment_id: str
+    tier: SegmentTier
+    model: str
+    index_kind: SegmentIndexKind
+    rows: int
+    dead_rows: int
+    size_bytes: int
+    generation: int
+    created_at: _timestamp_pb2.Timestamp
+    min_sequence: int
+    max_sequence: int
+    def __init__(self, shard: _Optional[int] = ..., segment_id: _Optional[str] = ..., tier: _Optional[_Union[SegmentTier, str]] = ..., model: _Optional[str] = ..., index_kind: _Optional[_Union[SegmentIndexKind, str]] = ..., rows: _Optional[int] = ..., dead_rows: _Optional[int] = ..., size_bytes: _Optional[int] = ..., generation: _Optional[int] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., min_sequence: _Optional[int] = ..., max_sequence: _Optional[int] = ...) -> None: ...
+
+class Task(_message.Message):
+    __slots__ = ("task_id", "collection", "collection_id", "phase", "priority", "created_at", "finished_at", "attempts", "worker", "step", "progress", "error", "estimated_bytes", "compaction")
+    TASK_ID_FIELD_NUMBER: _ClassVar[int]
+    COLLECTION_FIELD_NUMBER: _ClassVar[int]
+    COLLECTION_ID_FIELD_NUMBER: _ClassVar[int]
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    CREATED_AT_FIELD_NUMBER: _ClassVar[int]
+    FINISHED_AT_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPTS_FIELD_NUMBER: _ClassVar[int]
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    ESTIMATED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    COMPACTION_FIELD_NUMBER: _ClassVar[int]
+    task_id: str
+    collection: str
+    collection_id: str
+    phase: TaskPhase
+    priority: int
+    created_at: _timestamp_pb2.Timestamp
+    finished_at: _timestamp_pb2.Timestamp
+    attempts: int
+    worker: str
+    step: str
+    progress: float
+    error: str
+    estimated_bytes: int
+    compaction: CompactionWork
+    def __init__(self, task_id: _Optional[str] = ..., collection: _Optional[str] = ..., collection_id: _Optional[str] = ..., phase: _Optional[_Union[TaskPhase, str]] = ..., priority: _Optional[int] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., finished_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., attempts: _Optional[int] = ..., worker: _Optional[str] = ..., step: _Optional[str] = ..., progress: _Optional[float] = ..., error: _Optional[str] = ..., estimated_bytes: _Optional[int] = ..., compaction: _Optional[_Union[CompactionWork, _Mapping]] = ...) -> None: ...
+
+class CompactionWork(_message.Message):
+    __slots__ = ("shard", "reason", "sources", "tier", "output_segment_id", "rows_in", "rows_out")
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    SOURCES_FIELD_NUMBER: _ClassVar[int]
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_SEGMENT_ID_FIELD_NUMBER: _ClassVar[int]
+    ROWS_IN_FIELD_NUMBER: _ClassVar[int]
+    ROWS_OUT_FIELD_NUMBER: _ClassVar[int]
+    shard: int
+    reason: CompactionReason
+    sources: _containers.RepeatedScalarFieldContainer[str]
+    tier: SegmentTier
+    output_segment_id: str
+    rows_in: int
+    rows_out: int
+    def __init__(self, shard: _Optional[int] = ..., reason: _Optional[_Union[CompactionReason, str]] = ..., sources: _Optional[_Iterable[str]] = ..., tier: _Optional[_Union[SegmentTier, str]] = ..., output_segment_id: _Optional[str] = ..., rows_in: _Optional[int] = ..., rows_out: _Optional[int] = ...) -> None: ...
+
+class ShardMove(_message.Message):
+    __slots__ = ("collection", "shard", "source", "target")
+    COLLECTION_FIELD_NUMBER: _ClassVar[int]
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    collection: str
+    shard: int
+    source: str
+    target: str
+    def __init__(self, collection: _Optional[str] = ..., shard: _Optional[int] = ..., source: _Optional[str] = ..., target: _Optional[str] = ...) -> None: ...
+
+class GetClusterStatusRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GetClusterStatusResponse(_message.Message):
+    __slots__ = ("version", "leader", "nodes", "workers", "collections", "shards", "totals", "tasks_pending", "tasks_failed", "warnings")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    LEADER_FIELD_NUMBER: _ClassVar[int]
+    NODES_FIELD_NUMBER: _ClassVar[int]
+    WORKERS_FIELD_NUMBER: _ClassVar[int]
+    COLLECTIONS_FIELD_NUMBER: _ClassVar[int]
+    SHARDS_FIELD_NUMBER: _ClassVar[int]
+    TOTALS_FIELD_NUMBER: _ClassVar[int]
+    TASKS_PENDING_FIELD_NUMBER: _ClassVar[int]
+    TASKS_FAILED_FIELD_NUMBER: _ClassVar[int]
+    WARNINGS_FIELD_NUMBER: _ClassVar[int]
+    version: str
+    leader: str
+    nodes: _containers.RepeatedCompositeFieldContainer[Node]
+    workers: _containers.RepeatedCompositeFieldContainer[Worker]
+    collections: int
+    shards: int
+    totals: _collections_pb2.CollectionStatus
+    tasks_pending: int
+    tasks_failed: int
+    warnings: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, version: _Optional[str] = ..., leader: _Optional[str] = ..., nodes: _Optional[_Iterable[_Union[Node, _Mapping]]] = ..., workers: _Optional[_Iterable[_Union[Worker, _Mapping]]] = ..., collections: _Optional[int] = ..., shards: _Optional[int] = ..., totals: _Optional[_Union[_collections_pb2.CollectionStatus, _Mapping]] = ..., tasks_pending: _Optional[int] = ..., tasks_failed: _Optional[int] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class ListNodesRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListNodesResponse(_message.Message):
+    __slots__ = ("nodes",)
+    NODES_FIELD_NUMBER: _ClassVar[int]
+    nodes: _containers.RepeatedCompositeFieldContainer[Node]
+    def __init__(self, nodes: _Optional[_Iterable[_Union[Node, _Mapping]]] = ...) -> None: ...
+
+class ListShardsRequest(_message.Message):
+    __slots__ = ("collection",)
+    COLLECTION_FIELD_NUMBER: _ClassVar[int]
+    collection: str
+    def __init__(self, collection: _Optional[str] = ...) -> None: ...
+
+class ListShardsResponse(_message.Message):
+    __slots__ = ("shards",)
+    SHARDS_FIELD_NUMBER: _ClassVar[int]
+    shards: _containers.RepeatedCompositeFieldContainer[Shard]
+    def __init__(self, shards: _Optional[_Iterable[_Union[Shard, _Mapping]]] = ...) -> None: ...
+
+class ListSegmentsRequest(_message.Message):
+    __slots__ = ("collection", "shard")
+    COLLECTION_FIELD_NUMBER: _ClassVar[int]
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    collection: str
+    shard: int
+    def __init__(self, collection: _Optional[str] = ..., shard: _Optional[int] = ...) -> None: ...
+
+class ListSegmentsResponse(_message.Message):
+    __slots__ = ("segments", "missing_shards")
+    SEGMENTS_FIELD_NUMBER: _ClassVar[int]
+    MISSING_SHARDS_FIELD_NUMBER: _ClassVar[int]
+    segments: _containers.RepeatedCompositeFieldContainer[Segment]
+    missing_shards: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, segments: _Optional[_Iterable[_Union[Segment, _Mapping]]] = ..., missing_shards: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class FlushRequest(_message.Message):
+    __slots__ = ("collection",)
+    COLLECTION_FIELD_NUMBER: _ClassVar[int]
+    collection: str
+    def __init__(self, collection: _Optional[str] = ...) -> None: ...
+
+class FlushResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class CompactRequest(_message.Message):
+    __slots__ = ("collection", "shard", "full")
+    COLLECTION_FIELD_NUMBER: _ClassVar[int]
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    FULL_FIELD_NUMBER: _ClassVar[int]
+    collection: str
+    shard: int
+    full: bool
+    def __init__(self, collection: _Optional[str] = ..., shard: _Optional[int] = ..., full: _Optional[bool] = ...) -> None: ...
+
+class CompactResponse(_message.Message):
+    __slots__ = ("task_ids",)
+    TASK_IDS_FIELD_NUMBER: _ClassVar[int]
+    task_ids: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, task_ids: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class ListTasksRequest(_message.Message):
+    __slots__ = ("collection", "phase", "page_size", "page_token")
+    COLLECTION_FIELD_NUMBER: _ClassVar[int]
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    collection: str
+    phase: TaskPhase
+    page_size: int
+    page_token: str
+    def __init__(self, collection: _Optional[str] = ..., phase: _Optional[_Union[TaskPhase, str]] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+
+class ListTasksResponse(_message.Message):
+    __slots__ = ("tasks", "next_page_token")
+    TASKS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    tasks: _containers.RepeatedCompositeFieldContainer[Task]
+    next_page_token: str
+    def __init__(self, tasks: _Optional[_Iterable[_Union[Task, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class GetTaskRequest(_message.Message):
+    __slots__ = ("task_id",)
+    TASK_ID_FIELD_NUMBER: _ClassVar[int]
+    task_id: str
+    def __init__(self, task_id: _Optional[str] = ...) -> None: ...
+
+class GetTaskResponse(_message.Message):
+    __slots__ = ("task",)
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    task: Task
+    def __init__(self, task: _Optional[_Union[Task, _Mapping]] = ...) -> None: ...
+
+class CancelTaskRequest(_message.Message):
+    __slots__ = ("task_id",)
+    TASK_ID_FIELD_NUMBER: _ClassVar[int]
+    task_id: str
+    def __init__(self, task_id: _Optional[str] = ...) -> None: ...
+
+class CancelTaskResponse(_message.Message):
+    __slots__ = ("task",)
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    task: Task
+    def __init__(self, task: _Optional[_Union[Task, _Mapping]] = ...) -> None: ...
+
+class MeasureRecallRequest(_message.Message):
+    __slots__ = ("collection", "sample_size", "k", "ef", "filter", "seed")
+    COLLECTION_FIELD_NUMBER: _ClassVar[int]
+    SAMPLE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    K_FIELD_NUMBER: _ClassVar[int]
+    EF_FIELD_NUMBER: _ClassVar[int]
+    FILTER_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    collection: str
+    sample_size: int
+    k: int
+    ef: int
+    filter: _filter_pb2.Filter
+    seed: int
+    def __init__(self, collection: _Optional[str] = ..., sample_size: _Optional[int] = ..., k: _Optional[int] = ..., ef: _Optional[int] = ..., filter: _Optional[_Union[_filter_pb2.Filter, _Mapping]] = ..., seed: _Optional[int] = ...) -> None: ...
+
+class MeasureRecallResponse(_message.Message):
+    __slots__ = ("recall", "recall_low", "recall_high", "queries", "k", "recall_objective", "approximate_p50_s", "exact_p50_s", "shards")
+    RECALL_FIELD_NUMBER: _ClassVar[int]
+    RECALL_LOW_FIELD_NUMBER: _ClassVar[int]
+    RECALL_HIGH_FIELD_NUMBER: _ClassVar[int]
+    QUERIES_FIELD_NUMBER: _ClassVar[int]
+    K_FIELD_NUMBER: _ClassVar[int]
+    RECALL_OBJECTIVE_FIELD_NUMBER: _ClassVar[int]
+    APPROXIMATE_P50_S_FIELD_NUMBER: _ClassVar[int]
+    EXACT_P50_S_FIELD_NUMBER: _ClassVar[int]
+    SHARDS_FIELD_NUMBER: _ClassVar[int]
+    recall: float
+    recall_low: float
+    recall_high: float
+    queries: int
+    k: int
+    recall_objective: float
+    approximate_p50_s: float
+    exact_p50_s: float
+    shards: _containers.RepeatedCompositeFieldContainer[ShardRecall]
+    def __init__(self, recall: _Optional[float] = ..., recall_low: _Optional[float] = ..., recall_high: _Optional[float] = ..., queries: _Optional[int] = ..., k: _Optional[int] = ..., recall_objective: _Optional[float] = ..., approximate_p50_s: _Optional[float] = ..., exact_p50_s: _Optional[float] = ..., shards: _Optional[_Iterable[_Union[ShardRecall, _Mapping]]] = ...) -> None: ...
+
+class ShardRecall(_message.Message):
+    __slots__ = ("shard", "recall", "expected")
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    RECALL_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_FIELD_NUMBER: _ClassVar[int]
+    shard: int
+    recall: float
+    expected: int
+    def __init__(self, shard: _Optional[int] = ..., recall: _Optional[float] = ..., expected: _Optional[int] = ...) -> None: ...
+
+class RebalanceRequest(_message.Message):
+    __slots__ = ("dry_run",)
+    DRY_RUN_FIELD_NUMBER: _ClassVar[int]
+    dry_run: bool
+    def __init__(self, dry_run: _Optional[bool] = ...) -> None: ...
+
+class RebalanceResponse(_message.Message):
+    __slots__ = ("moves",)
+    MOVES_FIELD_NUMBER: _ClassVar[int]
+    moves: _containers.RepeatedCompositeFieldContainer[ShardMove]
+    def __init__(self, moves: _Optional[_Iterable[_Union[ShardMove, _Mapping]]] = ...) -> None: ...
+
+class DrainNodeRequest(_message.Message):
+    __slots__ = ("node_id",)
+    NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    node_id: str
+    def __init__(self, node_id: _Optional[str] = ...) -> None: ...
+
+class DrainNodeResponse(_message.Message):
+    __slots__ = ("moves",)
+    MOVES_FIELD_NUMBER: _ClassVar[int]
+    moves: _containers.RepeatedCompositeFieldContainer[ShardMove]
+    def __init__(self, moves: _Optional[_Iterable[_Union[ShardMove, _Mapping]]] = ...) -> None: ...
+
+class UndrainNodeRequest(_message.Message):
+    __slots__ = ("node_id",)
+    NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    node_id: str
+    def __init__(self, node_id: _Optional[str] = ...) -> None: ...
+
+class UndrainNodeResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class MoveShardRequest(_message.Message):
+    __slots__ = ("collection", "shard", "node_id")
+    COLLECTION_FIELD_NUMBER: _ClassVar[int]
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    collection: str
+    shard: int
+    node_id: str
+    def __init__(self, collection: _Optional[str] = ..., shard: _Optional[int] = ..., node_id: _Optional[str] = ...) -> None: ...
+
+class MoveShardResponse(_message.Message):
+    __slots__ = ("move",)
+    MOVE_FIELD_NUMBER: _ClassVar[int]
+    move: ShardMove
+    def __init__(self, move: _Optional[_Union[ShardMove, _Mapping]] = ...) -> None: ...

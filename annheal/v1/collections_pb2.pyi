@@ -1,0 +1,214 @@
+import datetime
+
+from google.protobuf import field_mask_pb2 as _field_mask_pb2
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Metric(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    METRIC_UNSPECIFIED: _ClassVar[Metric]
+    METRIC_COSINE: _ClassVar[Metric]
+    METRIC_INNER_PRODUCT: _ClassVar[Metric]
+    METRIC_L2: _ClassVar[Metric]
+
+class AttributeType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ATTRIBUTE_TYPE_UNSPECIFIED: _ClassVar[AttributeType]
+    ATTRIBUTE_TYPE_KEYWORD: _ClassVar[AttributeType]
+    ATTRIBUTE_TYPE_KEYWORD_LIST: _ClassVar[AttributeType]
+    ATTRIBUTE_TYPE_INT64: _ClassVar[AttributeType]
+    ATTRIBUTE_TYPE_FLOAT64: _ClassVar[AttributeType]
+    ATTRIBUTE_TYPE_BOOL: _ClassVar[AttributeType]
+    ATTRIBUTE_TYPE_TIMESTAMP: _ClassVar[AttributeType]
+METRIC_UNSPECIFIED: Metric
+METRIC_COSINE: Metric
+METRIC_INNER_PRODUCT: Metric
+METRIC_L2: Metric
+ATTRIBUTE_TYPE_UNSPECIFIED: AttributeType
+ATTRIBUTE_TYPE_KEYWORD: AttributeType
+ATTRIBUTE_TYPE_KEYWORD_LIST: AttributeType
+ATTRIBUTE_TYPE_INT64: AttributeType
+ATTRIBUTE_TYPE_FLOAT64: AttributeType
+ATTRIBUTE_TYPE_BOOL: AttributeType
+ATTRIBUTE_TYPE_TIMESTAMP: AttributeType
+
+class ModelSpec(_message.Message):
+    __slots__ = ("name", "dimension", "metric")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DIMENSION_FIELD_NUMBER: _ClassVar[int]
+    METRIC_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    dimension: int
+    metric: Metric
+    def __init__(self, name: _Optional[str] = ..., dimension: _Optional[int] = ..., metric: _Optional[_Union[Metric, str]] = ...) -> None: ...
+
+class AttributeField(_message.Message):
+    __slots__ = ("name", "type")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    TYPE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    type: AttributeType
+    def __init__(self, name: _Optional[str] = ..., type: _Optional[_Union[AttributeType, str]] = ...) -> None: ...
+
+class IndexSettings(_message.Message):
+    __slots__ = ("m", "ef_construction")
+    M_FIELD_NUMBER: _ClassVar[int]
+    EF_CONSTRUCTION_FIELD_NUMBER: _ClassVar[int]
+    m: int
+    ef_construction: int
+    def __init__(self, m: _Optional[int] = ..., ef_construction: _Optional[int] = ...) -> None: ...
+
+class CollectionSettings(_message.Message):
+    __slots__ = ("recall_objective", "recall_k", "seal_rows_max", "seal_bytes_max", "seal_age_s", "tombstone_ratio_max", "tombstone_rows_min", "segment_rows_max", "unindexed_rows_max")
+    RECALL_OBJECTIVE_FIELD_NUMBER: _ClassVar[int]
+    RECALL_K_FIELD_NUMBER: _ClassVar[int]
+    SEAL_ROWS_MAX_FIELD_NUMBER: _ClassVar[int]
+    SEAL_BYTES_MAX_FIELD_NUMBER: _ClassVar[int]
+    SEAL_AGE_S_FIELD_NUMBER: _ClassVar[int]
+    TOMBSTONE_RATIO_MAX_FIELD_NUMBER: _ClassVar[int]
+    TOMBSTONE_ROWS_MIN_FIELD_NUMBER: _ClassVar[int]
+    SEGMENT_ROWS_MAX_FIELD_NUMBER: _ClassVar[int]
+    UNINDEXED_ROWS_MAX_FIELD_NUMBER: _ClassVar[int]
+    recall_objective: float
+    recall_k: int
+    seal_rows_max: int
+    seal_bytes_max: int
+    seal_age_s: float
+    tombstone_ratio_max: float
+    tombstone_rows_min: int
+    segment_rows_max: int
+    unindexed_rows_max: int
+    def __init__(self, recall_objective: _Optional[float] = ..., recall_k: _Optional[int] = ..., seal_rows_max: _Optional[int] = ..., seal_bytes_max: _Optional[int] = ..., seal_age_s: _Optional[float] = ..., tombstone_ratio_max: _Optional[float] = ..., tombstone_rows_min: _Optional[int] = ..., segment_rows_max: _Optional[int] = ..., unindexed_rows_max: _Optional[int] = ...) -> None: ...
+
+class Collection(_message.Message):
+    __slots__ = ("id", "name", "models", "attributes", "shard_count", "replica_count", "index", "settings", "created_at", "revision")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
+    SHARD_COUNT_FIELD_NUMBER: _ClassVar[int]
+    REPLICA_COUNT_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    SETTINGS_FIELD_NUMBER: _ClassVar[int]
+    CREATED_AT_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    name: str
+    models: _containers.RepeatedCompositeFieldContainer[ModelSpec]
+    attributes: _containers.RepeatedCompositeFieldContainer[AttributeField]
+    shard_count: int
+    replica_count: int
+    index: IndexSettings
+    settings: CollectionSettings
+    created_at: _timestamp_pb2.Timestamp
+    revision: int
+    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., models: _Optional[_Iterable[_Union[ModelSpec, _Mapping]]] = ..., attributes: _Optional[_Iterable[_Union[AttributeField, _Mapping]]] = ..., shard_count: _Optional[int] = ..., replica_count: _Optional[int] = ..., index: _Optional[_Union[IndexSettings, _Mapping]] = ..., settings: _Optional[_Union[CollectionSettings, _Mapping]] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., revision: _Optional[int] = ...) -> None: ...
+
+class CollectionStatus(_message.Message):
+    __slots__ = ("shards_serving", "live_rows", "dead_rows", "unindexed_rows", "segments", "size_bytes")
+    SHARDS_SERVING_FIELD_NUMBER: _ClassVar[int]
+    LIVE_ROWS_FIELD_NUMBER: _ClassVar[int]
+    DEAD_ROWS_FIELD_NUMBER: _ClassVar[int]
+    UNINDEXED_ROWS_FIELD_NUMBER: _ClassVar[int]
+    SEGMENTS_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    shards_serving: int
+    live_rows: int
+    dead_rows: int
+    unindexed_rows: int
+    segments: int
+    size_bytes: int
+    def __init__(self, shards_serving: _Optional[int] = ..., live_rows: _Optional[int] = ..., dead_rows: _Optional[int] = ..., unindexed_rows: _Optional[int] = ..., segments: _Optional[int] = ..., size_bytes: _Optional[int] = ...) -> None: ...
+
+class CreateCollectionRequest(_message.Message):
+    __slots__ = ("name", "models", "attributes", "shard_count", "replica_count", "index", "settings")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
+    SHARD_COUNT_FIELD_NUMBER: _ClassVar[int]
+    REPLICA_COUNT_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    SETTINGS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    models: _containers.RepeatedCompositeFieldContainer[ModelSpec]
+    attributes: _containers.RepeatedCompositeFieldContainer[AttributeField]
+    shard_count: int
+    replica_count: int
+    index: IndexSettings
+    settings: CollectionSettings
+    def __init__(self, name: _Optional[str] = ..., models: _Optional[_Iterable[_Union[ModelSpec, _Mapping]]] = ..., attributes: _Optional[_Iterable[_Union[AttributeField, _Mapping]]] = ..., shard_count: _Optional[int] = ..., replica_count: _Optional[int] = ..., index: _Optional[_Union[IndexSettings, _Mapping]] = ..., settings: _Optional[_Union[CollectionSettings, _Mapping]] = ...) -> None: ...
+
+class CreateCollectionResponse(_message.Message):
+    __slots__ = ("collection",)
+    COLLECTION_FIELD_NUMBER: _ClassVar[int]
+    collection: Collection
+    def __init__(self, collection: _Optional[_Union[Collection, _Mapping]] = ...) -> None: ...
+
+class GetCollectionRequest(_message.Message):
+    __slots__ = ("name", "with_status")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    WITH_STATUS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    with_status: bool
+    def __init__(self, name: _Optional[str] = ..., with_status: _Optional[bool] = ...) -> None: ...
+
+class GetCollectionResponse(_message.Message):
+    __slots__ = ("collection", "status")
+    COLLECTION_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    collection: Collection
+    status: CollectionStatus
+    def __init__(self, collection: _Optional[_Union[Collection, _Mapping]] = ..., status: _Optional[_Union[CollectionStatus, _Mapping]] = ...) -> None: ...
+
+class ListCollectionsRequest(_message.Message):
+    __slots__ = ("page_size", "page_token")
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    page_size: int
+    page_token: str
+    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+
+class ListCollectionsResponse(_message.Message):
+    __slots__ = ("collections", "next_page_token")
+    COLLECTIONS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    collections: _containers.RepeatedCompositeFieldContainer[Collection]
+    next_page_token: str
+    def __init__(self, collections: _Optional[_Iterable[_Union[Collection, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class UpdateCollectionRequest(_message.Message):
+    __slots__ = ("name", "settings", "index", "update_mask", "if_revision")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SETTINGS_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    UPDATE_MASK_FIELD_NUMBER: _ClassVar[int]
+    IF_REVISION_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    settings: CollectionSettings
+    index: IndexSettings
+    update_mask: _field_mask_pb2.FieldMask
+    if_revision: int
+    def __init__(self, name: _Optional[str] = ..., settings: _Optional[_Union[CollectionSettings, _Mapping]] = ..., index: _Optional[_Union[IndexSettings, _Mapping]] = ..., update_mask: _Optional[_Union[_field_mask_pb2.FieldMask, _Mapping]] = ..., if_revision: _Optional[int] = ...) -> None: ...
+
+class UpdateCollectionResponse(_message.Message):
+    __slots__ = ("collection",)
+    COLLECTION_FIELD_NUMBER: _ClassVar[int]
+    collection: Collection
+    def __init__(self, collection: _Optional[_Union[Collection, _Mapping]] = ...) -> None: ...
+
+class DropCollectionRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class DropCollectionResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...

@@ -1,0 +1,256 @@
+from annheal.v1 import admin_pb2 as _admin_pb2
+from annheal.v1 import columns_pb2 as _columns_pb2
+from annheal.v1 import filter_pb2 as _filter_pb2
+from annheal.v1 import search_pb2 as _search_pb2
+from annheal.v1 import session_pb2 as _session_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class SearchShardsRequest(_message.Message):
+    __slots__ = ("collection_id", "shards", "dimension", "queries", "k", "filter", "exact", "ef", "recall_objective", "projection", "explain", "model", "consistency", "min_sequences")
+    class MinSequencesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: int
+        value: int
+        def __init__(self, key: _Optional[int] = ..., value: _Optional[int] = ...) -> None: ...
+    COLLECTION_ID_FIELD_NUMBER: _ClassVar[int]
+    SHARDS_FIELD_NUMBER: _ClassVar[int]
+    DIMENSION_FIELD_NUMBER: _ClassVar[int]
+    QUERIES_FIELD_NUMBER: _ClassVar[int]
+    K_FIELD_NUMBER: _ClassVar[int]
+    FILTER_FIELD_NUMBER: _ClassVar[int]
+    EXACT_FIELD_NUMBER: _ClassVar[int]
+    EF_FIELD_NUMBER: _ClassVar[int]
+    RECALL_OBJECTIVE_FIELD_NUMBER: _ClassVar[int]
+    PROJECTION_FIELD_NUMBER: _ClassVar[int]
+    EXPLAIN_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    CONSISTENCY_FIELD_NUMBER: _ClassVar[int]
+    MIN_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
+    collection_id: str
+    shards: _containers.RepeatedScalarFieldContainer[int]
+    dimension: int
+    queries: bytes
+    k: int
+    filter: _filter_pb2.Filter
+    exact: bool
+    ef: int
+    recall_objective: float
+    projection: _columns_pb2.Projection
+    explain: bool
+    model: str
+    consistency: _session_pb2.Consistency
+    min_sequences: _containers.ScalarMap[int, int]
+    def __init__(self, collection_id: _Optional[str] = ..., shards: _Optional[_Iterable[int]] = ..., dimension: _Optional[int] = ..., queries: _Optional[bytes] = ..., k: _Optional[int] = ..., filter: _Optional[_Union[_filter_pb2.Filter, _Mapping]] = ..., exact: _Optional[bool] = ..., ef: _Optional[int] = ..., recall_objective: _Optional[float] = ..., projection: _Optional[_Union[_columns_pb2.Projection, _Mapping]] = ..., explain: _Optional[bool] = ..., model: _Optional[str] = ..., consistency: _Optional[_Union[_session_pb2.Consistency, str]] = ..., min_sequences: _Optional[_Mapping[int, int]] = ...) -> None: ...
+
+class SearchShardsResponse(_message.Message):
+    __slots__ = ("counts", "scores", "ids", "columns", "explain", "sequences", "missing_shards")
+    class SequencesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: int
+        value: int
+        def __init__(self, key: _Optional[int] = ..., value: _Optional[int] = ...) -> None: ...
+    COUNTS_FIELD_NUMBER: _ClassVar[int]
+    SCORES_FIELD_NUMBER: _ClassVar[int]
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    COLUMNS_FIELD_NUMBER: _ClassVar[int]
+    EXPLAIN_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCES_FIELD_NUMBER: _ClassVar[int]
+    MISSING_SHARDS_FIELD_NUMBER: _ClassVar[int]
+    counts: _containers.RepeatedScalarFieldContainer[int]
+    scores: bytes
+    ids: _containers.RepeatedScalarFieldContainer[str]
+    columns: bytes
+    explain: _containers.RepeatedCompositeFieldContainer[_search_pb2.SegmentExplain]
+    sequences: _containers.ScalarMap[int, int]
+    missing_shards: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, counts: _Optional[_Iterable[int]] = ..., scores: _Optional[bytes] = ..., ids: _Optional[_Iterable[str]] = ..., columns: _Optional[bytes] = ..., explain: _Optional[_Iterable[_Union[_search_pb2.SegmentExplain, _Mapping]]] = ..., sequences: _Optional[_Mapping[int, int]] = ..., missing_shards: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class WriteShardRequest(_message.Message):
+    __slots__ = ("collection_id", "shard", "upsert", "delete_ids", "delete_where")
+    COLLECTION_ID_FIELD_NUMBER: _ClassVar[int]
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    UPSERT_FIELD_NUMBER: _ClassVar[int]
+    DELETE_IDS_FIELD_NUMBER: _ClassVar[int]
+    DELETE_WHERE_FIELD_NUMBER: _ClassVar[int]
+    collection_id: str
+    shard: int
+    upsert: bytes
+    delete_ids: DeleteIds
+    delete_where: _filter_pb2.Filter
+    def __init__(self, collection_id: _Optional[str] = ..., shard: _Optional[int] = ..., upsert: _Optional[bytes] = ..., delete_ids: _Optional[_Union[DeleteIds, _Mapping]] = ..., delete_where: _Optional[_Union[_filter_pb2.Filter, _Mapping]] = ...) -> None: ...
+
+class DeleteIds(_message.Message):
+    __slots__ = ("ids",)
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    ids: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, ids: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class WriteShardResponse(_message.Message):
+    __slots__ = ("sequence", "upserted", "deleted")
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    UPSERTED_FIELD_NUMBER: _ClassVar[int]
+    DELETED_FIELD_NUMBER: _ClassVar[int]
+    sequence: int
+    upserted: int
+    deleted: int
+    def __init__(self, sequence: _Optional[int] = ..., upserted: _Optional[int] = ..., deleted: _Optional[int] = ...) -> None: ...
+
+class GetFromShardRequest(_message.Message):
+    __slots__ = ("collection_id", "shard", "ids", "projection", "consistency", "min_sequence")
+    COLLECTION_ID_FIELD_NUMBER: _ClassVar[int]
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    PROJECTION_FIELD_NUMBER: _ClassVar[int]
+    CONSISTENCY_FIELD_NUMBER: _ClassVar[int]
+    MIN_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    collection_id: str
+    shard: int
+    ids: _containers.RepeatedScalarFieldContainer[str]
+    projection: _columns_pb2.Projection
+    consistency: _session_pb2.Consistency
+    min_sequence: int
+    def __init__(self, collection_id: _Optional[str] = ..., shard: _Optional[int] = ..., ids: _Optional[_Iterable[str]] = ..., projection: _Optional[_Union[_columns_pb2.Projection, _Mapping]] = ..., consistency: _Optional[_Union[_session_pb2.Consistency, str]] = ..., min_sequence: _Optional[int] = ...) -> None: ...
+
+class GetFromShardResponse(_message.Message):
+    __slots__ = ("ids", "columns")
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    COLUMNS_FIELD_NUMBER: _ClassVar[int]
+    ids: _containers.RepeatedScalarFieldContainer[str]
+    columns: bytes
+    def __init__(self, ids: _Optional[_Iterable[str]] = ..., columns: _Optional[bytes] = ...) -> None: ...
+
+class CountShardRequest(_message.Message):
+    __slots__ = ("collection_id", "shard", "filter", "consistency", "min_sequence")
+    COLLECTION_ID_FIELD_NUMBER: _ClassVar[int]
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    FILTER_FIELD_NUMBER: _ClassVar[int]
+    CONSISTENCY_FIELD_NUMBER: _ClassVar[int]
+    MIN_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    collection_id: str
+    shard: int
+    filter: _filter_pb2.Filter
+    consistency: _session_pb2.Consistency
+    min_sequence: int
+    def __init__(self, collection_id: _Optional[str] = ..., shard: _Optional[int] = ..., filter: _Optional[_Union[_filter_pb2.Filter, _Mapping]] = ..., consistency: _Optional[_Union[_session_pb2.Consistency, str]] = ..., min_sequence: _Optional[int] = ...) -> None: ...
+
+class CountShardResponse(_message.Message):
+    __slots__ = ("count",)
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    count: int
+    def __init__(self, count: _Optional[int] = ...) -> None: ...
+
+class ScanShardRequest(_message.Message):
+    __slots__ = ("collection_id", "shard", "rows_max", "after_hash", "after_id", "filter", "projection")
+    COLLECTION_ID_FIELD_NUMBER: _ClassVar[int]
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    ROWS_MAX_FIELD_NUMBER: _ClassVar[int]
+    AFTER_HASH_FIELD_NUMBER: _ClassVar[int]
+    AFTER_ID_FIELD_NUMBER: _ClassVar[int]
+    FILTER_FIELD_NUMBER: _ClassVar[int]
+    PROJECTION_FIELD_NUMBER: _ClassVar[int]
+    collection_id: str
+    shard: int
+    rows_max: int
+    after_hash: int
+    after_id: str
+    filter: _filter_pb2.Filter
+    projection: _columns_pb2.Projection
+    def __init__(self, collection_id: _Optional[str] = ..., shard: _Optional[int] = ..., rows_max: _Optional[int] = ..., after_hash: _Optional[int] = ..., after_id: _Optional[str] = ..., filter: _Optional[_Union[_filter_pb2.Filter, _Mapping]] = ..., projection: _Optional[_Union[_columns_pb2.Projection, _Mapping]] = ...) -> None: ...
+
+class ScanShardResponse(_message.Message):
+    __slots__ = ("ids", "columns", "last_hash", "last_id", "finished")
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    COLUMNS_FIELD_NUMBER: _ClassVar[int]
+    LAST_HASH_FIELD_NUMBER: _ClassVar[int]
+    LAST_ID_FIELD_NUMBER: _ClassVar[int]
+    FINISHED_FIELD_NUMBER: _ClassVar[int]
+    ids: _containers.RepeatedScalarFieldContainer[str]
+    columns: bytes
+    last_hash: int
+    last_id: str
+    finished: bool
+    def __init__(self, ids: _Optional[_Iterable[str]] = ..., columns: _Optional[bytes] = ..., last_hash: _Optional[int] = ..., last_id: _Optional[str] = ..., finished: _Optional[bool] = ...) -> None: ...
+
+class ListShardStatesRequest(_message.Message):
+    __slots__ = ("collection_id",)
+    COLLECTION_ID_FIELD_NUMBER: _ClassVar[int]
+    collection_id: str
+    def __init__(self, collection_id: _Optional[str] = ...) -> None: ...
+
+class ListShardStatesResponse(_message.Message):
+    __slots__ = ("states",)
+    STATES_FIELD_NUMBER: _ClassVar[int]
+    states: _containers.RepeatedCompositeFieldContainer[ShardState]
+    def __init__(self, states: _Optional[_Iterable[_Union[ShardState, _Mapping]]] = ...) -> None: ...
+
+class ShardState(_message.Message):
+    __slots__ = ("collection_id", "shard", "node_id", "phase", "epoch", "live_rows", "dead_rows", "unindexed_rows", "applied_sequence", "wal_slots", "memory_bytes", "error", "segments")
+    COLLECTION_ID_FIELD_NUMBER: _ClassVar[int]
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    LIVE_ROWS_FIELD_NUMBER: _ClassVar[int]
+    DEAD_ROWS_FIELD_NUMBER: _ClassVar[int]
+    UNINDEXED_ROWS_FIELD_NUMBER: _ClassVar[int]
+    APPLIED_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    WAL_SLOTS_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    SEGMENTS_FIELD_NUMBER: _ClassVar[int]
+    collection_id: str
+    shard: int
+    node_id: str
+    phase: _admin_pb2.ShardPhase
+    epoch: int
+    live_rows: int
+    dead_rows: int
+    unindexed_rows: int
+    applied_sequence: int
+    wal_slots: int
+    memory_bytes: int
+    error: str
+    segments: _containers.RepeatedCompositeFieldContainer[_admin_pb2.Segment]
+    def __init__(self, collection_id: _Optional[str] = ..., shard: _Optional[int] = ..., node_id: _Optional[str] = ..., phase: _Optional[_Union[_admin_pb2.ShardPhase, str]] = ..., epoch: _Optional[int] = ..., live_rows: _Optional[int] = ..., dead_rows: _Optional[int] = ..., unindexed_rows: _Optional[int] = ..., applied_sequence: _Optional[int] = ..., wal_slots: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., error: _Optional[str] = ..., segments: _Optional[_Iterable[_Union[_admin_pb2.Segment, _Mapping]]] = ...) -> None: ...
+
+class FlushShardRequest(_message.Message):
+    __slots__ = ("collection_id", "shard")
+    COLLECTION_ID_FIELD_NUMBER: _ClassVar[int]
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    collection_id: str
+    shard: int
+    def __init__(self, collection_id: _Optional[str] = ..., shard: _Optional[int] = ...) -> None: ...
+
+class FlushShardResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class PublishCompactionRequest(_message.Message):
+    __slots__ = ("task", "output")
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_FIELD_NUMBER: _ClassVar[int]
+    task: _admin_pb2.Task
+    output: SegmentEntry
+    def __init__(self, task: _Optional[_Union[_admin_pb2.Task, _Mapping]] = ..., output: _Optional[_Union[SegmentEntry, _Mapping]] = ...) -> None: ...
+
+class SegmentEntry(_message.Message):
+    __slots__ = ("segment", "meta_checksum")
+    SEGMENT_FIELD_NUMBER: _ClassVar[int]
+    META_CHECKSUM_FIELD_NUMBER: _ClassVar[int]
+    segment: _admin_pb2.Segment
+    meta_checksum: str
+    def __init__(self, segment: _Optional[_Union[_admin_pb2.Segment, _Mapping]] = ..., meta_checksum: _Optional[str] = ...) -> None: ...
+
+class PublishCompactionResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
