@@ -1,0 +1,1 @@
+"""Annheal: the shared library of its services, and the client SDK."""

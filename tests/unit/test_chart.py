@@ -1,0 +1,317 @@
+"""The Helm chart, rendered by real Helm and held against the schemas of Kubernetes.
+
+`ANNHEAL_UPDATE_GOLDEN=1 pytest tests/unit/test_chart.py` rewrites the golden rendering.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import helm_python
+import kubernetes_validate
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+CHART = ROOT / "helm" / "annheal"
+GOLDEN = ROOT / "tests" / "golden" / "helm"
+KUBERNETES_VERSIONS = ("1.29", "1.35")
+UPDATE_VARIABLE = "ANNHEAL_UPDATE_GOLDEN"
+LINT_WARNING = 2
+
+Manifest = dict[str, Any]
+Values = dict[str, Any]
+
+S3_AND_TLS: Values = {
+    "metadata": {
+        "endpoints": ["etcd-0.etcd:2379", "etcd-1.etcd:2379"],
+        "tls": {"enabled": True, "secretName": "etcd-client"},
+    },
+    "objectStore": {
+        "url": "s3://vectors/production",
+        "s3": {
+            "endpoint": "http://seaweedfs:8333",
+            "credentials": {"existingSecret": "s3-credentials"},
+        },
+    },
+    "image": {"repository": "registry.example.org/annheal", "tag": "1.2.3"},
+    "imagePullSecrets": [{"name": "pull"}],
+    "compactor": {"podDisruptionBudget": {"enabled": True, "maxUnavailable": "50%"}},
+    "shardNode": {
+        "zone": {"name": "zone-a"},
+        "cache": {"persistent": False, "size": "10Gi"},
+        "tolerations": [{"key": "vectors", "operator": "Exists", "effect": "NoSchedule"}],
+        "nodeSelector": {"disk": "ssd"},
+        "priorityClassName": "high",
+        "extraEnv": [{"name": "OMP_NUM_THREADS", "value": "4"}],
+    },
+    "settings": {"segment_bytes_max": 1073741824, "trace": True, "note": 'a "quoted" word'},
+}
+FILE_STORE: Values = {
+    "objectStore": {"url": "file:///objects", "file": {"existingClaim": "annheal-objects"}},
+    "coordinator": {
+        "replicas": 1,
+        "settings": {"search_timeout_s": 2.5, "fanout_max": 4},
+        "service": {"type": "LoadBalancer", "annotations": {"example.org/internal": "true"}},
+    },
+    "serviceAccount": {"create": False, "name": "existing"},
+    "tests": {"enabled": False},
+}
+CASES: dict[str, Values] = {"default": {}, "s3-tls": S3_AND_TLS, "file-store": FILE_STORE}
+
+
+@pytest.fixture(scope="module")
+def chart() -> Iterator[helm_python.Chart]:
+    with helm_python.Chart.load(str(CHART)) as loaded:
+        yield loaded
+
+
+def render(chart: helm_python.Chart, values: Values) -> dict[str, str]:
+    rendered = chart.render(values, name="demo", namespace="vectors")
+    return {path: text for path, text in sorted(rendered.items()) if text.strip()}
+
+
+def manifests(chart: helm_python.Chart, values: Values) -> list[Manifest]:
+    return [
+        manifest
+        for path, text in render(chart, values).items()
+        if path.endswith(".yaml")
+        for manifest in yaml.safe_load_all(text)
+        if manifest
+    ]
+
+
+def find(all_manifests: list[Manifest], kind: str, name: str) -> Manifest:
+    found = [m for m in all_manifests if m["kind"] == kind and m["metadata"]["name"] == name]
+    assert len(found) == 1, f"{len(found)} of {kind} {name}"
+    return found[0]
+
+
+def pod_specs(all_manifests: list[Manifest]) -> list[Manifest]:
+    return [
+        manifest["spec"] if manifest["kind"] == "Pod" else manifest["spec"]["template"]["spec"]
+        for manifest in all_manifests
+        if manifest["kind"] in {"Deployment", "StatefulSet", "Pod"}
+    ]
+
+
+def environment(pod_spec: Manifest) -> dict[str, Any]:
+    return {v["name"]: v.get("value", v.get("valueFrom")) for v in pod_spec["containers"][0]["env"]}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_lint_finds_nothing(case: str) -> None:
+    report = helm_python.lint(str(CHART), CASES[case], strict=True, namespace="vectors")
+    assert report["errors"] == []
+    assert [m for m in report["messages"] if m["severity"] >= LINT_WARNING] == []
+
+
+@pytest.mark.parametrize("version", KUBERNETES_VERSIONS)
+@pytest.mark.parametrize("case", CASES)
+def test_every_object_is_valid_kubernetes(
+    chart: helm_python.Chart, case: str, version: str
+) -> None:
+    rendered = manifests(chart, CASES[case])
+    assert {m["kind"] for m in rendered} >= {"Deployment", "StatefulSet", "Service", "ConfigMap"}
+    for manifest in rendered:
+        kubernetes_validate.validate(manifest, version, strict=True)
+
+
+def test_strict_validation_refuses_an_unknown_field(chart: helm_python.Chart) -> None:
+    manifest = find(manifests(chart, {}), "StatefulSet", "demo-annheal-shard-node")
+    manifest["spec"]["podManagmentPolicy"] = "Parallel"
+    with pytest.raises(kubernetes_validate.ValidationError, match="podManagmentPolicy"):
+        kubernetes_validate.validate(manifest, KUBERNETES_VERSIONS[0], strict=True)
+
+
+def test_default_rendering_is_the_golden_one(chart: helm_python.Chart) -> None:
+    text = "".join(f"# {path}\n{body.strip()}\n\n" for path, body in render(chart, {}).items())
+    golden = GOLDEN / "default.yaml"
+    if os.environ.get(UPDATE_VARIABLE):
+        golden.parent.mkdir(parents=True, exist_ok=True)
+        golden.write_text(text)
+    assert text == golden.read_text(), f"set {UPDATE_VARIABLE}=1 to accept the new rendering"
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"shardNodes": {"replicas": 3}}, "shardNodes"),
+        ({"coordinator": {"replica": 3}}, "replica"),
+        ({"metadata": {"endpoints": []}}, "endpoints"),
+        ({"metadata": {"endpoints": ["http://etcd:2379"]}}, "endpoints"),
+        ({"objectStore": {"url": "gs://bucket"}}, "url"),
+        ({"shardNode": {"replicas": -1}}, "replicas"),
+        ({"logLevel": "loud"}, "logLevel"),
+        ({"settings": {"Bad-Key": 1}}, "Bad-Key"),
+    ],
+)
+def test_schema_refuses(chart: helm_python.Chart, values: Values, named: str) -> None:
+    with pytest.raises(helm_python.HelmValuesError, match=named):
+        chart.validate_schema(chart.merge_values(values))
+
+
+def test_every_default_value_has_a_place_in_the_schema(chart: helm_python.Chart) -> None:
+    schema = chart.schema
+    assert schema is not None
+
+    def missing(values: Values, node: Values, path: str) -> list[str]:
+        if "$ref" in node:
+            node = schema["definitions"][node["$ref"].rsplit("/", 1)[1]]
+        if "properties" not in node:
+            return []
+        names = set(values) ^ (set(node["properties"]) - {"global", "initialDelaySeconds"})
+        below = [
+            name
+            for key, value in values.items()
+            if isinstance(value, dict) and key in node["properties"]
+            for name in missing(value, node["properties"][key], f"{path}{key}.")
+        ]
+        return sorted(path + name for name in names) + below
+
+    assert missing(chart.values, schema, "") == []
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"objectStore": {"url": "file:///objects"}}, "existingClaim"),
+        ({"metadata": {"tls": {"enabled": True}}}, "secretName"),
+        ({"metadata": {"tls": {"enabled": True, "secretName": "s", "keyKey": ""}}}, "go together"),
+    ],
+)
+def test_rendering_refuses_half_a_configuration(
+    chart: helm_python.Chart, values: Values, message: str
+) -> None:
+    with pytest.raises(helm_python.HelmRenderError, match=message):
+        render(chart, values)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_no_pod_runs_as_root_or_can_become_it(chart: helm_python.Chart, case: str) -> None:
+    specs = pod_specs(manifests(chart, CASES[case]))
+    assert len(specs) >= 3
+    for spec in specs:
+        assert spec["securityContext"]["runAsNonRoot"] is True
+        assert spec["securityContext"]["runAsUser"] == 10001
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert spec["automountServiceAccountToken"] is False
+        for container in spec["containers"]:
+            assert container["securityContext"]["allowPrivilegeEscalation"] is False
+            assert container["securityContext"]["readOnlyRootFilesystem"] is True
+            assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+            assert "memory" in container["resources"]["limits"]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_volumes_and_mounts_match(chart: helm_python.Chart, case: str) -> None:
+    for manifest in manifests(chart, CASES[case]):
+        if manifest["kind"] not in {"Deployment", "StatefulSet"}:
+            continue
+        spec = manifest["spec"]["template"]["spec"]
+        claims = [t["metadata"]["name"] for t in manifest["spec"].get("volumeClaimTemplates", [])]
+        volumes = [v["name"] for v in spec["volumes"]] + claims
+        assert sorted(volumes) == sorted(m["name"] for m in spec["containers"][0]["volumeMounts"])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_services_and_budgets_select_the_pods_of_their_role(
+    chart: helm_python.Chart, case: str
+) -> None:
+    rendered = manifests(chart, CASES[case])
+    pods = [
+        m["spec"]["template"]["metadata"]["labels"]
+        for m in rendered
+        if m["kind"] in {"Deployment", "StatefulSet"}
+    ]
+    selectors = [m["spec"]["selector"] for m in rendered if m["kind"] == "Service"]
+    selectors += [
+        m["spec"]["selector"]["matchLabels"] for m in rendered if m["kind"] == "PodDisruptionBudget"
+    ]
+    assert len(selectors) >= 5
+    for selector in selectors:
+        matched = [labels for labels in pods if selector.items() <= labels.items()]
+        assert len(matched) == 1, selector
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_roles_are_told_where_everything_is(chart: helm_python.Chart, case: str) -> None:
+    rendered = manifests(chart, CASES[case])
+    ports = {"coordinator": 7700, "shard-node": 7710, "compactor": 7720}
+    for spec in pod_specs([m for m in rendered if m["kind"] != "Pod"]):
+        container = spec["containers"][0]
+        role = container["name"]
+        assert container["args"] == ["serve", role]
+        assert container["ports"] == [{"name": "grpc", "containerPort": ports[role]}]
+        for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+            assert container[probe]["grpc"]["port"] == ports[role]
+        variables = environment(spec)
+        assert variables["ANNHEAL_LISTEN"] == f"0.0.0.0:{ports[role]}"
+        assert variables["ANNHEAL_CONFIG"] == "/etc/annheal/annheal.toml"
+        assert len(variables) == len(container["env"]), "a variable is set twice"
+
+
+def test_a_shard_node_advertises_the_name_its_headless_service_gives_it(
+    chart: helm_python.Chart,
+) -> None:
+    rendered = manifests(chart, {})
+    nodes = find(rendered, "StatefulSet", "demo-annheal-shard-node")["spec"]
+    service = find(rendered, "Service", nodes["serviceName"])["spec"]
+    assert service["clusterIP"] == "None"
+    assert service["publishNotReadyAddresses"] is True
+    advertised = environment(nodes["template"]["spec"])["ANNHEAL_ADVERTISE"]
+    assert advertised == "$(POD_NAME).demo-annheal-shard-node.vectors.svc:7710"
+    assert nodes["podManagementPolicy"] == "Parallel"
+
+
+def test_configuration_file_is_toml_and_says_what_the_values_say(
+    chart: helm_python.Chart,
+) -> None:
+    config = find(manifests(chart, S3_AND_TLS), "ConfigMap", "demo-annheal")
+    settings = tomllib.loads(config["data"]["annheal.toml"])
+    assert settings == {
+        "metadata_url": "etcd://etcd-0.etcd:2379,etcd-1.etcd:2379/annheal"
+        "?ca=/etc/annheal/etcd-tls/ca.crt&cert=/etc/annheal/etcd-tls/tls.crt"
+        "&key=/etc/annheal/etcd-tls/tls.key",
+        "object_store_url": "s3://vectors/production",
+        "log_level": "info",
+        "segment_bytes_max": 1073741824,
+        "trace": True,
+        "note": 'a "quoted" word',
+    }
+
+
+def test_s3_credentials_come_from_the_secret_only(chart: helm_python.Chart) -> None:
+    for spec in pod_specs([m for m in manifests(chart, S3_AND_TLS) if m["kind"] != "Pod"]):
+        variables = environment(spec)
+        for variable, key in (
+            ("AWS_ACCESS_KEY_ID", "access-key-id"),
+            ("AWS_SECRET_ACCESS_KEY", "secret-access-key"),
+        ):
+            assert variables[variable] == {"secretKeyRef": {"name": "s3-credentials", "key": key}}
+        assert variables["AWS_ENDPOINT_URL"] == "http://seaweedfs:8333"
+        assert variables["AWS_ALLOW_HTTP"] == "true"
+
+
+def test_settings_of_a_role_become_its_environment(chart: helm_python.Chart) -> None:
+    rendered = manifests(chart, FILE_STORE)
+    coordinator = find(rendered, "Deployment", "demo-annheal-coordinator")
+    nodes = find(rendered, "StatefulSet", "demo-annheal-shard-node")
+    variables = environment(coordinator["spec"]["template"]["spec"])
+    assert variables["ANNHEAL_SEARCH_TIMEOUT_S"] == "2.5"
+    assert variables["ANNHEAL_FANOUT_MAX"] == "4"
+    assert "ANNHEAL_FANOUT_MAX" not in environment(nodes["spec"]["template"]["spec"])
+    assert not any(name.startswith("AWS_") for name in variables)
+
+
+def test_a_changed_configuration_rolls_the_pods(chart: helm_python.Chart) -> None:
+    def checksum(values: Values) -> str:
+        node = find(manifests(chart, values), "StatefulSet", "demo-annheal-shard-node")
+        return str(node["spec"]["template"]["metadata"]["annotations"]["checksum/config"])
+
+    assert checksum({}) == checksum({"shardNode": {"replicas": 5}})
+    assert checksum({}) != checksum({"logLevel": "debug"})

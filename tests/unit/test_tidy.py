@@ -1,0 +1,133 @@
+"""Laws of the repository that no linter knows."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("annheal", "coordinator", "shard_node", "compactor", "cli")
+ALL_CODE = (*PACKAGES, "tests", "benchmarks", "samples")
+GENERATED = ("annheal/v1/", "annheal/metastore/etcdpb/")
+
+MODULE_LINES_MAX = 600
+FUNCTION_LINES_MAX = 70
+BANNED_MODULES = {
+    "common", "data", "helper", "helpers", "info", "manager", "misc", "util", "utils",
+}  # fmt: skip
+# "path:qualified name" -> why it is better whole. Empty is the aim.
+LONG_FUNCTIONS_ALLOWED: dict[str, str] = {}
+# Spelled apart, so that this file does not find itself.
+LEFTOVER = re.compile(
+    r"\b(" + "|".join(("TO" + "DO", "FIX" + "ME", "X" + "XX", "HA" + "CK")) + r")\b"
+)
+TEXT_SUFFIXES = {".md", ".proto", ".py", ".sh", ".toml", ".yaml", ".tpl"}
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def modules(folders: tuple[str, ...]) -> list[Path]:
+    return sorted(
+        path
+        for folder in folders
+        for path in (ROOT / folder).rglob("*.py")
+        if not relative(path).startswith(GENERATED)
+    )
+
+
+def functions(path: Path) -> Iterator[tuple[str, int]]:
+    """Yields `path:qualified name` and the number of lines of every function, nested ones too."""
+
+    def walk(node: ast.AST, prefix: str) -> Iterator[tuple[str, int]]:
+        for child in ast.iter_child_nodes(node):
+            if not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                yield from walk(child, prefix)
+                continue
+            if not isinstance(child, ast.ClassDef):
+                lines = (child.end_lineno or child.lineno) - child.lineno + 1
+                yield f"{relative(path)}:{prefix}{child.name}", lines
+            yield from walk(child, f"{prefix}{child.name}.")
+
+    yield from walk(ast.parse(path.read_text(), filename=str(path)), "")
+
+
+def test_modules_are_short() -> None:
+    lengths = {relative(path): len(path.read_text().splitlines()) for path in modules(ALL_CODE)}
+    assert {name: n for name, n in lengths.items() if n > MODULE_LINES_MAX} == {}
+
+
+def test_functions_are_short() -> None:
+    long = {
+        name: lines
+        for path in modules(ALL_CODE)
+        for name, lines in functions(path)
+        if lines > FUNCTION_LINES_MAX
+    }
+    assert {name: n for name, n in long.items() if name not in LONG_FUNCTIONS_ALLOWED} == {}
+    assert set(LONG_FUNCTIONS_ALLOWED) <= set(long), "an allowed function is short by now"
+    assert all(LONG_FUNCTIONS_ALLOWED.values()), "an allowed function needs a reason"
+
+
+def test_length_of_nested_functions_and_methods_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "module.py"
+    source.write_text("class A:\n    if True:\n        def f(self):\n            return 1\n")
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    assert dict(functions(source)) == {"module.py:A.f": 2}
+
+
+def test_modules_are_named_after_what_they_hold() -> None:
+    named = {
+        relative(path)
+        for path in modules(PACKAGES)
+        for part in (*path.relative_to(ROOT).parts[:-1], path.stem)
+        if part in BANNED_MODULES
+    }
+    assert named == set()
+
+
+def test_nothing_is_left_over() -> None:
+    folders = [ROOT / name for name in (*ALL_CODE, "docs", "helm", "protos", "scripts")]
+    files = [p for folder in folders for p in folder.rglob("*") if p.suffix in TEXT_SUFFIXES]
+    files += [p for p in ROOT.glob("*") if p.is_file() and p.suffix in TEXT_SUFFIXES]
+    found = [
+        f"{relative(path)}:{number}"
+        for path in sorted(files)
+        if not relative(path).startswith(GENERATED)
+        for number, line in enumerate(path.read_text().splitlines(), start=1)
+        if LEFTOVER.search(line)
+    ]
+    assert found == []
+
+
+def test_every_decision_is_in_the_index() -> None:
+    folder = ROOT / "docs" / "adr"
+    records = {path.name for path in folder.glob("[0-9]*.md")}
+    linked = re.findall(r"\]\((\d{4}-[a-z0-9-]+\.md)\)", (folder / "README.md").read_text())
+    assert records, "no decision is recorded"
+    assert set(linked) == records
+    numbers = sorted(int(name[:4]) for name in records)
+    assert len(set(numbers)) == len(numbers), "two decisions share a number"
+
+
+def test_every_package_is_a_package() -> None:
+    """A folder without `__init__.py` is left out of the wheel and of the import contracts."""
+    folders = {path.parent for path in modules(PACKAGES)}
+    assert [relative(folder) for folder in folders if not (folder / "__init__.py").exists()] == []
+
+
+def test_every_module_postpones_the_evaluation_of_annotations() -> None:
+    missing = [
+        relative(path)
+        for path in modules(ALL_CODE)
+        if path.name != "__init__.py"
+        and "from __future__ import annotations" not in path.read_text()
+    ]
+    assert missing == []
