@@ -46,7 +46,7 @@ class RecordBatch:
 
     def take(self, rows: npt.NDArray[np.int64]) -> RecordBatch:
         """Return the given rows, in the given order."""
-        index = pa.array(rows)
+        index: pa.Int64Array = pa.array(rows, type=pa.int64())
         return RecordBatch(
             ids=self.ids.take(index),
             vectors=np.ascontiguousarray(self.vectors[rows]),

@@ -1,0 +1,478 @@
+"""Checks of what callers send, vectorised: each error names the field, the row and the mend.
+
+Nothing here loops over values except to say which one is wrong, and over payloads, whose JSON
+is parsed by msgspec.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from annheal.errors import FieldViolation, InvalidArgument
+from annheal.model.collection import AttributeType, Collection, Metric, ModelSpec, Schema
+from annheal.model.limits import (
+    ATTRIBUTE_FIELDS_MAX,
+    ATTRIBUTE_NAME_PATTERN,
+    DIMENSION_MAX,
+    EF_MAX,
+    GET_IDS_MAX,
+    ID_BYTES_MAX,
+    K_MAX,
+    KEYWORD_BYTES_MAX,
+    KEYWORD_LIST_LENGTH_MAX,
+    NAME_PATTERN,
+    PAYLOAD_BYTES_MAX,
+    SCAN_PAGE_ROWS_MAX,
+    SEARCH_HITS_MAX,
+    SEARCH_QUERIES_MAX,
+    SHARD_COUNT_MAX,
+    TIMEOUT_MAX_S,
+    WRITE_ROWS_MAX,
+)
+from annheal.model.records import Float32Matrix, Projection, RecordBatch, arrow_schema
+from annheal.model.search import SearchOptions
+
+M_MIN, M_MAX = 2, 128
+EF_CONSTRUCTION_MIN, EF_CONSTRUCTION_MAX = 4, 4_096
+SEAL_ROWS_MAX, SEAL_BYTES_MAX, SEAL_AGE_S_MAX = 1_000_000, 1 << 30, 3_600.0
+SEGMENT_ROWS_MIN, SEGMENT_ROWS_MAX = 1_000, 10_000_000
+UNINDEXED_ROWS_MIN, UNINDEXED_ROWS_MAX = 1_000, 10_000_000
+
+# A vector whose squared length differs from 1 by no more than this is taken as it is, so that what
+# was read back can be written again without changing a bit.
+UNIT_TOLERANCE = 1e-6
+
+_NAME = re.compile(NAME_PATTERN)
+_ATTRIBUTE_NAME = re.compile(ATTRIBUTE_NAME_PATTERN)
+_JSON = msgspec.json.Decoder(msgspec.Raw)
+
+
+# ----------------------------------------------------------------------------------- collections
+
+
+def validate_collection(collection: Collection) -> None:
+    """Raise `InvalidArgument` with every violation of a collection to be created."""
+    found: list[FieldViolation] = []
+    if _NAME.fullmatch(collection.name) is None:
+        found.append(
+            FieldViolation(
+                "name",
+                f"{collection.name[:80]!r} must start with a letter and hold at most 64 letters,"
+                " digits, '_' or '-'",
+            )
+        )
+    found += _model_violations(collection.models)
+    found += _schema_violations(collection.schema)
+    _check_range(found, "shard_count", collection.shard_count, 1, SHARD_COUNT_MAX)
+    if collection.replica_count != 1:
+        found.append(
+            FieldViolation("replica_count", "this version keeps one replica per shard; leave it 1")
+        )
+    _check_range(found, "index.m", collection.index.m, M_MIN, M_MAX)
+    _check_range(
+        found,
+        "index.ef_construction",
+        collection.index.ef_construction,
+        EF_CONSTRUCTION_MIN,
+        EF_CONSTRUCTION_MAX,
+    )
+    found += _settings_violations(collection)
+    _raise_if_any(found)
+
+
+def validate_settings(collection: Collection) -> None:
+    """Raise `InvalidArgument` with every violation of `collection.settings`."""
+    _raise_if_any(_settings_violations(collection))
+
+
+def _model_violations(models: Sequence[ModelSpec]) -> list[FieldViolation]:
+    found: list[FieldViolation] = []
+    if len(models) != 1:
+        found.append(
+            FieldViolation("models", f"a new collection has exactly one model, not {len(models)}")
+        )
+    for number, model in enumerate(models):
+        _check_range(found, f"models[{number}].dimension", model.dimension, 1, DIMENSION_MAX)
+        if not 1 <= len(model.name.encode()) <= ID_BYTES_MAX:
+            found.append(
+                FieldViolation(
+                    f"models[{number}].name", f"give it a name of 1 to {ID_BYTES_MAX} bytes"
+                )
+            )
+    return found
+
+
+def _schema_violations(schema: Schema) -> list[FieldViolation]:
+    found: list[FieldViolation] = []
+    if len(schema) > ATTRIBUTE_FIELDS_MAX:
+        found.append(
+            FieldViolation(
+                "schema", f"{len(schema)} attributes; the limit is {ATTRIBUTE_FIELDS_MAX}"
+            )
+        )
+    seen: set[str] = set()
+    for number, field in enumerate(schema):
+        name = f"schema[{number}].name"
+        if _ATTRIBUTE_NAME.fullmatch(field.name) is None:
+            found.append(
+                FieldViolation(
+                    name,
+                    f"{field.name[:80]!r} must start with a letter or '_' and hold at most 64"
+                    " letters, digits or '_'",
+                )
+            )
+        if field.name in seen:
+            found.append(FieldViolation(name, f"{field.name!r} is declared twice"))
+        seen.add(field.name)
+    return found
+
+
+def _settings_violations(collection: Collection) -> list[FieldViolation]:
+    settings = collection.settings
+    found: list[FieldViolation] = []
+    if not 0.0 < settings.recall_objective <= 1.0:
+        found.append(
+            FieldViolation(
+                "settings.recall_objective",
+                f"{settings.recall_objective} must be more than 0 and at most 1, for example 0.95",
+            )
+        )
+    _check_range(found, "settings.recall_k", settings.recall_k, 1, K_MAX)
+    _check_range(found, "settings.seal_rows_max", settings.seal_rows_max, 1, SEAL_ROWS_MAX)
+    _check_range(found, "settings.seal_bytes_max", settings.seal_bytes_max, 1, SEAL_BYTES_MAX)
+    _check_range(found, "settings.seal_age_s", settings.seal_age_s, 0.01, SEAL_AGE_S_MAX)
+    _check_range(found, "settings.tombstone_ratio_max", settings.tombstone_ratio_max, 0.001, 1.0)
+    _check_range(
+        found, "settings.tombstone_rows_min", settings.tombstone_rows_min, 1, SEGMENT_ROWS_MAX
+    )
+    _check_range(
+        found,
+        "settings.segment_rows_max",
+        settings.segment_rows_max,
+        SEGMENT_ROWS_MIN,
+        SEGMENT_ROWS_MAX,
+    )
+    _check_range(
+        found,
+        "settings.unindexed_rows_max",
+        settings.unindexed_rows_max,
+        UNINDEXED_ROWS_MIN,
+        UNINDEXED_ROWS_MAX,
+    )
+    return found
+
+
+def _check_range(
+    found: list[FieldViolation], field: str, value: float, low: float, high: float
+) -> None:
+    if not (math.isfinite(value) and low <= value <= high):
+        found.append(FieldViolation(field, f"{value} is not between {low} and {high}"))
+
+
+def _raise_if_any(found: Sequence[FieldViolation]) -> None:
+    if found:
+        text = "; ".join(f"{violation.field}: {violation.description}" for violation in found)
+        raise InvalidArgument(text, violations=found)
+
+
+# ------------------------------------------------------------------------------------------- ids
+
+
+def validate_ids(
+    ids: pa.StringArray | Sequence[str], *, field: str = "ids", rows_max: int = GET_IDS_MAX
+) -> None:
+    """Raise `InvalidArgument` unless there are 1 to `rows_max` ids of 1 to 512 bytes of UTF-8."""
+    column = ids if isinstance(ids, pa.Array) else id_array(ids, field=field)
+    _check_rows(len(column), field=field, rows_max=rows_max)
+    if column.null_count:
+        row = _first(np.asarray(column.is_null()))
+        raise InvalidArgument.of(f"{field}[{row}]", "is missing; every record needs an id")
+    lengths = _byte_lengths(column)
+    wrong = (lengths < 1) | (lengths > ID_BYTES_MAX)
+    if wrong.any():
+        row = _first(wrong)
+        length = int(lengths[row])
+        text = "is empty" if length == 0 else f"has {length} bytes of UTF-8"
+        raise InvalidArgument.of(f"{field}[{row}]", f"{text}; an id has 1 to {ID_BYTES_MAX} bytes")
+
+
+def id_array(ids: Sequence[str], *, field: str = "ids") -> pa.StringArray:
+    """Return `ids` as an Arrow column; raises `InvalidArgument` for what is not valid text."""
+    try:
+        return pa.array(ids, type=pa.string())
+    except (UnicodeEncodeError, pa.ArrowInvalid, pa.ArrowTypeError, TypeError) as error:
+        raise InvalidArgument.of(field, f"ids are valid Unicode text: {error}") from error
+
+
+def _check_rows(rows: int, *, field: str, rows_max: int) -> None:
+    if not 1 <= rows <= rows_max:
+        fix = "send at least one" if rows < 1 else f"send at most {rows_max} a call"
+        raise InvalidArgument.of(field, f"{rows} given; {fix}")
+
+
+# --------------------------------------------------------------------------------------- vectors
+
+
+def validate_vectors(
+    vectors: Float32Matrix, *, model: ModelSpec, field: str = "vectors"
+) -> Float32Matrix:
+    """Return `vectors` (n, d) as they are stored: C-contiguous float32, unit for cosine.
+
+    Raises `InvalidArgument` for a wrong dimension, a value that is not finite, a zero vector under
+    cosine, and a vector so long that its squared length overflows float32 under the other metrics.
+    A cosine vector that already has unit length is returned bit for bit.
+    """
+    if vectors.ndim != 2 or vectors.shape[1] != model.dimension:
+        given = vectors.shape[1] if vectors.ndim == 2 else vectors.shape
+        raise InvalidArgument.of(
+            field,
+            f"dimension {given}, but model {model.name!r} has dimension {model.dimension};"
+            " embed with that model",
+        )
+    rows = np.ascontiguousarray(vectors, dtype=np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        squares = np.einsum("ij,ij->i", rows, rows)
+    odd = ~np.isfinite(squares)
+    if odd.any():
+        _check_finite(rows, odd, field=field)
+        if model.metric is not Metric.COSINE:
+            raise InvalidArgument.of(
+                f"{field}[{_first(odd)}]",
+                "is so long that its squared length overflows float32; scale the vectors down",
+            )
+    if model.metric is not Metric.COSINE:
+        return rows
+    return _unit(rows, squares, field=field)
+
+
+def _unit(rows: Float32Matrix, squares: npt.NDArray[np.float32], *, field: str) -> Float32Matrix:
+    change = ~(np.abs(squares - 1.0) <= UNIT_TOLERANCE)
+    if not change.any():
+        return rows
+    # In float64 neither the square of 1e38 overflows nor that of 1e-38 vanishes.
+    wide = rows[change].astype(np.float64)
+    lengths = np.sqrt(np.einsum("ij,ij->i", wide, wide))
+    if not lengths.all():
+        row = int(np.flatnonzero(change)[_first(lengths == 0.0)])
+        raise InvalidArgument.of(
+            f"{field}[{row}]",
+            "is the zero vector, which has no direction for cosine to compare;"
+            " leave the record out or use inner_product or l2",
+        )
+    unit = rows.copy() if not change.all() else np.empty_like(rows)
+    unit[change] = wide / lengths[:, None]
+    return unit
+
+
+def _check_finite(rows: Float32Matrix, suspects: npt.NDArray[np.bool_], *, field: str) -> None:
+    for row in np.flatnonzero(suspects):
+        wrong = ~np.isfinite(rows[row])
+        if wrong.any():
+            position = _first(wrong)
+            raise InvalidArgument.of(
+                f"{field}[{row}]",
+                f"holds {rows[row, position]} at position {position}; every value must be finite",
+            )
+
+
+# --------------------------------------------------------------------------------------- records
+
+
+def validate_batch(batch: RecordBatch, *, collection: Collection) -> RecordBatch:
+    """Return `batch` ready to be written (vectors as `validate_vectors` returns them).
+
+    Raises `InvalidArgument` that names the field and the row. Ids may repeat within the batch.
+    """
+    validate_ids(batch.ids, rows_max=WRITE_ROWS_MAX)
+    rows = len(batch.ids)
+    parts = (("vectors", len(batch.vectors)), ("attributes", batch.attributes.num_rows))
+    for field, length in (*parts, ("payloads", len(batch.payloads))):
+        if length != rows:
+            raise InvalidArgument.of(field, f"{length} rows for {rows} ids; send one for each id")
+    vectors = validate_vectors(batch.vectors, model=collection.model)
+    _check_attributes(batch.attributes, schema=collection.schema)
+    _check_payloads(batch.payloads)
+    if vectors is batch.vectors:
+        return batch
+    return RecordBatch(
+        ids=batch.ids, vectors=vectors, attributes=batch.attributes, payloads=batch.payloads
+    )
+
+
+def _check_attributes(attributes: pa.RecordBatch, *, schema: Schema) -> None:
+    wanted = arrow_schema(schema)
+    given = attributes.schema
+    if given.names != wanted.names:
+        unknown = sorted(set(given.names) - set(wanted.names))
+        text = f"columns {given.names}, but the schema has {wanted.names} in this order"
+        if unknown:
+            text = f"unknown attribute {unknown[0]!r}; the schema has {wanted.names}"
+        raise InvalidArgument.of("attributes", text)
+    for number, field in enumerate(schema):
+        name = f"attributes.{field.name}"
+        column = attributes.column(number)
+        if column.type != wanted.field(number).type:
+            raise InvalidArgument.of(
+                name, f"has Arrow type {column.type}; {field.type.value} is {wanted.types[number]}"
+            )
+        if field.type is AttributeType.KEYWORD:
+            _check_keywords(column, field=name)
+        elif field.type is AttributeType.KEYWORD_LIST:
+            _check_keyword_lists(column, field=name)
+        elif field.type is AttributeType.FLOAT64:
+            _check_floats(column, field=name)
+
+
+def _check_keywords(column: pa.Array[Any], *, field: str) -> None:
+    lengths = _byte_lengths(column)
+    if lengths.size and int(lengths.max()) > KEYWORD_BYTES_MAX:
+        row = int(lengths.argmax())
+        raise InvalidArgument.of(
+            f"{field}[{row}]",
+            f"has {int(lengths[row])} bytes; a keyword has at most {KEYWORD_BYTES_MAX}:"
+            " put long text into the payload",
+        )
+
+
+def _check_keyword_lists(column: pa.Array[Any], *, field: str) -> None:
+    lengths = _filled(pc.list_value_length(column), value=0)
+    if lengths.size and int(lengths.max()) > KEYWORD_LIST_LENGTH_MAX:
+        row = int(lengths.argmax())
+        raise InvalidArgument.of(
+            f"{field}[{row}]",
+            f"has {int(lengths[row])} values; a list has at most {KEYWORD_LIST_LENGTH_MAX}",
+        )
+    values = pc.list_flatten(column)
+    if values.null_count:
+        parents = np.asarray(pc.list_parent_indices(column))
+        row = int(parents[_first(np.asarray(values.is_null()))])
+        raise InvalidArgument.of(f"{field}[{row}]", "holds a missing value; leave it out")
+    sizes = _byte_lengths(values)
+    if sizes.size and int(sizes.max()) > KEYWORD_BYTES_MAX:
+        row = int(np.asarray(pc.list_parent_indices(column))[int(sizes.argmax())])
+        raise InvalidArgument.of(
+            f"{field}[{row}]",
+            f"holds a value of {int(sizes.max())} bytes; a keyword has at most {KEYWORD_BYTES_MAX}",
+        )
+
+
+def _check_floats(column: pa.Array[Any], *, field: str) -> None:
+    finite = _filled(pc.is_finite(column), value=True)
+    if not finite.all():
+        row = _first(~finite)
+        raise InvalidArgument.of(
+            f"{field}[{row}]", f"is {column[row].as_py()}; send a finite number or leave it out"
+        )
+
+
+def _check_payloads(payloads: pa.BinaryArray) -> None:
+    if payloads.null_count == len(payloads):
+        return
+    lengths = _byte_lengths(payloads)
+    if int(lengths.max()) > PAYLOAD_BYTES_MAX:
+        row = int(lengths.argmax())
+        raise InvalidArgument.of(
+            f"payloads[{row}]",
+            f"has {int(lengths[row])} bytes; a payload has at most {PAYLOAD_BYTES_MAX}",
+        )
+    try:
+        payloads.cast(pa.string())
+    except pa.ArrowInvalid as error:
+        raise InvalidArgument.of("payloads", f"payloads are JSON in UTF-8: {error}") from error
+    for row, payload in enumerate(payloads.to_pylist()):
+        if payload is None:
+            continue
+        try:
+            _JSON.decode(payload)
+        except msgspec.DecodeError as error:
+            raise InvalidArgument.of(f"payloads[{row}]", f"is not valid JSON: {error}") from error
+
+
+# ------------------------------------------------------------------------------------------ reads
+
+
+def validate_search(queries: Float32Matrix, options: SearchOptions, *, model: ModelSpec) -> None:
+    """Raise `InvalidArgument` unless the number of queries, k and ef are within their limits.
+
+    The vectors themselves are for `validate_vectors`, the filter for `validate_filter`.
+    """
+    count = len(queries)
+    _check_rows(count, field="queries", rows_max=SEARCH_QUERIES_MAX)
+    validate_search_options(options, model=model)
+    if count * options.k > SEARCH_HITS_MAX:
+        raise InvalidArgument.of(
+            "k",
+            f"{count} queries times k = {options.k} is more than {SEARCH_HITS_MAX} hits;"
+            " send fewer queries a call",
+        )
+
+
+def validate_search_options(options: SearchOptions, *, model: ModelSpec) -> None:
+    """Raise `InvalidArgument` unless k, ef, the objective and the model tag are acceptable."""
+    if not 1 <= options.k <= K_MAX:
+        raise InvalidArgument.of("k", f"{options.k} is not between 1 and {K_MAX}")
+    if options.ef is not None and not 1 <= options.ef <= EF_MAX:
+        raise InvalidArgument.of("ef", f"{options.ef} is not between 1 and {EF_MAX}")
+    objective = options.recall_objective
+    if objective is not None and not 0.0 < objective <= 1.0:
+        raise InvalidArgument.of(
+            "recall_objective", f"{objective} must be greater than 0 and at most 1"
+        )
+    if options.model and options.model != model.name:
+        raise InvalidArgument.of(
+            "model",
+            f"the query is tagged with model {options.model!r}, but the collection serves"
+            f" {model.name!r}; vectors of two models cannot be compared",
+        )
+
+
+def validate_projection(projection: Projection, *, schema: Schema) -> None:
+    """Raise `InvalidArgument` for an attribute that is not declared or is named twice."""
+    if not projection.attributes:
+        return
+    declared = [field.name for field in schema]
+    for number, name in enumerate(projection.attributes):
+        if name not in declared:
+            raise InvalidArgument.of(
+                f"attributes[{number}]", f"unknown attribute {name!r}; the schema has {declared}"
+            )
+    if len(set(projection.attributes)) != len(projection.attributes):
+        raise InvalidArgument.of("attributes", "names an attribute twice; name each once")
+
+
+def validate_page_rows(rows_max: int) -> None:
+    """Raise `InvalidArgument` unless a scan page of that many rows is allowed."""
+    if not 1 <= rows_max <= SCAN_PAGE_ROWS_MAX:
+        raise InvalidArgument.of(
+            "rows_max", f"{rows_max} is not between 1 and {SCAN_PAGE_ROWS_MAX}"
+        )
+
+
+def validate_timeout(timeout_s: float) -> None:
+    """Raise `InvalidArgument` unless the caller's time is positive and at most ten minutes."""
+    if not 0.0 < timeout_s <= TIMEOUT_MAX_S:
+        raise InvalidArgument.of(
+            "timeout_s", f"{timeout_s} must be more than 0 and at most {TIMEOUT_MAX_S} seconds"
+        )
+
+
+def _byte_lengths(column: Any) -> npt.NDArray[np.int32]:
+    """Return the bytes of every value, 0 where it is missing."""
+    return _filled(pc.binary_length(column), value=0)
+
+
+def _filled(column: Any, *, value: object) -> npt.NDArray[Any]:
+    return np.asarray(pc.fill_null(column, value))  # type: ignore[type-var]
+
+
+def _first(flags: npt.NDArray[np.bool_]) -> int:
+    return int(np.asarray(flags).argmax())
