@@ -1,0 +1,226 @@
+"""Canonical forms, and a message with path and mend for every kind of mistake."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+
+from annheal.errors import InvalidArgument
+from annheal.filters import filter_key, parse_expression, validate_filter
+from annheal.filters.validate import VIOLATIONS_MAX
+from annheal.model.collection import AttributeField, AttributeType, Schema
+from annheal.model.filter import (
+    FILTER_DEPTH_MAX,
+    FILTER_MEMBERSHIP_VALUES_MAX,
+    FILTER_NODES_MAX,
+    FILTER_STRING_BYTES_MAX,
+    And,
+    Comparison,
+    ComparisonOp,
+    Exists,
+    Filter,
+    Membership,
+    Not,
+    Or,
+    Prefix,
+)
+
+SCHEMA: Schema = (
+    AttributeField("ecosystem", AttributeType.KEYWORD),
+    AttributeField("tags", AttributeType.KEYWORD_LIST),
+    AttributeField("year", AttributeType.INT64),
+    AttributeField("score", AttributeType.FLOAT64),
+    AttributeField("stable", AttributeType.BOOL),
+    AttributeField("created", AttributeType.TIMESTAMP),
+)
+NOON = datetime(2024, 1, 31, 12, tzinfo=UTC)
+
+
+def canonical(text: str) -> Filter:
+    return validate_filter(parse_expression(text), SCHEMA)
+
+
+def equals(field: str, value: Any) -> Comparison:
+    return Comparison(field, ComparisonOp.EQ, value)
+
+
+def refusal(filter: Filter | str) -> InvalidArgument:
+    with pytest.raises(InvalidArgument) as caught:
+        validate_filter(parse_expression(filter) if isinstance(filter, str) else filter, SCHEMA)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("year = 1 and score > 2", "score > 2.0 and year = 1.0"),
+        ("year = 1 and (score = 2 and stable = true)", "stable = true and year = 1 and score = 2"),
+        ("year = 1 or year = 1", "year = 1"),
+        ("year in (3, 1, 2, 3)", "year in (1, 2, 3)"),
+        ("year in (2, 2.0)", "year = 2"),
+        ("year not in (2)", "year != 2"),
+        ("not year = 2", "year != 2"),
+        ("not (year not in (1, 2))", "year in (1, 2)"),
+        ("not not year < 2", "year < 2"),
+        ("score = -0.0", "score = 0"),
+        ("created >= '2024-01-31'", "created >= '2024-01-31T00:00:00Z'"),
+        ("created = '2024-01-31T14:00:00.5+02:00'", "created = '2024-01-31 12:00:00.500000z'"),
+        ("created = '2024-01-31T12:00:00.000000000Z'", "created = '2024-01-31T12:00:00Z'"),
+    ],
+)
+def test_equal_meanings_become_equal_filters(one: str, other: str) -> None:
+    assert canonical(one) == canonical(other)
+    assert filter_key(canonical(one)) == filter_key(canonical(other))
+    assert hash(canonical(one)) == hash(canonical(other))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("not year < 2", "year >= 2"),  # they differ where the year is missing
+        ("not (year = 1 and score = 1)", "year != 1 and score != 1"),
+        ("ecosystem in ('a', 'b')", "ecosystem in ('a,b')"),
+        ("ecosystem = 'x' and tags = 'y'", "ecosystem = 'y' and tags = 'x'"),
+        ("ecosystem = 'a'", "ecosystem starts with 'a'"),
+    ],
+)
+def test_different_meanings_keep_different_keys(one: str, other: str) -> None:
+    assert canonical(one) != canonical(other)
+    assert filter_key(canonical(one)) != filter_key(canonical(other))
+
+
+def test_key_tells_types_apart_that_python_holds_equal() -> None:
+    keys = {filter_key(equals("x", value)) for value in (1, 1.0, True, "1")}
+    assert len(keys) == 4
+
+
+def test_values_become_the_type_of_their_field() -> None:
+    year, score = canonical("year = 2024.0"), canonical("score = 2")
+    assert isinstance(year, Comparison)
+    assert type(year.value) is int
+    assert year.value == 2024
+    assert isinstance(score, Comparison)
+    assert type(score.value) is float
+    assert canonical("created = '2024-01-31T12:00:00Z'") == equals("created", NOON)
+    abroad = NOON.astimezone(timezone(timedelta(hours=5, minutes=30)))
+    assert validate_filter(equals("created", abroad), SCHEMA) == equals("created", NOON)
+
+
+@pytest.mark.parametrize(
+    ("filter", "path", "words"),
+    [
+        ("yaer = 1", "filter.yaer", "unknown field; did you mean year? The fields are: created, "),
+        ("zzz = 1", "filter.zzz", "unknown field; The fields are: created, ecosystem, score"),
+        ("year = 'x'", "filter.year", "has type int64, but 'x' is a string; write for example 20"),
+        ("year = true", "filter.year", "has type int64, but true is a boolean"),
+        ("year >= 2023.5", "filter.year", "2023.5 has a fraction and the field has type int64; wr"),
+        ("year > 2023.5", "filter.year", "write >= 2024"),
+        ("year < 2023.5", "filter.year", "write <= 2023"),
+        ("year in (1, 1.5)", "filter.year.in[1]", "no record can equal it; write a whole number"),
+        ("year = 9223372036854775808", "filter.year", "does not fit int64; values lie from -9223"),
+        (f"year = {'9' * 300}", "filter.year", "a number of 997 bits does not fit int64"),
+        (f"score = {'9' * 399}", "filter.score", "is not a finite float64; write for example 0.5"),
+        (equals("score", float("nan")), "filter.score", "nan is not a finite float64"),
+        (equals("year", float("inf")), "filter.year", "inf is not a finite number"),
+        ("score = 'x'", "filter.score", "has type float64, but 'x' is a string"),
+        ("ecosystem = 5", "filter.ecosystem", "keyword, but 5 is a whole number; write for exam"),
+        ("tags = 1.5", "filter.tags", "has type keyword_list, but 1.5 is a number"),
+        (equals("tags", None), "filter.tags", "None is of Python type NoneType"),
+        ("tags < 'a'", "filter.tags", "< does not apply to type keyword_list; use =, !=, in and"),
+        ("stable >= true", "filter.stable", ">= does not apply to type bool; use =, != and in"),
+        ("stable = 1", "filter.stable", "has type bool, but 1 is a whole number; write for exam"),
+        ("year starts with 'x'", "filter.year", "prefix does not apply to type int64; only to"),
+        ("created = 5", "filter.created", "has type timestamp, but 5 is a whole number; write f"),
+        ("created = 'soon'", "filter.created", "'soon' is not a timestamp; write RFC 3339, for"),
+        ("created = '2024-01-31T12:00:00'", "filter.created", "is not a timestamp; write RFC 33"),
+        ("created = '2024-02-30'", "filter.created", "is not a timestamp that exists: day is out"),
+        ("created = '2024-01-31T12:00:00.1234567Z'", "filter.created", "finer than a microsecon"),
+        ("created = '0001-01-01T00:00:00+01:00'", "filter.created", "outside the years 1 to 9999"),
+        (equals("created", NOON.replace(tzinfo=None)), "filter.created", "has no time zone"),
+        (equals("ecosystem", "\ud800"), "filter.ecosystem", "half of a surrogate pair"),
+        (Membership("year", ()), "filter.year", "'in' has no values; give at least one"),
+        (Membership("year", (), True), "filter.year", "'not in' has no values"),
+        (And(()), "filter.and", "no operands; give at least one"),
+        (Not(Or(())), "filter.not.or", "no operands"),
+        ("stable = true and (year = 1 or not yea = 1)", "filter.and[1].or[1].not.yea", "unknown"),
+    ],
+)
+def test_mistakes_name_their_place_and_their_mend(
+    filter: Filter | str, path: str, words: str
+) -> None:
+    error = refusal(filter)
+    assert [violation.field for violation in error.violations] == [path]
+    assert words in error.violations[0].description
+    assert str(error).startswith(path)
+
+
+def test_every_mistake_is_reported_at_once() -> None:
+    error = refusal("year = 'x' and (nope = 1 or tags in ('a', 1))")
+    assert [violation.field for violation in error.violations] == [
+        "filter.and[0].year",
+        "filter.and[1].or[0].nope",
+        "filter.and[1].or[1].tags.in[1]",
+    ]
+    many = refusal(And(tuple(equals(f"no{n}", 1) for n in range(VIOLATIONS_MAX + 5))))
+    assert len(many.violations) == VIOLATIONS_MAX
+
+
+def test_a_schema_without_attributes_says_so() -> None:
+    with pytest.raises(InvalidArgument, match="declares no attributes"):
+        validate_filter(Exists("x"), ())
+
+
+def test_long_lists_of_fields_are_cut_short() -> None:
+    schema = tuple(AttributeField(f"f{n:02}", AttributeType.BOOL) for n in range(64))
+    with pytest.raises(InvalidArgument, match=r"f18, f19 and 44 more$"):
+        validate_filter(Exists("zzzz"), schema)
+
+
+def test_something_that_is_no_filter_is_refused() -> None:
+    bogus: Any = And(("year",))  # type: ignore[arg-type]
+    assert "a filter is needed, not 'year'" in str(refusal(bogus))
+
+
+def nested(depth: int) -> Filter:
+    """A filter of exactly `depth` levels."""
+    filter: Filter = Exists("year")
+    for _ in range(depth - 1):
+        filter = Not(filter)
+    return filter
+
+
+def test_depth_is_limited() -> None:
+    assert validate_filter(nested(FILTER_DEPTH_MAX), SCHEMA) == Not(Exists("year"))
+    assert f"more than {FILTER_DEPTH_MAX} levels" in str(refusal(nested(FILTER_DEPTH_MAX + 1)))
+    assert f"more than {FILTER_DEPTH_MAX} levels" in str(refusal(nested(100_000)))
+
+
+def test_nodes_are_limited() -> None:
+    leaves = tuple(equals("year", n) for n in range(FILTER_NODES_MAX))
+    largest = validate_filter(Or(leaves[:-1]), SCHEMA)
+    assert isinstance(largest, Or)
+    assert len(largest.operands) == FILTER_NODES_MAX - 1
+    assert f"more than {FILTER_NODES_MAX} nodes" in str(refusal(Or(leaves)))
+
+
+def test_membership_values_are_limited() -> None:
+    values = tuple(range(FILTER_MEMBERSHIP_VALUES_MAX + 1))
+    largest = Membership("year", values[:-1])
+    assert validate_filter(largest, SCHEMA) == largest
+    assert f"the limit is {FILTER_MEMBERSHIP_VALUES_MAX}" in str(
+        refusal(Membership("year", values))
+    )
+
+
+def test_string_bytes_are_limited() -> None:
+    longest = "é" * (FILTER_STRING_BYTES_MAX // 2)
+    assert validate_filter(Prefix("tags", longest), SCHEMA) == Prefix("tags", longest)
+    for filter in (equals("ecosystem", longest + "x"), Prefix("ecosystem", longest + "x")):
+        assert f"the limit is {FILTER_STRING_BYTES_MAX}" in str(refusal(filter))
+
+
+def test_path_can_start_elsewhere() -> None:
+    with pytest.raises(InvalidArgument, match=r"^queries\[2\]\.filter\.nope: unknown field"):
+        validate_filter(Exists("nope"), SCHEMA, path="queries[2].filter")
