@@ -20,12 +20,13 @@ class ObjectStat:
 class ObjectStore(Protocol):
     """Immutable objects named by `/`-separated keys.
 
-    Keys are made of `[A-Za-z0-9._-]` parts joined by `/`, at most 512 characters; anything else
-    raises `InvalidArgument`. Objects are never overwritten. A successful put is durable (it
-    survives loss of power, as far as the medium keeps its word) and visible to every later read
-    and listing. Every method may raise `Unavailable` when the store cannot be reached; for reads
-    and deletes repeating is safe, and for puts the implementation has already settled the
-    outcome or raises `UnknownOutcome`.
+    Keys are made of `[A-Za-z0-9._-]` parts (not `.` or `..`, at most 255 characters) joined by
+    `/`, at most 512 characters; anything else raises `InvalidArgument`. No key may lie inside
+    another (`a` and `a/b`): what happens then differs between stores. Objects are never
+    overwritten. A successful put is durable (it survives loss of power, as far as the medium
+    keeps its word) and visible to every later read and listing. Every method may raise
+    `Unavailable` when the store cannot be reached; for reads and deletes repeating is safe, and
+    for puts the implementation has already settled the outcome or raises `UnknownOutcome`.
     """
 
     async def put_if_absent(self, key: str, body: bytes | memoryview) -> None:
@@ -39,7 +40,7 @@ class ObjectStore(Protocol):
         ...
 
     async def put_file_if_absent(self, key: str, path: Path) -> None:
-        """Create `key` from the file at `path`; as `put_if_absent`, without reading it into memory at once."""
+        """Create `key` from the file at `path`, as `put_if_absent`, without loading all of it."""
         ...
 
     async def get(self, key: str) -> bytes:
@@ -50,14 +51,14 @@ class ObjectStore(Protocol):
         """Make the object readable as a local file and return that file's path.
 
         A local store returns its own read-only file and leaves `destination` alone; a remote one
-        downloads to `destination` (temp file, then rename; parents are made). The caller must not write to the
-        returned file. A file that was returned stays readable through open handles and maps
-        after the object is deleted. Raises `NotFound`.
+        downloads to `destination` (temp file, then rename; parents are made). The caller must not
+        write to the returned file. A file that was returned stays readable through open handles
+        and maps after the object is deleted. Raises `NotFound`.
         """
         ...
 
     def list(self, prefix: str, *, after: str = "") -> AsyncIterator[ObjectStat]:
-        """Yield the objects whose key starts with `prefix` and is greater than `after`, in key order."""
+        """Yield the objects whose key starts with `prefix` and exceeds `after`, in key order."""
         ...
 
     async def delete(self, keys: Sequence[str]) -> None:
