@@ -1,6 +1,6 @@
 """The Helm chart, rendered by real Helm and held against the schemas of Kubernetes.
 
-`ANNHEAL_UPDATE_GOLDEN=1 pytest tests/unit/test_chart.py` rewrites the golden rendering.
+`UPDATE_GOLDEN=1 pytest tests/unit/test_chart.py` rewrites the golden rendering.
 """
 
 from __future__ import annotations
@@ -16,11 +16,15 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from annheal.errors import InvalidArgument
+from annheal.metastore.factory import open_meta_store
+from annheal.objectstore.factory import open_object_store
+
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "helm" / "annheal"
 GOLDEN = ROOT / "tests" / "golden" / "helm"
 KUBERNETES_VERSIONS = ("1.29", "1.35")
-UPDATE_VARIABLE = "ANNHEAL_UPDATE_GOLDEN"
+UPDATE_VARIABLE = "UPDATE_GOLDEN"
 LINT_WARNING = 2
 
 Manifest = dict[str, Any]
@@ -30,11 +34,13 @@ S3_AND_TLS: Values = {
     "metadata": {
         "endpoints": ["etcd-0.etcd:2379", "etcd-1.etcd:2379"],
         "tls": {"enabled": True, "secretName": "etcd-client"},
+        "auth": {"existingSecret": "etcd-user"},
     },
     "objectStore": {
         "url": "s3://vectors/production",
         "s3": {
             "endpoint": "http://seaweedfs:8333",
+            "region": "eu-1",
             "credentials": {"existingSecret": "s3-credentials"},
         },
     },
@@ -277,7 +283,8 @@ def test_configuration_file_is_toml_and_says_what_the_values_say(
         "metadata_url": "etcd://etcd-0.etcd:2379,etcd-1.etcd:2379/annheal"
         "?ca=/etc/annheal/etcd-tls/ca.crt&cert=/etc/annheal/etcd-tls/tls.crt"
         "&key=/etc/annheal/etcd-tls/tls.key",
-        "object_store_url": "s3://vectors/production",
+        "object_store_url": "s3://vectors/production"
+        "?endpoint=http%3A%2F%2Fseaweedfs%3A8333&allow_http=true&region=eu-1",
         "log_level": "info",
         "segment_bytes_max": 1073741824,
         "trace": True,
@@ -285,16 +292,28 @@ def test_configuration_file_is_toml_and_says_what_the_values_say(
     }
 
 
-def test_s3_credentials_come_from_the_secret_only(chart: helm_python.Chart) -> None:
+@pytest.mark.parametrize("case", ["default", "s3-tls"])
+def test_the_stores_understand_the_urls(chart: helm_python.Chart, case: str) -> None:
+    config = find(manifests(chart, CASES[case]), "ConfigMap", "demo-annheal")
+    settings = tomllib.loads(config["data"]["annheal.toml"])
+    open_object_store(settings["object_store_url"])
+    if case == "default":
+        open_meta_store(settings["metadata_url"], environ={})
+    else:  # the files are not here, but everything before them was understood
+        with pytest.raises(InvalidArgument, match=r"ca cannot be read: .*/etc/annheal/etcd-tls"):
+            open_meta_store(settings["metadata_url"], environ={})
+
+
+def test_credentials_come_from_secrets_only(chart: helm_python.Chart) -> None:
     for spec in pod_specs([m for m in manifests(chart, S3_AND_TLS) if m["kind"] != "Pod"]):
         variables = environment(spec)
-        for variable, key in (
-            ("AWS_ACCESS_KEY_ID", "access-key-id"),
-            ("AWS_SECRET_ACCESS_KEY", "secret-access-key"),
+        for variable, secret, key in (
+            ("AWS_ACCESS_KEY_ID", "s3-credentials", "access-key-id"),
+            ("AWS_SECRET_ACCESS_KEY", "s3-credentials", "secret-access-key"),
+            ("ANNHEAL_ETCD_USER", "etcd-user", "user"),
+            ("ANNHEAL_ETCD_PASSWORD", "etcd-user", "password"),
         ):
-            assert variables[variable] == {"secretKeyRef": {"name": "s3-credentials", "key": key}}
-        assert variables["AWS_ENDPOINT_URL"] == "http://seaweedfs:8333"
-        assert variables["AWS_ALLOW_HTTP"] == "true"
+            assert variables[variable] == {"secretKeyRef": {"name": secret, "key": key}}
 
 
 def test_settings_of_a_role_become_its_environment(chart: helm_python.Chart) -> None:

@@ -24,13 +24,34 @@
 {{- $query = append $query "key=/etc/annheal/etcd-tls/tls.key" -}}
 {{- end -}}
 {{- end -}}
-etcd://{{ join "," .Values.metadata.endpoints }}/{{ .Values.metadata.prefix }}
+etcd://{{ join "," .Values.metadata.endpoints }}/{{ .Values.metadata.cluster }}
 {{- if $query }}?{{ join "&" $query }}{{ end -}}
+{{- end -}}
+
+{{- define "annheal.objectStoreUrl" -}}
+{{- $query := list -}}
+{{- if include "annheal.usesS3" . -}}
+{{- with .Values.objectStore.s3 -}}
+{{- if .endpoint -}}
+{{- $query = append $query (printf "endpoint=%s" (urlquery .endpoint)) -}}
+{{- end -}}
+{{- if hasPrefix "http://" .endpoint -}}
+{{- $query = append $query "allow_http=true" -}}
+{{- end -}}
+{{- if .region -}}
+{{- $query = append $query (printf "region=%s" (urlquery .region)) -}}
+{{- end -}}
+{{- if .virtualHosted -}}
+{{- $query = append $query "virtual_hosted=true" -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{ .Values.objectStore.url }}{{ if $query }}?{{ join "&" $query }}{{ end -}}
 {{- end -}}
 
 {{- define "annheal.toml" -}}
 metadata_url = {{ include "annheal.metadataUrl" . | quote }}
-object_store_url = {{ .Values.objectStore.url | quote }}
+object_store_url = {{ include "annheal.objectStoreUrl" . | quote }}
 log_level = {{ .Values.logLevel | quote }}
 {{- range $key := keys .Values.settings | sortAlpha }}
 {{- $value := get $.Values.settings $key }}
@@ -67,17 +88,21 @@ log_level = {{ .Values.logLevel | quote }}
   value: /tmp
 - name: NUMBA_CACHE_DIR
   value: /tmp/numba
+{{- with $root.Values.metadata.auth }}
+{{- if .existingSecret }}
+- name: ANNHEAL_ETCD_USER
+  valueFrom:
+    secretKeyRef:
+      name: {{ .existingSecret }}
+      key: {{ .userKey }}
+- name: ANNHEAL_ETCD_PASSWORD
+  valueFrom:
+    secretKeyRef:
+      name: {{ .existingSecret }}
+      key: {{ .passwordKey }}
+{{- end }}
+{{- end }}
 {{- if include "annheal.usesS3" $root }}
-- name: AWS_REGION
-  value: {{ $root.Values.objectStore.s3.region | quote }}
-{{- with $root.Values.objectStore.s3.endpoint }}
-- name: AWS_ENDPOINT_URL
-  value: {{ . | quote }}
-{{- if hasPrefix "http://" . }}
-- name: AWS_ALLOW_HTTP
-  value: "true"
-{{- end }}
-{{- end }}
 {{- with $root.Values.objectStore.s3.credentials }}
 {{- if .existingSecret }}
 - name: AWS_ACCESS_KEY_ID
