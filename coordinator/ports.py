@@ -19,11 +19,12 @@ from annheal.model.write import (
 
 
 class ShardNode(Protocol):
-    """One shard node. Implemented over gRPC (`annheal.rpc.shard_node`) and, in embedded mode, in process.
+    """One shard node, over gRPC (`annheal.rpc.shard_node`) or, in embedded mode, in process.
 
     Every method raises `Fenced` when the node does not own (and serve) a shard that is named:
-    look the owner up again and repeat. It raises `Unavailable` when the node cannot be reached, and for
-    writes `UnknownOutcome` when the answer was lost; record writes are idempotent and may be repeated.
+    look the owner up again and repeat. It raises `Unavailable` when the node cannot be reached,
+    and for writes `UnknownOutcome` when the answer was lost; record writes are idempotent and
+    may be repeated.
     """
 
     async def search(self, request: SearchRequest) -> SearchAnswer:
