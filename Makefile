@@ -37,8 +37,7 @@ test: setup lint types proto-check ## lint, types, contracts, generated code, th
 lint: setup ## ruff, import contracts, buf lint
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet . || { echo "run 'make fmt'" >&2; exit 1; }
-	@$(BIN)/lint-imports --no-logo >.import-contracts.log 2>&1 || { cat .import-contracts.log; exit 1; }
-	@tail -n 2 .import-contracts.log && rm -f .import-contracts.log
+	@report=$$($(BIN)/lint-imports --no-logo 2>&1) || { echo "$$report"; exit 1; }; tail -n 1 <<<"$$report"
 	@$(BIN)/buf lint
 
 fmt: setup ## format the code and fix what ruff can fix
