@@ -7,6 +7,7 @@ Ranges (not modulo) let a shard be split in two later without moving the rows of
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,9 +24,10 @@ def hash_id(record_id: str) -> int:
 
 def hash_ids(ids: Iterable[str] | pa.StringArray) -> npt.NDArray[np.uint64]:
     """Return the hashes of `ids`, (n,) uint64."""
-    values = ids.to_pylist() if isinstance(ids, pa.Array) else list(ids)
+    values: list[Any] = ids.to_pylist() if isinstance(ids, pa.Array) else list(ids)
     digest = xxhash.xxh3_64_intdigest
-    return np.fromiter((digest(value) for value in values), dtype=np.uint64, count=len(values))
+    hashes = (digest(value.encode()) for value in values)
+    return np.fromiter(hashes, dtype=np.uint64, count=len(values))
 
 
 def shard_of(record_id: str, *, shard_count: int) -> int:
