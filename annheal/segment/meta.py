@@ -1,0 +1,114 @@
+"""`segment.json`: what a segment says about itself, as docs/formats/segment.md specifies it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from annheal.errors import DataCorruption, FailedPrecondition
+from annheal.model.collection import IndexSettings, ModelSpec, Schema
+from annheal.model.manifest import IndexKind, Tier
+
+FORMAT_VERSION = 1
+
+META_FILE = "segment.json"
+INDEX_FILE = "index.faiss"
+ROWS_FILE = "rows.arrow"
+HASHES_FILE = "hashes.npy"
+ORDER_FILE = "order.npy"
+DATA_FILES = (INDEX_FILE, ROWS_FILE, HASHES_FILE, ORDER_FILE)
+"""Every file of format 1 beside `segment.json`."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """A file of the segment: its size and the xxh3-128 hex digest of its bytes."""
+
+    name: str
+    size_bytes: int
+    checksum: str
+
+
+@dataclass(frozen=True, slots=True)
+class RecallPoint:
+    """Mean recall@`k` of the graph, searched with beam width `ef`, against exact comparison."""
+
+    k: int
+    ef: int
+    recall: float
+
+
+@dataclass(frozen=True, slots=True)
+class BuildInfo:
+    """How a segment came to be.
+
+    `generation` is 0 for a flushed segment and one more than the highest of its `sources` for a
+    merged one. `settings` is None for a flat index. `recall_curve` is empty where nothing was
+    measured, as for a flat index, whose answers are exact.
+    """
+
+    settings: IndexSettings | None = None
+    generation: int = 0
+    sources: tuple[str, ...] = ()
+    recall_curve: tuple[RecallPoint, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentMeta:
+    """The content of `segment.json`."""
+
+    format_version: int
+    segment_id: str
+    tier: Tier
+    rows: int
+    model: ModelSpec
+    schema: Schema
+    index_kind: IndexKind
+    build: BuildInfo
+    min_sequence: int
+    max_sequence: int
+    created_at_s: float
+    files: tuple[FileEntry, ...]
+
+
+def encode_meta(meta: SegmentMeta) -> bytes:
+    """Return `segment.json`; equal values give equal bytes."""
+    return msgspec.json.format(msgspec.json.encode(meta, order="deterministic"), indent=1) + b"\n"
+
+
+def decode_meta(body: bytes, *, segment_id: str) -> SegmentMeta:
+    """Return the content of a `segment.json` whose checksum was verified.
+
+    Raises `FailedPrecondition` when a newer format wrote it, `DataCorruption` when it is no
+    `segment.json` of the segment.
+    """
+    facts = {"segment": segment_id, "file": META_FILE}
+    try:
+        loose: Any = msgspec.json.decode(body)
+        version = loose["format_version"]
+        if isinstance(version, int) and version > FORMAT_VERSION:
+            raise FailedPrecondition(
+                f"segment {segment_id} has format {version}; this version of Annheal reads"
+                f" formats up to {FORMAT_VERSION}: upgrade this process",
+                reason="SEGMENT_FORMAT_TOO_NEW",
+                metadata=facts,
+            )
+        meta = msgspec.json.decode(body, type=SegmentMeta)
+    except (msgspec.DecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise DataCorruption(
+            f"{META_FILE} of segment {segment_id} cannot be read: {error}", metadata=facts
+        ) from error
+    if meta.segment_id != segment_id or meta.rows < 1 or meta.format_version < 1:
+        raise DataCorruption(
+            f"{META_FILE} of segment {segment_id} describes segment {meta.segment_id!r},"
+            f" {meta.rows} rows, format {meta.format_version}",
+            metadata=facts,
+        )
+    if sorted(file.name for file in meta.files) != sorted(DATA_FILES):
+        raise DataCorruption(
+            f"{META_FILE} of segment {segment_id} names other files than format 1 has",
+            metadata=facts,
+        )
+    return meta

@@ -1,0 +1,124 @@
+"""`rows.arrow`: ids, sequences, attributes and payloads of a segment, mapped as they lie."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from annheal.model.collection import AttributeType, Schema
+from annheal.model.records import ARROW_TYPES, Float32Matrix, RecordBatch
+
+ID_COLUMN = "_id"
+SEQUENCE_COLUMN = "_sequence"
+PAYLOAD_COLUMN = "_payload"
+# Declared attributes may start with an underscore, so the columns are told apart by position.
+_ATTRIBUTES_START = 2
+_KEYWORD_CODES = pa.dictionary(pa.int32(), pa.string())
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentRows:
+    """The rows of a segment to be written: n ids, all different, and what belongs to them.
+
+    sequences (n,) int64; vectors (n, d) float32; attributes with the columns of the schema, in
+    its order, keywords plain or dictionary-encoded; payloads UTF-8 JSON or null (binary or
+    large binary).
+    """
+
+    ids: pa.StringArray
+    sequences: npt.NDArray[np.int64]
+    vectors: Float32Matrix
+    attributes: pa.RecordBatch
+    payloads: pa.BinaryArray | pa.LargeBinaryArray
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @classmethod
+    def of(cls, batch: RecordBatch, *, sequences: npt.NDArray[np.int64]) -> SegmentRows:
+        """Return the rows of a record batch with their sequences."""
+        return cls(batch.ids, sequences, batch.vectors, batch.attributes, batch.payloads)
+
+
+@dataclass(frozen=True, slots=True)
+class MappedRows:
+    """`rows.arrow` as mapped; nothing is copied. Keywords are dictionary-encoded."""
+
+    ids: pa.StringArray
+    sequences: npt.NDArray[np.int64]
+    attributes: pa.RecordBatch
+    payloads: pa.LargeBinaryArray
+
+
+def stored_type(kind: AttributeType) -> pa.DataType:
+    """Return the Arrow type of an attribute's column in `rows.arrow`."""
+    return _KEYWORD_CODES if kind is AttributeType.KEYWORD else ARROW_TYPES[kind]
+
+
+def file_schema(schema: Schema) -> pa.Schema:
+    """Return the Arrow schema of `rows.arrow`."""
+    fields: list[pa.Field[Any]] = [
+        pa.field(ID_COLUMN, pa.string(), nullable=False),
+        pa.field(SEQUENCE_COLUMN, pa.int64(), nullable=False),
+    ]
+    fields += [pa.field(field.name, stored_type(field.type), nullable=True) for field in schema]
+    fields.append(pa.field(PAYLOAD_COLUMN, pa.large_binary(), nullable=True))
+    return pa.schema(fields)
+
+
+def write_rows(path: Path, rows: SegmentRows, *, schema: Schema) -> None:
+    """Write `rows.arrow` as one uncompressed Arrow IPC record batch, so that it can be mapped."""
+    columns: list[pa.Array[Any]] = [rows.ids, pa.array(rows.sequences, type=pa.int64())]
+    for number, field in enumerate(schema):
+        columns.append(_encoded(rows.attributes.column(number), stored_type(field.type)))
+    # Payloads of one segment can exceed the 2 GiB that 32-bit offsets reach.
+    columns.append(rows.payloads.cast(pa.large_binary()))
+    target = file_schema(schema)
+    batch = pa.RecordBatch.from_arrays(columns, schema=target)
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, target) as writer:
+        writer.write_batch(batch)
+
+
+def open_rows(path: Path, *, schema: Schema, rows: int) -> MappedRows:
+    """Map `rows.arrow`. Raises `ValueError` when it is not what `segment.json` says."""
+    with pa.memory_map(str(path)) as source:
+        reader = pa.ipc.open_file(source)
+        if reader.num_record_batches != 1:
+            raise ValueError(f"{reader.num_record_batches} record batches instead of one")
+        batch = reader.get_batch(0)
+    expected = file_schema(schema)
+    if not batch.schema.equals(expected):
+        raise ValueError(f"its columns are {batch.schema}, not {expected}")
+    if batch.num_rows != rows:
+        raise ValueError(f"it has {batch.num_rows} rows, not {rows}")
+    columns = batch.columns
+    attributes = columns[_ATTRIBUTES_START:-1]
+    return MappedRows(
+        ids=cast(pa.StringArray, columns[0]),
+        sequences=columns[1].to_numpy(zero_copy_only=True),
+        attributes=pa.RecordBatch.from_arrays(attributes, names=[field.name for field in schema]),
+        payloads=cast(pa.LargeBinaryArray, columns[-1]),
+    )
+
+
+def decoded(attributes: pa.RecordBatch) -> pa.RecordBatch:
+    """Return attributes with plain keyword columns, as `annheal.model.arrow_schema` has them."""
+    columns = [
+        column.dictionary_decode() if isinstance(column, pa.DictionaryArray) else column
+        for column in attributes.columns
+    ]
+    return pa.RecordBatch.from_arrays(columns, names=attributes.schema.names)
+
+
+def _encoded(column: pa.Array[Any], wanted: pa.DataType) -> pa.Array[Any]:
+    if not pa.types.is_dictionary(wanted):
+        return column.dictionary_decode() if isinstance(column, pa.DictionaryArray) else column
+    if not isinstance(column, pa.DictionaryArray):
+        return column.dictionary_encode()
+    # A slice or selection drags along the values of rows that are no longer there.
+    return column.dictionary_decode().dictionary_encode()

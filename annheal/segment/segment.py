@@ -1,0 +1,194 @@
+"""A segment opened for reading: everything is mapped, nothing is parsed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from annheal.errors import DataCorruption
+from annheal.index import VectorIndex, load_mapped
+from annheal.model.manifest import IndexKind, SegmentEntry
+from annheal.model.records import Float32Matrix, Projection, RecordSet
+from annheal.segment.files import SegmentFiles
+from annheal.segment.lookup import IdLookup, open_lookup
+from annheal.segment.meta import (
+    HASHES_FILE,
+    INDEX_FILE,
+    ORDER_FILE,
+    ROWS_FILE,
+    RecallPoint,
+    SegmentMeta,
+)
+from annheal.segment.rows import MappedRows, decoded, open_rows
+
+
+class Segment:
+    """An immutable segment; every method may be called from any thread.
+
+    Rows are numbered from zero, the same in all files. The files stay mapped while the segment,
+    or any array that came from it, is referenced; they may be deleted meanwhile.
+
+    Attributes:
+        entry: as the manifest names it.
+        meta: what `segment.json` says.
+        index: answers searches by row number.
+    """
+
+    __slots__ = ("_columns", "_lookup", "entry", "index", "meta")
+
+    def __init__(
+        self,
+        *,
+        entry: SegmentEntry,
+        meta: SegmentMeta,
+        index: VectorIndex,
+        columns: MappedRows,
+        lookup: IdLookup,
+    ) -> None:
+        self.entry = entry
+        self.meta = meta
+        self.index = index
+        self._columns = columns
+        self._lookup = lookup
+
+    @classmethod
+    def open(cls, files: SegmentFiles, entry: SegmentEntry) -> Segment:
+        """Map verified files and check that they agree with each other. Blocks for a moment.
+
+        Raises `DataCorruption` when they do not: their checksums hold, so they were written so.
+        """
+        meta, paths = files.meta, files.paths
+        try:
+            lookup = open_lookup(paths[HASHES_FILE], paths[ORDER_FILE], rows=meta.rows)
+        except ValueError as error:
+            raise _unreadable(files, HASHES_FILE, error) from error
+        try:
+            columns = open_rows(paths[ROWS_FILE], schema=meta.schema, rows=meta.rows)
+        except ValueError as error:  # pa.ArrowInvalid is one too
+            raise _unreadable(files, ROWS_FILE, error) from error
+        index = load_mapped(paths[INDEX_FILE], metric=meta.model.metric)
+        found = (index.rows, index.dimension, index.kind)
+        expected = (meta.rows, meta.model.dimension, meta.index_kind)
+        if found != expected:
+            raise _unreadable(
+                files, INDEX_FILE, f"it has (rows, dimension, kind) {found}, not {expected}"
+            )
+        return cls(entry=entry, meta=meta, index=index, columns=columns, lookup=lookup)
+
+    @property
+    def id(self) -> str:
+        """The segment id."""
+        return self.entry.segment_id
+
+    @property
+    def rows(self) -> int:
+        """Rows, dead ones included."""
+        return self.meta.rows
+
+    @property
+    def kind(self) -> IndexKind:
+        """Whether searches walk a graph or compare everything."""
+        return self.meta.index_kind
+
+    @property
+    def recall_curve(self) -> tuple[RecallPoint, ...]:
+        """Recall against ef, as measured when the graph was built; empty for a flat index."""
+        return self.meta.build.recall_curve
+
+    @property
+    def ids(self) -> pa.StringArray:
+        """The id of every row."""
+        return self._columns.ids
+
+    @property
+    def sequences(self) -> npt.NDArray[np.int64]:
+        """The sequence of every row, (rows,) int64, read-only."""
+        return self._columns.sequences
+
+    @property
+    def attributes(self) -> pa.RecordBatch:
+        """The attribute columns in schema order; keywords are dictionary-encoded.
+
+        Without declared attributes it has no columns and so no length: use `rows`.
+        """
+        return self._columns.attributes
+
+    @property
+    def payloads(self) -> pa.LargeBinaryArray:
+        """The payload of every row, UTF-8 JSON or null."""
+        return self._columns.payloads
+
+    @property
+    def vectors(self) -> Float32Matrix:
+        """The vectors, (rows, d) float32, read-only, perhaps unaligned; see `VectorIndex`."""
+        return self.index.vectors
+
+    @property
+    def hashes(self) -> npt.NDArray[np.uint64]:
+        """The id hashes in ascending order, (rows,) uint64."""
+        return self._lookup.hashes
+
+    @property
+    def hash_order(self) -> npt.NDArray[np.int32]:
+        """The rows in the order of (id hash, id in UTF-8), (rows,) int32: the order of scans."""
+        return self._lookup.order
+
+    def ids_at(self, rows: npt.NDArray[np.int64]) -> list[str]:
+        """Return the ids of `rows`."""
+        return _texts(self._columns.ids.take(pa.array(rows, type=pa.int64())))
+
+    def find(self, ids: Sequence[str], hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
+        """Return the row of each id, (n,) int64, -1 where the segment has none.
+
+        `hashes` (n,) are `annheal.routing.hash_ids(ids)`. Dead rows are found too.
+        """
+        return self._lookup.find(ids, hashes=hashes, ids=self._columns.ids)
+
+    def position_after(self, last_hash: int, last_id: str) -> int:
+        """Return the first position in `hash_order` after (last_hash, last_id); 0 for hash -1."""
+        return self._lookup.position_after(last_hash, last_id, ids=self._columns.ids)
+
+    def take(self, rows: npt.NDArray[np.int64], projection: Projection) -> RecordSet:
+        """Return `rows` in the given order, with what `projection` asks for.
+
+        Attributes come as plain columns (`annheal.model.arrow_schema`), in the order in which
+        the projection names them; a name that the segment does not have is left out.
+        """
+        wanted = pa.array(rows, type=pa.int64())
+        ids = _texts(self._columns.ids.take(wanted))
+        attributes = None
+        if projection.attributes != ():
+            attributes = self._take_attributes(wanted, projection.attributes)
+        payloads = None
+        if projection.payload:
+            payloads = cast(pa.BinaryArray, self._columns.payloads.take(wanted).cast(pa.binary()))
+        vectors = self.index.reconstruct(rows) if projection.vector else None
+        return RecordSet(ids=ids, attributes=attributes, payloads=payloads, vectors=vectors)
+
+    def _take_attributes(
+        self, wanted: pa.Int64Array, names: tuple[str, ...] | None
+    ) -> pa.RecordBatch:
+        attributes = self._columns.attributes
+        if names is not None:
+            present = set(attributes.schema.names)
+            attributes = attributes.select([name for name in names if name in present])
+        if not attributes.num_columns:
+            return attributes
+        return decoded(attributes.take(wanted))
+
+
+def _texts(ids: pa.StringArray) -> list[str]:
+    return cast("list[str]", ids.to_pylist())  # ids are never null
+
+
+def _unreadable(files: SegmentFiles, file: str, why: object) -> DataCorruption:
+    path: Path = files.paths[file]
+    return DataCorruption(
+        f"{file} of segment {files.entry.segment_id} cannot be used: {why}",
+        metadata={"segment": files.entry.segment_id, "file": file, "path": str(path)},
+    )

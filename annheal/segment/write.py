@@ -1,0 +1,122 @@
+"""Writing a segment as local files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from annheal.errors import InvalidArgument, InvariantViolation
+from annheal.index import VectorIndex, build_flat
+from annheal.model.collection import ModelSpec, Schema
+from annheal.model.manifest import SegmentEntry, Tier
+from annheal.routing import hash_ids
+from annheal.segment.checksum import checksum_of, checksum_of_file
+from annheal.segment.lookup import IdLookup, save_lookup
+from annheal.segment.meta import (
+    DATA_FILES,
+    FORMAT_VERSION,
+    HASHES_FILE,
+    INDEX_FILE,
+    META_FILE,
+    ORDER_FILE,
+    ROWS_FILE,
+    BuildInfo,
+    FileEntry,
+    SegmentMeta,
+    encode_meta,
+)
+from annheal.segment.rows import SegmentRows, write_rows
+
+_FLUSHED = BuildInfo()
+
+
+def write_segment(
+    directory: Path,
+    *,
+    segment_id: str,
+    tier: Tier,
+    model: ModelSpec,
+    schema: Schema,
+    rows: SegmentRows,
+    created_at_s: float,
+    index: VectorIndex | None = None,
+    build: BuildInfo = _FLUSHED,
+) -> SegmentEntry:
+    """Write the files of a segment into `directory` (made if missing) and return its entry.
+
+    `index` holds `rows.vectors` in the same order; a flat one is built when None. At least one
+    row; ids must be unique. Nothing is flushed to the medium: a segment becomes durable by
+    `upload_segment`. Blocks: run it in a worker thread.
+    """
+    if not len(rows):
+        raise InvalidArgument.of("rows", "a segment has at least one row")
+    if index is None:
+        index = build_flat(rows.vectors, metric=model.metric)
+    _check(rows, index=index, model=model, schema=schema)
+    directory.mkdir(parents=True, exist_ok=True)
+    index.write(directory / INDEX_FILE)
+    write_rows(directory / ROWS_FILE, rows, schema=schema)
+    lookup = IdLookup.build(rows.ids, hashes=hash_ids(rows.ids))
+    save_lookup(lookup, hashes_path=directory / HASHES_FILE, order_path=directory / ORDER_FILE)
+    meta = SegmentMeta(
+        format_version=FORMAT_VERSION,
+        segment_id=segment_id,
+        tier=tier,
+        rows=len(rows),
+        model=model,
+        schema=schema,
+        index_kind=index.kind,
+        build=build,
+        min_sequence=int(rows.sequences.min()),
+        max_sequence=int(rows.sequences.max()),
+        created_at_s=created_at_s,
+        files=tuple(_file_entry(directory / name) for name in DATA_FILES),
+    )
+    return _write_meta(directory, meta)
+
+
+def _write_meta(directory: Path, meta: SegmentMeta) -> SegmentEntry:
+    body = encode_meta(meta)
+    (directory / META_FILE).write_bytes(body)
+    return SegmentEntry(
+        segment_id=meta.segment_id,
+        tier=meta.tier,
+        model=meta.model.name,
+        index_kind=meta.index_kind,
+        rows=meta.rows,
+        size_bytes=sum(file.size_bytes for file in meta.files) + len(body),
+        meta_checksum=checksum_of(body),
+        min_sequence=meta.min_sequence,
+        max_sequence=meta.max_sequence,
+        generation=meta.build.generation,
+        created_at_s=meta.created_at_s,
+    )
+
+
+def _file_entry(path: Path) -> FileEntry:
+    return FileEntry(path.name, path.stat().st_size, checksum_of_file(path))
+
+
+def _check(rows: SegmentRows, *, index: VectorIndex, model: ModelSpec, schema: Schema) -> None:
+    """Refuse rows that do not belong together: a bug of the caller."""
+    n = len(rows)
+    names = [field.name for field in schema]
+    agree = (
+        rows.sequences.shape == (n,)
+        and rows.sequences.dtype == np.int64
+        and rows.vectors.shape == (n, model.dimension)
+        and rows.attributes.schema.names == names
+        and (not names or rows.attributes.num_rows == n)
+        and len(rows.payloads) == n
+        and (index.rows, index.dimension) == (n, model.dimension)
+        and index.metric is model.metric
+        and rows.ids.null_count == 0
+    )
+    if not agree:
+        raise InvariantViolation(
+            f"rows of a segment disagree: {n} ids, sequences {rows.sequences.shape}, vectors"
+            f" {rows.vectors.shape}, attributes {rows.attributes.schema.names} of"
+            f" {rows.attributes.num_rows} rows, {len(rows.payloads)} payloads, an index of"
+            f" {index.rows} x {index.dimension}; schema {names}, dimension {model.dimension}"
+        )
