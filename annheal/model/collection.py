@@ -96,6 +96,7 @@ class Collection:
     index: IndexSettings = field(default_factory=IndexSettings)
     settings: CollectionSettings = field(default_factory=CollectionSettings)
     created_at_s: float = 0.0
+    revision: int = 0
 
     @property
     def model(self) -> ModelSpec:

@@ -471,7 +471,7 @@ def _byte_lengths(column: Any) -> npt.NDArray[np.int32]:
 
 
 def _filled(column: Any, *, value: object) -> npt.NDArray[Any]:
-    return np.asarray(pc.fill_null(column, value))  # type: ignore[type-var]
+    return np.asarray(pc.fill_null(column, value))
 
 
 def _first(flags: npt.NDArray[np.bool_]) -> int:
