@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from annheal.model.manifest import IndexKind, SegmentEntry, Tier
+from annheal.model.records import EVERYTHING
+from annheal.routing import hash_ids
+from annheal.segment import RecallPoint, decode_delete_vector
+from tests.support.segments import SCHEMA, attribute_batch, open_local, sample_columns
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "segment-v1"
+ROWS = 20
+
+
+def golden_entry() -> SegmentEntry:
+    return msgspec.json.decode((GOLDEN / "entry.json").read_bytes(), type=SegmentEntry)
+
+
+def test_segment_of_format_1_opens_for_ever() -> None:
+    segment = open_local(GOLDEN, golden_entry())
+    assert (segment.id, segment.rows, segment.kind) == ("golden-v1", ROWS, IndexKind.HNSW)
+    assert segment.meta.format_version == 1
+    assert segment.meta.tier is Tier.HOT
+    assert segment.meta.build.sources == ("seg-a", "seg-b")
+    assert segment.recall_curve == (RecallPoint(10, 16, 0.9), RecallPoint(10, 32, 1.0))
+    ids = [f"record-{i}" for i in range(ROWS)]
+    assert segment.find(ids, hash_ids(ids)).tolist() == list(range(ROWS))
+    assert segment.sequences.tolist() == [i * 10 for i in range(ROWS)]
+    records = segment.take(np.arange(ROWS), EVERYTHING)
+    assert records.ids == ids
+    assert records.attributes is not None
+    assert records.attributes.equals(attribute_batch(SCHEMA, sample_columns(ROWS)))
+    assert records.payloads is not None
+    assert records.payloads.to_pylist()[:4] == [b'{"n": 0}', b'{"n": 1}', b'{"n": 2}', None]
+    assert records.vectors is not None
+    _, rows = segment.index.search(records.vectors, k=1)
+    assert rows[:, 0].tolist() == list(range(ROWS))
+
+
+def test_delete_vector_of_format_1_opens_for_ever() -> None:
+    body = (GOLDEN / "deletes.bin").read_bytes()
+    vector = decode_delete_vector(body, key="deletes.bin", rows=ROWS)
+    assert vector.dead_rows().tolist() == [0, 7, 19]
