@@ -156,6 +156,7 @@ class _Member:
         return stub
 
     def watch(self, metadata: Metadata) -> WatchCall:
+        stub: grpc.aio.StreamStreamMultiCallable[pb.WatchRequest, pb.WatchResponse]
         stub = self.channel.stream_stream(
             _WATCH_PATH,
             request_serializer=pb.WatchRequest.SerializeToString,
@@ -164,6 +165,9 @@ class _Member:
         return stub(metadata=metadata)
 
     def keep_alive(self, timeout_s: float, metadata: Metadata) -> KeepAliveCall:
+        stub: grpc.aio.StreamStreamMultiCallable[
+            pb.LeaseKeepAliveRequest, pb.LeaseKeepAliveResponse
+        ]
         stub = self.channel.stream_stream(
             _KEEP_ALIVE_PATH,
             request_serializer=pb.LeaseKeepAliveRequest.SerializeToString,
@@ -367,9 +371,8 @@ def refusal(error: grpc.aio.AioRpcError) -> AnnhealError:
     if code is grpc.StatusCode.NOT_FOUND and "lease" in details:
         return LeaseExpired(details)
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
-        return ResourceExhausted(
-            f"etcd refuses: {details}", reason="METADATA_FULL", retry_after_s=10.0
-        )
+        reason = "METADATA_FULL" if "space exceeded" in details else "METADATA_BUSY"
+        return ResourceExhausted(f"etcd refuses: {details}", reason=reason, retry_after_s=5.0)
     if code in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.OUT_OF_RANGE):
         return InvalidArgument(f"etcd refuses: {details}")
     return FailedPrecondition(f"etcd refuses: {code.name}: {details}", reason="ETCD_REFUSED")

@@ -15,7 +15,7 @@ from itertools import groupby
 import grpc
 import grpc.aio
 
-from annheal.errors import Unavailable
+from annheal.errors import ResourceExhausted, Unavailable
 from annheal.metastore.etcd_channel import EtcdChannel, OpenWatch
 from annheal.metastore.etcdpb import etcd_pb2 as pb
 from annheal.metastore.limits import prefix_end
@@ -55,7 +55,7 @@ async def watch_prefix(
                     yield batch
                     next_revision = batch[-1].mod_revision + 1
                     backoff_s = _BACKOFF_FIRST_S
-        except (_StreamEnded, Unavailable):
+        except (_StreamEnded, Unavailable, ResourceExhausted):
             if channel.closed:
                 raise Unavailable("the metadata store was closed") from None
         await asyncio.sleep(backoff_s)
@@ -115,7 +115,7 @@ async def _responses(watch: OpenWatch, quiet_s: float) -> AsyncGenerator[pb.Watc
                 raise _StreamEnded
             yield reading.result()
         finally:
-            reading.cancel()
+            _drop(reading)
 
 
 async def _read(watch: OpenWatch) -> pb.WatchResponse:
@@ -123,6 +123,12 @@ async def _read(watch: OpenWatch) -> pb.WatchResponse:
     if not isinstance(response, pb.WatchResponse):
         raise _StreamEnded
     return response
+
+
+def _drop(reading: asyncio.Task[pb.WatchResponse]) -> None:
+    if not reading.cancel() and not reading.cancelled():
+        # Looked at, so that asyncio does not report an error that nobody waits for any more.
+        reading.exception()
 
 
 async def _arrives(reading: asyncio.Task[pb.WatchResponse], timeout_s: float) -> bool:

@@ -22,7 +22,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from annheal.errors import FailedPrecondition, Unavailable
+from annheal.errors import FailedPrecondition, ResourceExhausted, Unavailable
 from annheal.metastore import sqlite_schema as sql
 from annheal.metastore.limits import check_commit, check_key, check_prefix, check_ttl
 from annheal.metastore.protocol import (
@@ -156,14 +156,14 @@ class SqliteMetaStore:
         return await asyncio.wrap_future(self._thread.submit(call, *args, **kwargs))
 
     async def _look(self, prefix: bytes, told_through: int) -> tuple[tuple[Change, ...], int]:
-        """Return the next changes; an absent database is waited out."""
+        """Return the next changes; an absent or full database is waited out."""
         while True:
             changed = self._changed
             if self._closed:
                 raise Unavailable("the metadata store was closed")
             try:
                 return await self._run(self._read_changes, prefix, told_through)
-            except Unavailable:
+            except (Unavailable, ResourceExhausted):
                 await _wait_or_poll(changed)
 
     def _wake_watches(self) -> None:

@@ -8,6 +8,7 @@ order, as in etcd.
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +36,7 @@ from annheal.metastore.protocol import (
 FORMAT_VERSION = 1
 BUSY_TIMEOUT_S = 5.0
 PAGE_BYTES = 4096
+_BUSY_POLL_S = 0.01
 # Values held in the log of changes, whatever their number.
 CHANGES_BYTES_MAX = 64 << 20
 
@@ -88,7 +90,7 @@ def open_database(path: Path, *, size_bytes_max: int) -> sqlite3.Connection:
 
 
 def _prepare(database: sqlite3.Connection, path: Path, *, size_bytes_max: int) -> None:
-    database.execute("PRAGMA journal_mode = WAL")
+    _enter_wal_mode(database)
     # With WAL, only FULL makes a commit survive a loss of power.
     database.execute("PRAGMA synchronous = FULL")
     database.execute(f"PRAGMA max_page_count = {max(1, size_bytes_max // PAGE_BYTES)}")
@@ -98,6 +100,21 @@ def _prepare(database: sqlite3.Connection, path: Path, *, size_bytes_max: int) -
     if version < FORMAT_VERSION:
         database.executescript(_SCHEMA)
         database.execute(f"PRAGMA user_version = {FORMAT_VERSION}")
+
+
+def _enter_wal_mode(database: sqlite3.Connection) -> None:
+    """Wait by hand: for this one statement SQLite does not use its busy timeout."""
+    deadline = time.monotonic() + BUSY_TIMEOUT_S
+    while True:
+        try:
+            database.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+            if not busy or time.monotonic() > deadline:
+                raise
+            time.sleep(_BUSY_POLL_S)
+        else:
+            return
 
 
 @contextmanager
