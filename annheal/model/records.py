@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +43,10 @@ class RecordBatch:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def id_list(self) -> list[str]:
+        """Return the ids as Python strings."""
+        return cast("list[str]", self.ids.to_pylist())  # ids are never null
 
     def take(self, rows: npt.NDArray[np.int64]) -> RecordBatch:
         """Return the given rows, in the given order."""

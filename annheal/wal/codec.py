@@ -1,0 +1,237 @@
+"""Bytes of one write-ahead log object (format version 1; docs/formats/wal.md).
+
+Layout, little-endian::
+
+    magic "AHWL" | version u16 | kind u16 | epoch u64 | slot u64 | writer 16 bytes
+    first_sequence u64 | last_sequence u64 | entry count u32 | reserved u32
+    entries: kind u32 | reserved u32 | sequence u64 | body length u64 | body (Arrow IPC stream)
+    xxh3-64 of everything before, u64
+
+A fence object has no entries, so its size is exactly `FENCE_BYTES`, and every object that carries
+entries is larger: a listing alone tells them apart (they are kept when the log is trimmed).
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import Any, TypeAlias, cast
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+
+from annheal.errors import DataCorruption, FailedPrecondition
+from annheal.model.records import Float32Matrix, RecordBatch
+
+FORMAT_VERSION = 1
+_MAGIC = b"AHWL"
+_HEADER = struct.Struct("<4sHHQQ16sQQII")
+_ENTRY = struct.Struct("<IIQQ")
+_CHECKSUM = struct.Struct("<Q")
+FENCE_BYTES = _HEADER.size + _CHECKSUM.size
+_UPSERT, _DELETE = 1, 2
+_ID, _VECTOR, _PAYLOAD = "_id", "_vector", "_payload"
+
+
+@dataclass(frozen=True, slots=True)
+class UpsertEntry:
+    """Rows written; row i has sequence `first_sequence + i`."""
+
+    first_sequence: int
+    batch: RecordBatch
+
+    @property
+    def last_sequence(self) -> int:
+        """The sequence of the last row."""
+        return self.first_sequence + len(self.batch) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteEntry:
+    """Ids deleted at `sequence`: every older row of them is dead."""
+
+    sequence: int
+    ids: pa.StringArray
+
+    @property
+    def last_sequence(self) -> int:
+        """The one sequence of this entry."""
+        return self.sequence
+
+    def id_list(self) -> list[str]:
+        """Return the ids as Python strings."""
+        return cast("list[str]", self.ids.to_pylist())  # ids are never null
+
+
+WalEntry: TypeAlias = UpsertEntry | DeleteEntry
+
+
+@dataclass(frozen=True, slots=True)
+class WalObject:
+    """One slot. `writer` is 16 random bytes of the process, so that no two writers put equal bytes."""
+
+    epoch: int
+    slot: int
+    writer: bytes
+    last_sequence: int
+    entries: tuple[WalEntry, ...] = ()
+
+    @property
+    def is_fence(self) -> bool:
+        """Whether this object only announces a new owner's epoch."""
+        return not self.entries
+
+
+def wal_prefix(collection_id: str, shard: int) -> str:
+    """Return the prefix of a shard's log objects."""
+    return f"wal/{collection_id}/{shard:05d}/"
+
+
+def wal_key(collection_id: str, shard: int, slot: int) -> str:
+    """Return the object key of one slot."""
+    return f"{wal_prefix(collection_id, shard)}{slot:020d}"
+
+
+def parse_slot(key: str) -> int:
+    """Return the slot number of a log object's key."""
+    return int(key.rsplit("/", 1)[1])
+
+
+def encode_wal_object(wal_object: WalObject) -> bytes:
+    """Return the bytes of `wal_object`."""
+    first = wal_object.entries[0] if wal_object.entries else None
+    first_sequence = (
+        0
+        if first is None
+        else first.first_sequence
+        if isinstance(first, UpsertEntry)
+        else first.sequence
+    )
+    parts = [
+        _HEADER.pack(
+            _MAGIC,
+            FORMAT_VERSION,
+            0,
+            wal_object.epoch,
+            wal_object.slot,
+            wal_object.writer,
+            first_sequence,
+            wal_object.last_sequence,
+            len(wal_object.entries),
+            0,
+        )
+    ]
+    for entry in wal_object.entries:
+        body = _encode_body(entry)
+        if isinstance(entry, UpsertEntry):
+            kind, sequence = _UPSERT, entry.first_sequence
+        else:
+            kind, sequence = _DELETE, entry.sequence
+        parts += [_ENTRY.pack(kind, 0, sequence, len(body)), body]
+    digest = xxhash.xxh3_64()
+    for part in parts:
+        digest.update(part)
+    parts.append(_CHECKSUM.pack(digest.intdigest()))
+    return b"".join(parts)
+
+
+def decode_wal_object(data: bytes, *, key: str) -> WalObject:
+    """Parse one object; `key` names it in errors.
+
+    Raises `DataCorruption` when the bytes do not match their checksum or layout, and
+    `FailedPrecondition` when a newer version of Annheal wrote them.
+    """
+    if len(data) < FENCE_BYTES or data[:4] != _MAGIC:
+        raise DataCorruption(f"log object {key} is not a write-ahead log object")
+    (checksum,) = _CHECKSUM.unpack_from(data, len(data) - _CHECKSUM.size)
+    body = memoryview(data)[: -_CHECKSUM.size]
+    if xxhash.xxh3_64_intdigest(body) != checksum:
+        raise DataCorruption(f"log object {key} does not match its checksum")
+    _, version, _, epoch, slot, writer, _, last_sequence, count, _ = _HEADER.unpack_from(data)
+    if version > FORMAT_VERSION:
+        raise FailedPrecondition(
+            f"log object {key} has format version {version}; this Annheal reads up to {FORMAT_VERSION}"
+        )
+    entries: list[WalEntry] = []
+    offset = _HEADER.size
+    for _ in range(count):
+        kind, _, sequence, length = _ENTRY.unpack_from(data, offset)
+        offset += _ENTRY.size
+        entries.append(_decode_body(kind, sequence, body[offset : offset + length], key=key))
+        offset += length
+    return WalObject(epoch, slot, writer, last_sequence, tuple(entries))
+
+
+def encode_record_batch(batch: RecordBatch) -> bytes:
+    """Return `batch` as an Arrow IPC stream: `_id`, `_vector`, the attributes, `_payload`."""
+    dimension = batch.vectors.shape[1]
+    flat = pa.array(batch.vectors.reshape(-1))
+    vectors = pa.FixedSizeListArray.from_arrays(flat, dimension)
+    table = pa.RecordBatch.from_arrays(
+        [batch.ids, vectors, *batch.attributes.columns, batch.payloads],
+        names=[_ID, _VECTOR, *batch.attributes.schema.names, _PAYLOAD],
+    )
+    return _to_stream(table)
+
+
+def decode_record_batch(data: bytes | memoryview) -> RecordBatch:
+    """Parse `encode_record_batch`'s bytes; the vectors are a view of them."""
+    table = _from_stream(data)
+    vector_column = cast(pa.FixedSizeListArray[Any, Any], table.column(_VECTOR))
+    dimension = vector_column.type.list_size
+    vectors: Float32Matrix = np.asarray(vector_column.flatten(), dtype=np.float32).reshape(
+        len(table), dimension
+    )
+    names = [name for name in table.schema.names if name not in (_ID, _VECTOR, _PAYLOAD)]
+    attributes = (
+        pa.RecordBatch.from_arrays(
+            [table.column(name) for name in names],
+            schema=pa.schema([table.schema.field(name) for name in names]),
+        )
+        if names
+        else empty_attributes(len(table))
+    )
+    return RecordBatch(
+        cast(pa.StringArray, table.column(_ID)),
+        vectors,
+        attributes,
+        cast(pa.BinaryArray, table.column(_PAYLOAD)),
+    )
+
+
+def empty_attributes(rows: int) -> pa.RecordBatch:
+    """Return a batch of `rows` rows without columns (Arrow keeps the length only through a struct)."""
+    structs = cast(pa.StructArray, pa.array([{}] * rows, type=pa.struct([])))
+    return pa.RecordBatch.from_struct_array(structs)
+
+
+def _encode_body(entry: WalEntry) -> bytes:
+    if isinstance(entry, UpsertEntry):
+        return encode_record_batch(entry.batch)
+    return _to_stream(pa.RecordBatch.from_arrays([entry.ids], names=[_ID]))
+
+
+def _decode_body(kind: int, sequence: int, body: memoryview, *, key: str) -> WalEntry:
+    if kind == _UPSERT:
+        return UpsertEntry(sequence, decode_record_batch(body))
+    if kind == _DELETE:
+        return DeleteEntry(sequence, cast(pa.StringArray, _from_stream(body).column(_ID)))
+    raise DataCorruption(f"log object {key} has an entry of unknown kind {kind}")
+
+
+def _to_stream(batch: pa.RecordBatch) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return sink.getvalue().to_pybytes()
+
+
+def _from_stream(data: bytes | memoryview) -> pa.RecordBatch:
+    with pa.ipc.open_stream(pa.py_buffer(data)) as reader:
+        return reader.read_next_batch()
+
+
+def is_fence_size(size_bytes: int) -> bool:
+    """Whether an object of this size can only be a fence."""
+    return size_bytes == FENCE_BYTES

@@ -1,0 +1,93 @@
+"""Composition root of a shard node: the only place that names concrete classes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import shutil
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib import metadata
+
+from annheal.errors import AnnhealError
+from annheal.metastore.protocol import MetaStore
+from annheal.model.shard import NodeRegistration
+from annheal.objectstore.protocol import ObjectStore
+from annheal.runtime.tasks import TaskScope
+from shard_node.manifest_store import ManifestStore
+from shard_node.node import Node
+from shard_node.offload import Offload
+from shard_node.owned_shard import ShardDependencies
+from shard_node.ownership import Ownership
+from shard_node.registration import run_registration
+from shard_node.settings import ShardNodeSettings
+
+WRITER_BYTES = 16
+
+_log = logging.getLogger(__name__)
+
+
+@asynccontextmanager
+async def running_node(
+    settings: ShardNodeSettings, meta: MetaStore, objects: ObjectStore, *, address: str
+) -> AsyncIterator[tuple[Node, TaskScope]]:
+    """Run a node in this process: yields its port and the scope of its tasks (watch it for failure).
+
+    On leaving, the node stops being alive first (so that others take over), then flushes what
+    it still holds within `drain_timeout_s`; whatever is not flushed is in the log.
+    """
+    scratch = settings.data_dir / "scratch"
+    shutil.rmtree(scratch, ignore_errors=True)
+    offload = Offload()
+    shared = ShardDependencies(
+        objects=objects,
+        manifests=ManifestStore(meta),
+        offload=offload,
+        node_id=settings.node_id,
+        writer=secrets.token_bytes(WRITER_BYTES),
+        cache=settings.data_dir / "segments",
+        scratch=scratch,
+    )
+    ownership = Ownership(
+        meta, shared, node_id=settings.node_id, opening_max=settings.shards_opening_max
+    )
+    node = Node(
+        ownership,
+        offload,
+        node_id=settings.node_id,
+        search_threads=settings.search_threads or os.cpu_count() or 1,
+    )
+    registration = NodeRegistration(
+        node_id=settings.node_id,
+        address=address,
+        zone=settings.zone,
+        capacity=settings.capacity,
+        started_at_s=time.time(),
+        version=metadata.version("annheal"),
+    )
+    scope = TaskScope(f"shard node {settings.node_id}")
+    registered = asyncio.Event()
+    scope.start(ownership.run(), name="ownership")
+    scope.start(
+        run_registration(meta, registration, ttl_s=settings.lease_ttl_s, registered=registered),
+        name="registration",
+    )
+    try:
+        await registered.wait()
+        yield node, scope
+        await _flush(node, ownership, timeout_s=settings.drain_timeout_s)
+    finally:
+        await scope.stop()
+        offload.close()
+
+
+async def _flush(node: Node, ownership: Ownership, *, timeout_s: float) -> None:
+    """Flush before a graceful end, so that the next owner has less of the log to replay."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            await node.flush_all(list(ownership.held))
+    except (TimeoutError, AnnhealError) as error:
+        _log.warning("not everything was flushed before the end; the log has it: %s", error)

@@ -1,0 +1,193 @@
+"""Rows that are in memory and in the log, but not yet in a segment. Searched exactly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from annheal.model.collection import Metric
+from annheal.model.records import Float32Matrix, Projection, RecordBatch, RecordSet
+from annheal.wal.codec import empty_attributes
+
+_ROWS_INITIAL = 1_024
+
+
+@dataclass(frozen=True, slots=True)
+class GrowingView:
+    """An immutable view of `rows` rows. `dead` (rows,) bool or None when every row lives.
+
+    The arrays are shared with the growing segment, which only ever writes behind `rows` and
+    replaces (never changes) `dead`. `newest` is the growing segment's own map from id to row: it
+    may name rows behind this view.
+    """
+
+    vectors: Float32Matrix
+    ids: list[str]
+    newest: dict[str, int]
+    sequences: npt.NDArray[np.int64]
+    batches: tuple[RecordBatch, ...]
+    rows: int
+    dead: npt.NDArray[np.bool_] | None
+    dead_count: int
+    _attributes: list[pa.RecordBatch] = field(default_factory=list)
+
+    @property
+    def live_count(self) -> int:
+        """Rows that are not dead."""
+        return self.rows - self.dead_count
+
+    def live_mask(self) -> npt.NDArray[np.bool_]:
+        """Return (rows,) bool, True where the row lives."""
+        return np.ones(self.rows, dtype=np.bool_) if self.dead is None else ~self.dead
+
+    def attributes(self) -> pa.RecordBatch:
+        """Return the attribute columns of all rows; joined once per view."""
+        if not self._attributes:
+            parts = [batch.attributes for batch in self.batches]
+            self._attributes.append(parts[0] if len(parts) == 1 else _concat(parts))
+        return self._attributes[0]
+
+    def payloads(self) -> pa.BinaryArray:
+        """Return the payload column of all rows."""
+        return pa.concat_arrays([batch.payloads for batch in self.batches])
+
+    def take(self, rows: npt.NDArray[np.int64], projection: Projection) -> RecordSet:
+        """Return the given rows with what `projection` asks for."""
+        ids = self.ids
+        found = [ids[row] for row in rows.tolist()]
+        if projection.ids_only:
+            return RecordSet(found)
+        index = pa.array(rows, type=pa.int64())
+        attributes = self.attributes()
+        if projection.attributes is not None:
+            attributes = attributes.select(list(projection.attributes))
+        return RecordSet(
+            found,
+            attributes=None if projection.attributes == () else attributes.take(index),
+            payloads=self.payloads().take(index) if projection.payload else None,
+            vectors=np.ascontiguousarray(self.vectors[rows]) if projection.vector else None,
+        )
+
+    def search(
+        self,
+        queries: Float32Matrix,
+        *,
+        k: int,
+        metric: Metric,
+        allowed: npt.NDArray[np.bool_] | None,
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+        """Compare every row; return scores (n, k') and rows (n, k'), best first, k' <= k.
+
+        `allowed` (rows,) bool limits the rows; rows not allowed come back as -inf and -1.
+        """
+        rows = self.vectors[: self.rows]
+        scores = queries @ rows.T
+        if metric is Metric.L2:
+            scores *= 2.0
+            scores -= np.einsum("ij,ij->i", rows, rows)
+            scores -= np.einsum("ij,ij->i", queries, queries)[:, None]
+            np.minimum(scores, 0.0, out=scores)
+        if allowed is not None:
+            scores[:, ~allowed] = -np.inf
+        width = min(k, self.rows)
+        if width < self.rows:
+            best = np.argpartition(scores, self.rows - width, axis=1)[:, self.rows - width :]
+        else:
+            best = np.broadcast_to(np.arange(self.rows), scores.shape)
+        best_scores = np.take_along_axis(scores, best, axis=1)
+        order = np.argsort(-best_scores, axis=1, kind="stable")
+        found = np.take_along_axis(best, order, axis=1).astype(np.int64)
+        found_scores = np.take_along_axis(best_scores, order, axis=1)
+        found[np.isneginf(found_scores)] = -1
+        return found_scores, found
+
+
+class GrowingSegment:
+    """The writable end of a shard: append rows, kill rows, take views.
+
+    Used by one writer at a time (the shard's mutation lock); views may be read by any thread.
+    """
+
+    def __init__(self, dimension: int) -> None:
+        self._vectors: Float32Matrix = np.empty((_ROWS_INITIAL, dimension), dtype=np.float32)
+        self._sequences = np.empty(_ROWS_INITIAL, dtype=np.int64)
+        self._ids: list[str] = []
+        self._newest: dict[str, int] = {}
+        self._batches: list[RecordBatch] = []
+        self._dead: npt.NDArray[np.bool_] | None = None
+        self._dead_count = 0
+        self.rows = 0
+        self.last_slot = -1
+        self.last_sequence = 0
+
+    @property
+    def vector_bytes(self) -> int:
+        """Bytes of the vectors held."""
+        return self.rows * int(self._vectors.shape[1]) * 4
+
+    def append(self, batch: RecordBatch, *, first_sequence: int) -> None:
+        """Add rows; an older row of the same id must be killed before."""
+        start, end = self.rows, self.rows + len(batch)
+        self._reserve(end)
+        self._vectors[start:end] = batch.vectors
+        self._sequences[start:end] = np.arange(first_sequence, first_sequence + len(batch))
+        ids = batch.id_list()
+        self._ids.extend(ids)
+        self._newest.update(zip(ids, range(start, end), strict=True))
+        # The vectors were copied: keep a batch without them, or they would be held twice.
+        self._batches.append(
+            RecordBatch(batch.ids, batch.vectors[:0], batch.attributes, batch.payloads)
+        )
+        if self._dead is not None:
+            self._dead = np.concatenate([self._dead, np.zeros(len(batch), dtype=np.bool_)])
+        self.rows = end
+
+    def find(self, ids: list[str]) -> npt.NDArray[np.int64]:
+        """Return the newest row of each id, -1 where there is none; it may be dead."""
+        newest = self._newest
+        return np.fromiter((newest.get(i, -1) for i in ids), dtype=np.int64, count=len(ids))
+
+    def kill(self, rows: npt.NDArray[np.int64], *, before_sequence: int) -> int:
+        """Mark rows older than `before_sequence` dead; return how many died."""
+        rows = rows[self._sequences[rows] < before_sequence]
+        dead = np.zeros(self.rows, dtype=np.bool_) if self._dead is None else self._dead.copy()
+        died = rows[~dead[rows]]
+        if not len(died):
+            return 0
+        dead[died] = True
+        self._dead = dead
+        self._dead_count += len(died)
+        return len(died)
+
+    def view(self) -> GrowingView:
+        """Return the present rows as an immutable view."""
+        return GrowingView(
+            vectors=self._vectors,
+            ids=self._ids,
+            newest=self._newest,
+            sequences=self._sequences,
+            batches=tuple(self._batches),
+            rows=self.rows,
+            dead=self._dead,
+            dead_count=self._dead_count,
+        )
+
+    def _reserve(self, rows: int) -> None:
+        if rows <= len(self._vectors):
+            return
+        capacity = max(rows, 2 * len(self._vectors))
+        vectors = np.empty((capacity, self._vectors.shape[1]), dtype=np.float32)
+        vectors[: self.rows] = self._vectors[: self.rows]
+        sequences = np.empty(capacity, dtype=np.int64)
+        sequences[: self.rows] = self._sequences[: self.rows]
+        self._vectors, self._sequences = vectors, sequences
+
+
+def _concat(parts: list[pa.RecordBatch]) -> pa.RecordBatch:
+    if parts[0].num_columns == 0:
+        return empty_attributes(sum(len(part) for part in parts))
+    table = pa.Table.from_batches(parts).combine_chunks()
+    return table.to_batches()[0]

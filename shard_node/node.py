@@ -1,0 +1,175 @@
+"""A shard node as its callers see it: the port of `coordinator/ports.py`, over owned shards."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+
+from annheal.errors import DeadlineExceeded, Fenced, ResourceExhausted
+from annheal.index import set_search_threads
+from annheal.model.records import RecordSet
+from annheal.model.search import Consistency, SearchAnswer, SearchRequest
+from annheal.model.shard import ShardId, ShardPhase
+from annheal.model.task import CompactionTask
+from annheal.model.write import (
+    CountRequest,
+    GetRequest,
+    ScanPage,
+    ScanRequest,
+    ShardState,
+    WriteAnswer,
+    WriteRequest,
+)
+from shard_node.filter_cache import FilterCache
+from shard_node.offload import Offload
+from shard_node.owned_shard import OwnedShard
+from shard_node.ownership import Ownership
+from shard_node.read import count_rows, get_records, scan_page
+from shard_node.search import Searcher
+from shard_node.view import ShardView
+
+SEARCHES_WAITING_MAX = 256
+"""Batches of queries that may wait for the search thread."""
+
+
+class Node:
+    """Answers searches, reads and writes for the shards that this process owns."""
+
+    def __init__(
+        self, ownership: Ownership, offload: Offload, *, node_id: str, search_threads: int
+    ) -> None:
+        self._ownership = ownership
+        self._offload = offload
+        self._node_id = node_id
+        self._filters = FilterCache()
+        self._waiting = 0
+        self._search_threads = search_threads
+
+    async def search(self, request: SearchRequest) -> SearchAnswer:
+        """Search the named shards on one view each; merge their hits."""
+        owned = [self._owned(request.collection_id, number) for number in request.shards]
+        if request.consistency is Consistency.STRONG:
+            await asyncio.gather(*(shard.verify_owner() for shard in owned))
+        views = [
+            (shard.id.number, _view(shard, request.min_sequences.get(shard.id.number, 0)))
+            for shard in owned
+        ]
+        searcher = Searcher(owned[0].collection, self._filters)
+        threads = self._search_threads
+
+        def work() -> SearchAnswer:
+            # The number of OpenMP threads belongs to the calling thread.
+            set_search_threads(threads)
+            return searcher.search(views, request.queries, request.options)
+
+        async with self._admitted(request.timeout_s):
+            return await self._offload.search(work)
+
+    async def write(self, request: WriteRequest) -> WriteAnswer:
+        """Write to one shard; returns once durable and visible."""
+        owned = self._owned(request.collection_id, request.shard)
+        return await owned.write(request.operation, timeout_s=request.timeout_s)
+
+    async def get(self, request: GetRequest) -> RecordSet:
+        """Read records by id, in the order asked."""
+        view = await self._read_view(
+            request.collection_id, request.shard, request.consistency, request.min_sequence
+        )
+        return await self._offload.read(lambda: get_records(view, request.ids, request.projection))
+
+    async def count(self, request: CountRequest) -> int:
+        """Count matching live records."""
+        view = await self._read_view(
+            request.collection_id, request.shard, request.consistency, request.min_sequence
+        )
+        return await self._offload.read(lambda: count_rows(view, request.filter))
+
+    async def scan(self, request: ScanRequest) -> ScanPage:
+        """Read one page of a shard."""
+        view = self._owned(request.collection_id, request.shard).view
+        return await self._offload.read(lambda: scan_page(view, request))
+
+    async def shard_states(self, collection_id: str = "") -> tuple[ShardState, ...]:
+        """Describe the shards held, those that could not be opened included."""
+        return tuple(
+            _opening_state(shard, self._node_id, self._ownership.error(shard))
+            if owned is None
+            else owned.state()
+            for shard, owned in sorted(self._ownership.held.items())
+            if collection_id in ("", shard.collection_id)
+        )
+
+    async def flush(self, collection_id: str, shard: int) -> None:
+        """Seal and flush what grows, checkpoint delete vectors, trim the log."""
+        await self._owned(collection_id, shard).flush()
+
+    async def publish_compaction(self, task: CompactionTask) -> None:
+        """Swap a finished task's sources for its output."""
+        await self._owned(task.collection_id, task.shard).publish_compaction(task)
+
+    async def flush_all(self, shards: Iterable[ShardId]) -> None:
+        """Flush every shard named that is open here; used when the node is about to leave."""
+        owned = [self._ownership.get(shard) for shard in shards]
+        await asyncio.gather(*(shard.flush() for shard in owned if shard is not None))
+
+    def _owned(self, collection_id: str, number: int) -> OwnedShard:
+        shard = ShardId(collection_id, number)
+        owned = self._ownership.get(shard)
+        if owned is None:
+            raise Fenced(
+                f"node {self._node_id} does not serve shard {shard}",
+                metadata={"shard": str(shard), "node": self._node_id},
+            )
+        return owned
+
+    async def _read_view(
+        self, collection_id: str, number: int, consistency: Consistency, min_sequence: int
+    ) -> ShardView:
+        owned = self._owned(collection_id, number)
+        if consistency is Consistency.STRONG:
+            await owned.verify_owner()
+        return _view(owned, min_sequence)
+
+    @asynccontextmanager
+    async def _admitted(self, timeout_s: float) -> AsyncIterator[None]:
+        if self._waiting >= SEARCHES_WAITING_MAX:
+            raise ResourceExhausted(
+                f"{SEARCHES_WAITING_MAX} searches wait on node {self._node_id}", retry_after_s=0.1
+            )
+        self._waiting += 1
+        try:
+            async with asyncio.timeout(timeout_s):
+                yield
+        except TimeoutError:
+            raise DeadlineExceeded(f"the search took longer than {timeout_s:g} s") from None
+        finally:
+            self._waiting -= 1
+
+
+def _view(owned: OwnedShard, min_sequence: int) -> ShardView:
+    """Return the view, or refuse: a deposed owner has not seen what its successor acknowledged."""
+    view = owned.view
+    if view.sequence < min_sequence:
+        raise Fenced(
+            f"shard {owned.id} has applied sequence {view.sequence} here, {min_sequence} is asked for"
+        )
+    return view
+
+
+def _opening_state(shard: ShardId, node_id: str, error: str) -> ShardState:
+    phase = ShardPhase.FAILED if error else ShardPhase.LOADING
+    return ShardState(
+        collection_id=shard.collection_id,
+        shard=shard.number,
+        node_id=node_id,
+        phase=phase.value,
+        epoch=0,
+        live_rows=0,
+        dead_rows=0,
+        unindexed_rows=0,
+        applied_sequence=0,
+        wal_slots=0,
+        memory_bytes=0,
+        error=error,
+    )

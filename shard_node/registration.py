@@ -1,0 +1,51 @@
+"""Keeps this node known as alive: its registration lives as long as its lease."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from annheal.errors import Conflict, Unavailable, UnknownOutcome
+from annheal.metastore.codec import encode_value
+from annheal.metastore.keys import node_key
+from annheal.metastore.lease_keeper import LeaseKeeper
+from annheal.metastore.protocol import LeaseExpired, MetaStore, Put
+from annheal.model.shard import NodeRegistration
+
+REGISTER_RETRY_S = 0.5
+
+_log = logging.getLogger(__name__)
+
+
+async def run_registration(
+    meta: MetaStore, registration: NodeRegistration, *, ttl_s: float, registered: asyncio.Event
+) -> None:
+    """Register under a lease, again after every loss, until cancelled; then the lease is revoked.
+
+    Losing the lease does not stop reads or writes: safety lies in the log's fence, and without a
+    successor this node is still the owner (DESIGN section 10, etcd down).
+    """
+    async with LeaseKeeper(meta, ttl_s=ttl_s) as keeper:
+        while True:
+            try:
+                await meta.commit(
+                    [
+                        Put(
+                            node_key(registration.node_id),
+                            encode_value(registration),
+                            lease_id=keeper.lease.id,
+                        )
+                    ]
+                )
+                registered.set()
+                await keeper.lost.wait()
+                _log.warning("node %s lost its lease; registering again", registration.node_id)
+            except (Unavailable, UnknownOutcome, Conflict, LeaseExpired) as error:
+                _log.warning("node %s is not registered: %s", registration.node_id, error)
+                await asyncio.sleep(REGISTER_RETRY_S)
+            while not keeper.is_valid():
+                try:
+                    await keeper.regrant()
+                except (Unavailable, UnknownOutcome) as error:
+                    _log.warning("no lease for node %s: %s", registration.node_id, error)
+                    await asyncio.sleep(REGISTER_RETRY_S)

@@ -1,0 +1,160 @@
+"""From durable storage to memory: manifest, segments, delete vectors, then the log's tail."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from annheal.errors import DataCorruption, NotFound
+from annheal.model.collection import Collection
+from annheal.model.manifest import DeleteVectorEntry, Manifest, SegmentEntry
+from annheal.objectstore.protocol import ObjectStore
+from annheal.segment import DeleteVector, Segment, fetch_segment, load_delete_vector
+from annheal.wal.codec import (
+    WalObject,
+    decode_wal_object,
+    is_fence_size,
+    parse_slot,
+    wal_key,
+    wal_prefix,
+)
+from shard_node.offload import Offload
+from shard_node.shard import Shard
+from shard_node.view import SegmentView
+
+LOADS_AT_ONCE = 4
+SLOTS_AT_ONCE = 16
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class LogPosition:
+    """How far a log was read: the next slot, the highest epoch seen, slots that may be trimmed."""
+
+    next_slot: int
+    epoch: int
+    data_slots: list[int]
+
+
+class SegmentLoader:
+    """Loads segments of one shard, checked, mapped, each only once."""
+
+    def __init__(
+        self,
+        objects: ObjectStore,
+        collection: Collection,
+        number: int,
+        *,
+        cache: Path,
+        offload: Offload,
+    ) -> None:
+        self._objects = objects
+        self._collection = collection
+        self._number = number
+        self._cache = cache
+        self._offload = offload
+        self._loading = asyncio.Semaphore(LOADS_AT_ONCE)
+
+    async def load(self, entry: SegmentEntry) -> Segment:
+        """Fetch, verify (INV-5) and map one segment; raises `DataCorruption` that names the file."""
+        async with self._loading:
+            files = await fetch_segment(
+                self._objects, self._collection.id, self._number, entry, cache_dir=self._cache
+            )
+            return await self._offload.background(lambda: Segment.open(files, entry))
+
+    async def load_view(
+        self, entry: SegmentEntry, deletes: DeleteVectorEntry | None
+    ) -> SegmentView:
+        """Load a segment with its checkpointed delete vector."""
+        segment = await self.load(entry)
+        if deletes is None:
+            return SegmentView(segment, DeleteVector.empty(segment.rows))
+        return SegmentView(
+            segment, await load_delete_vector(self._objects, deletes, rows=segment.rows)
+        )
+
+
+async def load_manifest(shard: Shard, manifest: Manifest, loader: SegmentLoader) -> None:
+    """Fill `shard` with the segments of `manifest`."""
+    deletes = {entry.segment_id: entry for entry in manifest.delete_vectors}
+    views = await asyncio.gather(
+        *(loader.load_view(e, deletes.get(e.segment_id)) for e in manifest.segments)
+    )
+    shard.install(
+        views, last_sequence=manifest.last_sequence, checkpoint_slot=manifest.checkpoint_slot
+    )
+
+
+async def replay_log(
+    objects: ObjectStore, shard: Shard, position: LogPosition, *, offload: Offload
+) -> None:
+    """Apply every slot from `position.next_slot` to the end of the log, and advance `position`.
+
+    Raises `NotFound` when a slot was trimmed under this reader: the manifest has moved on and must
+    be read again.
+    """
+    collection_id = shard.collection.id
+    prefix = wal_prefix(collection_id, shard.number)
+    while True:
+        after = wal_key(collection_id, shard.number, position.next_slot - 1)
+        after = after if position.next_slot > 0 else prefix
+        slots = [parse_slot(stat.key) async for stat in objects.list(prefix, after=after)]
+        if not slots:
+            return
+        if slots != list(range(position.next_slot, position.next_slot + len(slots))):
+            raise NotFound(f"log of {prefix} has a gap after slot {position.next_slot - 1}")
+        for start in range(0, len(slots), SLOTS_AT_ONCE):
+            keys = [
+                wal_key(collection_id, shard.number, s)
+                for s in slots[start : start + SLOTS_AT_ONCE]
+            ]
+            bodies = await asyncio.gather(*(objects.get(key) for key in keys))
+            for key, body in zip(keys, bodies, strict=True):
+                await offload.change(_applier(shard, position, key, body))
+
+
+def _applier(shard: Shard, position: LogPosition, key: str, body: bytes) -> Callable[[], None]:
+    def apply() -> None:
+        found = decode_wal_object(body, key=key)
+        if found.slot != position.next_slot:
+            raise DataCorruption(f"log object {key} says that it is slot {found.slot}")
+        _apply_object(shard, found)
+        position.next_slot += 1
+        position.epoch = max(position.epoch, found.epoch)
+        if not found.is_fence:
+            position.data_slots.append(found.slot)
+
+    return apply
+
+
+def _apply_object(shard: Shard, found: WalObject) -> None:
+    shard.apply(found.entries, slot=found.slot, last_sequence=found.last_sequence)
+    settings = shard.collection.settings
+    if (
+        shard.growing_rows >= settings.seal_rows_max
+        or shard.growing_bytes >= settings.seal_bytes_max
+    ):
+        shard.seal()
+
+
+async def list_trimmable(
+    objects: ObjectStore, collection_id: str, shard: int, *, checkpoint_slot: int
+) -> list[int]:
+    """Return the data slots up to `checkpoint_slot` that a former owner left behind.
+
+    Fence objects are kept for ever: the slot after an owner's last one is its successor's fence,
+    so a deposed owner that wakes up late always finds its next slot taken (docs/adr/0007).
+    """
+    slots: list[int] = []
+    async for stat in objects.list(wal_prefix(collection_id, shard)):
+        slot = parse_slot(stat.key)
+        if slot > checkpoint_slot:
+            break
+        if not is_fence_size(stat.size_bytes):
+            slots.append(slot)
+    return slots

@@ -1,0 +1,231 @@
+"""Searching views: every segment by its plan, growing rows exactly, one merge."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from annheal.filters import evaluate
+from annheal.index import LiveBitmap, TopK, merge_topk
+from annheal.model.collection import Collection
+from annheal.model.records import Float32Matrix, Projection, RecordSet
+from annheal.model.search import SearchAnswer, SearchOptions, SegmentExplain
+from shard_node.filter_cache import FilterCache
+from shard_node.growing import GrowingView
+from shard_node.planner import PlanKind, SegmentPlan, choose_ef, plan_segment
+from shard_node.view import SegmentView, ShardView
+
+Hits = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One segment or growing view that gave hits; the merge refers to it by position."""
+
+    rows: SegmentView | GrowingView
+
+    def take(self, rows: npt.NDArray[np.int64], projection: Projection) -> RecordSet:
+        source = self.rows.segment if isinstance(self.rows, SegmentView) else self.rows
+        return source.take(rows, projection)
+
+
+class Searcher:
+    """Runs searches of one collection; call from one search thread at a time per instance."""
+
+    def __init__(self, collection: Collection, filters: FilterCache) -> None:
+        self._collection = collection
+        self._filters = filters
+
+    def search(
+        self, views: Sequence[tuple[int, ShardView]], queries: Float32Matrix, options: SearchOptions
+    ) -> SearchAnswer:
+        """Return the best k of all `views` (shard number, view) for each of the queries (n, d)."""
+        parts: list[_Part] = []
+        hits: list[Hits] = []
+        explain: list[SegmentExplain] = []
+        for shard, view in views:
+            for held in view.segments:
+                started_s = time.perf_counter()
+                plan, allowed, found = self._search_segment(held, queries, options)
+                if found is not None:
+                    parts.append(_Part(held))
+                    hits.append(found)
+                if options.explain:
+                    took_s = time.perf_counter() - started_s
+                    explain.append(_explain(shard, held, plan, allowed, len(queries), took_s))
+            for growing in view.growing:
+                found = self._search_growing(growing, queries, options)
+                if found is not None:
+                    parts.append(_Part(growing))
+                    hits.append(found)
+        best = merge_topk(hits, k=options.k, queries=len(queries))
+        counts, scores, records = _materialise(best, parts, options.projection)
+        return SearchAnswer(
+            counts,
+            scores,
+            records,
+            explain=tuple(explain),
+            sequences={shard: view.sequence for shard, view in views},
+        )
+
+    def _search_segment(
+        self, held: SegmentView, queries: Float32Matrix, options: SearchOptions
+    ) -> tuple[SegmentPlan, int, Hits | None]:
+        segment = held.segment
+        live = held.deletes.live
+        if options.filter is not None:
+            matching = self._filters.matches(segment, options.filter)
+            live = matching if live is None else matching & live
+        allowed = segment.rows if live is None else live.count
+        plan = plan_segment(
+            index_kind=segment.kind,
+            rows=segment.rows,
+            allowed=allowed,
+            filtered=options.filter is not None,
+            ef=self._ef(held, options),
+            exact=options.exact,
+        )
+        if plan.kind is PlanKind.SKIP:
+            return plan, allowed, None
+        return plan, allowed, _run_plan(held, plan, queries, options.k, live)
+
+    def _ef(self, held: SegmentView, options: SearchOptions) -> int:
+        if options.ef is not None:
+            return options.ef
+        objective = options.recall_objective or self._collection.settings.recall_objective
+        return choose_ef(held.segment.recall_curve, k=options.k, objective=objective)
+
+    def _search_growing(
+        self, growing: GrowingView, queries: Float32Matrix, options: SearchOptions
+    ) -> Hits | None:
+        allowed: npt.NDArray[np.bool_] | None = None
+        if options.filter is not None:
+            allowed = evaluate(options.filter, growing.attributes(), row_count=growing.rows)
+        if growing.dead is not None:
+            allowed = ~growing.dead if allowed is None else allowed & ~growing.dead
+        if allowed is not None and not allowed.any():
+            return None
+        return growing.search(
+            queries, k=options.k, metric=self._collection.model.metric, allowed=allowed
+        )
+
+
+def _run_plan(
+    held: SegmentView, plan: SegmentPlan, queries: Float32Matrix, k: int, live: LiveBitmap | None
+) -> Hits:
+    index = held.segment.index
+    if plan.kind is PlanKind.ROWS and live is not None:
+        return index.search_rows(queries, rows=live.members(), k=k)
+    if plan.kind in (PlanKind.ROWS, PlanKind.SCAN):
+        return index.search(queries, k=k, live=live, exact=True)
+    found = index.search(queries, k=k, ef=plan.ef, live=live)
+    if live is None:
+        return found
+    return _complete(held, queries, k, live, found)
+
+
+def _complete(
+    held: SegmentView, queries: Float32Matrix, k: int, live: LiveBitmap, found: Hits
+) -> Hits:
+    """Answer exactly where the walk returned fewer hits than rows are allowed.
+
+    A walk limited by a selector can miss rows far from the query altogether; a caller gets fewer than k only
+    when fewer than k rows match.
+    """
+    wanted = min(k, live.count)
+    short = np.flatnonzero(np.count_nonzero(found[1] >= 0, axis=1) < wanted)
+    if not len(short):
+        return found
+    scores, rows = held.segment.index.search(
+        np.ascontiguousarray(queries[short]), k=k, live=live, exact=True
+    )
+    found[0][short], found[1][short] = scores, rows
+    return found
+
+
+def _materialise(
+    best: TopK, parts: Sequence[_Part], projection: Projection
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32], RecordSet]:
+    """Turn (n, k) references into flat scores and the records they name."""
+    present = best.rows >= 0
+    counts = np.count_nonzero(present, axis=1).astype(np.int32)
+    rows = best.rows[present]
+    scores = best.scores[present]
+    if len(parts) <= 1:
+        return counts, scores, parts[0].take(rows, projection) if parts else RecordSet([])
+    numbers = best.parts[present]
+    taken: list[RecordSet] = []
+    positions: list[npt.NDArray[np.int64]] = []
+    for number in np.unique(numbers).tolist():
+        where = np.flatnonzero(numbers == number)
+        taken.append(parts[number].take(rows[where], projection))
+        positions.append(where)
+    return counts, scores, join_records(taken, positions)
+
+
+def join_records(
+    sets: Sequence[RecordSet], positions: Sequence[npt.NDArray[np.int64]]
+) -> RecordSet:
+    """Return one set in which row i of `sets[j]` stands at `positions[j][i]`."""
+    if len(sets) == 1:
+        return sets[0]
+    if not sets:
+        return RecordSet([])
+    order = np.argsort(np.concatenate(positions), kind="stable")
+    ids: list[str] = [record_id for part in sets for record_id in part.ids]
+    index = pa.array(order, type=pa.int64())
+    first = sets[0]
+    return RecordSet(
+        [ids[i] for i in order.tolist()],
+        attributes=None if first.attributes is None else _join_batches(sets).take(index),
+        payloads=None
+        if first.payloads is None
+        else pa.concat_arrays([s.payloads for s in sets if s.payloads is not None]).take(index),
+        vectors=None
+        if first.vectors is None
+        else np.concatenate([s.vectors for s in sets if s.vectors is not None])[order],
+    )
+
+
+def _join_batches(sets: Sequence[RecordSet]) -> pa.RecordBatch:
+    batches = [s.attributes for s in sets if s.attributes is not None]
+    schema = batches[0].schema
+    return pa.RecordBatch.from_arrays(
+        [
+            pa.concat_arrays([_plain(batch.column(name)) for batch in batches])
+            for name in schema.names
+        ],
+        names=schema.names,
+    )
+
+
+def _plain(column: pa.Array[Any]) -> pa.Array[Any]:
+    """Return a keyword column as plain strings: dictionaries differ from segment to segment."""
+    return column.dictionary_decode() if isinstance(column, pa.DictionaryArray) else column
+
+
+def _explain(
+    shard: int, held: SegmentView, plan: SegmentPlan, allowed: int, queries: int, took_s: float
+) -> SegmentExplain:
+    compared = {
+        PlanKind.SKIP: 0,
+        PlanKind.SCAN: held.segment.rows * queries,
+        PlanKind.ROWS: allowed * queries,
+    }
+    return SegmentExplain(
+        shard=shard,
+        segment_id=held.segment.id,
+        plan=plan.kind.value,
+        rows=held.segment.rows,
+        live_rows=held.live_count,
+        matches=allowed,
+        ef=plan.ef,
+        visited=compared.get(plan.kind, 0),
+        duration_s=took_s,
+    )

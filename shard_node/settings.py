@@ -1,0 +1,44 @@
+"""Settings of a shard node: frozen, validated, documented in docs/configuration.md."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from annheal.errors import InvalidArgument
+
+LEASE_TTL_MIN_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class ShardNodeSettings:
+    """How one shard node runs.
+
+    `advertise` is the address that coordinators use (empty: the listen address). `data_dir` holds
+    the segment cache and scratch files; losing it loses nothing. `search_threads` is the number of
+    threads that FAISS uses for one batch of queries; 0 means all cores.
+    """
+
+    node_id: str
+    listen: str = "127.0.0.1:7710"
+    advertise: str = ""
+    zone: str = ""
+    capacity: float = 1.0
+    data_dir: Path = Path("var/shard-node")
+    lease_ttl_s: float = 10.0
+    search_threads: int = 0
+    shards_opening_max: int = 4
+    drain_timeout_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot work."""
+        if not self.node_id:
+            raise InvalidArgument.of("node_id", "must not be empty; give the node a stable name")
+        if self.capacity <= 0:
+            raise InvalidArgument.of("capacity", f"must be positive, not {self.capacity}")
+        if self.lease_ttl_s < LEASE_TTL_MIN_S:
+            raise InvalidArgument.of("lease_ttl_s", f"must be at least {LEASE_TTL_MIN_S}")
+        if self.search_threads < 0:
+            raise InvalidArgument.of("search_threads", "must be 0 (all cores) or more")
+        if self.shards_opening_max < 1:
+            raise InvalidArgument.of("shards_opening_max", "must be at least 1")
