@@ -22,6 +22,7 @@ from annheal.metastore.protocol import (
     Lease,
     LeaseExpired,
     MetaStore,
+    Operation,
     Put,
     WatchCompacted,
 )
@@ -249,7 +250,7 @@ class MetaStoreContract:
         await store.commit([Put("k" * limits.KEY_BYTES_MAX, value)])
         many = [Put(f"{n}", b"") for n in range(limits.COMMIT_OPERATIONS_MAX)]
         await store.commit(many, compares=[Compare(put.key, 0) for put in many])
-        for refused in (
+        refusals: list[list[Operation]] = [
             [Put("k" * (limits.KEY_BYTES_MAX + 1), b"")],
             [Put("", b"")],
             [Put("\ud800", b"")],
@@ -257,7 +258,8 @@ class MetaStoreContract:
             [Put("a", value), Put("b", value)],
             [Put("a", b"1"), Delete("a")],
             [*many, Put("one more", b"")],
-        ):
+        ]
+        for refused in refusals:
             before = (await store.list("")).revision
             with pytest.raises(InvalidArgument):
                 await store.commit(refused)

@@ -125,7 +125,7 @@ class TestSqlite:
     async def test_only_the_last_changes_are_kept(self, tmp_path: Path) -> None:
         path = tmp_path / "meta.db"
         store = SqliteMetaStore(path, changes_kept=50)
-        start = await store.commit([Put("w/a", b"")])
+        start = last = await store.commit([Put("w/a", b"")])
         for _ in range(200):
             last = await store.commit([Put("w/a", b"")])
         with pytest.raises(WatchCompacted):
