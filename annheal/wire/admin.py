@@ -1,0 +1,360 @@
+"""What operators see and do: nodes, shards, segments, tasks, recall."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from annheal.errors import InvalidArgument
+from annheal.model.cluster import (
+    RECALL_SAMPLE_DEFAULT,
+    ClusterStatus,
+    NodeStatus,
+    RecallOptions,
+    RecallReport,
+    ShardMove,
+    ShardRecall,
+    ShardStatus,
+    TaskStatus,
+)
+from annheal.model.shard import NodeRegistration, WorkerRegistration, WorkerRole
+from annheal.model.task import TaskPhase, TaskReason
+from annheal.model.write import SegmentState
+from annheal.v1 import admin_pb2 as pb
+from annheal.wire.collections import decode_collection_status, encode_collection_status
+from annheal.wire.enums import INDEX_KIND, SHARD_PHASE, TASK_PHASE, TASK_REASON, TIER, WORKER_ROLE
+from annheal.wire.filters import decode_filter, encode_filter
+from annheal.wire.timestamps import decode_seconds, encode_seconds
+
+
+def encode_node(node: NodeStatus) -> pb.Node:
+    """Return a node as a message."""
+    registration = node.registration
+    return pb.Node(
+        node_id=registration.node_id,
+        address=registration.address,
+        zone=registration.zone,
+        capacity=registration.capacity,
+        started_at=encode_seconds(registration.started_at_s),
+        version=registration.version,
+        draining=node.draining,
+        shards=node.shards,
+        shards_serving=node.shards_serving,
+        live_rows=node.live_rows,
+        memory_bytes=node.memory_bytes,
+        error=node.error,
+    )
+
+
+def decode_node(message: pb.Node) -> NodeStatus:
+    """Return a node."""
+    return NodeStatus(
+        registration=NodeRegistration(
+            node_id=message.node_id,
+            address=message.address,
+            zone=message.zone,
+            capacity=message.capacity,
+            started_at_s=decode_seconds(message.started_at),
+            version=message.version,
+        ),
+        draining=message.draining,
+        shards=message.shards,
+        shards_serving=message.shards_serving,
+        live_rows=message.live_rows,
+        memory_bytes=message.memory_bytes,
+        error=message.error,
+    )
+
+
+def encode_worker(worker: WorkerRegistration) -> pb.Worker:
+    """Return a coordinator or compactor as a message."""
+    return pb.Worker(
+        worker_id=worker.worker_id,
+        role=WORKER_ROLE.encode(worker.role),
+        address=worker.address,
+        started_at=encode_seconds(worker.started_at_s),
+        version=worker.version,
+    )
+
+
+def decode_worker(message: pb.Worker) -> WorkerRegistration:
+    """Return a coordinator or compactor."""
+    return WorkerRegistration(
+        worker_id=message.worker_id,
+        role=WORKER_ROLE.decode_or(message.role, WorkerRole.COORDINATOR),
+        address=message.address,
+        started_at_s=decode_seconds(message.started_at),
+        version=message.version,
+    )
+
+
+def encode_cluster_status(status: ClusterStatus) -> pb.GetClusterStatusResponse:
+    """Return the cluster at a glance, as a message."""
+    return pb.GetClusterStatusResponse(
+        version=status.version,
+        leader=status.leader,
+        nodes=[encode_node(node) for node in status.nodes],
+        workers=[encode_worker(worker) for worker in status.workers],
+        collections=status.collections,
+        shards=status.shards,
+        totals=encode_collection_status(status.totals),
+        tasks_pending=status.tasks_pending,
+        tasks_failed=status.tasks_failed,
+        warnings=status.warnings,
+    )
+
+
+def decode_cluster_status(message: pb.GetClusterStatusResponse) -> ClusterStatus:
+    """Return the cluster at a glance."""
+    return ClusterStatus(
+        version=message.version,
+        leader=message.leader,
+        nodes=tuple(decode_node(node) for node in message.nodes),
+        workers=tuple(decode_worker(worker) for worker in message.workers),
+        collections=message.collections,
+        shards=message.shards,
+        totals=decode_collection_status(message.totals),
+        tasks_pending=message.tasks_pending,
+        tasks_failed=message.tasks_failed,
+        warnings=tuple(message.warnings),
+    )
+
+
+def encode_shard(shard: ShardStatus) -> pb.Shard:
+    """Return a shard as a message."""
+    return pb.Shard(
+        collection=shard.collection,
+        collection_id=shard.collection_id,
+        shard=shard.shard,
+        owner=shard.owner,
+        epoch=shard.epoch,
+        target=shard.target,
+        replicas=shard.replicas,
+        phase=SHARD_PHASE.encode(shard.phase),
+        live_rows=shard.live_rows,
+        dead_rows=shard.dead_rows,
+        unindexed_rows=shard.unindexed_rows,
+        applied_sequence=shard.applied_sequence,
+        wal_slots=shard.wal_slots,
+        memory_bytes=shard.memory_bytes,
+        segments=shard.segments,
+        error=shard.error,
+    )
+
+
+def decode_shard(message: pb.Shard) -> ShardStatus:
+    """Return a shard."""
+    return ShardStatus(
+        collection=message.collection,
+        collection_id=message.collection_id,
+        shard=message.shard,
+        owner=message.owner,
+        epoch=message.epoch,
+        target=message.target,
+        replicas=tuple(message.replicas),
+        phase=SHARD_PHASE.decode_text(message.phase),
+        live_rows=message.live_rows,
+        dead_rows=message.dead_rows,
+        unindexed_rows=message.unindexed_rows,
+        applied_sequence=message.applied_sequence,
+        wal_slots=message.wal_slots,
+        memory_bytes=message.memory_bytes,
+        segments=message.segments,
+        error=message.error,
+    )
+
+
+def encode_segment(segment: SegmentState) -> pb.Segment:
+    """Return a segment as a message."""
+    return pb.Segment(
+        shard=segment.shard,
+        segment_id=segment.segment_id,
+        tier=TIER.encode(segment.tier),
+        model=segment.model,
+        index_kind=INDEX_KIND.encode(segment.index_kind),
+        rows=segment.rows,
+        dead_rows=segment.dead_rows,
+        size_bytes=segment.size_bytes,
+        generation=segment.generation,
+        created_at=encode_seconds(segment.created_at_s),
+        min_sequence=segment.min_sequence,
+        max_sequence=segment.max_sequence,
+    )
+
+
+def decode_segment(message: pb.Segment) -> SegmentState:
+    """Return a segment; tier and kind are empty when this version does not know them."""
+    return SegmentState(
+        shard=message.shard,
+        segment_id=message.segment_id,
+        tier=TIER.decode_text(message.tier),
+        model=message.model,
+        index_kind=INDEX_KIND.decode_text(message.index_kind),
+        rows=message.rows,
+        dead_rows=message.dead_rows,
+        size_bytes=message.size_bytes,
+        generation=message.generation,
+        created_at_s=decode_seconds(message.created_at),
+        min_sequence=message.min_sequence,
+        max_sequence=message.max_sequence,
+    )
+
+
+def encode_task(task: TaskStatus) -> pb.Task:
+    """Return a task as a message."""
+    return pb.Task(
+        task_id=task.task_id,
+        collection=task.collection,
+        collection_id=task.collection_id,
+        phase=TASK_PHASE.encode(task.phase),
+        priority=task.priority,
+        created_at=encode_seconds(task.created_at_s),
+        finished_at=encode_seconds(task.finished_at_s),
+        attempts=task.attempts,
+        worker=task.worker,
+        step=task.step,
+        progress=task.progress,
+        error=task.error,
+        estimated_bytes=task.estimated_bytes,
+        compaction=pb.CompactionWork(
+            shard=task.shard,
+            reason=TASK_REASON.encode(task.reason),
+            sources=task.sources,
+            tier=TIER.encode(task.tier),
+            output_segment_id=task.output_segment_id,
+            rows_in=task.rows_in,
+            rows_out=task.rows_out,
+        ),
+    )
+
+
+def decode_task(message: pb.Task) -> TaskStatus:
+    """Return a task; raises `InvalidArgument` for a phase that this version does not know."""
+    work = message.compaction
+    return TaskStatus(
+        task_id=message.task_id,
+        collection=message.collection,
+        collection_id=message.collection_id,
+        shard=work.shard,
+        phase=TASK_PHASE.decode(message.phase, field="task.phase"),
+        reason=TASK_REASON.decode_or(work.reason, TaskReason.MANUAL),
+        sources=tuple(work.sources),
+        tier=TIER.decode_text(work.tier),
+        priority=message.priority,
+        created_at_s=decode_seconds(message.created_at),
+        finished_at_s=decode_seconds(message.finished_at),
+        attempts=message.attempts,
+        worker=message.worker,
+        step=message.step,
+        progress=message.progress,
+        error=message.error,
+        estimated_bytes=message.estimated_bytes,
+        output_segment_id=work.output_segment_id,
+        rows_in=work.rows_in,
+        rows_out=work.rows_out,
+    )
+
+
+def encode_moves(moves: Iterable[ShardMove]) -> list[pb.ShardMove]:
+    """Return moves as messages."""
+    return [
+        pb.ShardMove(
+            collection=move.collection, shard=move.shard, source=move.source, target=move.target
+        )
+        for move in moves
+    ]
+
+
+def decode_moves(messages: Iterable[pb.ShardMove]) -> tuple[ShardMove, ...]:
+    """Return moves."""
+    return tuple(
+        ShardMove(
+            collection=message.collection,
+            shard=message.shard,
+            source=message.source,
+            target=message.target,
+        )
+        for message in messages
+    )
+
+
+def encode_list_tasks(
+    *,
+    collection: str = "",
+    phase: TaskPhase | None = None,
+    page_size: int = 0,
+    page_token: str = "",
+) -> pb.ListTasksRequest:
+    """Return the request for a page of tasks."""
+    return pb.ListTasksRequest(
+        collection=collection,
+        phase=TASK_PHASE.encode(phase or ""),
+        page_size=page_size,
+        page_token=page_token,
+    )
+
+
+def decode_task_phase(request: pb.ListTasksRequest) -> TaskPhase | None:
+    """Return the phase that is asked for, None for all."""
+    if request.phase == pb.TASK_PHASE_UNSPECIFIED:
+        return None
+    return TASK_PHASE.decode(request.phase, field="phase")
+
+
+def encode_measure_recall(collection: str, *, options: RecallOptions) -> pb.MeasureRecallRequest:
+    """Return a request to measure recall."""
+    return pb.MeasureRecallRequest(
+        collection=collection,
+        sample_size=options.sample_size,
+        k=options.k,
+        ef=options.ef,
+        filter=None if options.filter is None else encode_filter(options.filter),
+        seed=options.seed,
+    )
+
+
+def decode_measure_recall(request: pb.MeasureRecallRequest) -> RecallOptions:
+    """Return what to measure."""
+    if request.HasField("ef") and request.ef == 0:
+        raise InvalidArgument.of("ef", "is 0; leave it out or set it to 1 or more")
+    return RecallOptions(
+        sample_size=request.sample_size or RECALL_SAMPLE_DEFAULT,
+        k=request.k or None,
+        ef=request.ef if request.HasField("ef") else None,
+        filter=decode_filter(request.filter) if request.HasField("filter") else None,
+        seed=request.seed,
+    )
+
+
+def encode_recall_report(report: RecallReport) -> pb.MeasureRecallResponse:
+    """Return measured recall as a message."""
+    return pb.MeasureRecallResponse(
+        recall=report.recall,
+        recall_low=report.recall_low,
+        recall_high=report.recall_high,
+        queries=report.queries,
+        k=report.k,
+        recall_objective=report.recall_objective,
+        approximate_p50_s=report.approximate_p50_s,
+        exact_p50_s=report.exact_p50_s,
+        shards=[
+            pb.ShardRecall(shard=s.shard, recall=s.recall, expected=s.expected)
+            for s in report.shards
+        ],
+    )
+
+
+def decode_recall_report(message: pb.MeasureRecallResponse) -> RecallReport:
+    """Return measured recall."""
+    return RecallReport(
+        recall=message.recall,
+        recall_low=message.recall_low,
+        recall_high=message.recall_high,
+        queries=message.queries,
+        k=message.k,
+        recall_objective=message.recall_objective,
+        approximate_p50_s=message.approximate_p50_s,
+        exact_p50_s=message.exact_p50_s,
+        shards=tuple(
+            ShardRecall(shard=s.shard, recall=s.recall, expected=s.expected) for s in message.shards
+        ),
+    )

@@ -1,0 +1,117 @@
+"""Rows as Arrow IPC streams, between processes of one cluster. docs/api.md has the layout.
+
+One record batch with the columns `id` (string), `vector` (fixed-size list of float32), `payload`
+(binary), and `a:<name>` for each attribute; a column that is not there was not asked for. The
+schema's metadata says with `attributes` whether attributes were, even when there are none.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+
+from annheal.errors import InvalidArgument
+from annheal.model.records import Float32Matrix, RecordBatch, RecordSet
+
+ID, VECTOR, PAYLOAD, ATTRIBUTE_PREFIX = "id", "vector", "payload", "a:"
+_WITH_ATTRIBUTES = {b"attributes": b"1"}
+
+
+def encode_batch(batch: RecordBatch) -> bytes:
+    """Return rows to write as one Arrow IPC stream."""
+    columns: dict[str, Any] = {ID: batch.ids}
+    return _encode(columns, batch.vectors, batch.attributes, batch.payloads)
+
+
+def decode_batch(stream: bytes, *, field: str = "upsert") -> RecordBatch:
+    """Return the rows of `stream`, sharing its memory (read-only).
+
+    Raises `InvalidArgument` when it is not what `encode_batch` writes.
+    """
+    rows = _read(stream, field=field)
+    vectors, attributes, payloads = _decode(rows, field=field)
+    if ID not in rows.schema.names or vectors is None or attributes is None or payloads is None:
+        raise InvalidArgument.of(field, "lacks ids, vectors, attributes or payloads")
+    return RecordBatch(
+        ids=cast("pa.StringArray", rows.column(ID)),
+        vectors=vectors,
+        attributes=attributes,
+        payloads=payloads,
+    )
+
+
+def encode_columns(records: RecordSet) -> bytes:
+    """Return what was read beside the ids as an Arrow IPC stream, empty when nothing was."""
+    if records.attributes is None and records.payloads is None and records.vectors is None:
+        return b""
+    return _encode({}, records.vectors, records.attributes, records.payloads)
+
+
+def decode_columns(stream: bytes, *, ids: list[str], field: str = "columns") -> RecordSet:
+    """Return the records with `ids` and the columns of `stream`."""
+    if not stream:
+        return RecordSet(ids=ids)
+    rows = _read(stream, field=field)
+    if rows.num_columns and rows.num_rows != len(ids):
+        raise InvalidArgument.of(field, f"has {rows.num_rows} rows, but there are {len(ids)} ids")
+    vectors, attributes, payloads = _decode(rows, field=field)
+    return RecordSet(ids=ids, attributes=attributes, payloads=payloads, vectors=vectors)
+
+
+def _encode(
+    columns: dict[str, Any],
+    vectors: Float32Matrix | None,
+    attributes: pa.RecordBatch | None,
+    payloads: pa.BinaryArray | None,
+) -> bytes:
+    if vectors is not None:
+        flat = pa.array(np.ascontiguousarray(vectors).reshape(-1))
+        columns[VECTOR] = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
+    if payloads is not None:
+        columns[PAYLOAD] = payloads
+    if attributes is not None:
+        for number, name in enumerate(attributes.schema.names):
+            columns[ATTRIBUTE_PREFIX + name] = attributes.column(number)
+    rows = pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
+    if attributes is not None:
+        rows = rows.replace_schema_metadata(_WITH_ATTRIBUTES)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, rows.schema) as writer:
+        writer.write_batch(rows)
+    return sink.getvalue().to_pybytes()
+
+
+def _read(stream: bytes, *, field: str) -> pa.RecordBatch:
+    try:
+        with pa.ipc.open_stream(pa.py_buffer(stream)) as reader:
+            rows = reader.read_next_batch()
+            rows.validate()
+    except (pa.ArrowException, OSError, StopIteration) as error:
+        raise InvalidArgument.of(field, f"is not an Arrow IPC stream of rows: {error}") from error
+    return rows
+
+
+def _decode(
+    rows: pa.RecordBatch, *, field: str
+) -> tuple[Float32Matrix | None, pa.RecordBatch | None, pa.BinaryArray | None]:
+    names = rows.schema.names
+    vectors = _matrix(rows.column(VECTOR), field=field) if VECTOR in names else None
+    payloads = cast("pa.BinaryArray", rows.column(PAYLOAD)) if PAYLOAD in names else None
+    attributes = None
+    if (rows.schema.metadata or {}).get(b"attributes"):
+        wanted = [name for name in names if name.startswith(ATTRIBUTE_PREFIX)]
+        attributes = pa.RecordBatch.from_arrays(
+            [rows.column(name) for name in wanted],
+            names=[name.removeprefix(ATTRIBUTE_PREFIX) for name in wanted],
+        )
+    return vectors, attributes, payloads
+
+
+def _matrix(column: Any, *, field: str) -> Float32Matrix:
+    kind = column.type
+    if not (isinstance(kind, pa.FixedSizeListType) and kind.value_type == pa.float32()):
+        raise InvalidArgument.of(field, f"holds vectors of Arrow type {kind}")
+    flat = column.flatten()
+    return np.asarray(flat, dtype=np.float32).reshape(-1, kind.list_size)

@@ -1,0 +1,262 @@
+"""Collections and their settings."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from google.protobuf.field_mask_pb2 import FieldMask
+
+from annheal.errors import Conflict, InvalidArgument
+from annheal.model.cluster import CollectionStatus
+from annheal.model.collection import (
+    AttributeField,
+    Collection,
+    CollectionSettings,
+    IndexSettings,
+    ModelSpec,
+    Schema,
+)
+from annheal.v1 import collections_pb2 as pb
+from annheal.wire.enums import ATTRIBUTE_TYPE, METRIC
+from annheal.wire.timestamps import decode_seconds, encode_seconds
+
+SettingsT = TypeVar("SettingsT", CollectionSettings, IndexSettings)
+
+_SETTINGS = tuple(f.name for f in dataclasses.fields(CollectionSettings))
+_INDEX = tuple(f.name for f in dataclasses.fields(IndexSettings))
+_PATHS = frozenset(
+    ("settings", "index", *(f"settings.{n}" for n in _SETTINGS), *(f"index.{n}" for n in _INDEX))
+)
+
+
+# ------------------------------------------------------------------------------------ collections
+
+
+def encode_collection(collection: Collection) -> pb.Collection:
+    """Return `collection` with every setting filled in."""
+    return pb.Collection(
+        id=collection.id,
+        name=collection.name,
+        models=_encode_models(collection.models),
+        attributes=_encode_schema(collection.schema),
+        shard_count=collection.shard_count,
+        replica_count=collection.replica_count,
+        index=_encode_index(collection.index),
+        settings=_encode_settings(collection.settings),
+        created_at=encode_seconds(collection.created_at_s),
+        revision=collection.revision,
+    )
+
+
+def decode_collection(message: pb.Collection) -> Collection:
+    """Return the collection of an answer."""
+    return Collection(
+        id=message.id,
+        name=message.name,
+        models=_decode_models(message.models),
+        schema=_decode_schema(message.attributes),
+        shard_count=message.shard_count,
+        replica_count=message.replica_count,
+        index=_overlay(IndexSettings(), message.index, _INDEX),
+        settings=_overlay(CollectionSettings(), message.settings, _SETTINGS),
+        created_at_s=decode_seconds(message.created_at),
+        revision=message.revision,
+    )
+
+
+def encode_collection_status(status: CollectionStatus) -> pb.CollectionStatus:
+    """Return what a collection holds, as a message."""
+    return pb.CollectionStatus(
+        shards_serving=status.shards_serving,
+        live_rows=status.live_rows,
+        dead_rows=status.dead_rows,
+        unindexed_rows=status.unindexed_rows,
+        segments=status.segments,
+        size_bytes=status.size_bytes,
+    )
+
+
+def decode_collection_status(message: pb.CollectionStatus) -> CollectionStatus:
+    """Return what a collection holds."""
+    return CollectionStatus(
+        shards_serving=message.shards_serving,
+        live_rows=message.live_rows,
+        dead_rows=message.dead_rows,
+        unindexed_rows=message.unindexed_rows,
+        segments=message.segments,
+        size_bytes=message.size_bytes,
+    )
+
+
+# --------------------------------------------------------------------------------------- requests
+
+
+def encode_create_collection(
+    name: str,
+    *,
+    models: Sequence[ModelSpec],
+    schema: Schema = (),
+    shard_count: int | None = None,
+    replica_count: int | None = None,
+    index: IndexSettings | None = None,
+    settings: CollectionSettings | None = None,
+) -> pb.CreateCollectionRequest:
+    """Return a create; what is None is the server's to choose."""
+    return pb.CreateCollectionRequest(
+        name=name,
+        models=_encode_models(models),
+        attributes=_encode_schema(schema),
+        shard_count=shard_count,
+        replica_count=replica_count,
+        index=None if index is None else _encode_index(index),
+        settings=None if settings is None else _encode_settings(settings),
+    )
+
+
+def decode_create_collection(
+    request: pb.CreateCollectionRequest, *, collection_id: str, created_at_s: float
+) -> Collection:
+    """Return the collection to create, for `validate_collection` to check."""
+    return Collection(
+        id=collection_id,
+        name=request.name,
+        models=_decode_models(request.models),
+        schema=_decode_schema(request.attributes),
+        shard_count=request.shard_count if request.HasField("shard_count") else 1,
+        replica_count=request.replica_count if request.HasField("replica_count") else 1,
+        index=_overlay(IndexSettings(), request.index, _INDEX),
+        settings=_overlay(CollectionSettings(), request.settings, _SETTINGS),
+        created_at_s=created_at_s,
+    )
+
+
+def encode_update_collection(
+    name: str,
+    *,
+    changes: dict[str, Any],
+    if_revision: int | None = None,
+) -> pb.UpdateCollectionRequest:
+    """Return an update of single fields: `changes` by path, None for the default.
+
+    Paths are those of the mask, for example `{"settings.recall_objective": 0.99}`. Raises
+    `InvalidArgument` for an unknown path or a value of the wrong type.
+    """
+    request = pb.UpdateCollectionRequest(name=name, update_mask=FieldMask(paths=list(changes)))
+    if if_revision is not None:
+        request.if_revision = if_revision
+    for path, value in changes.items():
+        _check_path(path)
+        group, _, leaf = path.partition(".")
+        if value is None:
+            continue
+        if not leaf:
+            raise InvalidArgument.of(path, "names a group; give values field by field")
+        try:
+            setattr(getattr(request, group), leaf, value)
+        except (TypeError, ValueError) as error:
+            raise InvalidArgument.of(path, str(error)) from error
+    return request
+
+
+def apply_update(request: pb.UpdateCollectionRequest, *, collection: Collection) -> Collection:
+    """Return `collection` as the update wants it, for validation to check; `revision` is kept.
+
+    Raises `InvalidArgument` for an unknown path in the mask and `Conflict` when the collection is
+    at another revision than the update asks for.
+    """
+    if request.HasField("if_revision") and request.if_revision != collection.revision:
+        raise Conflict(
+            f"collection {collection.name!r} is at revision {collection.revision}, the update is"
+            f" for {request.if_revision}; read it again",
+            reason="REVISION_CHANGED",
+        )
+    paths = list(request.update_mask.paths)
+    for path in paths:
+        _check_path(path)
+    if not paths:
+        settings = _overlay(collection.settings, request.settings, _SETTINGS)
+        index = _overlay(collection.index, request.index, _INDEX)
+    else:
+        settings = _replace(
+            collection.settings, CollectionSettings(), request.settings, _leaves(paths, "settings")
+        )
+        index = _replace(collection.index, IndexSettings(), request.index, _leaves(paths, "index"))
+    return dataclasses.replace(collection, settings=settings, index=index)
+
+
+def _check_path(path: str) -> None:
+    if path not in _PATHS:
+        raise InvalidArgument.of(
+            "update_mask",
+            f"{path!r} cannot be changed; what can: {', '.join(sorted(_PATHS))}",
+        )
+
+
+def _leaves(paths: Sequence[str], group: str) -> list[str]:
+    if group in paths:
+        return list(_SETTINGS if group == "settings" else _INDEX)
+    return [path.partition(".")[2] for path in paths if path.startswith(f"{group}.")]
+
+
+# ------------------------------------------------------------------------------------------ parts
+
+
+def _encode_models(models: Sequence[ModelSpec]) -> list[pb.ModelSpec]:
+    return [
+        pb.ModelSpec(name=m.name, dimension=m.dimension, metric=METRIC.encode(m.metric))
+        for m in models
+    ]
+
+
+def _decode_models(messages: Sequence[pb.ModelSpec]) -> tuple[ModelSpec, ...]:
+    return tuple(
+        ModelSpec(
+            name=message.name,
+            dimension=message.dimension,
+            metric=METRIC.decode(message.metric, field=f"models[{number}].metric"),
+        )
+        for number, message in enumerate(messages)
+    )
+
+
+def _encode_schema(schema: Schema) -> list[pb.AttributeField]:
+    return [pb.AttributeField(name=f.name, type=ATTRIBUTE_TYPE.encode(f.type)) for f in schema]
+
+
+def _decode_schema(messages: Sequence[pb.AttributeField]) -> Schema:
+    return tuple(
+        AttributeField(
+            name=message.name,
+            type=ATTRIBUTE_TYPE.decode(message.type, field=f"attributes[{number}].type"),
+        )
+        for number, message in enumerate(messages)
+    )
+
+
+def _encode_settings(settings: CollectionSettings) -> pb.CollectionSettings:
+    return pb.CollectionSettings(**{name: getattr(settings, name) for name in _SETTINGS})
+
+
+def _encode_index(index: IndexSettings) -> pb.IndexSettings:
+    return pb.IndexSettings(m=index.m, ef_construction=index.ef_construction)
+
+
+def _overlay(
+    base: SettingsT, message: pb.CollectionSettings | pb.IndexSettings, names: Sequence[str]
+) -> SettingsT:
+    given = {name: getattr(message, name) for name in names if message.HasField(name)}
+    return dataclasses.replace(base, **given)
+
+
+def _replace(
+    current: SettingsT,
+    defaults: SettingsT,
+    message: pb.CollectionSettings | pb.IndexSettings,
+    names: Sequence[str],
+) -> SettingsT:
+    values = {
+        name: getattr(message if message.HasField(name) else defaults, name) for name in names
+    }
+    return dataclasses.replace(current, **values)

@@ -1,0 +1,129 @@
+"""Names of enumerations on the wire and in the domain."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Generic, TypeVar
+
+from annheal.errors import InvalidArgument
+from annheal.model.collection import AttributeType, Metric
+from annheal.model.filter import ComparisonOp
+from annheal.model.manifest import IndexKind, Tier
+from annheal.model.search import Consistency
+from annheal.model.shard import ShardPhase, WorkerRole
+from annheal.model.task import TaskPhase, TaskReason
+from annheal.v1 import admin_pb2, collections_pb2, filter_pb2, session_pb2
+
+DomainT = TypeVar("DomainT", bound=str)
+
+
+class EnumCodec(Generic[DomainT]):
+    """One enumeration, both ways. Number 0 means unspecified on the wire and nothing else does."""
+
+    def __init__(self, numbers: Mapping[DomainT, int]) -> None:
+        self._numbers: dict[str, int] = {value: number for value, number in numbers.items()}
+        self._domain: dict[int, DomainT] = {n: value for value, n in numbers.items()}
+        self._choices = ", ".join(value for value in numbers)
+
+    def encode(self, value: str) -> Any:
+        """Return the number of `value`, 0 for one that this version does not know.
+
+        Any, because the generated stubs ask for classes that hold nothing but ints.
+        """
+        return self._numbers.get(value, 0)
+
+    def decode(self, number: int, *, field: str) -> DomainT:
+        """Return the domain's value; raises `InvalidArgument` for 0 and unknown numbers."""
+        try:
+            return self._domain[number]
+        except KeyError:
+            text = "is not set" if number == 0 else f"has the unknown value {number}"
+            raise InvalidArgument.of(field, f"{text}; it is one of {self._choices}") from None
+
+    def decode_or(self, number: int, default: DomainT) -> DomainT:
+        """Return the domain's value, or `default` for what this version does not know."""
+        return self._domain.get(number, default)
+
+    def decode_text(self, number: int) -> str:
+        """Return the domain's value, or an empty text for what this version does not know."""
+        return self._domain.get(number, "")
+
+
+METRIC = EnumCodec(
+    {
+        Metric.COSINE: collections_pb2.METRIC_COSINE,
+        Metric.INNER_PRODUCT: collections_pb2.METRIC_INNER_PRODUCT,
+        Metric.L2: collections_pb2.METRIC_L2,
+    }
+)
+ATTRIBUTE_TYPE = EnumCodec(
+    {
+        AttributeType.KEYWORD: collections_pb2.ATTRIBUTE_TYPE_KEYWORD,
+        AttributeType.KEYWORD_LIST: collections_pb2.ATTRIBUTE_TYPE_KEYWORD_LIST,
+        AttributeType.INT64: collections_pb2.ATTRIBUTE_TYPE_INT64,
+        AttributeType.FLOAT64: collections_pb2.ATTRIBUTE_TYPE_FLOAT64,
+        AttributeType.BOOL: collections_pb2.ATTRIBUTE_TYPE_BOOL,
+        AttributeType.TIMESTAMP: collections_pb2.ATTRIBUTE_TYPE_TIMESTAMP,
+    }
+)
+COMPARISON_OP = EnumCodec(
+    {
+        ComparisonOp.EQ: filter_pb2.COMPARISON_OP_EQ,
+        ComparisonOp.NE: filter_pb2.COMPARISON_OP_NE,
+        ComparisonOp.LT: filter_pb2.COMPARISON_OP_LT,
+        ComparisonOp.LE: filter_pb2.COMPARISON_OP_LE,
+        ComparisonOp.GT: filter_pb2.COMPARISON_OP_GT,
+        ComparisonOp.GE: filter_pb2.COMPARISON_OP_GE,
+    }
+)
+CONSISTENCY = EnumCodec(
+    {
+        Consistency.EVENTUAL: session_pb2.CONSISTENCY_EVENTUAL,
+        Consistency.SESSION: session_pb2.CONSISTENCY_SESSION,
+        Consistency.STRONG: session_pb2.CONSISTENCY_STRONG,
+    }
+)
+WORKER_ROLE = EnumCodec(
+    {
+        WorkerRole.COORDINATOR: admin_pb2.WORKER_ROLE_COORDINATOR,
+        WorkerRole.COMPACTOR: admin_pb2.WORKER_ROLE_COMPACTOR,
+    }
+)
+SHARD_PHASE = EnumCodec(
+    {
+        ShardPhase.LOADING: admin_pb2.SHARD_PHASE_LOADING,
+        ShardPhase.SERVING: admin_pb2.SHARD_PHASE_SERVING,
+        ShardPhase.FAILED: admin_pb2.SHARD_PHASE_FAILED,
+        ShardPhase.RELEASED: admin_pb2.SHARD_PHASE_RELEASED,
+    }
+)
+TIER = EnumCodec(
+    {
+        Tier.GROWING: admin_pb2.SEGMENT_TIER_GROWING,
+        Tier.HOT: admin_pb2.SEGMENT_TIER_HOT,
+        Tier.WARM: admin_pb2.SEGMENT_TIER_WARM,
+        Tier.COLD: admin_pb2.SEGMENT_TIER_COLD,
+    }
+)
+INDEX_KIND = EnumCodec(
+    {
+        IndexKind.FLAT: admin_pb2.SEGMENT_INDEX_KIND_FLAT,
+        IndexKind.HNSW: admin_pb2.SEGMENT_INDEX_KIND_HNSW,
+    }
+)
+TASK_PHASE = EnumCodec(
+    {
+        TaskPhase.PENDING: admin_pb2.TASK_PHASE_PENDING,
+        TaskPhase.BUILT: admin_pb2.TASK_PHASE_BUILT,
+        TaskPhase.PUBLISHED: admin_pb2.TASK_PHASE_PUBLISHED,
+        TaskPhase.FAILED: admin_pb2.TASK_PHASE_FAILED,
+        TaskPhase.CANCELLED: admin_pb2.TASK_PHASE_CANCELLED,
+    }
+)
+TASK_REASON = EnumCodec(
+    {
+        TaskReason.MERGE: admin_pb2.COMPACTION_REASON_MERGE,
+        TaskReason.TOMBSTONES: admin_pb2.COMPACTION_REASON_TOMBSTONES,
+        TaskReason.MANUAL: admin_pb2.COMPACTION_REASON_MANUAL,
+    }
+)

@@ -1,0 +1,396 @@
+"""Records: upserts in columns or rows, deletes, reads by id, counts, scans."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from annheal.errors import InvalidArgument
+from annheal.model.collection import AttributeType, Collection, Schema
+from annheal.model.filter import Filter
+from annheal.model.limits import SCAN_PAGE_ROWS_MAX
+from annheal.model.records import ARROW_TYPES, EVERYTHING, Projection, RecordBatch, RecordSet
+from annheal.model.search import Consistency
+from annheal.model.session import SessionToken
+from annheal.v1 import columns_pb2, records_pb2
+from annheal.wire.columns import (
+    decode_attributes,
+    decode_payloads,
+    decode_projection,
+    decode_record_set,
+    decode_vector,
+    decode_vectors,
+    encode_attribute,
+    encode_payloads,
+    encode_projection,
+    encode_record_set,
+    encode_vectors,
+)
+from annheal.wire.enums import CONSISTENCY
+from annheal.wire.filters import decode_filter, encode_filter
+from annheal.wire.session import (
+    decode_freshness,
+    decode_session,
+    encode_optional_session,
+    session_of,
+)
+from annheal.wire.timestamps import decode_us
+
+SCAN_PAGE_ROWS_DEFAULT = 1_000
+"""Records of a page when the client lets the server choose."""
+
+
+@dataclass(frozen=True, slots=True)
+class PublicGet:
+    """A Get of one collection, before it is split by shard."""
+
+    ids: tuple[str, ...]
+    projection: Projection
+    consistency: Consistency
+    min_sequences: dict[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class PublicCount:
+    """A Count of one collection."""
+
+    filter: Filter | None
+    consistency: Consistency
+    min_sequences: dict[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class PublicScan:
+    """One page of a Scan; `cursor` is whatever the coordinator gave out, empty at the start."""
+
+    filter: Filter | None
+    projection: Projection
+    rows_max: int
+    cursor: str
+
+
+# --------------------------------------------------------------------------------------- upserts
+
+
+def encode_upsert(
+    collection: str,
+    *,
+    ids: Sequence[str],
+    vectors: npt.NDArray[np.floating[Any]],
+    attributes: Mapping[str, Any] | None = None,
+    payloads: pa.BinaryArray | None = None,
+    model: str = "",
+) -> records_pb2.UpsertRequest:
+    """Return an upsert of `n` records: vectors (n, d), Arrow arrays by attribute name, payloads."""
+    columns = columns_pb2.RecordColumns(
+        ids=ids,
+        vectors=[encode_vectors(vectors, model=model)],
+        attributes=[encode_attribute(name, column) for name, column in (attributes or {}).items()],
+        payloads=() if payloads is None else encode_payloads(payloads),
+    )
+    return records_pb2.UpsertRequest(collection=collection, columns=columns)
+
+
+def decode_upsert(request: records_pb2.UpsertRequest, *, collection: Collection) -> RecordBatch:
+    """Return the records of an upsert, for `annheal.model.validation.validate_batch` to check.
+
+    Raises `InvalidArgument` for what does not fit together or into the collection.
+    """
+    if request.HasField("columns"):
+        if request.records:
+            raise InvalidArgument.of("columns", "is set together with records; set one of the two")
+        return _decode_columns(request.columns, collection=collection)
+    if not request.records:
+        raise InvalidArgument.of("records", "is empty, and so is columns; send some records")
+    return _decode_rows(request.records, collection=collection)
+
+
+def _decode_columns(columns: columns_pb2.RecordColumns, *, collection: Collection) -> RecordBatch:
+    ids = pa.array(list(columns.ids), type=pa.string())
+    rows = len(ids)
+    if len(columns.vectors) != 1:
+        raise InvalidArgument.of(
+            "columns.vectors",
+            f"has {len(columns.vectors)} entries; this version takes vectors of exactly one model",
+        )
+    vectors = decode_vectors(
+        columns.vectors[0], models=collection.models, field="columns.vectors[0]"
+    )
+    if len(vectors) != rows:
+        raise InvalidArgument.of(
+            "columns.vectors[0]", f"has {len(vectors)} vectors, but there are {rows} ids"
+        )
+    return RecordBatch(
+        ids=ids,
+        vectors=vectors,
+        attributes=decode_attributes(
+            columns.attributes, schema=collection.schema, rows=rows, field="columns.attributes"
+        ),
+        payloads=decode_payloads(columns.payloads, rows=rows, field="columns.payloads"),
+    )
+
+
+def _decode_rows(records: Sequence[records_pb2.Record], *, collection: Collection) -> RecordBatch:
+    rows = len(records)
+    vectors = np.empty((rows, collection.model.dimension), dtype=np.float32)
+    values: dict[str, list[Any]] = {field.name: [None] * rows for field in collection.schema}
+    for row, record in enumerate(records):
+        where = f"records[{row}]"
+        if len(record.vectors) != 1:
+            raise InvalidArgument.of(
+                f"{where}.vectors",
+                f"has {len(record.vectors)} vectors; this version takes exactly one a record",
+            )
+        vectors[row] = decode_vector(
+            record.vectors[0], models=collection.models, field=f"{where}.vectors[0]"
+        )
+        for name, value in record.attributes.items():
+            if name not in values:
+                raise InvalidArgument.of(
+                    f"{where}.attributes",
+                    f"{name[:80]!r} is not an attribute of the collection; it has {list(values)}",
+                )
+            field = next(f for f in collection.schema if f.name == name)
+            values[name][row] = _decode_value(
+                value, kind=field.type, field=f"{where}.attributes[{name}]"
+            )
+    ids = pa.array([record.id for record in records], type=pa.string())
+    payloads = [record.payload or None for record in records]
+    return RecordBatch(
+        ids=ids,
+        vectors=vectors,
+        attributes=_attribute_batch(values, schema=collection.schema),
+        payloads=pa.array(payloads, type=pa.binary()),
+    )
+
+
+def _attribute_batch(values: Mapping[str, list[Any]], *, schema: Schema) -> pa.RecordBatch:
+    columns: list[Any] = [pa.array(values[f.name], type=ARROW_TYPES[f.type]) for f in schema]
+    return pa.RecordBatch.from_arrays(columns, names=[f.name for f in schema])
+
+
+_VALUE_KINDS = {
+    "keyword": AttributeType.KEYWORD,
+    "keyword_list": AttributeType.KEYWORD_LIST,
+    "int64_value": AttributeType.INT64,
+    "float64_value": AttributeType.FLOAT64,
+    "bool_value": AttributeType.BOOL,
+    "timestamp_value": AttributeType.TIMESTAMP,
+}
+
+
+def _decode_value(message: records_pb2.AttributeValue, *, kind: AttributeType, field: str) -> Any:
+    given = message.WhichOneof("value")
+    if given is None:
+        return None
+    if _VALUE_KINDS[given] is not kind:
+        wanted = next(name for name, known in _VALUE_KINDS.items() if known is kind)
+        raise InvalidArgument.of(
+            field, f"holds {given}, but the attribute is a {kind.value}: set {wanted}"
+        )
+    if given == "keyword_list":
+        return list(message.keyword_list.values)
+    if given == "timestamp_value":
+        moment_us = decode_us(message.timestamp_value, field=field)
+        if not -(2**63) <= moment_us < 2**63:
+            raise InvalidArgument.of(
+                field,
+                f"{message.timestamp_value.seconds} seconds do not fit into 64-bit microseconds",
+            )
+        return moment_us
+    return getattr(message, given)
+
+
+# --------------------------------------------------------------------------- answers and deletes
+
+
+def encode_upsert_response(
+    upserted: int, *, collection_id: str, sequences: Mapping[int, int]
+) -> records_pb2.UpsertResponse:
+    """Return the acknowledgement of an upsert with the sequence of each shard written."""
+    return records_pb2.UpsertResponse(
+        upserted=upserted, session=session_of(collection_id, sequences)
+    )
+
+
+def encode_delete_ids(collection: str, *, ids: Sequence[str]) -> records_pb2.DeleteByIdsRequest:
+    """Return a delete by id."""
+    return records_pb2.DeleteByIdsRequest(collection=collection, ids=ids)
+
+
+def encode_delete_where(collection: str, *, filter: Filter) -> records_pb2.DeleteByFilterRequest:
+    """Return a delete by filter."""
+    return records_pb2.DeleteByFilterRequest(collection=collection, filter=encode_filter(filter))
+
+
+def decode_delete_where(request: records_pb2.DeleteByFilterRequest) -> Filter:
+    """Return the filter; raises `InvalidArgument` when there is none."""
+    if not request.HasField("filter"):
+        raise InvalidArgument.of("filter", "is not set; to delete everything, drop the collection")
+    return decode_filter(request.filter)
+
+
+def encode_delete_ids_response(
+    deleted: int, *, collection_id: str, sequences: Mapping[int, int]
+) -> records_pb2.DeleteByIdsResponse:
+    """Return the acknowledgement of a delete by id."""
+    return records_pb2.DeleteByIdsResponse(
+        deleted=deleted, session=session_of(collection_id, sequences)
+    )
+
+
+def encode_delete_where_response(
+    deleted: int, *, collection_id: str, sequences: Mapping[int, int]
+) -> records_pb2.DeleteByFilterResponse:
+    """Return the acknowledgement of a delete by filter."""
+    return records_pb2.DeleteByFilterResponse(
+        deleted=deleted, session=session_of(collection_id, sequences)
+    )
+
+
+def decode_write_response(
+    response: records_pb2.UpsertResponse
+    | records_pb2.DeleteByIdsResponse
+    | records_pb2.DeleteByFilterResponse,
+) -> tuple[int, SessionToken]:
+    """Return the records written or deleted, and the session token."""
+    session = decode_session(response.session)
+    if isinstance(response, records_pb2.UpsertResponse):
+        return response.upserted, session
+    return response.deleted, session
+
+
+# ----------------------------------------------------------------------------------------- reads
+
+
+def encode_get(
+    collection: str,
+    *,
+    ids: Sequence[str],
+    projection: Projection = EVERYTHING,
+    consistency: Consistency | None = None,
+    session: SessionToken | None = None,
+) -> records_pb2.GetRequest:
+    """Return a read by id; no `consistency` lets the session token decide."""
+    return records_pb2.GetRequest(
+        collection=collection,
+        ids=ids,
+        projection=encode_projection(projection),
+        consistency=CONSISTENCY.encode(consistency or ""),
+        session=encode_optional_session(session),
+    )
+
+
+def decode_get(request: records_pb2.GetRequest, *, collection_id: str) -> PublicGet:
+    """Return the read; no projection means everything."""
+    consistency, min_sequences = decode_freshness(request, collection_id=collection_id)
+    return PublicGet(
+        ids=tuple(request.ids),
+        projection=_projection(request),
+        consistency=consistency,
+        min_sequences=min_sequences,
+    )
+
+
+def encode_get_response(
+    records: RecordSet, *, model: str, session: SessionToken | None = None
+) -> records_pb2.GetResponse:
+    """Return what was found; `session` for session and strong reads."""
+    return records_pb2.GetResponse(
+        records=encode_record_set(records, model=model), session=encode_optional_session(session)
+    )
+
+
+def decode_get_response(
+    response: records_pb2.GetResponse, *, projection: Projection
+) -> tuple[RecordSet, SessionToken | None]:
+    """Return the records found, and the session token if the read was a session or strong one."""
+    session = decode_session(response.session) if response.HasField("session") else None
+    return decode_record_set(response.records, projection=projection), session
+
+
+def encode_count(
+    collection: str,
+    *,
+    filter: Filter | None = None,
+    consistency: Consistency | None = None,
+    session: SessionToken | None = None,
+) -> records_pb2.CountRequest:
+    """Return a count."""
+    return records_pb2.CountRequest(
+        collection=collection,
+        filter=None if filter is None else encode_filter(filter),
+        consistency=CONSISTENCY.encode(consistency or ""),
+        session=encode_optional_session(session),
+    )
+
+
+def decode_count(request: records_pb2.CountRequest, *, collection_id: str) -> PublicCount:
+    """Return the count."""
+    consistency, min_sequences = decode_freshness(request, collection_id=collection_id)
+    return PublicCount(
+        filter=_filter(request), consistency=consistency, min_sequences=min_sequences
+    )
+
+
+def encode_scan(
+    collection: str,
+    *,
+    filter: Filter | None = None,
+    projection: Projection = EVERYTHING,
+    page_size: int = 0,
+    cursor: str = "",
+) -> records_pb2.ScanRequest:
+    """Return the request for one page."""
+    return records_pb2.ScanRequest(
+        collection=collection,
+        filter=None if filter is None else encode_filter(filter),
+        projection=encode_projection(projection),
+        page_size=page_size,
+        cursor=cursor,
+    )
+
+
+def decode_scan(request: records_pb2.ScanRequest) -> PublicScan:
+    """Return the scan; raises `InvalidArgument` for a page that is too large."""
+    if request.page_size > SCAN_PAGE_ROWS_MAX:
+        raise InvalidArgument.of(
+            "page_size", f"{request.page_size} is not between 0 and {SCAN_PAGE_ROWS_MAX}"
+        )
+    return PublicScan(
+        filter=_filter(request),
+        projection=_projection(request),
+        rows_max=request.page_size or SCAN_PAGE_ROWS_DEFAULT,
+        cursor=request.cursor,
+    )
+
+
+def encode_scan_response(
+    records: RecordSet, *, model: str, next_cursor: str
+) -> records_pb2.ScanResponse:
+    """Return one page; `next_cursor` is empty on the last."""
+    return records_pb2.ScanResponse(
+        records=encode_record_set(records, model=model), next_cursor=next_cursor
+    )
+
+
+def decode_scan_response(
+    response: records_pb2.ScanResponse, *, projection: Projection
+) -> tuple[RecordSet, str]:
+    """Return the page and the next cursor, empty on the last page."""
+    return decode_record_set(response.records, projection=projection), response.next_cursor
+
+
+def _projection(request: records_pb2.GetRequest | records_pb2.ScanRequest) -> Projection:
+    if not request.HasField("projection"):
+        return EVERYTHING
+    return decode_projection(request.projection)
+
+
+def _filter(request: records_pb2.CountRequest | records_pb2.ScanRequest) -> Filter | None:
+    return decode_filter(request.filter) if request.HasField("filter") else None
