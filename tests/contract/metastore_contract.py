@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
@@ -137,31 +138,36 @@ class MetaStoreContract:
         assert len((await store.list("")).items) == len(keys)
         assert (await store.list("none/")).items == ()
 
-    async def test_a_list_is_of_one_revision_whatever_its_length(self, store: MetaStore) -> None:
+    async def test_a_list_is_of_one_revision_whatever_its_length(
+        self, target: StoreUnderTest, store: MetaStore
+    ) -> None:
         # Longer than one page of etcd's; every commit rewrites all of one group.
-        for group in range(5):
+        written = [
             await store.commit([Put(f"g/{group}/{n:03d}", b"0") for n in range(100)])
+            for group in range(5)
+        ]
 
         async def rewrite() -> None:
+            client = target.open()
             for version in range(1, 15):
                 for group in range(5):
-                    await store.commit(
-                        [Put(f"g/{group}/{n:03d}", b"%d" % version) for n in range(100)]
+                    value = b"%d" % version
+                    written.append(
+                        await client.commit([Put(f"g/{group}/{n:03d}", value) for n in range(100)])
                     )
+            await client.close()
 
         writing = asyncio.create_task(rewrite())
-        lists = 0
+        snapshots = [await store.list("g/")]
         while not writing.done():
-            items = (await store.list("g/")).items
-            lists += 1
-            assert len(items) == 500
-            groups = [{item.value for item in items[at : at + 100]} for at in range(0, 500, 100)]
-            assert all(len(values) == 1 for values in groups)
-            versions = [int(values.pop()) for values in groups]
-            assert versions == sorted(versions, reverse=True)
-            assert versions[0] - versions[-1] <= 1
+            snapshots.append(await store.list("g/"))
         await writing
-        assert lists > 1
+        assert len(snapshots) > 2
+        for snapshot in snapshots:
+            assert len(snapshot.items) == 500
+            held = {item.mod_revision for item in snapshot.items}
+            # The last commit to each of the five groups up to the list's revision, and no other.
+            assert held == set([r for r in written if r <= snapshot.revision][-5:])
 
     async def test_a_commit_is_all_or_nothing(self, store: MetaStore) -> None:
         revision = await store.commit([Put("a", b"1"), Put("b", b"1")])
@@ -350,10 +356,10 @@ class MetaStoreContract:
     async def test_closing_the_store_ends_its_watches(self, target: StoreUnderTest) -> None:
         store = target.open()
         revision = await store.commit([Put("w/a", b"")])
-        watching = asyncio.create_task(
-            collect(store.watch("w/", after_revision=revision - 1), until=lambda got: len(got) > 1)
-        )
-        await asyncio.sleep(0.3)
+        got: list[Batch] = []
+        watch = store.watch("w/", after_revision=revision - 1)
+        watching = asyncio.create_task(collect(watch, until=lambda batches: _copy(batches, got)))
+        await eventually(lambda: len(got) == 1)
         await store.close()
         async with asyncio.timeout(DEADLINE_S):
             with pytest.raises(Unavailable):
@@ -497,9 +503,14 @@ class MetaStoreContract:
         cut = LosingStore(store)
         async with LeaseKeeper(cut, ttl_s=TTL_S) as keeper:  # type: ignore[arg-type]
             await store.commit([Put("l/a", b"", lease_id=keeper.lease.id)])
+            granted_until, held_s = keeper.valid_until, keeper.lease.ttl_s
+            await eventually(lambda: keeper.valid_until > granted_until)
             cut.away = True
+            cut_off_at = time.monotonic()
+            assert keeper.valid_until <= cut_off_at + held_s
             async with asyncio.timeout(DEADLINE_S):
                 await keeper.lost.wait()
+            assert time.monotonic() < cut_off_at + held_s + EXPIRY_SLACK_S
             # Lost by the keeper's own clock, although the store still has the key or just lost it.
             assert not keeper.is_valid()
             cut.away = False
@@ -510,3 +521,9 @@ async def eventually_listed(store: MetaStore, prefix: str, *, at_least: int) -> 
     async with asyncio.timeout(DEADLINE_S):
         while len((await store.list(prefix)).items) < at_least:  # noqa: ASYNC110
             await asyncio.sleep(0.005)
+
+
+def _copy(batches: list[Batch], seen: list[Batch]) -> bool:
+    """Show what a watch has told so far, and let it go on."""
+    seen[:] = batches
+    return False
