@@ -1,8 +1,8 @@
 """Which segments to rewrite, and why. Pure: what nodes report goes in, tasks come out.
 
 Flushed segments are flat: exact, but searched row by row. The plan turns them into graphs when
-there are enough of them, when nothing was written for a while, or when too many rows have no graph. A
-graph is rewritten together with new rows only when those are a fair share of it, so that a row is
+there are enough of them, when nothing was written for a while, or when too many rows have no graph.
+A graph is rewritten together with new rows only when those are a fair share of it, so that a row is
 built into a graph about log(rows / flushed rows) times and not once for every flush. Dead rows
 are rewritten away when their share is large. No segment is ever in two unfinished tasks.
 """
@@ -238,7 +238,7 @@ def _with_graphs(
 def _within(
     segments: Sequence[SegmentState], rows_max: int, sources_max: int
 ) -> list[SegmentState]:
-    """Return the smallest segments that together have at most `rows_max` live rows; one at least."""
+    """Return the smallest segments with at most `rows_max` live rows together; one at least."""
     chosen: list[SegmentState] = []
     rows = 0
     for segment in segments[:sources_max]:

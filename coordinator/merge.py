@@ -50,10 +50,19 @@ def merge_answers(
     )
 
 
+def empty_answer(queries: int) -> SearchAnswer:
+    """Return the answer without hits to that many queries."""
+    return SearchAnswer(
+        counts=np.zeros(queries, dtype=np.int32),
+        scores=np.zeros(0, dtype=np.float32),
+        records=RecordSet(ids=[]),
+    )
+
+
 def slice_answer(
     answer: SearchAnswer, *, first: int, queries: int, starts: npt.NDArray[np.int64]
 ) -> SearchAnswer:
-    """Return the hits of `queries` queries from `first` on; `starts` (n + 1) bounds each query's."""
+    """Return the hits of `queries` queries from `first` on; `starts` (n + 1) bounds each one's."""
     low, high = int(starts[first]), int(starts[first + queries])
     return SearchAnswer(
         counts=answer.counts[first : first + queries],

@@ -1,8 +1,8 @@
 """Which shards to move so that nodes are evenly loaded and draining nodes become empty. Pure.
 
 The plan descends on one convex measure of imbalance, the sum over nodes of squared shard counts
-over capacity, taken over all shards and once more for each collection. Every move lowers it, so repeated
-plans end and never send a shard to and fro.
+over capacity, taken over all shards and once more for each collection. Every move lowers it, so
+repeated plans end and never send a shard to and fro.
 """
 
 from __future__ import annotations

@@ -37,6 +37,11 @@ class TaskScope:
         task.add_done_callback(self._done)
         return task
 
+    @property
+    def closed(self) -> bool:
+        """Whether `stop` was called: nothing more can be started."""
+        return self._closed
+
     def __len__(self) -> int:
         return len(self._tasks)
 
