@@ -96,7 +96,9 @@ def _parse_boolean(options: dict[str, str], name: str) -> bool:
 
 def _check_endpoint(endpoint: str, *, allow_http: bool) -> None:
     parts = urlsplit(endpoint)
-    if parts.scheme not in ("http", "https") or not parts.netloc or "@" in parts.netloc:
+    if "@" in parts.netloc:
+        raise InvalidArgument.of(_FIELD, "the endpoint must not carry credentials")
+    if parts.scheme not in ("http", "https") or not parts.netloc:
         raise InvalidArgument.of(_FIELD, f"endpoint {endpoint!r} is no http(s) address")
     if parts.scheme == "http" and not allow_http:
         raise InvalidArgument.of(

@@ -182,7 +182,8 @@ class S3ObjectStore:
         stale = [
             meta["path"]
             for meta in result["objects"]
-            if meta["last_modified"].timestamp() < now_s - older_than_s
+            if meta["path"].startswith(f"{STAGING}/")  # not the directory's own marker
+            and meta["last_modified"].timestamp() < now_s - older_than_s
         ]
         if stale:
             delete = partial(obstore.delete, self._read_store, stale)
@@ -304,9 +305,11 @@ class S3ObjectStore:
             raise errors.exceptions[0] from None
 
     async def _read_level(self, directory: str, selection: Selection) -> Level:
-        stem = directory or None
-        listed = partial(obstore.list_with_delimiter, self._read_store, stem)
+        listed = partial(obstore.list_with_delimiter, self._read_store, directory or None)
         result = await self._request(listed, f"listing {directory}/")
+        # A directory's own marker ("a/b/", of a console or an emptied SeaweedFS directory) is
+        # listed as if it were the object "a/b".
+        stem = f"{directory}/" if directory else ""
         return Level(
             objects=[
                 ObjectStat(
@@ -315,7 +318,7 @@ class S3ObjectStore:
                     modified_s=meta["last_modified"].timestamp(),
                 )
                 for meta in result["objects"]
-                if selection.takes(meta["path"])
+                if meta["path"].startswith(stem) and selection.takes(meta["path"])
             ],
             directories=[name for name in result["common_prefixes"] if name != STAGING],
         )

@@ -204,9 +204,8 @@ class CountingObjectStore:
     async def put_file_if_absent(self, key: str, path: Path) -> None:
         """Create `key` from the file at `path`; see `ObjectStore`."""
         with self._counted(Operation.PUT_FILE) as count:
-            size_bytes = (await asyncio.to_thread(path.stat)).st_size
             await self._inner.put_file_if_absent(key, path)
-            count.size_bytes += size_bytes
+            count.size_bytes += (await asyncio.to_thread(path.stat)).st_size
 
     async def get(self, key: str) -> bytes:
         """Return the whole object; see `ObjectStore`."""
