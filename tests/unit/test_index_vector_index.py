@@ -270,6 +270,27 @@ def test_progress_is_reported_and_may_cancel_the_build(monkeypatch: pytest.Monke
         build(cancel)
 
 
+def test_probe_sees_all_but_the_last_rows() -> None:
+    vectors = vectors_of(1_000, Metric.L2)
+    seen: list[tuple[int, bool]] = []
+
+    def probe(index: VectorIndex) -> None:
+        _, rows = index.search(vectors[-100:].copy(), k=1)
+        seen.append((index.rows, bool((rows < 900).all())))
+
+    index = build_hnsw(
+        vectors,
+        metric=Metric.L2,
+        settings=IndexSettings(),
+        threads=1,
+        probe_rows=100,
+        probe=probe,
+    )
+    assert seen == [(900, True)]
+    assert index.rows == 1_000
+    assert index.search(vectors[-100:].copy(), k=1)[1][:, 0].tolist() == list(range(900, 1_000))
+
+
 def test_one_bitmap_serves_many_threads(tmp_path: Path) -> None:
     vectors = vectors_of(2_000, Metric.COSINE)
     hnsw(vectors, Metric.COSINE).write(tmp_path / "index")
