@@ -1,0 +1,114 @@
+"""Client side: one channel to one address, with every failure as an `AnnhealError`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, TypeAlias
+
+import grpc
+import grpc.aio
+
+from annheal.errors import InvalidArgument
+from annheal.model.limits import REQUEST_BYTES_MAX, RESPONSE_BYTES_MAX
+from annheal.rpc.methods import Method, RequestT, ResponseT
+from annheal.rpc.status import error_of
+
+KEEPALIVE_TIME_MS = 30_000
+KEEPALIVE_TIMEOUT_MS = 10_000
+RECONNECT_BACKOFF_MIN_MS = 100
+RECONNECT_BACKOFF_MAX_MS = 2_000
+
+Options: TypeAlias = "list[tuple[str, Any]]"
+
+CHANNEL_OPTIONS: Options = [
+    ("grpc.max_send_message_length", REQUEST_BYTES_MAX),
+    ("grpc.max_receive_message_length", RESPONSE_BYTES_MAX),
+    ("grpc.keepalive_time_ms", KEEPALIVE_TIME_MS),
+    ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.initial_reconnect_backoff_ms", RECONNECT_BACKOFF_MIN_MS),
+    ("grpc.min_reconnect_backoff_ms", RECONNECT_BACKOFF_MIN_MS),
+    ("grpc.max_reconnect_backoff_ms", RECONNECT_BACKOFF_MAX_MS),
+    # Retries belong to one layer: the callers, who know what may be repeated.
+    ("grpc.enable_retries", 0),
+    # Peers are inside the cluster or named on purpose; a proxy from the environment is neither.
+    ("grpc.enable_http_proxy", 0),
+    # A name with several addresses, such as a headless service, is used evenly.
+    ("grpc.lb_policy_name", "round_robin"),
+    # A channel of its own: two clients in one process do not share flow control.
+    ("grpc.use_local_subchannel_pool", 1),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class ClientTls:
+    """PEM bytes. No `root_certificates` means those of the system; key and chain for mutual TLS."""
+
+    root_certificates: bytes | None = None
+    private_key: bytes | None = None
+    certificate_chain: bytes | None = None
+
+
+def open_channel(address: str, *, tls: ClientTls | None = None) -> grpc.aio.Channel:
+    """Return a channel to `address` (`host:port`, or a gRPC target); connects when first used.
+
+    Call it inside the event loop that will use it.
+    """
+    if tls is None:
+        return grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+    credentials = grpc.ssl_channel_credentials(
+        tls.root_certificates, tls.private_key, tls.certificate_chain
+    )
+    return grpc.aio.secure_channel(address, credentials, options=CHANNEL_OPTIONS)
+
+
+class Connection:
+    """Calls to one address. Safe for concurrent use within one event loop."""
+
+    def __init__(self, address: str, *, tls: ClientTls | None = None) -> None:
+        self.address = address
+        self._channel = open_channel(address, tls=tls)
+        self._stubs: dict[str, grpc.aio.UnaryUnaryMultiCallable[Any, Any]] = {}
+
+    async def call(
+        self, method: Method[RequestT, ResponseT], request: RequestT, *, timeout_s: float
+    ) -> ResponseT:
+        """Return the response, or raise the `AnnhealError` that the call failed with.
+
+        A lost answer of a method that mutates is an `UnknownOutcome`. Nothing is retried.
+        """
+        packed = request.SerializeToString()
+        if len(packed) > REQUEST_BYTES_MAX:
+            raise InvalidArgument(
+                f"the request has {len(packed)} bytes, the limit is {REQUEST_BYTES_MAX}; send"
+                " less in one call",
+                reason="MESSAGE_TOO_LARGE",
+            )
+        stub = self._stubs.get(method.path)
+        if stub is None:
+            stub = self._channel.unary_unary(
+                method.path, response_deserializer=method.response.FromString
+            )
+            self._stubs[method.path] = stub
+        try:
+            response: ResponseT = await stub(packed, timeout=timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise error_of(error, mutation=method.mutates, peer=self.address) from error
+        return response
+
+    async def close(self) -> None:
+        """End the connection; calls in flight fail."""
+        await self._channel.close()
+
+    async def __aenter__(self) -> Connection:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()

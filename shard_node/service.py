@@ -1,0 +1,102 @@
+"""The shard service: translates between messages and a shard node, nothing else."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from annheal.model.records import RecordSet
+from annheal.model.search import SearchAnswer, SearchRequest
+from annheal.model.task import CompactionTask
+from annheal.model.write import (
+    CountRequest,
+    GetRequest,
+    ScanPage,
+    ScanRequest,
+    ShardState,
+    WriteAnswer,
+    WriteRequest,
+)
+from annheal.rpc.server import Context, remaining_s
+from annheal.v1 import internal_pb2 as pb
+from annheal.wire import internal as wire
+
+
+class ServedNode(Protocol):
+    """What is served; `coordinator.ports.ShardNode` states the contract."""
+
+    async def search(self, request: SearchRequest) -> SearchAnswer: ...  # noqa: D102
+
+    async def write(self, request: WriteRequest) -> WriteAnswer: ...  # noqa: D102
+
+    async def get(self, request: GetRequest) -> RecordSet: ...  # noqa: D102
+
+    async def count(self, request: CountRequest) -> int: ...  # noqa: D102
+
+    async def scan(self, request: ScanRequest) -> ScanPage: ...  # noqa: D102
+
+    async def shard_states(self, collection_id: str = "") -> tuple[ShardState, ...]: ...  # noqa: D102
+
+    async def flush(self, collection_id: str, shard: int) -> None: ...  # noqa: D102
+
+    async def publish_compaction(self, task: CompactionTask) -> None: ...  # noqa: D102
+
+
+class ShardServicer:
+    """`annheal.v1.ShardService` over `node`; the caller's deadline becomes `timeout_s`."""
+
+    def __init__(self, node: ServedNode) -> None:
+        self._node = node
+
+    async def SearchShards(
+        self, request: pb.SearchShardsRequest, context: Context
+    ) -> pb.SearchShardsResponse:
+        """Search some shards of one collection and merge their hits."""
+        search = wire.decode_shard_search(request, timeout_s=remaining_s(context))
+        return wire.encode_shard_answer(await self._node.search(search))
+
+    async def WriteShard(
+        self, request: pb.WriteShardRequest, context: Context
+    ) -> pb.WriteShardResponse:
+        """Apply one write to one shard."""
+        write = wire.decode_shard_write(request, timeout_s=remaining_s(context))
+        return wire.encode_write_answer(await self._node.write(write))
+
+    async def GetFromShard(
+        self, request: pb.GetFromShardRequest, context: Context
+    ) -> pb.GetFromShardResponse:
+        """Read records of one shard by id."""
+        return wire.encode_found(await self._node.get(wire.decode_shard_get(request)))
+
+    async def CountShard(
+        self, request: pb.CountShardRequest, context: Context
+    ) -> pb.CountShardResponse:
+        """Count records of one shard."""
+        count = await self._node.count(wire.decode_shard_count(request))
+        return pb.CountShardResponse(count=count)
+
+    async def ScanShard(
+        self, request: pb.ScanShardRequest, context: Context
+    ) -> pb.ScanShardResponse:
+        """Read a page of one shard."""
+        return wire.encode_scan_page(await self._node.scan(wire.decode_shard_scan(request)))
+
+    async def ListShardStates(
+        self, request: pb.ListShardStatesRequest, context: Context
+    ) -> pb.ListShardStatesResponse:
+        """Describe the shards that the node holds."""
+        states = await self._node.shard_states(request.collection_id)
+        return pb.ListShardStatesResponse(states=[wire.encode_shard_state(s) for s in states])
+
+    async def FlushShard(
+        self, request: pb.FlushShardRequest, context: Context
+    ) -> pb.FlushShardResponse:
+        """Seal, flush, checkpoint and trim one shard."""
+        await self._node.flush(request.collection_id, request.shard)
+        return pb.FlushShardResponse()
+
+    async def PublishCompaction(
+        self, request: pb.PublishCompactionRequest, context: Context
+    ) -> pb.PublishCompactionResponse:
+        """Swap the sources of a compaction for its output."""
+        await self._node.publish_compaction(wire.decode_publish(request))
+        return pb.PublishCompactionResponse()
