@@ -1,0 +1,62 @@
+"""Composition root of a compactor: the only place that names concrete classes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import time
+from importlib import metadata
+
+from annheal.metastore.protocol import MetaStore
+from annheal.model.shard import WorkerRegistration, WorkerRole
+from annheal.objectstore.protocol import ObjectStore
+from annheal.runtime.tasks import TaskScope
+from compactor.registration import run_registration
+from compactor.settings import CompactorSettings
+from compactor.worker import Worker
+
+_log = logging.getLogger(__name__)
+
+
+async def run_compactor(
+    settings: CompactorSettings,
+    meta: MetaStore,
+    objects: ObjectStore,
+    *,
+    stop: asyncio.Event,
+    address: str = "",
+) -> None:
+    """Compact until `stop` is set; the task in progress is then put back into the queue.
+
+    Runs in any process: `annheal up` runs it beside a node and a coordinator. `address` is where
+    its health service answers, if it has one. Raises what ended a background task that must not
+    end, such as a bug.
+    """
+    await asyncio.to_thread(shutil.rmtree, settings.worker_dir, ignore_errors=True)
+    registration = WorkerRegistration(
+        worker_id=settings.worker_id,
+        role=WorkerRole.COMPACTOR,
+        address=address,
+        started_at_s=time.time(),
+        version=metadata.version("annheal"),
+    )
+    worker = Worker(settings, meta, objects)
+    scope = TaskScope(f"compactor {settings.worker_id}")
+    scope.start(worker.tasks.run(), name="tasks")
+    scope.start(worker.claims.run(), name="claims")
+    scope.start(
+        run_registration(meta, registration, ttl_s=settings.lease_ttl_s), name="registration"
+    )
+    scope.start(worker.run(), name="worker")
+    stopping = asyncio.create_task(stop.wait())
+    failing = asyncio.create_task(scope.wait())
+    try:
+        await asyncio.wait({stopping, failing}, return_when=asyncio.FIRST_COMPLETED)
+        if failing.done():
+            await failing
+    finally:
+        stopping.cancel()
+        failing.cancel()
+        await scope.stop()
+        await asyncio.to_thread(shutil.rmtree, settings.worker_dir, ignore_errors=True)

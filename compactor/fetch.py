@@ -1,0 +1,76 @@
+"""Getting a task's sources: the segments and the delete vectors that the manifest names now."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from pathlib import Path
+
+from annheal.errors import FailedPrecondition
+from annheal.metastore.codec import decode_value
+from annheal.metastore.keys import COLLECTIONS_PREFIX, manifest_key
+from annheal.metastore.protocol import MetaStore
+from annheal.model.collection import Collection
+from annheal.model.manifest import Manifest
+from annheal.model.task import CompactionTask
+from annheal.objectstore.protocol import ObjectStore
+from annheal.segment import DeleteVector, Segment, fetch_segment, load_delete_vector
+
+
+class StaleTask(FailedPrecondition):
+    """The task's collection or sources are gone: it can never be done."""
+
+    reason = "STALE_COMPACTION"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A segment to merge, with its dead rows."""
+
+    segment: Segment
+    deletes: DeleteVector
+
+
+async def load_collection(meta: MetaStore, collection_id: str) -> Collection:
+    """Return the collection; raises `StaleTask` when it was deleted."""
+    for item in (await meta.list(COLLECTIONS_PREFIX)).items:
+        collection = decode_value(item.value, Collection, key=item.key)
+        if collection.id == collection_id:
+            return collection
+    raise StaleTask(f"collection {collection_id} is gone")
+
+
+async def fetch_sources(
+    meta: MetaStore, objects: ObjectStore, task: CompactionTask, *, directory: Path
+) -> list[Source]:
+    """Return the sources in the task's order, verified and mapped.
+
+    Segments and delete vectors are those of one version of the manifest, so that an id has one
+    live row in it. Raises `StaleTask` when a source is no longer in the manifest.
+    """
+    manifest = await _load_manifest(meta, task)
+    segments = {entry.segment_id: entry for entry in manifest.segments}
+    deletes = {entry.segment_id: entry for entry in manifest.delete_vectors}
+    gone = [source for source in task.sources if source not in segments]
+    if gone:
+        raise StaleTask(f"segments {gone} are no longer part of the shard")
+    sources: list[Source] = []
+    for segment_id in task.sources:
+        entry = segments[segment_id]
+        files = await fetch_segment(
+            objects, task.collection_id, task.shard, entry, cache_dir=directory
+        )
+        segment = await asyncio.to_thread(Segment.open, files, entry)
+        dead = DeleteVector.empty(segment.rows)
+        if segment_id in deletes:
+            dead = await load_delete_vector(objects, deletes[segment_id], rows=segment.rows)
+        sources.append(Source(segment, dead))
+    return sources
+
+
+async def _load_manifest(meta: MetaStore, task: CompactionTask) -> Manifest:
+    key = manifest_key(task.collection_id, task.shard)
+    stored = await meta.get(key)
+    if stored is None:
+        raise StaleTask(f"shard {task.collection_id}/{task.shard:05d} has no manifest")
+    return decode_value(stored.value, Manifest, key=key)

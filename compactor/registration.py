@@ -1,0 +1,34 @@
+"""Keeps this compactor known as alive, so that operators and coordinators see who works."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from annheal.errors import Conflict, Unavailable, UnknownOutcome
+from annheal.metastore.codec import encode_value
+from annheal.metastore.keys import compactor_key
+from annheal.metastore.lease_keeper import LeaseKeeper
+from annheal.metastore.protocol import LeaseExpired, MetaStore, Put
+from annheal.model.shard import WorkerRegistration
+
+REGISTER_RETRY_S = 0.5
+
+_log = logging.getLogger(__name__)
+
+
+async def run_registration(
+    meta: MetaStore, registration: WorkerRegistration, *, ttl_s: float
+) -> None:
+    """Register under a lease, again after every loss; when cancelled the lease is revoked."""
+    key = compactor_key(registration.worker_id)
+    while True:
+        try:
+            async with LeaseKeeper(meta, ttl_s=ttl_s) as keeper:
+                put = Put(key, encode_value(registration), lease_id=keeper.lease.id)
+                await meta.commit([put])
+                await keeper.lost.wait()
+            _log.warning("compactor %s lost its lease; registering again", registration.worker_id)
+        except (Unavailable, UnknownOutcome, Conflict, LeaseExpired) as error:
+            _log.warning("compactor %s is not registered: %s", registration.worker_id, error)
+            await asyncio.sleep(REGISTER_RETRY_S)

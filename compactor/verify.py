@@ -1,0 +1,60 @@
+"""Reading back what was uploaded: a segment is proposed only when the stored bytes answer well."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import numpy as np
+
+from annheal.errors import DataCorruption
+from annheal.model.collection import CollectionSettings
+from annheal.model.manifest import IndexKind, SegmentEntry
+from annheal.objectstore.protocol import ObjectStore
+from annheal.segment import Segment, SegmentFiles, fetch_segment
+from compactor.calibrate import EF_LIMIT, recall_of
+
+SAMPLE_ROWS = 100
+
+
+async def verify_segment(
+    objects: ObjectStore,
+    *,
+    collection_id: str,
+    shard: int,
+    entry: SegmentEntry,
+    rows: int,
+    goal: CollectionSettings,
+    directory: Path,
+) -> None:
+    """Raise `DataCorruption` unless the stored segment has `rows` rows and meets the objective.
+
+    Every checksum is verified again, from the store.
+    """
+    files = await fetch_segment(objects, collection_id, shard, entry, cache_dir=directory)
+    await asyncio.to_thread(_check, files, rows=rows, goal=goal)
+
+
+def _check(files: SegmentFiles, *, rows: int, goal: CollectionSettings) -> None:
+    segment = Segment.open(files, files.entry)
+    facts = {"segment": segment.id}
+    if segment.rows != rows:
+        raise DataCorruption(
+            f"segment {segment.id} has {segment.rows} rows instead of {rows}", metadata=facts
+        )
+    sample = np.random.default_rng(rows).choice(rows, min(rows, SAMPLE_ROWS), replace=False)
+    ids = segment.ids_at(sample)
+    if len(set(ids)) != len(ids):
+        raise DataCorruption(f"segment {segment.id} holds an id twice", metadata=facts)
+    if segment.kind is IndexKind.FLAT:
+        return
+    queries = segment.index.reconstruct(sample)
+    truth, _ = segment.index.search(queries, k=goal.recall_k, exact=True)
+    found, _ = segment.index.search(queries, k=goal.recall_k, ef=EF_LIMIT)
+    recall = recall_of(found, truth)
+    if recall < goal.recall_objective:
+        raise DataCorruption(
+            f"segment {segment.id} as stored reaches recall {recall:.4f} at ef {EF_LIMIT},"
+            f" not {goal.recall_objective}",
+            metadata=facts,
+        )
