@@ -6,6 +6,9 @@ import asyncio
 import mmap
 import os
 import random
+import subprocess
+import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -14,6 +17,7 @@ import pytest
 from annheal.errors import AlreadyExists, InvalidArgument, NotFound
 from annheal.objectstore.protocol import ObjectStore
 
+REPOSITORY = Path(__file__).parents[2]
 WRITERS = 8
 ROUNDS = 3
 # One more than a page of S3's listings.
@@ -56,6 +60,12 @@ async def put_race(store: ObjectStore, key: str, body: bytes) -> bool:
     except AlreadyExists:
         return False
     return True
+
+
+def start_python(code: str, *arguments: str) -> subprocess.Popen[bytes]:
+    """Start Python on `code` in the repository; its output is for the test to read."""
+    command = [sys.executable, "-c", textwrap.dedent(code), *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, cwd=REPOSITORY)
 
 
 def race_body(writer: int, number: int) -> bytes:
