@@ -16,7 +16,7 @@ import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar, get_type_hints
+from typing import Any, Final, TypeVar, cast, get_type_hints
 
 import msgspec
 
@@ -49,10 +49,11 @@ SettingsT = TypeVar("SettingsT")
 class ProcessSettings:
     """What every server process needs, whatever its role.
 
-    `metadata_url` and `object_store_url` are required by `annheal serve`; `annheal up` keeps both
-    below `data_dir`.
+    `node_id` names the process, in all roles. `metadata_url` and `object_store_url` are required
+    by `annheal serve`; `annheal up` keeps both below `data_dir`.
     """
 
+    node_id: str = ""
     metadata_url: str = ""
     object_store_url: str = ""
     data_dir: Path = Path("annheal-data")
@@ -94,7 +95,7 @@ class SettingsSource:
         config: Path | None = None,
     ) -> None:
         self._known = {
-            role: frozenset(f.name for kind in kinds for f in dataclasses.fields(kind))
+            role: frozenset(key for kind in kinds for key in setting_keys(kind))
             for role, kinds in roles.items()
         }
         every = frozenset().union(*self._known.values())
@@ -111,32 +112,56 @@ class SettingsSource:
 
     def settings(self, kind: type[SettingsT], *, role: str, **defaults: object) -> SettingsT:
         """Return `kind` filled for `role`; `defaults` stand in for the dataclass's own."""
-        hints = get_type_hints(kind)
-        values: dict[str, Any] = {}
         sources: dict[str, str] = {}
-        for field in dataclasses.fields(kind):  # type: ignore[arg-type]
-            given = self._find(field.name, role)
-            if given is None:
-                if field.name in defaults:
-                    values[field.name] = defaults[field.name]
-                continue
-            sources[field.name] = given.source
-            values[field.name] = _convert(field.name, given, hints[field.name])
-        missing = [
-            field.name
-            for field in dataclasses.fields(kind)  # type: ignore[arg-type]
-            if field.name not in values
-            and field.default is dataclasses.MISSING
-            and field.default_factory is dataclasses.MISSING
-        ]
-        if missing:
-            raise _missing(missing)
+        missing: list[str] = []
         try:
-            return kind(**values)
+            built = self._build(
+                kind, role=role, prefix="", defaults=defaults, sources=sources, missing=missing
+            )
         except InvalidArgument as error:
-            raise _located(error, sources) from error
+            raise error if error.reason == CONFIGURATION else _located(error, sources) from error
         except ValueError as error:
             raise _refusal(f"settings of {role}: {error}") from error
+        return built
+
+    def _build(
+        self,
+        kind: type[SettingsT],
+        *,
+        role: str,
+        prefix: str,
+        defaults: Mapping[str, object],
+        sources: dict[str, str],
+        missing: list[str],
+    ) -> SettingsT:
+        hints = get_type_hints(kind)
+        values: dict[str, Any] = {}
+        for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+            hint, key = hints[field.name], prefix + field.name
+            if dataclasses.is_dataclass(hint):
+                values[field.name] = self._build(
+                    cast("type[Any]", hint),
+                    role=role,
+                    prefix=f"{key}_",
+                    defaults={},
+                    sources=sources,
+                    missing=missing,
+                )
+                continue
+            given = self._find(key, role)
+            if given is not None:
+                sources[field.name] = given.source
+                values[field.name] = _convert(key, given, hint)
+            elif field.name in defaults:
+                values[field.name] = defaults[field.name]
+            elif (
+                field.default is dataclasses.MISSING
+                and field.default_factory is dataclasses.MISSING
+            ):
+                missing.append(key)
+        if missing:
+            raise _missing(missing)
+        return kind(**values)
 
     def _find(self, key: str, role: str) -> Given | None:
         for layer in (self._flags, self._environ, self._tables.get(role, {}), self._file):
@@ -171,21 +196,46 @@ def require(settings: ProcessSettings, *names: str) -> None:
         raise _missing(missing)
 
 
+def setting_keys(kind: type[Any], *, prefix: str = "") -> list[str]:
+    """Return the keys of a settings dataclass; those of a dataclass inside it get its field's name.
+
+    `compaction: CompactionSettings` with a field `ratio` gives the key `compaction_ratio`.
+    """
+    hints = get_type_hints(kind)
+    keys: list[str] = []
+    for field in dataclasses.fields(kind):
+        hint, key = hints[field.name], prefix + field.name
+        if dataclasses.is_dataclass(hint):
+            keys += setting_keys(cast("type[Any]", hint), prefix=f"{key}_")
+        else:
+            keys.append(key)
+    return keys
+
+
 def format_settings(*parts: object) -> str:
     """Return the settings as TOML, secrets left out; later parts do not repeat earlier keys."""
-    lines: dict[str, str] = {}
+    values: dict[str, object] = {}
     for part in parts:
-        for field in dataclasses.fields(part):  # type: ignore[arg-type]
-            value = getattr(part, field.name)
-            if field.name in lines:
-                continue
-            if value is None:
-                lines[field.name] = f"# {field.name} is not set"
-            elif any(word in field.name for word in _SECRET_PARTS):
-                lines[field.name] = f'{field.name} = "***"'
-            else:
-                lines[field.name] = f"{field.name} = {_toml(value)}"
-    return "\n".join(lines.values())
+        for key, value in _flat(part):
+            values.setdefault(key, value)
+    return "\n".join(_line(key, value) for key, value in values.items())
+
+
+def _flat(part: Any, *, prefix: str = "") -> Iterable[tuple[str, object]]:
+    for field in dataclasses.fields(part):
+        value, key = getattr(part, field.name), prefix + field.name
+        if dataclasses.is_dataclass(value):
+            yield from _flat(value, prefix=f"{key}_")
+        else:
+            yield key, value
+
+
+def _line(key: str, value: object) -> str:
+    if value is None:
+        return f"# {key} is not set"
+    if any(word in key for word in _SECRET_PARTS):
+        return f'{key} = "***"'
+    return f"{key} = {_toml(value)}"
 
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, str]:

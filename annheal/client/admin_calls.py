@@ -1,0 +1,249 @@
+"""Calls of operators."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from annheal.client.connection import ServerConnection
+from annheal.client.inputs import FilterInput, as_filter
+from annheal.errors import DeadlineExceeded, NotFound
+from annheal.model.cluster import (
+    RECALL_SAMPLE_DEFAULT,
+    ClusterStatus,
+    NodeStatus,
+    RecallOptions,
+    RecallReport,
+    ShardMove,
+    ShardStatus,
+    TaskStatus,
+)
+from annheal.model.limits import TIMEOUT_MAX_S
+from annheal.model.task import TaskPhase
+from annheal.model.write import SegmentState
+from annheal.runtime.deadline import Deadline
+
+POLL_S: Final = 0.2
+"""How often tasks that are waited for are looked at."""
+OPEN_PHASES: Final = frozenset({TaskPhase.PENDING, TaskPhase.BUILT})
+
+TaskProgress = Callable[[Sequence[TaskStatus]], None]
+"""Called with the tasks waited for, whenever they were looked at."""
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentList:
+    """Segments by shard and age; `missing_shards` could not be asked."""
+
+    segments: tuple[SegmentState, ...]
+    missing_shards: tuple[int, ...]
+
+
+class AdminCalls:
+    """Part of `AsyncClient`."""
+
+    _connection: ServerConnection
+
+    async def status(self, *, timeout_s: float | None = None) -> ClusterStatus:
+        """Summarise the cluster."""
+        api = self._connection.api
+        return await self._connection.read(
+            lambda left_s: api.status(timeout_s=left_s),
+            deadline=self._connection.deadline(timeout_s),
+        )
+
+    async def nodes(self, *, timeout_s: float | None = None) -> tuple[NodeStatus, ...]:
+        """List shard nodes that are alive."""
+        api = self._connection.api
+        return await self._connection.read(
+            lambda left_s: api.nodes(timeout_s=left_s),
+            deadline=self._connection.deadline(timeout_s),
+        )
+
+    async def shards(
+        self, collection: str = "", *, timeout_s: float | None = None
+    ) -> tuple[ShardStatus, ...]:
+        """List the shards of one collection, or of all, with their owners."""
+        api = self._connection.api
+        return await self._connection.read(
+            lambda left_s: api.shards(collection, timeout_s=left_s),
+            deadline=self._connection.deadline(timeout_s),
+        )
+
+    async def segments(
+        self, collection: str, *, shard: int | None = None, timeout_s: float | None = None
+    ) -> SegmentList:
+        """List the segments of a collection as their owners serve them."""
+        api = self._connection.api
+        segments, missing = await self._connection.read(
+            lambda left_s: api.segments(collection, shard=shard, timeout_s=left_s),
+            deadline=self._connection.deadline(timeout_s),
+        )
+        return SegmentList(segments, missing)
+
+    async def flush(self, collection: str, *, timeout_s: float | None = None) -> None:
+        """Seal and flush what is in memory; returns when it is done."""
+        api = self._connection.api
+        await self._connection.write(
+            lambda left_s: api.flush(collection, timeout_s=left_s),
+            deadline=self._connection.deadline(timeout_s),
+        )
+
+    async def compact(
+        self,
+        collection: str,
+        *,
+        shard: int | None = None,
+        full: bool = False,
+        wait: bool = True,
+        progress: TaskProgress | None = None,
+        timeout_s: float = TIMEOUT_MAX_S,
+    ) -> tuple[TaskStatus, ...]:
+        """Plan compactions and (with `wait`) follow them to their end.
+
+        Args:
+            collection: its name.
+            shard: one shard; all by default.
+            full: rewrite everything, not only what the rules would choose.
+            wait: return when every task has ended.
+            progress: called with the tasks whenever they were looked at.
+            timeout_s: time for planning and waiting together.
+
+        Returns the tasks, new ones and those that were under way. A task that failed is among
+        them: look at its `phase` and `error`. Raises `DeadlineExceeded` when the time is over
+        before they ended; they go on.
+        """
+        api, deadline = self._connection.api, self._connection.deadline(timeout_s)
+        # Planning twice names the tasks that are under way already, so it may be repeated.
+        task_ids = await self._connection.write(
+            lambda left_s: api.compact(collection, shard=shard, full=full, timeout_s=left_s),
+            deadline=deadline,
+        )
+        tasks = await self._look(task_ids, deadline=deadline)
+        while True:
+            if progress is not None:
+                progress(tasks)
+            if not wait or all(task.phase not in OPEN_PHASES for task in tasks):
+                return tasks
+            if deadline.remaining_s <= POLL_S:
+                raise DeadlineExceeded("the compactions have not ended yet; they go on")
+            await asyncio.sleep(POLL_S)
+            tasks = await self._look(task_ids, deadline=deadline)
+
+    async def tasks(
+        self,
+        collection: str = "",
+        *,
+        phase: TaskPhase | str | None = None,
+        limit: int = 1_000,
+        timeout_s: float | None = None,
+    ) -> list[TaskStatus]:
+        """List tasks, the newest first, at most `limit`."""
+        api, deadline = self._connection.api, self._connection.deadline(timeout_s)
+        wanted = None if phase is None else TaskPhase(phase)
+        found: list[TaskStatus] = []
+        token = ""
+        while True:
+
+            async def page(left_s: float, token: str = token) -> tuple[tuple[TaskStatus, ...], str]:
+                return await api.list_tasks(
+                    collection=collection, phase=wanted, page_token=token, timeout_s=left_s
+                )
+
+            tasks, token = await self._connection.read(page, deadline=deadline)
+            found.extend(tasks)
+            if not token or len(found) >= limit:
+                return found[:limit]
+
+    async def task(self, task_id: str, *, timeout_s: float | None = None) -> TaskStatus:
+        """Describe one task; raises `NotFound`."""
+        api = self._connection.api
+        return await self._connection.read(
+            lambda left_s: api.get_task(task_id, timeout_s=left_s),
+            deadline=self._connection.deadline(timeout_s),
+        )
+
+    async def cancel_task(self, task_id: str, *, timeout_s: float | None = None) -> TaskStatus:
+        """Cancel a task that has not been published."""
+        api = self._connection.api
+        return await self._connection.write(
+            lambda left_s: api.cancel_task(task_id, timeout_s=left_s),
+            deadline=self._connection.deadline(timeout_s),
+        )
+
+    async def measure_recall(
+        self,
+        collection: str,
+        *,
+        k: int | None = None,
+        sample_size: int = RECALL_SAMPLE_DEFAULT,
+        ef: int | None = None,
+        filter: FilterInput = None,
+        seed: int = 0,
+        timeout_s: float | None = None,
+    ) -> RecallReport:
+        """Compare approximate answers with exact ones, with stored vectors as queries.
+
+        `k` is that of the collection's objective by default. The same seed and rows give the same
+        queries.
+        """
+        options = RecallOptions(sample_size, k, ef, as_filter(filter), seed)
+        api = self._connection.api
+        return await self._connection.read(
+            lambda left_s: api.measure_recall(collection, options, timeout_s=left_s),
+            deadline=self._connection.deadline(timeout_s),
+        )
+
+    async def rebalance(
+        self, *, dry_run: bool = False, timeout_s: float | None = None
+    ) -> tuple[ShardMove, ...]:
+        """Even out the shards among the nodes; returns the moves that are ordered (or would be)."""
+        api = self._connection.api
+        return await self._connection.write(
+            lambda left_s: api.rebalance(dry_run=dry_run, timeout_s=left_s),
+            deadline=self._connection.deadline(timeout_s),
+        )
+
+    async def drain(self, node_id: str, *, timeout_s: float | None = None) -> tuple[ShardMove, ...]:
+        """Move every shard away from a node and give it no more; returns the moves ordered."""
+        api = self._connection.api
+        return await self._connection.write(
+            lambda left_s: api.drain(node_id, timeout_s=left_s),
+            deadline=self._connection.deadline(timeout_s),
+        )
+
+    async def undrain(self, node_id: str, *, timeout_s: float | None = None) -> None:
+        """Let a node have shards again."""
+        api = self._connection.api
+        await self._connection.write(
+            lambda left_s: api.undrain(node_id, timeout_s=left_s),
+            deadline=self._connection.deadline(timeout_s),
+        )
+
+    async def move_shard(
+        self, collection: str, shard: int, node_id: str, *, timeout_s: float | None = None
+    ) -> ShardMove:
+        """Order a shard to move to a node; follow it with `shards`."""
+        api = self._connection.api
+        return await self._connection.write(
+            lambda left_s: api.move_shard(
+                collection, shard=shard, node_id=node_id, timeout_s=left_s
+            ),
+            deadline=self._connection.deadline(timeout_s),
+        )
+
+    async def _look(self, task_ids: Sequence[str], *, deadline: Deadline) -> tuple[TaskStatus, ...]:
+        api = self._connection.api
+        found: list[TaskStatus] = []
+        for task_id in task_ids:
+
+            async def once(left_s: float, task_id: str = task_id) -> TaskStatus:
+                return await api.get_task(task_id, timeout_s=left_s)
+
+            try:
+                found.append(await self._connection.read(once, deadline=deadline))
+            except NotFound:
+                continue  # it ended so long ago that it is no longer kept
+        return tuple(found)

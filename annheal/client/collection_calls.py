@@ -1,0 +1,175 @@
+"""Calls that create, describe, change and drop collections."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from annheal.client.connection import ServerConnection
+from annheal.client.inputs import as_schema
+from annheal.errors import InvalidArgument
+from annheal.model.cluster import CollectionStatus
+from annheal.model.collection import (
+    AttributeType,
+    Collection,
+    CollectionSettings,
+    IndexSettings,
+    Metric,
+    ModelSpec,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionInfo:
+    """A collection and what it holds at the moment (`status` None: it was not asked for)."""
+
+    collection: Collection
+    status: CollectionStatus | None
+
+
+class CollectionCalls:
+    """Part of `AsyncClient`."""
+
+    _connection: ServerConnection
+
+    async def create_collection(
+        self,
+        name: str,
+        dimension: int,
+        *,
+        metric: Metric | str = Metric.COSINE,
+        attributes: Mapping[str, AttributeType | str] | None = None,
+        shard_count: int = 1,
+        model: str = "default",
+        index: IndexSettings | Mapping[str, Any] | None = None,
+        settings: CollectionSettings | Mapping[str, Any] | None = None,
+        timeout_s: float | None = None,
+    ) -> Collection:
+        """Create a collection; returns when its shards are served.
+
+        Args:
+            name: a letter, then up to 63 letters, digits, "_" and "-".
+            dimension: floats per vector.
+            metric: "cosine", "inner_product" or "l2".
+            attributes: what filters may use, name to type: "keyword", "keyword_list", "int64",
+                "float64", "bool" or "timestamp".
+            shard_count: parts that can lie on different nodes.
+            model: the name that tags the vectors.
+            index: build parameters, `{"m": 16, "ef_construction": 100}`.
+            settings: fields of `CollectionSettings`, `{"recall_objective": 0.98}`.
+            timeout_s: time for the call; the client's by default.
+
+        Raises:
+            AlreadyExists: the name is taken.
+            InvalidArgument: a field is wrong; `violations` name it.
+            UnknownOutcome: the answer was lost; it is not sent again by itself.
+        """
+        try:
+            spec = ModelSpec(model, dimension, Metric(metric))
+        except ValueError:
+            raise InvalidArgument.of(
+                "metric", f"{metric!r} is none of {', '.join(Metric)}"
+            ) from None
+        schema = as_schema(attributes)
+        index_settings = _filled(IndexSettings(), index, field="index")
+        collection_settings = _filled(CollectionSettings(), settings, field="settings")
+        api = self._connection.api
+        created = await self._connection.write(
+            lambda left_s: api.create_collection(
+                name,
+                models=[spec],
+                schema=schema,
+                shard_count=shard_count,
+                index=index_settings,
+                settings=collection_settings,
+                timeout_s=left_s,
+            ),
+            deadline=self._connection.deadline(timeout_s),
+            idempotent=False,
+        )
+        self._connection.forget(name)
+        self._connection.learn(created)
+        return created
+
+    async def get_collection(self, name: str, *, timeout_s: float | None = None) -> Collection:
+        """Describe a collection; raises `NotFound`."""
+        info = await self.describe_collection(name, with_status=False, timeout_s=timeout_s)
+        return info.collection
+
+    async def describe_collection(
+        self, name: str, *, with_status: bool = True, timeout_s: float | None = None
+    ) -> CollectionInfo:
+        """Describe a collection and count what it holds; raises `NotFound`."""
+        api = self._connection.api
+        collection, status = await self._connection.read(
+            lambda left_s: api.get_collection(name, with_status=with_status, timeout_s=left_s),
+            deadline=self._connection.deadline(timeout_s),
+        )
+        self._connection.learn(collection)
+        return CollectionInfo(collection, status)
+
+    async def list_collections(self, *, timeout_s: float | None = None) -> list[Collection]:
+        """Return all collections by name."""
+        api, deadline = self._connection.api, self._connection.deadline(timeout_s)
+        found: list[Collection] = []
+        token = ""
+        while True:
+
+            async def page(left_s: float, token: str = token) -> tuple[tuple[Collection, ...], str]:
+                return await api.list_collections(page_token=token, timeout_s=left_s)
+
+            collections, token = await self._connection.read(page, deadline=deadline)
+            found.extend(collections)
+            if not token:
+                return found
+
+    async def update_collection(
+        self,
+        name: str,
+        *,
+        settings: Mapping[str, Any] | None = None,
+        index: Mapping[str, Any] | None = None,
+        if_revision: int | None = None,
+        timeout_s: float | None = None,
+    ) -> Collection:
+        """Change settings, field by field; None sets a field back to its default.
+
+        Raises `Conflict` unless the collection is at `if_revision` (when given).
+        """
+        changes = {f"settings.{key}": value for key, value in (settings or {}).items()}
+        changes.update({f"index.{key}": value for key, value in (index or {}).items()})
+        if not changes:
+            raise InvalidArgument.of("settings", "names nothing to change")
+        api = self._connection.api
+        updated = await self._connection.write(
+            lambda left_s: api.update_collection(
+                name, changes=changes, if_revision=if_revision, timeout_s=left_s
+            ),
+            deadline=self._connection.deadline(timeout_s),
+            idempotent=if_revision is None,
+        )
+        self._connection.learn(updated)
+        return updated
+
+    async def drop_collection(self, name: str, *, timeout_s: float | None = None) -> None:
+        """Drop a collection and everything in it; raises `NotFound`."""
+        api = self._connection.api
+        try:
+            await self._connection.write(
+                lambda left_s: api.drop_collection(name, timeout_s=left_s),
+                deadline=self._connection.deadline(timeout_s),
+                # A repeated drop could hit a collection that was created anew.
+                idempotent=False,
+            )
+        finally:
+            self._connection.forget(name)
+
+
+def _filled(base: Any, given: Any, *, field: str) -> Any:
+    if given is None or isinstance(given, type(base)):
+        return given
+    try:
+        return replace(base, **given)
+    except TypeError as error:
+        raise InvalidArgument.of(field, str(error).replace("__init__() ", "")) from error

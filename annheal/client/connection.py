@@ -1,0 +1,165 @@
+"""One server, the caller's deadlines, the one layer of retries, and the session tokens."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeVar
+
+from annheal.client.public_api import PublicApi, ReadFreshness
+from annheal.errors import (
+    AnnhealError,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+)
+from annheal.model.collection import Collection
+from annheal.model.limits import TIMEOUT_MAX_S
+from annheal.model.search import Consistency
+from annheal.model.session import SessionToken
+from annheal.runtime.deadline import Deadline
+from annheal.runtime.retry import RetryPolicy, is_retryable, retry
+
+COLLECTIONS_REMEMBERED_MAX: Final = 1_024
+SESSION_STALE: Final = "SESSION_OF_ANOTHER_COLLECTION"
+
+ValueT = TypeVar("ValueT")
+
+
+class ServerConnection:
+    """What all calls of one client share."""
+
+    def __init__(
+        self, address: str, *, timeout_s: float, retry_policy: RetryPolicy, read_your_writes: bool
+    ) -> None:
+        if not 0 < timeout_s <= TIMEOUT_MAX_S:
+            raise InvalidArgument.of("timeout_s", f"must be in (0, {TIMEOUT_MAX_S:g}]")
+        self.api = PublicApi(address)
+        self.timeout_s = timeout_s
+        self._policy = retry_policy
+        self._read_your_writes = read_your_writes
+        self._tokens: OrderedDict[str, SessionToken] = OrderedDict()
+        self._collections: OrderedDict[str, Collection] = OrderedDict()
+
+    def deadline(self, timeout_s: float | None) -> Deadline:
+        """Return the deadline of a call that may take `timeout_s` (the client's by default)."""
+        return Deadline.after(self.timeout_s if timeout_s is None else timeout_s)
+
+    async def read(
+        self, attempt: Callable[[float], Awaitable[ValueT]], *, deadline: Deadline
+    ) -> ValueT:
+        """Call `attempt(seconds left)`, again while the error is retryable and time is left."""
+
+        async def once(deadline: Deadline) -> ValueT:
+            return await attempt(deadline.remaining_s)
+
+        return await retry(once, deadline=deadline, policy=self._policy)
+
+    async def write(
+        self,
+        attempt: Callable[[float], Awaitable[ValueT]],
+        *,
+        deadline: Deadline,
+        idempotent: bool = True,
+    ) -> ValueT:
+        """As `read`, for a mutation; one that is not idempotent is tried once."""
+
+        async def once(deadline: Deadline) -> ValueT:
+            return await attempt(deadline.remaining_s)
+
+        return await retry(
+            once,
+            deadline=deadline,
+            policy=self._policy,
+            mutation=True,
+            retryable=is_retryable if idempotent else _never,
+        )
+
+    # ------------------------------------------------------------------------------------ sessions
+
+    def freshness(
+        self, collection: str, consistency: Consistency | str | None, session: SessionToken | None
+    ) -> ReadFreshness:
+        """Return what a read sends: the caller's token and this client's, where they count."""
+        wanted = as_consistency(consistency)
+        if wanted in (Consistency.EVENTUAL, Consistency.STRONG):
+            return ReadFreshness(wanted)
+        own = self._tokens.get(collection) if self._read_your_writes else None
+        token = own.merged(session) if own and session else session or own
+        if wanted is Consistency.SESSION and token is None:
+            return ReadFreshness()  # nothing was written or seen: any state is fresh enough
+        return ReadFreshness(wanted, token)
+
+    def remember(self, collection: str, token: SessionToken | None) -> None:
+        """Add what a write or read has seen to the collection's token."""
+        if token is None or not token.collection_id:
+            return
+        known = self._tokens.pop(collection, None)
+        self._tokens[collection] = known.merged(token) if known else token
+        while len(self._tokens) > COLLECTIONS_REMEMBERED_MAX:
+            self._tokens.popitem(last=False)
+
+    def session(self, collection: str) -> SessionToken | None:
+        """Return the collection's token."""
+        return self._tokens.get(collection)
+
+    async def fresh_read(
+        self,
+        collection: str,
+        consistency: Consistency | str | None,
+        session: SessionToken | None,
+        read: Callable[[ReadFreshness], Awaitable[ValueT]],
+    ) -> ValueT:
+        """Return `read(freshness)`; a token of a collection that was dropped is forgotten."""
+        try:
+            return await read(self.freshness(collection, consistency, session))
+        except FailedPrecondition as error:
+            if error.reason != SESSION_STALE or session is not None:
+                raise
+            self.forget(collection)
+            return await read(self.freshness(collection, consistency, None))
+
+    # --------------------------------------------------------------------------------- collections
+
+    async def collection(self, name: str, *, deadline: Deadline) -> Collection:
+        """Return the collection, perhaps as it was some time ago: its schema never changes."""
+        known = self._collections.get(name)
+        if known is not None:
+            return known
+        found, _ = await self.read(
+            lambda left_s: self.api.get_collection(name, with_status=False, timeout_s=left_s),
+            deadline=deadline,
+        )
+        self.learn(found)
+        return found
+
+    def learn(self, collection: Collection) -> None:
+        """Remember what a collection looks like."""
+        self._collections[collection.name] = collection
+        while len(self._collections) > COLLECTIONS_REMEMBERED_MAX:
+            self._collections.popitem(last=False)
+
+    def forget(self, name: str) -> None:
+        """Forget a collection: it was dropped, or may have been created anew."""
+        self._collections.pop(name, None)
+        self._tokens.pop(name, None)
+
+    def forget_after(self, name: str, error: AnnhealError) -> None:
+        """Forget what the collection looks like when `error` may come from old knowledge."""
+        if isinstance(error, InvalidArgument | NotFound):
+            self._collections.pop(name, None)
+
+
+def as_consistency(consistency: Consistency | str | None) -> Consistency | None:
+    """Return the consistency; raises `InvalidArgument` for a word that is none."""
+    if consistency is None:
+        return None
+    try:
+        return Consistency(consistency)
+    except ValueError:
+        known = ", ".join(Consistency)
+        raise InvalidArgument.of("consistency", f"{consistency!r} is none of {known}") from None
+
+
+def _never(_: AnnhealError) -> bool:
+    return False

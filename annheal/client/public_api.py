@@ -1,0 +1,350 @@
+"""The public services as a client calls them: one attempt each, domain values in and out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from annheal.model.cluster import (
+    ClusterStatus,
+    CollectionStatus,
+    NodeStatus,
+    RecallOptions,
+    RecallReport,
+    ShardMove,
+    ShardStatus,
+    TaskStatus,
+)
+from annheal.model.collection import (
+    Collection,
+    CollectionSettings,
+    IndexSettings,
+    ModelSpec,
+    Schema,
+)
+from annheal.model.filter import Filter
+from annheal.model.records import Projection, RecordSet
+from annheal.model.search import Consistency, SearchOptions
+from annheal.model.session import SessionToken
+from annheal.model.task import TaskPhase
+from annheal.model.write import SegmentState
+from annheal.rpc import methods
+from annheal.rpc.channel import Connection
+from annheal.wire import admin as wire_admin
+from annheal.wire import collections as wire_collections
+from annheal.wire import records as wire_records
+from annheal.wire import search as wire_search
+
+
+@dataclass(frozen=True, slots=True)
+class ReadFreshness:
+    """How fresh a read must be; no `consistency` lets the token decide."""
+
+    consistency: Consistency | None = None
+    session: SessionToken | None = None
+
+
+class PublicApi:
+    """The four public services of the server at `address`, over one connection.
+
+    Every method is one call that may take `timeout_s`, and raises the errors of `annheal.errors`;
+    a write whose answer was lost raises `UnknownOutcome`. Nothing is repeated here.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._connection = Connection(address)
+        self._call = self._connection.call
+
+    async def close(self) -> None:
+        """Close the connection; calls under way are cancelled."""
+        await self._connection.close()
+
+    # ------------------------------------------------------------------------------- collections
+
+    async def create_collection(
+        self,
+        name: str,
+        *,
+        models: Sequence[ModelSpec],
+        schema: Schema,
+        shard_count: int | None,
+        index: IndexSettings | None,
+        settings: CollectionSettings | None,
+        timeout_s: float,
+    ) -> Collection:
+        """Create a collection."""
+        request = wire_collections.encode_create_collection(
+            name,
+            models=models,
+            schema=schema,
+            shard_count=shard_count,
+            index=index,
+            settings=settings,
+        )
+        response = await self._call(methods.CREATE_COLLECTION, request, timeout_s=timeout_s)
+        return wire_collections.decode_collection(response.collection)
+
+    async def get_collection(
+        self, name: str, *, with_status: bool, timeout_s: float
+    ) -> tuple[Collection, CollectionStatus | None]:
+        """Describe a collection."""
+        request = methods.GET_COLLECTION.request(name=name, with_status=with_status)
+        response = await self._call(methods.GET_COLLECTION, request, timeout_s=timeout_s)
+        status = (
+            wire_collections.decode_collection_status(response.status)
+            if response.HasField("status")
+            else None
+        )
+        return wire_collections.decode_collection(response.collection), status
+
+    async def list_collections(
+        self, *, page_token: str, timeout_s: float
+    ) -> tuple[tuple[Collection, ...], str]:
+        """Return one page of collections and the token of the next."""
+        request = methods.LIST_COLLECTIONS.request(page_token=page_token)
+        response = await self._call(methods.LIST_COLLECTIONS, request, timeout_s=timeout_s)
+        found = tuple(wire_collections.decode_collection(c) for c in response.collections)
+        return found, response.next_page_token
+
+    async def update_collection(
+        self, name: str, *, changes: dict[str, Any], if_revision: int | None, timeout_s: float
+    ) -> Collection:
+        """Change settings by path (`settings.recall_objective`)."""
+        request = wire_collections.encode_update_collection(
+            name, changes=changes, if_revision=if_revision
+        )
+        response = await self._call(methods.UPDATE_COLLECTION, request, timeout_s=timeout_s)
+        return wire_collections.decode_collection(response.collection)
+
+    async def drop_collection(self, name: str, *, timeout_s: float) -> None:
+        """Drop a collection."""
+        request = methods.DROP_COLLECTION.request(name=name)
+        await self._call(methods.DROP_COLLECTION, request, timeout_s=timeout_s)
+
+    # ----------------------------------------------------------------------------------- records
+
+    async def upsert(
+        self,
+        collection: str,
+        *,
+        ids: Sequence[str],
+        vectors: npt.NDArray[np.floating[Any]],
+        attributes: Mapping[str, Any],
+        payloads: pa.BinaryArray | None,
+        model: str,
+        timeout_s: float,
+    ) -> tuple[int, SessionToken]:
+        """Write records; see `annheal.wire.records.encode_upsert`."""
+        request = wire_records.encode_upsert(
+            collection,
+            ids=ids,
+            vectors=vectors,
+            attributes=attributes,
+            payloads=payloads,
+            model=model,
+        )
+        response = await self._call(methods.UPSERT, request, timeout_s=timeout_s)
+        return wire_records.decode_write_response(response)
+
+    async def delete_ids(
+        self, collection: str, *, ids: Sequence[str], timeout_s: float
+    ) -> tuple[int, SessionToken]:
+        """Delete by id."""
+        request = wire_records.encode_delete_ids(collection, ids=ids)
+        response = await self._call(methods.DELETE_BY_IDS, request, timeout_s=timeout_s)
+        return wire_records.decode_write_response(response)
+
+    async def delete_where(
+        self, collection: str, *, filter: Filter, timeout_s: float
+    ) -> tuple[int, SessionToken]:
+        """Delete what matches."""
+        request = wire_records.encode_delete_where(collection, filter=filter)
+        response = await self._call(methods.DELETE_BY_FILTER, request, timeout_s=timeout_s)
+        return wire_records.decode_write_response(response)
+
+    async def get(
+        self,
+        collection: str,
+        *,
+        ids: Sequence[str],
+        projection: Projection,
+        freshness: ReadFreshness,
+        timeout_s: float,
+    ) -> tuple[RecordSet, SessionToken | None]:
+        """Read by id."""
+        request = wire_records.encode_get(
+            collection,
+            ids=ids,
+            projection=projection,
+            consistency=freshness.consistency,
+            session=freshness.session,
+        )
+        response = await self._call(methods.GET, request, timeout_s=timeout_s)
+        return wire_records.decode_get_response(response, projection=projection)
+
+    async def count(
+        self, collection: str, *, filter: Filter | None, freshness: ReadFreshness, timeout_s: float
+    ) -> int:
+        """Count what matches."""
+        request = wire_records.encode_count(
+            collection,
+            filter=filter,
+            consistency=freshness.consistency,
+            session=freshness.session,
+        )
+        response = await self._call(methods.COUNT, request, timeout_s=timeout_s)
+        return response.count
+
+    async def scan(
+        self,
+        collection: str,
+        *,
+        filter: Filter | None,
+        projection: Projection,
+        page_size: int,
+        cursor: str,
+        timeout_s: float,
+    ) -> tuple[RecordSet, str]:
+        """Return one page and the cursor of the next."""
+        request = wire_records.encode_scan(
+            collection, filter=filter, projection=projection, page_size=page_size, cursor=cursor
+        )
+        response = await self._call(methods.SCAN, request, timeout_s=timeout_s)
+        return wire_records.decode_scan_response(response, projection=projection)
+
+    # ------------------------------------------------------------------------------------ search
+
+    async def search(
+        self,
+        collection: str,
+        options: SearchOptions,
+        *,
+        queries: npt.NDArray[np.floating[Any]] | None,
+        query_ids: Sequence[str],
+        freshness: ReadFreshness,
+        allow_partial: bool,
+        timeout_s: float,
+    ) -> wire_search.SearchResult:
+        """Search by vectors (n, d), or by ids when `queries` is None."""
+        request = wire_search.encode_search(
+            collection,
+            k=options.k,
+            queries=queries,
+            query_ids=query_ids,
+            model=options.model,
+            filter=options.filter,
+            projection=options.projection,
+            consistency=freshness.consistency,
+            session=freshness.session,
+            exact=options.exact,
+            ef=options.ef,
+            recall_objective=options.recall_objective,
+            allow_partial=allow_partial,
+            explain=options.explain,
+        )
+        response = await self._call(methods.SEARCH, request, timeout_s=timeout_s)
+        return wire_search.decode_search_response(response, projection=options.projection)
+
+    # ------------------------------------------------------------------------------------- admin
+
+    async def status(self, *, timeout_s: float) -> ClusterStatus:
+        """Summarise the cluster."""
+        request = methods.GET_CLUSTER_STATUS.request()
+        response = await self._call(methods.GET_CLUSTER_STATUS, request, timeout_s=timeout_s)
+        return wire_admin.decode_cluster_status(response)
+
+    async def nodes(self, *, timeout_s: float) -> tuple[NodeStatus, ...]:
+        """List shard nodes."""
+        request = methods.LIST_NODES.request()
+        response = await self._call(methods.LIST_NODES, request, timeout_s=timeout_s)
+        return tuple(wire_admin.decode_node(node) for node in response.nodes)
+
+    async def shards(self, collection: str, *, timeout_s: float) -> tuple[ShardStatus, ...]:
+        """List shards of one collection, or of all."""
+        request = methods.LIST_SHARDS.request(collection=collection)
+        response = await self._call(methods.LIST_SHARDS, request, timeout_s=timeout_s)
+        return tuple(wire_admin.decode_shard(shard) for shard in response.shards)
+
+    async def segments(
+        self, collection: str, *, shard: int | None, timeout_s: float
+    ) -> tuple[tuple[SegmentState, ...], tuple[int, ...]]:
+        """Return segments, and the shards that could not be asked."""
+        request = methods.LIST_SEGMENTS.request(collection=collection, shard=shard)
+        response = await self._call(methods.LIST_SEGMENTS, request, timeout_s=timeout_s)
+        segments = tuple(wire_admin.decode_segment(segment) for segment in response.segments)
+        return segments, tuple(response.missing_shards)
+
+    async def flush(self, collection: str, *, timeout_s: float) -> None:
+        """Flush what is in memory."""
+        request = methods.FLUSH.request(collection=collection)
+        await self._call(methods.FLUSH, request, timeout_s=timeout_s)
+
+    async def compact(
+        self, collection: str, *, shard: int | None, full: bool, timeout_s: float
+    ) -> tuple[str, ...]:
+        """Plan compactions; returns the ids of their tasks."""
+        request = methods.COMPACT.request(collection=collection, shard=shard, full=full)
+        response = await self._call(methods.COMPACT, request, timeout_s=timeout_s)
+        return tuple(response.task_ids)
+
+    async def list_tasks(
+        self, *, collection: str, phase: TaskPhase | None, page_token: str, timeout_s: float
+    ) -> tuple[tuple[TaskStatus, ...], str]:
+        """Return one page of tasks and the token of the next."""
+        request = wire_admin.encode_list_tasks(
+            collection=collection, phase=phase, page_token=page_token
+        )
+        response = await self._call(methods.LIST_TASKS, request, timeout_s=timeout_s)
+        tasks = tuple(wire_admin.decode_task(task) for task in response.tasks)
+        return tasks, response.next_page_token
+
+    async def get_task(self, task_id: str, *, timeout_s: float) -> TaskStatus:
+        """Describe one task."""
+        request = methods.GET_TASK.request(task_id=task_id)
+        response = await self._call(methods.GET_TASK, request, timeout_s=timeout_s)
+        return wire_admin.decode_task(response.task)
+
+    async def cancel_task(self, task_id: str, *, timeout_s: float) -> TaskStatus:
+        """Cancel a task."""
+        request = methods.CANCEL_TASK.request(task_id=task_id)
+        response = await self._call(methods.CANCEL_TASK, request, timeout_s=timeout_s)
+        return wire_admin.decode_task(response.task)
+
+    async def measure_recall(
+        self, collection: str, options: RecallOptions, *, timeout_s: float
+    ) -> RecallReport:
+        """Measure recall."""
+        request = wire_admin.encode_measure_recall(collection, options=options)
+        response = await self._call(methods.MEASURE_RECALL, request, timeout_s=timeout_s)
+        return wire_admin.decode_recall_report(response)
+
+    async def rebalance(self, *, dry_run: bool, timeout_s: float) -> tuple[ShardMove, ...]:
+        """Even out the shards."""
+        request = methods.REBALANCE.request(dry_run=dry_run)
+        response = await self._call(methods.REBALANCE, request, timeout_s=timeout_s)
+        return wire_admin.decode_moves(response.moves)
+
+    async def drain(self, node_id: str, *, timeout_s: float) -> tuple[ShardMove, ...]:
+        """Drain a node."""
+        request = methods.DRAIN_NODE.request(node_id=node_id)
+        response = await self._call(methods.DRAIN_NODE, request, timeout_s=timeout_s)
+        return wire_admin.decode_moves(response.moves)
+
+    async def undrain(self, node_id: str, *, timeout_s: float) -> None:
+        """Let a node have shards again."""
+        request = methods.UNDRAIN_NODE.request(node_id=node_id)
+        await self._call(methods.UNDRAIN_NODE, request, timeout_s=timeout_s)
+
+    async def move_shard(
+        self, collection: str, *, shard: int, node_id: str, timeout_s: float
+    ) -> ShardMove:
+        """Move one shard."""
+        request = methods.MOVE_SHARD.request(collection=collection, shard=shard, node_id=node_id)
+        response = await self._call(methods.MOVE_SHARD, request, timeout_s=timeout_s)
+        return wire_admin.decode_moves([response.move])[0]

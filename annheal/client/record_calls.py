@@ -1,0 +1,367 @@
+"""Calls that write and read records by id."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from annheal.client.connection import ServerConnection
+from annheal.client.inputs import (
+    AttributesInput,
+    FilterInput,
+    PayloadsInput,
+    as_attributes,
+    as_filter,
+    as_ids,
+    as_matrix,
+    as_payloads,
+    as_projection,
+)
+from annheal.client.public_api import ReadFreshness
+from annheal.client.results import Records, WriteResult
+from annheal.errors import AnnhealError, InvalidArgument
+from annheal.model.limits import GET_IDS_MAX, REQUEST_BYTES_MAX, SCAN_PAGE_ROWS_MAX, WRITE_ROWS_MAX
+from annheal.model.records import RecordSet
+from annheal.model.search import Consistency
+from annheal.model.session import SessionToken
+from annheal.runtime.deadline import Deadline
+
+BATCH_ROWS: Final = 2_000
+"""Rows of one upsert request, unless the caller says otherwise."""
+BATCH_BYTES: Final = 8 << 20
+"""Requests are cut at about this size: large ones hold up what shares the connection."""
+CONCURRENCY: Final = 4
+CONCURRENCY_MAX: Final = 64
+
+Progress = Callable[[int, int], None]
+"""Called with rows acknowledged and rows in all."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Columns of one upsert call, cut into requests by slicing."""
+
+    ids: list[str]
+    vectors: npt.NDArray[Any]
+    attributes: dict[str, Any]
+    payloads: pa.BinaryArray | None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def cut(self, start: int, stop: int) -> _Rows:
+        return _Rows(
+            self.ids[start:stop],
+            self.vectors[start:stop],
+            {name: column.slice(start, stop - start) for name, column in self.attributes.items()},
+            None if self.payloads is None else self.payloads.slice(start, stop - start),
+        )
+
+    def take(self, rows: npt.NDArray[np.int64]) -> _Rows:
+        index: Any = pa.array(rows)
+        return _Rows(
+            [self.ids[row] for row in rows],
+            self.vectors[rows],
+            {name: column.take(index) for name, column in self.attributes.items()},
+            None if self.payloads is None else self.payloads.take(index),
+        )
+
+    @property
+    def size_bytes(self) -> int:
+        columns: int = sum(column.nbytes for column in self.attributes.values())
+        payloads = 0 if self.payloads is None else self.payloads.nbytes
+        return self.vectors.size * 4 + columns + payloads + 24 * len(self)
+
+
+class RecordCalls:
+    """Part of `AsyncClient`."""
+
+    _connection: ServerConnection
+
+    async def upsert(
+        self,
+        collection: str,
+        ids: Iterable[str],
+        vectors: Any,
+        *,
+        attributes: AttributesInput = None,
+        payloads: PayloadsInput = None,
+        batch_rows: int = BATCH_ROWS,
+        concurrency: int = CONCURRENCY,
+        progress: Progress | None = None,
+        timeout_s: float | None = None,
+    ) -> WriteResult:
+        """Insert records, or wholly replace those with the same id; returns when all are durable.
+
+        Args:
+            collection: its name.
+            ids: n texts of 1 to 512 bytes. Of equal ids the last row wins.
+            vectors: (n, d) numbers of any type, an Arrow column of lists, or nested lists; they
+                travel as float32.
+            attributes: columns by name, a mapping a row, or an Arrow table with n rows. A missing
+                value is None. What is left out has no value.
+            payloads: a JSON value a row, or None; `bytes` are JSON already.
+            batch_rows: rows of one request, at most 10,000.
+            concurrency: requests under way at once.
+            progress: called with (rows acknowledged, n) after every request.
+            timeout_s: time for each request; the client's by default.
+
+        Raises:
+            InvalidArgument: something does not fit; nothing was written if it was found here.
+            AnnhealError: a request failed for good. Others may have been written; writing is
+                idempotent, so the call can be repeated.
+        """
+        _check_range("batch_rows", batch_rows, maximum=WRITE_ROWS_MAX)
+        _check_range("concurrency", concurrency, maximum=CONCURRENCY_MAX)
+        names = as_ids(ids)
+        matrix = as_matrix(vectors)
+        if len(matrix) != len(names):
+            raise InvalidArgument.of("vectors", f"has {len(matrix)} rows for {len(names)} ids")
+        if not names:
+            return WriteResult(0, self._connection.session(collection))
+        known = await self._connection.collection(
+            collection, deadline=self._connection.deadline(timeout_s)
+        )
+        columns = as_attributes(attributes, rows=len(names), schema=known.schema)
+        rows = _last_of_each(_Rows(names, matrix, columns, as_payloads(payloads, rows=len(names))))
+        total, done = len(rows), 0
+        pending = _requests(rows, batch_rows)
+
+        async def send() -> None:
+            nonlocal done
+            # All senders draw from one iterator: whoever is free takes the next request.
+            for request in pending:
+                await self._upsert_once(
+                    collection, request, deadline=self._connection.deadline(timeout_s)
+                )
+                done += len(request)
+                if progress is not None:
+                    progress(done, total)
+
+        await _all(send() for _ in range(concurrency))
+        return WriteResult(done, self._connection.session(collection))
+
+    async def _upsert_once(self, collection: str, rows: _Rows, *, deadline: Deadline) -> None:
+        api = self._connection.api
+        try:
+            _, token = await self._connection.write(
+                lambda left_s: api.upsert(
+                    collection,
+                    ids=rows.ids,
+                    vectors=rows.vectors,
+                    attributes=rows.attributes,
+                    payloads=rows.payloads,
+                    model="",
+                    timeout_s=left_s,
+                ),
+                deadline=deadline,
+            )
+        except AnnhealError as error:
+            self._connection.forget_after(collection, error)
+            raise
+        self._connection.remember(collection, token)
+
+    async def delete(
+        self,
+        collection: str,
+        ids: Iterable[str] | None = None,
+        *,
+        filter: FilterInput = None,
+        timeout_s: float | None = None,
+    ) -> WriteResult:
+        """Delete by id, or everything that matches `filter`; give one of the two.
+
+        Ids that do not exist are no error. Returns how many records were deleted.
+        """
+        deadline, api = self._connection.deadline(timeout_s), self._connection.api
+        if (ids is None) == (filter is None):
+            raise InvalidArgument.of("ids", "give either ids or a filter")
+        deleted = 0
+        if ids is None:
+            tree = as_filter(filter)
+            assert tree is not None
+            deleted, token = await self._connection.write(
+                lambda left_s: api.delete_where(collection, filter=tree, timeout_s=left_s),
+                deadline=deadline,
+            )
+            self._connection.remember(collection, token)
+            return WriteResult(deleted, self._connection.session(collection))
+        for part in _parts(as_ids(ids), WRITE_ROWS_MAX):
+
+            async def once(left_s: float, part: list[str] = part) -> tuple[int, SessionToken]:
+                return await api.delete_ids(collection, ids=part, timeout_s=left_s)
+
+            count, token = await self._connection.write(once, deadline=deadline)
+            self._connection.remember(collection, token)
+            deleted += count
+        return WriteResult(deleted, self._connection.session(collection))
+
+    async def get(
+        self,
+        collection: str,
+        ids: Iterable[str],
+        *,
+        include: Iterable[str] | str | None = "all",
+        consistency: Consistency | str | None = None,
+        session: SessionToken | None = None,
+        timeout_s: float | None = None,
+    ) -> Records:
+        """Read records by id, in the order of `ids`; those that do not exist are left out.
+
+        `include`: any of "attributes", "payload", "vector", names of attributes, or "all".
+        """
+        projection, api = as_projection(include), self._connection.api
+        deadline = self._connection.deadline(timeout_s)
+        found: list[RecordSet] = []
+        for part in _parts(as_ids(ids), GET_IDS_MAX):
+
+            async def read(freshness: ReadFreshness, part: list[str] = part) -> RecordSet:
+                records, token = await self._connection.read(
+                    lambda left_s: api.get(
+                        collection,
+                        ids=part,
+                        projection=projection,
+                        freshness=freshness,
+                        timeout_s=left_s,
+                    ),
+                    deadline=deadline,
+                )
+                self._connection.remember(collection, token)
+                return records
+
+            found.append(await self._connection.fresh_read(collection, consistency, session, read))
+        return Records(_joined(found))
+
+    async def count(
+        self,
+        collection: str,
+        *,
+        filter: FilterInput = None,
+        consistency: Consistency | str | None = None,
+        session: SessionToken | None = None,
+        timeout_s: float | None = None,
+    ) -> int:
+        """Count the records that match `filter` (all without one)."""
+        tree, api = as_filter(filter), self._connection.api
+        deadline = self._connection.deadline(timeout_s)
+
+        async def read(freshness: ReadFreshness) -> int:
+            return await self._connection.read(
+                lambda left_s: api.count(
+                    collection, filter=tree, freshness=freshness, timeout_s=left_s
+                ),
+                deadline=deadline,
+            )
+
+        return await self._connection.fresh_read(collection, consistency, session, read)
+
+    async def scan(
+        self,
+        collection: str,
+        *,
+        filter: FilterInput = None,
+        include: Iterable[str] | str | None = "all",
+        page_rows: int = 1_000,
+        timeout_s: float | None = None,
+    ) -> AsyncIterator[Records]:
+        """Iterate over the collection, page by page, in an order of the server's choice.
+
+        Every record that lives throughout the scan is seen exactly once. `timeout_s` is for each
+        page.
+        """
+        _check_range("page_rows", page_rows, maximum=SCAN_PAGE_ROWS_MAX)
+        tree, projection, api = as_filter(filter), as_projection(include), self._connection.api
+        cursor = ""
+        while True:
+
+            async def page(left_s: float, cursor: str = cursor) -> tuple[RecordSet, str]:
+                return await api.scan(
+                    collection,
+                    filter=tree,
+                    projection=projection,
+                    page_size=page_rows,
+                    cursor=cursor,
+                    timeout_s=left_s,
+                )
+
+            records, cursor = await self._connection.read(
+                page, deadline=self._connection.deadline(timeout_s)
+            )
+            if len(records):
+                yield Records(records)
+            if not cursor:
+                return
+
+
+async def _all(coroutines: Iterable[Any]) -> None:
+    """Run all; the first failure cancels the others and is raised as it is."""
+    tasks = [asyncio.create_task(work, name="annheal-upsert") for work in coroutines]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _requests(rows: _Rows, batch_rows: int) -> Iterator[_Rows]:
+    start = 0
+    row_bytes = max(1, rows.size_bytes // len(rows))
+    step = max(1, min(batch_rows, BATCH_BYTES // row_bytes))
+    while start < len(rows):
+        stop = min(start + step, len(rows))
+        yield from _halved(rows.cut(start, stop))
+        start = stop
+
+
+def _halved(rows: _Rows) -> Iterator[_Rows]:
+    """Yield `rows`, cut while some payloads make them far larger than the average said."""
+    if rows.size_bytes <= REQUEST_BYTES_MAX // 2 or len(rows) == 1:
+        yield rows
+        return
+    middle = len(rows) // 2
+    yield from _halved(rows.cut(0, middle))
+    yield from _halved(rows.cut(middle, len(rows)))
+
+
+def _last_of_each(rows: _Rows) -> _Rows:
+    """Drop all but the last row of each id: requests under way at once have no order."""
+    last = {name: row for row, name in enumerate(rows.ids)}
+    if len(last) == len(rows):
+        return rows
+    return rows.take(np.array(sorted(last.values()), dtype=np.int64))
+
+
+def _parts(ids: list[str], length: int) -> Iterator[list[str]]:
+    for start in range(0, len(ids), length):
+        yield ids[start : start + length]
+
+
+def _joined(found: Sequence[RecordSet]) -> RecordSet:
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        return RecordSet(ids=[])
+    tables = [part.attributes for part in found if part.attributes is not None and len(part)]
+    payloads: list[Any] = [part.payloads for part in found if part.payloads is not None]
+    vectors = [part.vectors for part in found if part.vectors is not None and len(part)]
+    joined: Any = pa.concat_arrays(payloads) if payloads else None
+    return RecordSet(
+        ids=[name for part in found for name in part.ids],
+        attributes=pa.Table.from_batches(tables).combine_chunks().to_batches()[0]
+        if tables
+        else None,
+        payloads=joined,
+        vectors=np.concatenate(vectors) if vectors else None,
+    )
+
+
+def _check_range(field: str, value: int, *, maximum: int) -> None:
+    if not 1 <= value <= maximum:
+        raise InvalidArgument.of(field, f"{value} is not between 1 and {maximum}")

@@ -1,0 +1,174 @@
+"""The client for programs that do not use asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from types import TracebackType
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from annheal.client.async_client import DEFAULT_ADDRESS, SEARCH_CALLS_MAX, AsyncClient
+from annheal.client.inputs import FilterInput
+from annheal.client.results import Records
+from annheal.errors import FailedPrecondition
+from annheal.model.limits import TIMEOUT_DEFAULT_S
+from annheal.model.session import SessionToken
+from annheal.runtime.retry import DEFAULT_POLICY, RetryPolicy
+
+P = ParamSpec("P")
+ValueT = TypeVar("ValueT")
+
+
+def _blocking(
+    method: Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, ValueT]],
+) -> Callable[Concatenate[Client, P], ValueT]:
+    """Return `method` for callers that wait; same arguments, same answer, same documentation."""
+
+    @functools.wraps(method)
+    def call(self: Client, *args: P.args, **kwargs: P.kwargs) -> ValueT:
+        return self._run(lambda client: method(client, *args, **kwargs))
+
+    return call
+
+
+class Client:
+    """As `AsyncClient`, method by method, for callers that wait.
+
+    ::
+
+        with Client("127.0.0.1:7700") as client:
+            hits = client.search("papers", query, k=5)
+
+    One background thread runs the event loop. A client may be used by several threads, and then
+    their searches travel together. It does not survive a fork: make it afterwards.
+    """
+
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        *,
+        timeout_s: float = TIMEOUT_DEFAULT_S,
+        batch_searches: bool = True,
+        search_calls_max: int = SEARCH_CALLS_MAX,
+        read_your_writes: bool = True,
+        retry_policy: RetryPolicy = DEFAULT_POLICY,
+    ) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(
+            target=self._loop.run_forever, name="annheal-client", daemon=True
+        )
+        self._thread.start()
+        self._closed = False
+
+        async def make() -> AsyncClient:
+            return AsyncClient(
+                address,
+                timeout_s=timeout_s,
+                batch_searches=batch_searches,
+                search_calls_max=search_calls_max,
+                read_your_writes=read_your_writes,
+                retry_policy=retry_policy,
+            )
+
+        try:
+            self._client = asyncio.run_coroutine_threadsafe(make(), self._loop).result()
+        except BaseException:
+            self._stop_loop()
+            raise
+
+    create_collection = _blocking(AsyncClient.create_collection)
+    get_collection = _blocking(AsyncClient.get_collection)
+    describe_collection = _blocking(AsyncClient.describe_collection)
+    list_collections = _blocking(AsyncClient.list_collections)
+    update_collection = _blocking(AsyncClient.update_collection)
+    drop_collection = _blocking(AsyncClient.drop_collection)
+    upsert = _blocking(AsyncClient.upsert)
+    delete = _blocking(AsyncClient.delete)
+    get = _blocking(AsyncClient.get)
+    count = _blocking(AsyncClient.count)
+    search = _blocking(AsyncClient.search)
+    search_batch = _blocking(AsyncClient.search_batch)
+    embed = _blocking(AsyncClient.embed)
+    status = _blocking(AsyncClient.status)
+    nodes = _blocking(AsyncClient.nodes)
+    shards = _blocking(AsyncClient.shards)
+    segments = _blocking(AsyncClient.segments)
+    flush = _blocking(AsyncClient.flush)
+    compact = _blocking(AsyncClient.compact)
+    tasks = _blocking(AsyncClient.tasks)
+    task = _blocking(AsyncClient.task)
+    cancel_task = _blocking(AsyncClient.cancel_task)
+    measure_recall = _blocking(AsyncClient.measure_recall)
+    rebalance = _blocking(AsyncClient.rebalance)
+    drain = _blocking(AsyncClient.drain)
+    undrain = _blocking(AsyncClient.undrain)
+    move_shard = _blocking(AsyncClient.move_shard)
+
+    def scan(
+        self,
+        collection: str,
+        *,
+        filter: FilterInput = None,
+        include: Iterable[str] | str | None = "all",
+        page_rows: int = 1_000,
+        timeout_s: float | None = None,
+    ) -> Iterator[Records]:
+        """Iterate over the collection, page by page; see `AsyncClient.scan`."""
+        pages = self._client.scan(
+            collection, filter=filter, include=include, page_rows=page_rows, timeout_s=timeout_s
+        )
+
+        async def next_page(
+            _: AsyncClient, pages: AsyncIterator[Records] = pages
+        ) -> Records | None:
+            return await anext(pages, None)
+
+        while (page := self._run(next_page)) is not None:
+            yield page
+
+    @property
+    def address(self) -> str:
+        """The address this client talks to."""
+        return self._client.address
+
+    def session(self, collection: str) -> SessionToken | None:
+        """Return the token of what this client has seen of a collection, for another client."""
+        return self._client.session(collection)
+
+    def close(self) -> None:
+        """Close the connection and end the thread; repeated calls do nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            asyncio.run_coroutine_threadsafe(self._client.close(), self._loop).result()
+        finally:
+            self._stop_loop()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _run(self, call: Callable[[AsyncClient], Coroutine[Any, Any, ValueT]]) -> ValueT:
+        if self._closed:
+            raise FailedPrecondition("the client is closed")
+        future = asyncio.run_coroutine_threadsafe(call(self._client), self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()  # Ctrl-C: nobody waits for the call any more
+            raise
+
+    def _stop_loop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
