@@ -1,7 +1,8 @@
 """The object store in a bucket of an S3-compatible service, over `obstore`.
 
-obstore's synchronous calls run in threads of our own, because its asynchronous ones finish on
-threads of its runtime: a process that ends just then aborts (measured: 2 of 40). A store must not
+obstore's synchronous calls run in threads of our own: with its asynchronous ones a process that
+ends right after a call may abort (measured: 11 of 200 processes; with synchronous ones 0 of 200).
+A store must not
 be used across `fork`; start processes by spawn.
 """
 
