@@ -86,6 +86,10 @@ class Catalog:
         """Return all collections, by name."""
         return tuple(self._named().values())
 
+    def collections_readable(self) -> bool:
+        """Whether every stored collection could be decoded: only then is a missing one dropped."""
+        return len(self._collections.entries) == len(self._collections.mirror.items)
+
     def collection_or_none(self, name: str) -> Collection | None:
         """Return the collection called `name` as far as the mirror knows."""
         return self._named().get(name)

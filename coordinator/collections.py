@@ -166,23 +166,13 @@ class Collections:
             )
 
         revision = await retry(attempt, deadline=deadline, mutation=True)
-        await self.forget_shards(collection.id)
+        await forget_shards(self._store, collection.id)
         if revision is not None:
             timeout_s = deadline.remaining_s
             await self._catalog.wait_revision(
                 revision, of=keys.COLLECTIONS_PREFIX, timeout_s=timeout_s
             )
         _log.info("collection %s dropped", name)
-
-    async def forget_shards(self, collection_id: str) -> None:
-        """Delete the assignments and manifests of a dropped collection; repeat to finish."""
-        for prefix in (
-            keys.collection_shards_prefix(collection_id),
-            keys.collection_manifests_prefix(collection_id),
-        ):
-            snapshot = await self._store.list(prefix)
-            for batch in _batches([Delete(item.key) for item in snapshot.items]):
-                await self._store.commit(batch)
 
     async def _mark_dropped(self, collection_id: str) -> None:
         try:
@@ -249,6 +239,17 @@ class Collections:
         if targets:
             return f"{', '.join(sorted(targets))} has not opened them yet; see its log"
         return "no leading coordinator has placed them yet"
+
+
+async def forget_shards(store: MetaStore, collection_id: str) -> None:
+    """Delete the assignments and manifests of a dropped collection; repeat to finish."""
+    for prefix in (
+        keys.collection_shards_prefix(collection_id),
+        keys.collection_manifests_prefix(collection_id),
+    ):
+        snapshot = await store.list(prefix)
+        for batch in _batches([Delete(item.key) for item in snapshot.items]):
+            await store.commit(batch)
 
 
 def _batches(operations: Sequence[Operation]) -> list[list[Operation]]:

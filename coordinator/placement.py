@@ -113,6 +113,37 @@ def plan_assignments(
     return tuple(changes)
 
 
+def plan_overdue(
+    assignments: Sequence[Assignment],
+    nodes: Sequence[PlacementNode],
+    *,
+    waiting_s: Mapping[ShardId, float],
+    timeout_s: float,
+) -> tuple[TargetChange, ...]:
+    """Return what to do about targets that have not taken over for `timeout_s`.
+
+    `waiting_s` says for how long each shard's present target is known. A living owner keeps its
+    shard; a shard without one goes to another node, if there is another that may take it.
+    """
+    loads = node_loads(assignments, nodes)
+    changes: list[TargetChange] = []
+    for assignment in sorted(assignments, key=lambda one: one.id):
+        overdue = waiting_s.get(assignment.id, 0.0) >= timeout_s
+        if not overdue or assignment.target not in loads or assignment.target == assignment.owner:
+            continue
+        reason = f"{assignment.target} did not take over in {timeout_s:.0f} s"
+        if assignment.owner in loads:
+            changes.append(TargetChange(assignment, "", reason))
+            continue
+        others = {name: load for name, load in loads.items() if name != assignment.target}
+        target = choose_node(assignment.collection_id, others)
+        if target is not None:
+            loads[target].total += 1
+            loads[target].by_collection[assignment.collection_id] += 1
+            changes.append(TargetChange(assignment, target, reason))
+    return tuple(changes)
+
+
 def choose_node(collection_id: str, loads: Mapping[str, NodeLoad]) -> str | None:
     """Return the node that should take one more shard of the collection; None: no node may."""
     zones: Counter[str] = Counter()

@@ -1,8 +1,8 @@
 """Recall@k as it is: stored vectors as queries, approximate answers against exact ones.
 
 A neighbour counts as found when its score is not worse than the k-th exact score (within
-`SCORE_TOLERANCE`), so one of several equally near records is as good as another. The query's own record is
-left out of both answers. The confidence interval is the normal one over queries.
+`SCORE_TOLERANCE`), so one of several equally near records is as good as another. The query's own
+record is left out of both answers. The confidence interval is the normal one over queries.
 """
 
 from __future__ import annotations

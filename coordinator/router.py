@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from annheal.errors import (
     AnnhealError,
@@ -36,12 +36,14 @@ ValueT = TypeVar("ValueT")
 ROUTE_POLICY = RetryPolicy(delay_s_min=0.01, delay_s_max=0.5, attempts_max=10_000)
 
 
-class Connect(Protocol):
-    """Makes the port to a node. Its `disconnect`, if it has one, is called when it is left."""
+Connect = Callable[[NodeRegistration], ShardNode]
+"""Returns the port to a node; it connects when it is first used."""
+Disconnect = Callable[[ShardNode], Awaitable[None]]
+"""Closes a port that the router leaves."""
 
-    def __call__(self, registration: NodeRegistration) -> ShardNode:
-        """Return the port to the node; connects lazily."""
-        ...
+
+async def keep_connected(_: ShardNode) -> None:
+    """Disconnect from a node in the same process: nothing to close."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +70,11 @@ class Router:
         *,
         scope: TaskScope,
         settings: CoordinatorSettings,
+        disconnect: Disconnect = keep_connected,
     ) -> None:
         self._catalog = catalog
         self._connect = connect
+        self._disconnect = disconnect
         self._scope = scope
         self._settings = settings
         self._links: dict[str, NodeLink] = {}
@@ -185,7 +189,7 @@ class Router:
         """Close every port."""
         links, self._links = list(self._links.values()), {}
         for link in links:
-            await _close(link.node)
+            await self._disconnect(link.node)
 
     def _open(self, registration: NodeRegistration) -> NodeLink:
         node = self._connect(registration)
@@ -202,14 +206,11 @@ class Router:
 
     def _retire(self, link: NodeLink) -> None:
         if not self._scope.closed:
-            self._scope.start(_close(link.node), name="close-node")
+            self._scope.start(_awaited(self._disconnect(link.node)), name="close-node")
 
 
-async def _close(node: object) -> None:
-    """Close a port that is a connection; a node in this process is not the router's to close."""
-    close = getattr(node, "disconnect", None)
-    if close is not None:
-        await close()
+async def _awaited(work: Awaitable[None]) -> None:
+    await work
 
 
 def check_sequences(collection: Collection, sequences: Iterable[int]) -> None:

@@ -19,7 +19,9 @@ class CoordinatorSettings:
     `collection_grace_s`: how long an object must have been unnamed before it is deleted.
     `task_retention_s`: how long finished tasks can be listed. `create_timeout_s`: how long a
     new collection's shards may take to be served. `partial_patience_s`: how long a search that
-    allows partial answers waits for shards without an owner.
+    allows partial answers waits for shards without an owner. `takeover_timeout_s`: how long a node
+    may take to open a shard before another one gets it. `observe_timeout_s`: how long a node may
+    take to describe its shards, `publish_timeout_s` to publish a compaction.
 
     Limits: `search_batch_queries_max` queries travel in one call to a node, of which at most
     `search_calls_per_node` are under way; `search_queries_waiting_max` queries may wait for a
@@ -40,6 +42,9 @@ class CoordinatorSettings:
     task_retention_s: float = 3_600.0
     create_timeout_s: float = 30.0
     partial_patience_s: float = 0.5
+    takeover_timeout_s: float = 300.0
+    observe_timeout_s: float = 5.0
+    publish_timeout_s: float = 60.0
     store_retry_s: float = 0.5
     rebalance_automatic: bool = True
     rebalance_tolerance: float = 0.05
@@ -83,6 +88,9 @@ _POSITIVE = (
     "task_retention_s",
     "create_timeout_s",
     "partial_patience_s",
+    "takeover_timeout_s",
+    "observe_timeout_s",
+    "publish_timeout_s",
     "store_retry_s",
     "search_batch_queries_max",
     "search_calls_per_node",

@@ -39,10 +39,13 @@ from annheal.model.write import (
 )
 from annheal.routing import hash_ids, shards_of
 from annheal.runtime.deadline import Deadline
+from annheal.runtime.offload import Offload
 from coordinator.ports import ShardNode
 from coordinator.router import Router
 
 _RETRY_AFTER_S = 0.2
+OFFLOADED_ROWS_MIN = 64
+"""Batches from this size on are checked and split on another thread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +60,11 @@ class WriteOutcome:
 class Writes:
     """Writes records through the router; at most `requests_max` at a time."""
 
-    def __init__(self, router: Router, *, requests_max: int, shard_calls_max: int) -> None:
+    def __init__(
+        self, router: Router, *, offload: Offload, requests_max: int, shard_calls_max: int
+    ) -> None:
         self._router = router
+        self._offload = offload
         self._requests_max = requests_max
         self._shard_calls_max = shard_calls_max
         self._requests = 0
@@ -72,18 +78,12 @@ class Writes:
         `Unavailable` when nothing was written, and `UnknownOutcome` when something may have been.
         `upserted` counts the records sent, those that a later one in the batch replaced included.
         """
-        rows_sent = len(batch)
-        batch = validate_batch(batch, collection=collection)
-        hashes = hash_ids(batch.ids)
-        keep = last_of_each(hashes, batch.ids)
-        if keep is not None:
-            batch, hashes = batch.take(keep), hashes[keep]
-        parts: dict[int, WriteOperation] = {
-            shard: Upsert(batch if rows is None else batch.take(rows))
-            for shard, rows in rows_by_shard(hashes, shard_count=collection.shard_count).items()
-        }
+        if len(batch) >= OFFLOADED_ROWS_MIN:
+            parts = await self._offload.run(split_upsert, collection, batch)
+        else:
+            parts = split_upsert(collection, batch)
         outcome = await self._write(collection, parts, deadline=deadline)
-        return WriteOutcome(rows_sent, outcome.deleted, outcome.session)
+        return WriteOutcome(len(batch), outcome.deleted, outcome.session)
 
     async def delete_ids(
         self, collection: Collection, ids: Sequence[str], *, deadline: Deadline
@@ -168,6 +168,19 @@ class Writes:
             )
 
         return await self._router.call(shard, call, deadline=deadline, mutation=True)
+
+
+def split_upsert(collection: Collection, batch: RecordBatch) -> dict[int, WriteOperation]:
+    """Return the checked batch by shard, without the records that a later one replaces."""
+    batch = validate_batch(batch, collection=collection)
+    hashes = hash_ids(batch.ids)
+    keep = last_of_each(hashes, batch.ids)
+    if keep is not None:
+        batch, hashes = batch.take(keep), hashes[keep]
+    return {
+        shard: Upsert(batch if rows is None else batch.take(rows))
+        for shard, rows in rows_by_shard(hashes, shard_count=collection.shard_count).items()
+    }
 
 
 def last_of_each(

@@ -1,0 +1,381 @@
+"""What operators see and do."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from annheal.errors import AnnhealError, FailedPrecondition
+from annheal.metastore import keys
+from annheal.metastore.codec import decode_value
+from annheal.metastore.protocol import MetaStore
+from annheal.model.cluster import (
+    ClusterStatus,
+    CollectionStatus,
+    NodeStatus,
+    ShardMove,
+    ShardStatus,
+    TaskStatus,
+)
+from annheal.model.collection import Collection
+from annheal.model.shard import ShardId, ShardPhase, WorkerRegistration
+from annheal.model.task import CompactionTask, TaskPhase
+from annheal.model.write import SegmentState, ShardState
+from annheal.runtime.deadline import Deadline
+from annheal.runtime.tasks import TaskScope
+from coordinator.catalog import Catalog
+from coordinator.collections import check_shard
+from coordinator.compaction_plan import ShardObservation, plan_compactions, plan_manual
+from coordinator.observation import Observation, observe_shards
+from coordinator.ports import ShardNode
+from coordinator.router import Router
+from coordinator.settings import CoordinatorSettings
+from coordinator.task_book import UNFINISHED, TaskBook
+from coordinator.topology import Topology
+
+_log = logging.getLogger(__name__)
+
+_FLUSHES_MAX = 8
+_ROUND_WAIT_S = 1.0
+_REBALANCE_S_MAX = 3_600.0
+_LONG_QUIET_S = 1e9
+
+
+@dataclass(frozen=True, slots=True)
+class AdminParts:
+    """What the operations work with."""
+
+    catalog: Catalog
+    store: MetaStore
+    router: Router
+    topology: Topology
+    tasks: TaskBook
+    scope: TaskScope
+    new_id: Callable[[], str]
+    wall_clock: Callable[[], float]
+
+
+class Admin:
+    """The operations of `annheal status`, `nodes`, `shards`, `segments`, `compact` and so on."""
+
+    def __init__(self, parts: AdminParts, *, settings: CoordinatorSettings, version: str) -> None:
+        self._parts = parts
+        self._settings = settings
+        self._version = version
+        self._rebalancing: asyncio.Task[None] | None = None
+
+    # ------------------------------------------------------------------------------ seeing
+
+    async def status(self) -> ClusterStatus:
+        """Return the cluster at a glance; nodes that do not answer are warnings, not errors."""
+        parts = self._parts
+        observation = await self._observe()
+        collections = parts.catalog.collections()
+        tasks = [stored.value for stored in parts.catalog.tasks()]
+        leader = await parts.store.get(keys.LEADER_KEY)
+        failed = sum(task.phase is TaskPhase.FAILED for task in tasks)
+        nodes = self._nodes(observation)
+        return ClusterStatus(
+            version=self._version,
+            leader=_worker(leader.value, keys.LEADER_KEY).worker_id if leader is not None else "",
+            nodes=nodes,
+            workers=await self._workers(),
+            collections=len(collections),
+            shards=sum(collection.shard_count for collection in collections),
+            totals=_totals(observation.states.values()),
+            tasks_pending=sum(task.phase in UNFINISHED for task in tasks),
+            tasks_failed=failed,
+            warnings=tuple(self._warnings(observation, nodes, failed, led=leader is not None)),
+        )
+
+    async def nodes(self) -> tuple[NodeStatus, ...]:
+        """Return the live shard nodes, by id."""
+        return self._nodes(await self._observe())
+
+    async def shards(self, collection: str = "") -> tuple[ShardStatus, ...]:
+        """Return the shards of one collection, or (empty) of all, by collection and number."""
+        catalog = self._parts.catalog
+        chosen = [await catalog.collection(collection)] if collection else catalog.collections()
+        observation = await self._observe(chosen[0].id if collection else "")
+        found: list[ShardStatus] = []
+        for one in chosen:
+            for _, stored in sorted(catalog.assignments_of(one.id).items()):
+                assignment = stored.value
+                state = observation.state(assignment.id)
+                error = observation.errors.get(assignment.owner, "") if state is None else ""
+                if assignment.owner and catalog.node(assignment.owner) is None:
+                    error = f"node {assignment.owner!r} is not alive"
+                found.append(ShardStatus.of(assignment, state, collection=one.name, error=error))
+        return tuple(found)
+
+    async def segments(
+        self, collection: str, *, shard: int | None = None
+    ) -> tuple[tuple[SegmentState, ...], tuple[int, ...]]:
+        """Return the segments by shard and age, and the shards that could not be asked."""
+        found = await self._parts.catalog.collection(collection)
+        if shard is not None:
+            check_shard(found, shard)
+        observation = await self._observe(found.id)
+        numbers = range(found.shard_count) if shard is None else (shard,)
+        segments: list[SegmentState] = []
+        missing: list[int] = []
+        for number in numbers:
+            state = observation.state(ShardId(found.id, number))
+            if state is None:
+                missing.append(number)
+                continue
+            segments += sorted(state.segments, key=lambda one: (one.created_at_s, one.segment_id))
+        return tuple(segments), tuple(missing)
+
+    async def collection_status(self, collection: Collection) -> CollectionStatus:
+        """Return what a collection holds, added up over the shards that answer."""
+        observation = await self._observe(collection.id)
+        return _totals(
+            state
+            for shard, state in observation.states.items()
+            if shard.collection_id == collection.id
+        )
+
+    # ------------------------------------------------------------------------------- tasks
+
+    async def tasks(
+        self, *, collection: str = "", phase: TaskPhase | None = None
+    ) -> tuple[TaskStatus, ...]:
+        """Return the tasks, the newest first, of one collection or (empty) of all."""
+        wanted = (await self._parts.catalog.collection(collection)).id if collection else ""
+        claims = await self._parts.tasks.claims()
+        return tuple(
+            TaskStatus.of(
+                stored.value,
+                collection=self._name(stored.value.collection_id),
+                claim=claims.get(stored.value.id),
+            )
+            for stored in self._parts.tasks.all()
+            if (not wanted or stored.value.collection_id == wanted)
+            and (phase is None or stored.value.phase is phase)
+        )
+
+    async def task(self, task_id: str) -> TaskStatus:
+        """Return one task; raises `NotFound`."""
+        return await self._status_of((await self._parts.tasks.get(task_id)).value)
+
+    async def cancel_task(self, task_id: str, *, deadline: Deadline) -> TaskStatus:
+        """Cancel a task that has not been published; raises `FailedPrecondition` otherwise."""
+        return await self._status_of(await self._parts.tasks.cancel(task_id, deadline=deadline))
+
+    async def flush(self, collection: str, *, deadline: Deadline) -> None:
+        """Seal and flush every shard; returns when it is done."""
+        found = await self._parts.catalog.collection(collection)
+        await self._flush(found, range(found.shard_count), deadline=deadline)
+
+    async def compact(
+        self, collection: str, *, deadline: Deadline, shard: int | None = None, full: bool = False
+    ) -> tuple[str, ...]:
+        """Flush, then plan compactions; return the ids of new tasks and of those under way.
+
+        `full` rewrites every segment that could become better; otherwise the rules decide, as if
+        nothing had been written for long. Raises `FailedPrecondition` when shards do not answer.
+        """
+        parts = self._parts
+        found = await parts.catalog.collection(collection)
+        if shard is not None:
+            check_shard(found, shard)
+        numbers = range(found.shard_count) if shard is None else (shard,)
+        await self._flush(found, numbers, deadline=deadline)
+        tasks = [one.value for one in parts.catalog.tasks()]
+        mine = [one for one in tasks if one.collection_id == found.id and one.shard in numbers]
+        observation = await self._observe(found.id)
+        states = [
+            state
+            for number in numbers
+            if (state := observation.state(ShardId(found.id, number))) is not None
+        ]
+        if len(states) < len(numbers):
+            raise FailedPrecondition(
+                f"only {len(states)} of {len(numbers)} shards answer; see `annheal shards`",
+                reason="SHARDS_NOT_SERVED",
+            )
+        now_s, rules = parts.wall_clock(), self._settings.compaction
+        if full:
+            planned = plan_manual(
+                found, states, mine, now_s=now_s, new_id=parts.new_id, settings=rules
+            )
+        else:
+            planned = plan_compactions(
+                found,
+                [ShardObservation(state, _LONG_QUIET_S) for state in states],
+                mine,
+                now_s=now_s,
+                settings=rules,
+                new_id=parts.new_id,
+            )
+        await parts.tasks.add(planned)
+        return tuple(
+            [task.id for task in planned] + [one.id for one in mine if one.phase in UNFINISHED]
+        )
+
+    # ---------------------------------------------------------------------------- topology
+
+    async def rebalance(self, *, dry_run: bool = False) -> tuple[ShardMove, ...]:
+        """Return the moves that even out the cluster; unless `dry_run`, they are being made.
+
+        They are made in rounds, in the background, one shard into and out of a node at a time.
+        """
+        moves = tuple(self._parts.topology.plan_rebalance())
+        idle = self._rebalancing is None or self._rebalancing.done()
+        if moves and not dry_run and idle:
+            self._rebalancing = self._parts.scope.start(self._rebalance(), name="rebalance")
+        return moves
+
+    async def drain(self, node_id: str, *, deadline: Deadline) -> tuple[ShardMove, ...]:
+        """Give the node no more shards and move away those it has; return those moves."""
+        return tuple(await self._parts.topology.drain(node_id, draining=True, deadline=deadline))
+
+    async def undrain(self, node_id: str, *, deadline: Deadline) -> None:
+        """Let the node have shards again."""
+        await self._parts.topology.drain(node_id, draining=False, deadline=deadline)
+
+    async def move(
+        self, collection: str, *, shard: int, node_id: str, deadline: Deadline
+    ) -> ShardMove:
+        """Order the move of one shard; it is done when the shard's owner is `node_id`."""
+        found = await self._parts.catalog.collection(collection)
+        return await self._parts.topology.move(found, shard, node_id, deadline=deadline)
+
+    # ----------------------------------------------------------------------------- private
+
+    async def _observe(self, collection_id: str = "") -> Observation:
+        return await observe_shards(
+            self._parts.catalog,
+            self._parts.router,
+            timeout_s=self._settings.observe_timeout_s,
+            collection_id=collection_id,
+        )
+
+    async def _flush(
+        self, collection: Collection, shards: Iterable[int], *, deadline: Deadline
+    ) -> None:
+        gate = asyncio.Semaphore(_FLUSHES_MAX)
+
+        async def flush(number: int) -> None:
+            async def call(node: ShardNode, _: Deadline) -> None:
+                await node.flush(collection.id, number)
+
+            async with gate:
+                shard = ShardId(collection.id, number)
+                await self._parts.router.call(shard, call, deadline=deadline)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for number in shards:
+                    group.create_task(flush(number))
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+
+    async def _rebalance(self) -> None:
+        """Make moves round by round until the cluster is balanced."""
+        topology, catalog = self._parts.topology, self._parts.catalog
+        deadline = Deadline.after(_REBALANCE_S_MAX)
+        while not deadline.passed:
+            version = catalog.version
+            try:
+                await topology.rebalance_round(term=None)
+            except AnnhealError as error:
+                if not error.retryable:
+                    raise
+                _log.warning("rebalancing waits: %s", error.message)
+            if topology.balanced():
+                return
+            await catalog.wait_change(version, timeout_s=_ROUND_WAIT_S)
+        _log.warning("rebalancing was given up after %.0f s", _REBALANCE_S_MAX)
+
+    async def _status_of(self, task: CompactionTask) -> TaskStatus:
+        claims = await self._parts.tasks.claims()
+        name = self._name(task.collection_id)
+        return TaskStatus.of(task, collection=name, claim=claims.get(task.id))
+
+    def _name(self, collection_id: str) -> str:
+        collection = self._parts.catalog.collection_by_id(collection_id)
+        return collection.name if collection is not None else ""
+
+    async def _workers(self) -> tuple[WorkerRegistration, ...]:
+        found: list[WorkerRegistration] = []
+        for prefix in (keys.COORDINATORS_PREFIX, keys.COMPACTORS_PREFIX):
+            snapshot = await self._parts.store.list(prefix)
+            found += [_worker(item.value, item.key) for item in snapshot.items]
+        return tuple(found)
+
+    def _nodes(self, observation: Observation) -> tuple[NodeStatus, ...]:
+        catalog = self._parts.catalog
+        settings = catalog.node_settings()
+        owned: dict[str, int] = {}
+        for assignment in self._parts.topology.assignments():
+            owned[assignment.owner] = owned.get(assignment.owner, 0) + 1
+        nodes = []
+        for node_id, registration in sorted(catalog.nodes().items()):
+            states = [
+                state
+                for state in observation.states.values()
+                if state.node_id == node_id and state.phase == ShardPhase.SERVING
+            ]
+            nodes.append(
+                NodeStatus(
+                    registration=registration,
+                    draining=node_id in settings and settings[node_id].draining,
+                    shards=owned.get(node_id, 0),
+                    shards_serving=len(states),
+                    live_rows=sum(state.live_rows for state in states),
+                    memory_bytes=sum(
+                        state.memory_bytes for state in observation.by_node.get(node_id, ())
+                    ),
+                    error=observation.errors.get(node_id, ""),
+                )
+            )
+        return tuple(nodes)
+
+    def _warnings(
+        self, observation: Observation, nodes: Iterable[NodeStatus], failed: int, *, led: bool
+    ) -> list[str]:
+        warnings: list[str] = []
+        nodes = list(nodes)
+        if not nodes:
+            warnings.append("no shard node is alive")
+        if not led:
+            warnings.append("no coordinator leads: shards are not placed, nothing is compacted")
+        warnings += [f"node {node_id}: {error}" for node_id, error in observation.errors.items()]
+        for collection in self._parts.catalog.collections():
+            away = [
+                number
+                for number in range(collection.shard_count)
+                if not _serving(observation.state(ShardId(collection.id, number)))
+            ]
+            if away:
+                warnings.append(
+                    f"collection {collection.name}: {len(away)} of {collection.shard_count}"
+                    f" shards are not served (the first: {away[0]})"
+                )
+        if failed:
+            warnings.append(f"{failed} tasks failed; see `annheal tasks --phase failed`")
+        return warnings
+
+
+def _serving(state: ShardState | None) -> bool:
+    return state is not None and state.phase == ShardPhase.SERVING
+
+
+def _worker(value: bytes, key: str) -> WorkerRegistration:
+    return decode_value(value, WorkerRegistration, key=key)
+
+
+def _totals(states: Iterable[ShardState]) -> CollectionStatus:
+    serving = [state for state in states if state.phase == ShardPhase.SERVING]
+    return CollectionStatus(
+        shards_serving=len(serving),
+        live_rows=sum(state.live_rows for state in serving),
+        dead_rows=sum(state.dead_rows for state in serving),
+        unindexed_rows=sum(state.unindexed_rows for state in serving),
+        segments=sum(len(state.segments) for state in serving),
+        size_bytes=sum(segment.size_bytes for state in serving for segment in state.segments),
+    )

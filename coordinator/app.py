@@ -1,0 +1,179 @@
+"""The composition root: one coordinator from its settings and the things it is given."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import Callable
+
+from annheal.metastore.protocol import MetaStore
+from annheal.model.shard import WorkerRegistration, WorkerRole
+from annheal.objectstore.protocol import ObjectStore
+from annheal.runtime.offload import Offload
+from annheal.runtime.tasks import TaskScope
+from coordinator.admin import Admin, AdminParts
+from coordinator.catalog import Catalog
+from coordinator.collections import Collections
+from coordinator.control import Control, ControlParts
+from coordinator.election import Election
+from coordinator.fanout import Fanout
+from coordinator.gc import GarbageCollector
+from coordinator.reads import Reads
+from coordinator.recall import RecallMeter
+from coordinator.router import Connect, Disconnect, Router, keep_connected
+from coordinator.settings import CoordinatorSettings
+from coordinator.task_book import TaskBook
+from coordinator.topology import Topology
+from coordinator.writes import Writes
+
+_log = logging.getLogger(__name__)
+
+_OFFLOAD_THREADS = 2
+
+
+def _new_id() -> str:
+    return uuid.uuid4().hex
+
+
+class Coordinator:
+    """Routes requests, and leads when elected.
+
+    The API in process: `collections`, `writes`, `reads`, `search`, `recall` and `admin`. The gRPC
+    services (`coordinator.service`) only translate to it.
+
+    Args:
+        settings: see `CoordinatorSettings`.
+        meta: the metadata store; the caller closes it after `stop`.
+        objects: the object store; the caller closes it after `stop`.
+        connect: returns the port to a node.
+        disconnect: closes such a port; not needed for nodes in the same process.
+        version: of the software, for operators.
+        new_id: ids of collections and tasks; never the same twice.
+        wall_clock: seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        settings: CoordinatorSettings,
+        meta: MetaStore,
+        objects: ObjectStore,
+        connect: Connect,
+        *,
+        disconnect: Disconnect = keep_connected,
+        version: str = "",
+        new_id: Callable[[], str] = _new_id,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.settings = settings
+        self._scope = TaskScope(f"coordinator {settings.coordinator_id}")
+        self._offload = Offload(threads=_OFFLOAD_THREADS, name="coordinator")
+        self.catalog = Catalog(meta)
+        self.router = Router(
+            self.catalog,
+            connect,
+            scope=self._scope,
+            settings=settings,
+            disconnect=disconnect,
+        )
+        self.collections = Collections(
+            self.catalog, meta, objects, new_id=new_id, wall_clock=wall_clock
+        )
+        self.writes = Writes(
+            self.router,
+            offload=self._offload,
+            requests_max=settings.write_requests_max,
+            shard_calls_max=settings.shard_calls_max,
+        )
+        self.reads = Reads(
+            self.router,
+            requests_max=settings.reads_max,
+            shard_calls_max=settings.shard_calls_max,
+        )
+        self.search = Fanout(self.router, partial_patience_s=settings.partial_patience_s)
+        self.recall = RecallMeter(self.reads, self.search)
+        topology = Topology(self.catalog, meta, tolerance=settings.rebalance_tolerance)
+        tasks = TaskBook(self.catalog, meta, wall_clock=wall_clock)
+        self.admin = Admin(
+            AdminParts(
+                catalog=self.catalog,
+                store=meta,
+                router=self.router,
+                topology=topology,
+                tasks=tasks,
+                scope=self._scope,
+                new_id=new_id,
+                wall_clock=wall_clock,
+            ),
+            settings=settings,
+            version=version,
+        )
+        self._control = Control(
+            ControlParts(
+                catalog=self.catalog,
+                store=meta,
+                router=self.router,
+                topology=topology,
+                tasks=tasks,
+                garbage=GarbageCollector(
+                    self.catalog,
+                    meta,
+                    objects,
+                    grace_s=settings.collection_grace_s,
+                    wall_clock=wall_clock,
+                ),
+                new_id=new_id,
+                wall_clock=wall_clock,
+            ),
+            settings=settings,
+        )
+        self._election = Election(
+            meta,
+            WorkerRegistration(
+                worker_id=settings.coordinator_id,
+                role=WorkerRole.COORDINATOR,
+                address=settings.address,
+                started_at_s=wall_clock(),
+                version=version,
+            ),
+            lease_ttl_s=settings.lease_ttl_s,
+            retry_s=settings.store_retry_s,
+        )
+
+    @property
+    def leading(self) -> bool:
+        """Whether this coordinator leads at this moment."""
+        return self._election.leading
+
+    async def start(self) -> None:
+        """Load the catalog (raises `Unavailable` without the store), then serve and campaign."""
+        await self.catalog.start(self._scope)
+        await self._election.start(self._scope)
+        self._scope.start(self._election.run(self._control.lead), name="election")
+
+    async def wait(self) -> None:
+        """Wait until something fails that cannot be repeated, and raise it."""
+        await self._scope.wait()
+
+    async def stop(self) -> None:
+        """Give the lease back and stop; calls under way fail. Repeated calls do nothing."""
+        await self._scope.stop()
+        await self.router.close()
+        self._offload.close()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Start, work until `stop` is set, and stop; raises what `wait` raises."""
+        await self.start()
+        failed = asyncio.create_task(self.wait(), name="coordinator-failure")
+        stopping = asyncio.create_task(stop.wait(), name="coordinator-stop")
+        try:
+            await asyncio.wait({failed, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopping.cancel()
+            if not failed.done():
+                failed.cancel()
+            await asyncio.wait({failed, stopping})
+            await self.stop()
+        if not failed.cancelled():
+            await failed
