@@ -115,13 +115,11 @@ class LeaseKeeper:
         if task is None:
             return
         task.cancel()
-        try:
-            await task
-        except asyncio.CancelledError:
-            # The task's own end; if this task was cancelled as well, that must not be lost.
-            current = asyncio.current_task()
-            if current is not None and current.cancelling():
-                raise
+        # Not `await task`: its CancelledError could not be told from one of the calling task, which
+        # often is being cancelled already, and still has a lease to revoke.
+        await asyncio.wait({task})
+        if not task.cancelled():
+            task.result()
 
     async def _keep(self, lease: Lease) -> None:
         """Renew until the lease is lost; a failure of any other kind is a loss as well."""

@@ -258,7 +258,9 @@ class SqliteMetaStore:
 
 
 async def _wait_or_poll(changed: asyncio.Event) -> None:
+    # Not wait_for: in Python 3.11 it swallows a cancellation that comes together with the change.
     try:
-        await asyncio.wait_for(changed.wait(), POLL_S)
+        async with asyncio.timeout(POLL_S):
+            await changed.wait()
     except TimeoutError:
         return
