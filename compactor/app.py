@@ -6,6 +6,7 @@ import asyncio
 import logging
 import shutil
 import time
+from collections.abc import Awaitable, Callable
 from importlib import metadata
 
 from annheal.metastore.protocol import MetaStore
@@ -26,11 +27,13 @@ async def run_compactor(
     *,
     stop: asyncio.Event,
     address: str = "",
+    on_ready: Callable[[], Awaitable[None]] | None = None,
 ) -> None:
     """Compact until `stop` is set; the task in progress is then put back into the queue.
 
     Runs in any process: `annheal up` runs it beside a node and a coordinator. `address` is where
-    its health service answers, if it has one. Raises what ended a background task that must not
+    its health service answers, if it has one; `on_ready` is called once the queue was read.
+    Raises what ended a background task that must not
     end, such as a bug.
     """
     await asyncio.to_thread(shutil.rmtree, settings.worker_dir, ignore_errors=True)
@@ -49,6 +52,8 @@ async def run_compactor(
         run_registration(meta, registration, ttl_s=settings.lease_ttl_s), name="registration"
     )
     scope.start(worker.run(), name="worker")
+    if on_ready is not None:
+        scope.start(_tell_ready(worker, on_ready), name="ready")
     stopping = asyncio.create_task(stop.wait())
     failing = asyncio.create_task(scope.wait())
     try:
@@ -60,3 +65,9 @@ async def run_compactor(
         failing.cancel()
         await scope.stop()
         await asyncio.to_thread(shutil.rmtree, settings.worker_dir, ignore_errors=True)
+
+
+async def _tell_ready(worker: Worker, on_ready: Callable[[], Awaitable[None]]) -> None:
+    await worker.tasks.wait_change(0)
+    await worker.claims.wait_change(0)
+    await on_ready()

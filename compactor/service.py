@@ -1,0 +1,38 @@
+"""A compactor as a process of its own: the same loop, with gRPC's health service beside it."""
+
+from __future__ import annotations
+
+import asyncio
+
+from annheal.metastore.protocol import MetaStore
+from annheal.objectstore.protocol import ObjectStore
+from annheal.rpc.server import RpcServer
+from compactor.app import run_compactor
+from compactor.settings import CompactorSettings
+
+STOP_GRACE_S = 1.0
+
+
+async def serve_compactor(
+    settings: CompactorSettings, meta: MetaStore, objects: ObjectStore, *, stop: asyncio.Event
+) -> None:
+    """Compact until `stop` is set, and answer health checks on `settings.listen`.
+
+    SERVING means that the queue was read and tasks are taken; a compactor that waits for the
+    metadata store says NOT_SERVING. Raises `FailedPrecondition` when the port is taken.
+    """
+    server = RpcServer({})
+    port = server.listen(settings.listen)
+    host = settings.listen.rpartition(":")[0]
+    await server.start()
+    try:
+        await run_compactor(
+            settings,
+            meta,
+            objects,
+            stop=stop,
+            address=f"{host}:{port}",
+            on_ready=lambda: server.set_serving(True),
+        )
+    finally:
+        await server.stop(grace_s=STOP_GRACE_S)

@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from annheal.errors import InvariantViolation
+from annheal.model.collection import (
+    AttributeField,
+    AttributeType,
+    Collection,
+    CollectionSettings,
+    IndexSettings,
+    Metric,
+    ModelSpec,
+)
+from annheal.model.manifest import IndexKind, Tier
+from annheal.model.records import EVERYTHING
+from annheal.segment import DeleteVector, RecallPoint, Segment, SegmentRows
+from compactor import build
+from compactor.build import HNSW_ROWS_MIN, BuildOrder, build_segment
+from compactor.calibrate import EF_LADDER, PROBES, meets_objective, recall_of
+from compactor.fetch import Source
+from tests.support.compaction import collection
+from tests.support.segments import MODEL, SCHEMA, open_local, sample_rows, write_sample
+
+
+def source(
+    directory: Path, rows: SegmentRows, *, dead: Iterable[int] = (), model: ModelSpec = MODEL
+) -> Source:
+    name = f"seg-{len(list(directory.glob('seg-*')))}"
+    entry = write_sample(directory / name, segment_id=name, rows=rows, model=model)
+    deletes = DeleteVector.empty(len(rows)).with_dead(np.array(sorted(dead), dtype=np.int64))
+    return Source(open_local(directory / name, entry), deletes)
+
+
+def merge(
+    directory: Path, sources: list[Source], *, into: Collection | None = None
+) -> Segment | None:
+    order = BuildOrder(
+        segment_id="out",
+        tier=Tier.WARM,
+        collection=into or collection(),
+        threads=1,
+        created_at_s=5.0,
+        on_progress=lambda share: None,
+    )
+    entry = build_segment(sources, order, directory=directory / "out")
+    return None if entry is None else open_local(directory / "out", entry)
+
+
+def test_live_rows_are_kept_as_they_are_and_dead_ones_are_gone(tmp_path: Path) -> None:
+    first, second = sample_rows(30), sample_rows(20, first=30)
+    sources = [source(tmp_path, first, dead=[0, 7, 29]), source(tmp_path, second, dead=[1])]
+    merged = merge(tmp_path, sources)
+    assert merged is not None
+    numbers = [n for n in range(50) if n not in (0, 7, 29, 31)]
+    everything = merged.take(np.arange(merged.rows), EVERYTHING)
+    assert everything.ids == [f"record-{n}" for n in numbers]
+    assert merged.sequences.tolist() == [n * 10 for n in numbers]
+    assert everything.attributes is not None
+    assert everything.payloads is not None
+    assert everything.vectors is not None
+    for position, number in enumerate(numbers):
+        original, row = (first, number) if number < 30 else (second, number - 30)
+        assert everything.payloads[position].as_py() == original.payloads[row].as_py()
+        assert (
+            everything.attributes.slice(position, 1).to_pylist()
+            == original.attributes.slice(row, 1).to_pylist()
+        )
+        np.testing.assert_array_equal(everything.vectors[position], original.vectors[row])
+    assert merged.kind is IndexKind.FLAT
+    assert merged.meta.build.sources == ("seg-0", "seg-1")
+    assert (merged.entry.generation, merged.entry.tier) == (1, Tier.WARM)
+    assert (merged.entry.min_sequence, merged.entry.max_sequence) == (10, 490)
+
+
+def test_nothing_is_written_when_no_row_lives(tmp_path: Path) -> None:
+    rows = sample_rows(5)
+    assert merge(tmp_path, [source(tmp_path, rows, dead=range(5))]) is None
+    assert not (tmp_path / "out").exists()
+
+
+def test_large_output_gets_a_graph_with_an_honest_recall_curve(tmp_path: Path) -> None:
+    rows = sample_rows(HNSW_ROWS_MIN + 500)
+    merged = merge(tmp_path, [source(tmp_path, rows, dead=range(100))])
+    assert merged is not None
+    assert merged.kind is IndexKind.HNSW
+    assert merged.rows == HNSW_ROWS_MIN + 400
+    assert merged.meta.build.settings == IndexSettings()
+    curve = merged.recall_curve
+    assert [point.ef for point in curve if point.k == 10] == list(EF_LADDER)
+    assert {point.k for point in curve} == {10, 100}
+    assert meets_objective(curve, k=10, objective=0.95)
+    # Row i of the index is row i of the columns, though rows were moved for the measurement.
+    numbers = np.array([int(name.removeprefix("record-")) for name in merged.ids.to_pylist()])
+    assert sorted(numbers.tolist()) == list(range(100, len(rows)))
+    np.testing.assert_array_equal(merged.vectors, rows.vectors[numbers])
+    np.testing.assert_array_equal(merged.sequences, numbers * 10)
+    assert merged.find(["record-0"], np.array([0], dtype=np.uint64)).tolist() == [-1]
+    moved = numbers[-PROBES:]
+    assert (np.diff(numbers[:-PROBES]) > 0).all()
+    assert (np.diff(moved) > 0).all()
+
+
+def test_id_that_lives_twice_keeps_its_newest_row(tmp_path: Path) -> None:
+    old, new = sample_rows(6), sample_rows(6, seed=9)
+    newer = replace(new, sequences=new.sequences + np.array([1_000, -5, 1_000, -5, 0, 7]))
+    sources = [source(tmp_path, old), source(tmp_path, newer, dead=[5])]
+    merged = merge(tmp_path, sources)
+    assert merged is not None
+    found = dict(zip(merged.ids.to_pylist(), merged.sequences.tolist(), strict=True))
+    assert found == {
+        "record-0": 1_000,
+        "record-1": 10,
+        "record-2": 1_020,
+        "record-3": 30,
+        "record-4": 40,
+        "record-5": 50,
+    }
+
+
+def test_column_that_a_source_does_not_have_is_null(tmp_path: Path) -> None:
+    wider = (*SCHEMA[:1], AttributeField("added", AttributeType.KEYWORD_LIST))
+    merged = merge(tmp_path, [source(tmp_path, sample_rows(4))], into=collection(schema=wider))
+    assert merged is not None
+    records = merged.take(np.arange(4), EVERYTHING)
+    assert records.attributes is not None
+    assert records.attributes.to_pydict() == {
+        "colour": ["red", "green", "blue", None],
+        "added": [None] * 4,
+    }
+
+
+def test_vectors_of_two_models_are_never_merged(tmp_path: Path) -> None:
+    other = ModelSpec("other-model", MODEL.dimension, Metric.COSINE)
+    sources = [
+        source(tmp_path, sample_rows(3)),
+        source(tmp_path, sample_rows(3, first=3), model=other),
+    ]
+    with pytest.raises(InvariantViolation, match="other-model"):
+        merge(tmp_path, sources)
+
+
+def test_graph_below_the_objective_is_built_stronger_and_then_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[IndexSettings] = []
+    enough_at = [2]
+
+    def fake_measure(index: object, queries: object, *, k: int) -> tuple[RecallPoint, ...]:
+        return (RecallPoint(k, 512, 0.99 if len(tried) >= enough_at[0] else 0.5),)
+
+    real_build = build.build_hnsw
+
+    def noting_build(vectors: npt.NDArray[np.float32], **options: object) -> object:
+        settings = options["settings"]
+        assert isinstance(settings, IndexSettings)
+        tried.append(settings)
+        return real_build(vectors, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(build, "measure_recall", fake_measure)
+    monkeypatch.setattr(build, "build_hnsw", noting_build)
+    rows = sample_rows(HNSW_ROWS_MIN)
+    merged = merge(tmp_path / "a", [source(tmp_path / "a", rows)])
+    assert merged is not None
+    assert tried == [IndexSettings(16, 100), IndexSettings(32, 200)]
+    assert merged.meta.build.settings == IndexSettings(32, 200)
+
+    tried.clear()
+    enough_at[0] = 99
+    exact = merge(tmp_path / "b", [source(tmp_path / "b", rows)])
+    assert exact is not None
+    assert len(tried) == 3
+    assert (exact.kind, exact.recall_curve) == (IndexKind.FLAT, ())
+
+
+def test_recall_counts_equal_scores_as_found_and_ignores_padding() -> None:
+    truth = np.array([[3, 2, 1], [5, -np.inf, -np.inf]], dtype=np.float32)
+    assert recall_of(truth, truth) == 1.0
+    tied = np.array([[3, 1, 1], [5, -np.inf, -np.inf]], dtype=np.float32)
+    assert recall_of(tied, truth) == 1.0
+    short = np.array([[3, 0.5, -np.inf], [-np.inf] * 3], dtype=np.float32)
+    assert recall_of(short, truth) == pytest.approx((1 / 3 + 0) / 2)
+    distances = -truth[:1, ::-1].copy()
+    assert recall_of(distances, distances) == 1.0
+
+
+def test_objective_is_met_at_the_collections_k_only() -> None:
+    curve = [RecallPoint(10, 64, 0.90), RecallPoint(10, 512, 0.96), RecallPoint(100, 512, 0.99)]
+    assert meets_objective(curve, k=10, objective=0.96)
+    assert not meets_objective(curve, k=10, objective=0.97)
+    assert CollectionSettings().recall_k == 10
