@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -26,10 +26,10 @@ def _blocking(
 ) -> Callable[Concatenate[Client, P], ValueT]:
     """Return `method` for callers that wait; same arguments, same answer, same documentation."""
 
-    @functools.wraps(method)
-    def call(self: Client, *args: P.args, **kwargs: P.kwargs) -> ValueT:
+    def call(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> ValueT:
         return self._run(lambda client: method(client, *args, **kwargs))
 
+    functools.update_wrapper(call, method)
     return call
 
 
@@ -120,9 +120,7 @@ class Client:
             collection, filter=filter, include=include, page_rows=page_rows, timeout_s=timeout_s
         )
 
-        async def next_page(
-            _: AsyncClient, pages: AsyncIterator[Records] = pages
-        ) -> Records | None:
+        async def next_page(_: AsyncClient) -> Records | None:
             return await anext(pages, None)
 
         while (page := self._run(next_page)) is not None:
