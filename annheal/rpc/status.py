@@ -87,8 +87,12 @@ _LOST = frozenset(
         grpc.StatusCode.UNKNOWN,
     }
 )
-# gRPC's words when no connection could be made: the request was never sent.
-_NEVER_SENT = ("failed to connect to all addresses", "DNS resolution failed")
+# gRPC's words when it found no connection to send the request on.
+_NEVER_SENT = (
+    "failed to connect to all addresses",
+    "connections to all backends failing",
+    "DNS resolution failed",
+)
 _TOO_LARGE = "larger than max"
 
 
