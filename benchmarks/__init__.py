@@ -1,0 +1,1 @@
+"""Benchmarks: each compares Annheal side by side with plain FAISS in one run."""

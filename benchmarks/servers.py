@@ -1,0 +1,218 @@
+"""Annheal as a user runs it: `annheal up`, or one process for each role on a real etcd."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from annheal import AsyncClient
+from annheal.errors import AnnhealError
+from benchmarks.options import REPOSITORY
+
+READY_TIMEOUT_S = 60.0
+TERM_TIMEOUT_S = 30.0
+POLL_S = 0.05
+ADDRESS_FILE = "address"
+LOG_TAIL_CHARACTERS = 4_000
+_BLOCK_BYTES = 512
+_FOREIGN_PREFIXES = ("ANNHEAL_", "AWS_")
+
+
+class ClusterUnavailable(RuntimeError):
+    """There is no etcd to run a cluster on."""
+
+
+class Server:
+    """The processes of one deployment; `address` is where clients connect."""
+
+    def __init__(self, mode: str, folder: Path) -> None:
+        self.mode = mode
+        self.folder = folder
+        self.address = ""
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def spawn(self, name: str, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
+        """Start `annheal <arguments>` with its output in a log file."""
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self._processes[name] = subprocess.Popen(
+                [sys.executable, "-m", "cli", *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=self.folder,
+                env=environment,
+            )
+
+    async def wait_ready(self, *, workers: int) -> None:
+        """Return once a shard node and the compactor are there; raises RuntimeError otherwise."""
+        deadline_s = time.monotonic() + READY_TIMEOUT_S
+        while time.monotonic() < deadline_s:
+            self._check_alive()
+            if self.address and await self._is_ready(workers):
+                return
+            if not self.address:
+                path = self.folder / "data" / ADDRESS_FILE
+                self.address = path.read_text().strip() if path.exists() else ""
+            await asyncio.sleep(POLL_S)
+        raise RuntimeError(f"{self.mode} was not ready in {READY_TIMEOUT_S:g} s\n{self._logs()}")
+
+    async def _is_ready(self, workers: int) -> bool:
+        try:
+            async with AsyncClient(self.address, timeout_s=1.0) as client:
+                status = await client.status()
+        except AnnhealError:
+            return False
+        return len(status.nodes) >= 1 and len(status.workers) >= workers
+
+    def _check_alive(self) -> None:
+        for name, process in self._processes.items():
+            if process.poll() is not None:
+                raise RuntimeError(f"{name} ended with {process.returncode}\n{self._logs()}")
+
+    def _logs(self) -> str:
+        return "\n".join(
+            f"--- {path.name}\n{path.read_text(errors='replace')[-LOG_TAIL_CHARACTERS:]}"
+            for path in sorted(self.folder.glob("*.log"))
+        )
+
+    def pids(self) -> dict[str, int]:
+        """Return the process ids by name."""
+        return {name: process.pid for name, process in self._processes.items()}
+
+    def memory_peak_bytes(self) -> int:
+        """Return the sum of the largest resident sizes that the processes have had, files mapped
+        by them included."""
+        return sum(_status_bytes(pid, "VmHWM") for pid in self.pids().values())
+
+    def memory_private_bytes(self) -> int:
+        """Return what the processes hold now and no file backs."""
+        return sum(_status_bytes(pid, "RssAnon") for pid in self.pids().values())
+
+    def cpu_s(self) -> float:
+        """Return the seconds of CPU that the processes have used."""
+        ticks = sum(_cpu_ticks(pid) for pid in self.pids().values())
+        return ticks / os.sysconf("SC_CLK_TCK")
+
+    def disk_bytes(self) -> int:
+        """Return what the data takes on disk, logs left out."""
+        return sum(
+            path.lstat().st_blocks * _BLOCK_BYTES
+            for path in self.folder.rglob("*")
+            if path.is_file() and path.suffix != ".log"
+        )
+
+    def stop(self) -> None:
+        """End the processes: SIGTERM, and SIGKILL for one that takes too long."""
+        for process in self._processes.values():
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+        for process in self._processes.values():
+            try:
+                process.wait(TERM_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        self._processes.clear()
+
+
+@asynccontextmanager
+async def serve(mode: str, *, settings: Mapping[str, str] | None = None) -> AsyncIterator[Server]:
+    """Run "embedded" or "cluster" on an empty folder for the length of the block.
+
+    Raises `ClusterUnavailable` when there is no etcd.
+    """
+    folder = Path(tempfile.mkdtemp(prefix=f"annheal-bench-{mode}-"))
+    server = Server(mode, folder)
+    try:
+        if mode == "embedded":
+            flags = [
+                part
+                for key, value in (settings or {}).items()
+                for part in ("--set", f"{key}={value}")
+            ]
+            data = str(folder / "data")
+            server.spawn(
+                "annheal",
+                ["up", "--data-dir", data, "--listen", "127.0.0.1:0", *flags],
+                _environment({}),
+            )
+            await server.wait_ready(workers=1)
+            yield server
+        else:
+            async with _cluster(server, settings or {}):
+                yield server
+    finally:
+        server.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@asynccontextmanager
+async def _cluster(server: Server, settings: Mapping[str, str]) -> AsyncIterator[None]:
+    """Start etcd, one coordinator, one shard node and one compactor."""
+    from tests.support.etcd_server import EtcdServer, EtcdUnavailable
+    from tests.support.ports import LOOPBACK, free_port
+
+    etcd = EtcdServer()
+    try:
+        etcd.start()
+    except (EtcdUnavailable, RuntimeError) as error:
+        raise ClusterUnavailable(str(error)) from error
+    try:
+        objects = server.folder / "objects"
+        objects.mkdir()
+        shared = {
+            "ANNHEAL_METADATA_URL": etcd.url("bench"),
+            "ANNHEAL_OBJECT_STORE_URL": objects.as_uri(),
+            **{f"ANNHEAL_{key.upper()}": value for key, value in settings.items()},
+        }
+        for role, identity in (
+            ("coordinator", "COORDINATOR_ID"),
+            ("shard-node", "NODE_ID"),
+            ("compactor", "WORKER_ID"),
+        ):
+            address = f"{LOOPBACK}:{free_port()}"
+            own = {
+                f"ANNHEAL_{identity}": role,
+                "ANNHEAL_LISTEN": address,
+                "ANNHEAL_DATA_DIR": str(server.folder / role),
+            }
+            if role == "compactor":
+                own["ANNHEAL_SCRATCH_DIR"] = str(server.folder / role / "scratch")
+            server.spawn(role, ["serve", role], _environment({**shared, **own}))
+            if role == "coordinator":
+                server.address = address
+        await server.wait_ready(workers=1)
+        yield
+    finally:
+        server.stop()
+        etcd.stop()
+
+
+def _environment(extra: Mapping[str, str]) -> dict[str, str]:
+    """Return this environment without settings of Annheal, so that defaults are measured."""
+    kept = {
+        name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN_PREFIXES)
+    }
+    return {**kept, "PYTHONPATH": str(REPOSITORY), **extra}
+
+
+def _status_bytes(pid: int, key: str) -> int:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith(f"{key}:"):
+            return int(line.split()[1]) * 1_024
+    return 0
+
+
+def _cpu_ticks(pid: int) -> int:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    user, system = int(fields[11]), int(fields[12])
+    return user + system
