@@ -12,15 +12,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib import metadata
 
-from annheal.errors import AnnhealError
 from annheal.metastore.protocol import MetaStore
 from annheal.model.shard import NodeRegistration
 from annheal.objectstore.protocol import ObjectStore
 from annheal.runtime.tasks import TaskScope
+from shard_node.dependencies import ShardDependencies
 from shard_node.manifest_store import ManifestStore
 from shard_node.node import Node
 from shard_node.offload import Offload
-from shard_node.owned_shard import ShardDependencies
 from shard_node.ownership import Ownership
 from shard_node.registration import run_registration
 from shard_node.settings import ShardNodeSettings
@@ -34,10 +33,11 @@ _log = logging.getLogger(__name__)
 async def running_node(
     settings: ShardNodeSettings, meta: MetaStore, objects: ObjectStore, *, address: str
 ) -> AsyncIterator[tuple[Node, TaskScope]]:
-    """Run a node in this process: yields its port and the scope of its tasks (watch it for failure).
+    """Run a node in this process: yields its port and its tasks' scope (watch it for failure).
 
-    On leaving, the node stops being alive first (so that others take over), then flushes what
-    it still holds within `drain_timeout_s`; whatever is not flushed is in the log.
+    On leaving, the node flushes what it holds within `drain_timeout_s` (whatever is not flushed
+    is in the log), then ends its lease, so that others take over. Raises what a task of the node
+    fails with before it is registered.
     """
     scratch = settings.data_dir / "scratch"
     shutil.rmtree(scratch, ignore_errors=True)
@@ -76,7 +76,7 @@ async def running_node(
         name="registration",
     )
     try:
-        await registered.wait()
+        await _wait_registered(registered, scope)
         yield node, scope
         await _flush(node, ownership, timeout_s=settings.drain_timeout_s)
     finally:
@@ -84,10 +84,24 @@ async def running_node(
         offload.close()
 
 
+async def _wait_registered(registered: asyncio.Event, scope: TaskScope) -> None:
+    """Return once registered; raise the error of the first task that fails before."""
+    failure = asyncio.create_task(scope.wait())
+    success = asyncio.create_task(registered.wait())
+    try:
+        await asyncio.wait([failure, success], return_when=asyncio.FIRST_COMPLETED)
+        if not success.done():
+            failure.result()
+    finally:
+        failure.cancel()
+        success.cancel()
+        await asyncio.gather(failure, success, return_exceptions=True)
+
+
 async def _flush(node: Node, ownership: Ownership, *, timeout_s: float) -> None:
     """Flush before a graceful end, so that the next owner has less of the log to replay."""
     try:
         async with asyncio.timeout(timeout_s):
             await node.flush_all(list(ownership.held))
-    except (TimeoutError, AnnhealError) as error:
-        _log.warning("not everything was flushed before the end; the log has it: %s", error)
+    except TimeoutError:
+        _log.warning("not everything was flushed in %g s; the log has it", timeout_s)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from annheal.errors import Unavailable
 from annheal.model.manifest import DeleteVectorEntry, Manifest, SegmentEntry, Tier
 from annheal.objectstore.protocol import ObjectStore
 from annheal.segment import (
-    DeleteVector,
     SegmentRows,
     checksum_of,
     delete_vector_key,
@@ -24,7 +23,7 @@ from annheal.segment import (
     upload_segment,
     write_segment,
 )
-from shard_node.growing import GrowingSegment, GrowingView
+from shard_node.growing import GrowingSegment, GrowingView, take_rows
 from shard_node.offload import Offload
 from shard_node.replay import SegmentLoader
 from shard_node.shard import Shard
@@ -60,20 +59,25 @@ class Flusher:
         self._now_s = now_s
 
     async def flush(self, shard: Shard, sealed: GrowingSegment) -> Flushed:
-        """Write the rows of `sealed` that live now as a hot segment, upload it, and map it."""
+        """Write the rows of `sealed` that live now as a hot segment, upload it, and map it.
+
+        Raises `Unavailable` when the scratch directory cannot be written (a full disk): the rows
+        stay in memory and in the log, and the flush can be repeated.
+        """
         rows = sealed.view()
         kept = np.flatnonzero(rows.live_mask()).astype(np.int64)
         if not len(kept):
             return Flushed(sealed, kept, None, None)
-        self._scratch.mkdir(parents=True, exist_ok=True)
-        directory = Path(tempfile.mkdtemp(prefix="flush-", dir=self._scratch))
+        directory = self._scratch / f"flush-{secrets.token_hex(8)}"
         try:
             entry = await self._offload.background(
                 lambda: _write(shard, rows, kept, directory, self._now_s())
             )
             await upload_segment(self._objects, shard.collection.id, shard.number, directory, entry)
+        except (OSError, RuntimeError) as error:  # FAISS reports a full disk as RuntimeError
+            raise Unavailable(f"a segment could not be written to {directory}: {error}") from error
         finally:
-            shutil.rmtree(directory, ignore_errors=True)
+            await self._offload.background(lambda: shutil.rmtree(directory, ignore_errors=True))
         return Flushed(sealed, kept, await self._loader.load_view(entry, None), entry)
 
 
@@ -91,7 +95,7 @@ def _write(
             ids=pa.array([rows.ids[row] for row in kept.tolist()], type=pa.string()),
             sequences=rows.sequences[kept],
             vectors=np.ascontiguousarray(rows.vectors[kept]),
-            attributes=rows.attributes().take(index),
+            attributes=take_rows(rows.attributes(), index),
             payloads=rows.payloads().take(index),
         ),
         created_at_s=now_s,
@@ -116,39 +120,35 @@ def carry_over(flushed: Flushed) -> tuple[GrowingSegment, SegmentView | None]:
 
 
 class DeleteVectorStore:
-    """Checkpoints delete vectors; one that has not changed is not written again."""
+    """Checkpoints delete vectors; one that the manifest names as it is now is not written again.
+
+    Only what a manifest names is ever named again: an object that was written for a manifest
+    that never came to be may have been collected meanwhile (INV-5).
+    """
 
     def __init__(self, objects: ObjectStore, collection_id: str, shard: int) -> None:
         self._objects = objects
         self._collection_id = collection_id
         self._shard = shard
-        self._stored: dict[str, tuple[DeleteVector, DeleteVectorEntry]] = {}
 
     async def checkpoint(
         self, views: Sequence[SegmentView], present: Manifest
     ) -> list[DeleteVectorEntry]:
         """Store the delete vectors of `views`; return the entries of those with dead rows."""
         known = {entry.segment_id: entry for entry in present.delete_vectors}
-        entries: list[DeleteVectorEntry] = []
-        for view in views:
-            if view.deletes.dead_count:
-                entries.append(await self._entry(view, known.get(view.segment.id)))
-        held = {view.segment.id for view in views}
-        self._stored = {name: kept for name, kept in self._stored.items() if name in held}
-        return entries
+        return [
+            await self._entry(view, known.get(view.segment.id))
+            for view in views
+            if view.deletes.dead_count
+        ]
 
     async def _entry(self, view: SegmentView, known: DeleteVectorEntry | None) -> DeleteVectorEntry:
-        segment_id = view.segment.id
-        stored = self._stored.get(segment_id)
-        if stored is not None and stored[0] is view.deletes:
-            return stored[1]
         if known is not None and known.dead_rows == view.deletes.dead_count:
             return known  # dead rows only ever grow, so an equal count is an equal vector
         body = encode_delete_vector(view.deletes)
+        segment_id = view.segment.id
         key = delete_vector_key(
             self._collection_id, self._shard, segment_id, unique=secrets.token_hex(8)
         )
         await self._objects.put_if_absent(key, body)
-        entry = DeleteVectorEntry(segment_id, key, checksum_of(body), view.deletes.dead_count)
-        self._stored[segment_id] = (view.deletes, entry)
-        return entry
+        return DeleteVectorEntry(segment_id, key, checksum_of(body), view.deletes.dead_count)

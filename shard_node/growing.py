@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,6 +14,23 @@ from annheal.model.records import Float32Matrix, Projection, RecordBatch, Record
 from annheal.wal.codec import empty_attributes
 
 _ROWS_INITIAL = 1_024
+_PARTS_MAX = 64
+"""Column parts held before they are joined into one: single-row writes must not pile up."""
+SCORES_BYTES_MAX = 32 << 20
+"""Scores that one comparison of several queries with all rows may hold at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Attributes and payloads of some consecutive rows, in memory of their own."""
+
+    attributes: pa.RecordBatch
+    payloads: pa.BinaryArray
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes that the two take."""
+        return self.attributes.nbytes + self.payloads.nbytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +46,7 @@ class GrowingView:
     ids: list[str]
     newest: dict[str, int]
     sequences: npt.NDArray[np.int64]
-    batches: tuple[RecordBatch, ...]
+    parts: tuple[Columns, ...]
     rows: int
     dead: npt.NDArray[np.bool_] | None
     dead_count: int
@@ -46,13 +64,12 @@ class GrowingView:
     def attributes(self) -> pa.RecordBatch:
         """Return the attribute columns of all rows; joined once per view."""
         if not self._attributes:
-            parts = [batch.attributes for batch in self.batches]
-            self._attributes.append(parts[0] if len(parts) == 1 else _concat(parts))
+            self._attributes.append(_joined_attributes(self.parts))
         return self._attributes[0]
 
     def payloads(self) -> pa.BinaryArray:
         """Return the payload column of all rows."""
-        return pa.concat_arrays([batch.payloads for batch in self.batches])
+        return _joined_payloads(self.parts)
 
     def take(self, rows: npt.NDArray[np.int64], projection: Projection) -> RecordSet:
         """Return the given rows with what `projection` asks for."""
@@ -63,10 +80,11 @@ class GrowingView:
         index = pa.array(rows, type=pa.int64())
         attributes = self.attributes()
         if projection.attributes is not None:
-            attributes = attributes.select(list(projection.attributes))
+            present = set(attributes.schema.names)
+            attributes = attributes.select([n for n in projection.attributes if n in present])
         return RecordSet(
             found,
-            attributes=None if projection.attributes == () else attributes.take(index),
+            attributes=None if projection.attributes == () else take_rows(attributes, index),
             payloads=self.payloads().take(index) if projection.payload else None,
             vectors=np.ascontiguousarray(self.vectors[rows]) if projection.vector else None,
         )
@@ -83,6 +101,25 @@ class GrowingView:
 
         `allowed` (rows,) bool limits the rows; rows not allowed come back as -inf and -1.
         """
+        block = max(1, SCORES_BYTES_MAX // (4 * self.rows))
+        found = [
+            self._search_block(queries[start : start + block], k, metric, allowed)
+            for start in range(0, len(queries), block)
+        ]
+        if len(found) == 1:
+            return found[0]
+        if not found:
+            width = min(k, self.rows)
+            return np.empty((0, width), dtype=np.float32), np.empty((0, width), dtype=np.int64)
+        return np.concatenate([f[0] for f in found]), np.concatenate([f[1] for f in found])
+
+    def _search_block(
+        self,
+        queries: Float32Matrix,
+        k: int,
+        metric: Metric,
+        allowed: npt.NDArray[np.bool_] | None,
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
         rows = self.vectors[: self.rows]
         scores = queries @ rows.T
         if metric is Metric.L2:
@@ -116,7 +153,8 @@ class GrowingSegment:
         self._sequences = np.empty(_ROWS_INITIAL, dtype=np.int64)
         self._ids: list[str] = []
         self._newest: dict[str, int] = {}
-        self._batches: list[RecordBatch] = []
+        self._parts: list[Columns] = []
+        self._columns_bytes = 0
         self._dead: npt.NDArray[np.bool_] | None = None
         self._dead_count = 0
         self.rows = 0
@@ -124,12 +162,12 @@ class GrowingSegment:
         self.last_sequence = 0
 
     @property
-    def vector_bytes(self) -> int:
-        """Bytes of the vectors held."""
-        return self.rows * int(self._vectors.shape[1]) * 4
+    def size_bytes(self) -> int:
+        """Bytes of the vectors, attributes and payloads held."""
+        return self.rows * int(self._vectors.shape[1]) * 4 + self._columns_bytes
 
     def append(self, batch: RecordBatch, *, first_sequence: int) -> None:
-        """Add rows; an older row of the same id must be killed before."""
+        """Add rows of different ids; an older row of the same id must be killed before."""
         start, end = self.rows, self.rows + len(batch)
         self._reserve(end)
         self._vectors[start:end] = batch.vectors
@@ -137,10 +175,7 @@ class GrowingSegment:
         ids = batch.id_list()
         self._ids.extend(ids)
         self._newest.update(zip(ids, range(start, end), strict=True))
-        # The vectors were copied: keep a batch without them, or they would be held twice.
-        self._batches.append(
-            RecordBatch(batch.ids, batch.vectors[:0], batch.attributes, batch.payloads)
-        )
+        self._add_columns(batch)
         if self._dead is not None:
             self._dead = np.concatenate([self._dead, np.zeros(len(batch), dtype=np.bool_)])
         self.rows = end
@@ -152,7 +187,7 @@ class GrowingSegment:
 
     def kill(self, rows: npt.NDArray[np.int64], *, before_sequence: int) -> int:
         """Mark rows older than `before_sequence` dead; return how many died."""
-        rows = rows[self._sequences[rows] < before_sequence]
+        rows = np.unique(rows[self._sequences[rows] < before_sequence])
         dead = np.zeros(self.rows, dtype=np.bool_) if self._dead is None else self._dead.copy()
         died = rows[~dead[rows]]
         if not len(died):
@@ -169,11 +204,21 @@ class GrowingSegment:
             ids=self._ids,
             newest=self._newest,
             sequences=self._sequences,
-            batches=tuple(self._batches),
+            parts=tuple(self._parts),
             rows=self.rows,
             dead=self._dead,
             dead_count=self._dead_count,
         )
+
+    def _add_columns(self, batch: RecordBatch) -> None:
+        # Copies: what arrives may be a slice of a whole message or log object, vectors included,
+        # and would keep all of it in memory.
+        index = pa.array(np.arange(len(batch)), type=pa.int64())
+        added = Columns(take_rows(batch.attributes, index), batch.payloads.take(index))
+        self._parts.append(added)
+        self._columns_bytes += added.size_bytes
+        if len(self._parts) > _PARTS_MAX:
+            self._parts = [Columns(_joined_attributes(self._parts), _joined_payloads(self._parts))]
 
     def _reserve(self, rows: int) -> None:
         if rows <= len(self._vectors):
@@ -186,8 +231,23 @@ class GrowingSegment:
         self._vectors, self._sequences = vectors, sequences
 
 
-def _concat(parts: list[pa.RecordBatch]) -> pa.RecordBatch:
-    if parts[0].num_columns == 0:
-        return empty_attributes(sum(len(part) for part in parts))
-    table = pa.Table.from_batches(parts).combine_chunks()
-    return table.to_batches()[0]
+def take_rows(attributes: pa.RecordBatch, index: pa.Int64Array) -> pa.RecordBatch:
+    """Return the given rows; Arrow's own `take` loses the length of a batch without columns."""
+    return attributes.take(index) if attributes.num_columns else empty_attributes(len(index))
+
+
+def _joined_attributes(parts: Sequence[Columns]) -> pa.RecordBatch:
+    batches = [part.attributes for part in parts]
+    if len(batches) == 1:
+        return batches[0]
+    if batches[0].num_columns == 0:
+        return empty_attributes(sum(len(batch) for batch in batches))
+    columns = [
+        pa.concat_arrays([batch.column(number) for batch in batches])
+        for number in range(batches[0].num_columns)
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=batches[0].schema)
+
+
+def _joined_payloads(parts: Sequence[Columns]) -> pa.BinaryArray:
+    return parts[0].payloads if len(parts) == 1 else pa.concat_arrays([p.payloads for p in parts])

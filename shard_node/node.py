@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
-from annheal.errors import DeadlineExceeded, Fenced, ResourceExhausted
+import numpy as np
+
+from annheal.errors import DeadlineExceeded, Fenced, InvalidArgument, ResourceExhausted
 from annheal.index import set_search_threads
+from annheal.model.collection import ModelSpec
 from annheal.model.records import RecordSet
 from annheal.model.search import Consistency, SearchAnswer, SearchRequest
-from annheal.model.shard import ShardId, ShardPhase
+from annheal.model.shard import ShardId
 from annheal.model.task import CompactionTask
 from annheal.model.write import (
     CountRequest,
@@ -27,10 +31,13 @@ from shard_node.owned_shard import OwnedShard
 from shard_node.ownership import Ownership
 from shard_node.read import count_rows, get_records, scan_page
 from shard_node.search import Searcher
+from shard_node.shard_state import describe_unserved
 from shard_node.view import ShardView
 
 SEARCHES_WAITING_MAX = 256
 """Batches of queries that may wait for the search thread."""
+
+_log = logging.getLogger(__name__)
 
 
 class Node:
@@ -48,7 +55,10 @@ class Node:
 
     async def search(self, request: SearchRequest) -> SearchAnswer:
         """Search the named shards on one view each; merge their hits."""
+        if not request.shards:
+            raise InvalidArgument.of("shards", "name at least one")
         owned = [self._owned(request.collection_id, number) for number in request.shards]
+        _check_queries(request, owned[0].collection.model)
         if request.consistency is Consistency.STRONG:
             await asyncio.gather(*(shard.verify_owner() for shard in owned))
         views = [
@@ -57,11 +67,12 @@ class Node:
         ]
         searcher = Searcher(owned[0].collection, self._filters)
         threads = self._search_threads
+        queries = np.ascontiguousarray(request.queries)
 
         def work() -> SearchAnswer:
             # The number of OpenMP threads belongs to the calling thread.
             set_search_threads(threads)
-            return searcher.search(views, request.queries, request.options)
+            return searcher.search(views, queries, request.options)
 
         async with self._admitted(request.timeout_s):
             return await self._offload.search(work)
@@ -93,7 +104,7 @@ class Node:
     async def shard_states(self, collection_id: str = "") -> tuple[ShardState, ...]:
         """Describe the shards held, those that could not be opened included."""
         return tuple(
-            _opening_state(shard, self._node_id, self._ownership.error(shard))
+            describe_unserved(shard, node_id=self._node_id, error=self._ownership.error(shard))
             if owned is None
             else owned.state()
             for shard, owned in sorted(self._ownership.held.items())
@@ -109,9 +120,15 @@ class Node:
         await self._owned(task.collection_id, task.shard).publish_compaction(task)
 
     async def flush_all(self, shards: Iterable[ShardId]) -> None:
-        """Flush every shard named that is open here; used when the node is about to leave."""
-        owned = [self._ownership.get(shard) for shard in shards]
-        await asyncio.gather(*(shard.flush() for shard in owned if shard is not None))
+        """Flush every shard named that is open here; used when the node is about to leave.
+
+        One that fails does not keep the others from it: the log has what is not flushed.
+        """
+        owned = [shard for shard in map(self._ownership.get, shards) if shard is not None]
+        ends = await asyncio.gather(*(shard.flush() for shard in owned), return_exceptions=True)
+        for shard, error in zip(owned, ends, strict=True):
+            if isinstance(error, BaseException):
+                _log.warning("shard %s was not flushed; the log has its rows: %s", shard.id, error)
 
     def _owned(self, collection_id: str, number: int) -> OwnedShard:
         shard = ShardId(collection_id, number)
@@ -147,29 +164,27 @@ class Node:
             self._waiting -= 1
 
 
+def _check_queries(request: SearchRequest, model: ModelSpec) -> None:
+    """Refuse what would break a search or compare vectors of different models."""
+    queries, options = request.queries, request.options
+    if queries.ndim != 2 or queries.shape[1] != model.dimension or queries.dtype != np.float32:
+        raise InvalidArgument.of(
+            "queries",
+            f"{queries.dtype} {queries.shape}; model {model.name!r} needs float32 (n, "
+            f"{model.dimension})",
+        )
+    if options.k < 1:
+        raise InvalidArgument.of("k", f"must be at least 1, not {options.k}")
+    if options.model not in ("", model.name):
+        raise InvalidArgument.of("model", f"{options.model!r} does not serve; use {model.name!r}")
+
+
 def _view(owned: OwnedShard, min_sequence: int) -> ShardView:
     """Return the view, or refuse: a deposed owner has not seen what its successor acknowledged."""
     view = owned.view
     if view.sequence < min_sequence:
         raise Fenced(
-            f"shard {owned.id} has applied sequence {view.sequence} here, {min_sequence} is asked for"
+            f"shard {owned.id} has applied sequence {view.sequence} here; {min_sequence} is asked "
+            "for"
         )
     return view
-
-
-def _opening_state(shard: ShardId, node_id: str, error: str) -> ShardState:
-    phase = ShardPhase.FAILED if error else ShardPhase.LOADING
-    return ShardState(
-        collection_id=shard.collection_id,
-        shard=shard.number,
-        node_id=node_id,
-        phase=phase.value,
-        epoch=0,
-        live_rows=0,
-        dead_rows=0,
-        unindexed_rows=0,
-        applied_sequence=0,
-        wal_slots=0,
-        memory_bytes=0,
-        error=error,
-    )

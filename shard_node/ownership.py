@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from annheal.errors import AnnhealError, Conflict, UnknownOutcome
 from annheal.metastore.codec import decode_value, encode_value
@@ -18,7 +20,9 @@ from annheal.metastore.mirror import Mirror
 from annheal.metastore.protocol import Compare, KeyValue, MetaStore, Put
 from annheal.model.collection import Collection
 from annheal.model.shard import Assignment, ShardId
-from shard_node.owned_shard import OwnedShard, ShardDependencies, open_shard
+from shard_node.dependencies import ShardDependencies
+from shard_node.opening import open_shard
+from shard_node.owned_shard import OwnedShard
 
 REOPEN_DELAY_S = 2.0
 
@@ -42,6 +46,7 @@ class _Held:
     task: asyncio.Task[None]
     owned: OwnedShard | None = None
     error: str = ""
+    releasing: bool = False
 
 
 class Ownership:
@@ -57,7 +62,7 @@ class Ownership:
         self._held: dict[ShardId, _Held] = {}
         self._assignments = Mirror(meta, SHARDS_PREFIX)
         self._collections = Mirror(meta, COLLECTIONS_PREFIX)
-        self._group: asyncio.TaskGroup | None = None
+        self._ended = asyncio.Event()
 
     def get(self, shard: ShardId) -> OwnedShard | None:
         """Return the shard if it is open here."""
@@ -79,7 +84,6 @@ class Ownership:
         await self._collections.start()
         await self._assignments.start()
         async with asyncio.TaskGroup() as group:
-            self._group = group
             group.create_task(self._collections.run())
             group.create_task(self._assignments.run())
             group.create_task(self._follow(group))
@@ -87,15 +91,30 @@ class Ownership:
     async def _follow(self, group: asyncio.TaskGroup) -> None:
         while True:
             version = self._assignments.version
-            wanted = self._wanted()
-            for shard in wanted:
+            self._ended.clear()
+            for shard in self._wanted():
                 if shard not in self._held:
                     task = group.create_task(self._hold(shard), name=f"shard {shard}")
                     self._held[shard] = _Held(task)
-            for shard, held in list(self._held.items()):
-                if not self._keeps(shard):
+            for shard, held in self._held.items():
+                # Only once: a second cancellation would cut the first one's cleaning up short.
+                if not self._keeps(shard) and not held.releasing:
+                    held.releasing = True
                     held.task.cancel()
-            await self._assignments.wait_change(version)
+            await self._wait_change(version)
+
+    async def _wait_change(self, version: int) -> None:
+        """Return when an assignment changed, or when a shard ended that may be wanted again."""
+        waiting = [
+            asyncio.create_task(self._assignments.wait_change(version)),
+            asyncio.create_task(self._ended.wait()),
+        ]
+        try:
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in waiting:
+                task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
 
     def _wanted(self) -> list[ShardId]:
         assignments = (_decode(item) for item in self._assignments.items.values())
@@ -121,6 +140,9 @@ class Ownership:
                 except AnnhealError as error:
                     held.error = f"{error.reason}: {error}"
                     _log.error("shard %s is not served: %s", shard, held.error)
+                except OSError as error:  # of the segment cache: a full or broken disk
+                    held.error = f"the segment cache cannot be used: {error}"
+                    _log.error("shard %s is not served: %s", shard, held.error)
                 except BaseExceptionGroup as errors:
                     held.error = "; ".join(str(e) for e in errors.exceptions)
                     _log.exception("shard %s broke", shard, exc_info=errors)
@@ -129,7 +151,11 @@ class Ownership:
                 await asyncio.sleep(REOPEN_DELAY_S)
         finally:
             self._close(held)
+            if held.releasing:
+                directory = segment_cache(self._shared, shard)
+                shutil.rmtree(directory, ignore_errors=True)
             self._held.pop(shard, None)
+            self._ended.set()
 
     async def _open_and_serve(self, shard: ShardId, assignment: Assignment, held: _Held) -> None:
         async with self._opening:
@@ -186,6 +212,11 @@ class Ownership:
         if held.owned is not None:
             held.owned.close()
             held.owned = None
+
+
+def segment_cache(shared: ShardDependencies, shard: ShardId) -> Path:
+    """Return where a remote store's segments of the shard are cached."""
+    return shared.cache / shard.collection_id / f"{shard.number:05d}"
 
 
 def _decode(item: KeyValue) -> Assignment:

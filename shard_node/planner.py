@@ -44,8 +44,9 @@ def plan_segment(
 ) -> SegmentPlan:
     """Return how to find the best of `allowed` rows among `rows`.
 
-    `allowed` rows live and match. The comparison of only these rows (ROWS) is exact and costs `allowed`
-    comparisons; a walk whose results are limited by a selector needs a beam wider by the share of rows that do not count.
+    `allowed` rows live and match. The comparison of only these rows (ROWS) is exact and costs
+    `allowed` comparisons; a walk whose results are limited by a selector needs a beam wider by
+    the share of rows that do not count.
     """
     if allowed == 0:
         return SegmentPlan(PlanKind.SKIP)
@@ -63,8 +64,8 @@ def plan_segment(
 def choose_ef(curve: Sequence[RecallPoint], *, k: int, objective: float) -> int:
     """Return the smallest ef whose measured recall meets `objective` on this segment.
 
-    Without a measurement: `EF_PER_K` times k within stated bounds. When even the largest measured ef falls
-    short, that one. An ef below k would be raised to k by the walk itself.
+    Without a measurement: `EF_PER_K` times k within stated bounds. When even the largest measured
+    ef falls short, that one. An ef below k would be raised to k by the walk itself.
     """
     measured = sorted((p for p in curve if p.k >= min(k, 10)), key=lambda point: point.ef)
     if not measured:

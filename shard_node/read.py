@@ -64,7 +64,7 @@ def get_records(view: ShardView, ids: tuple[str, ...], projection: Projection) -
         else:
             rows = source.segment.find(wanted, hashes)
         asked = np.flatnonzero(rows >= 0)
-        asked = asked[live_mask(source, None)[rows[asked]]] if len(asked) else asked
+        asked = asked[_is_live(source, rows[asked])]
         if len(asked):
             taken.append(_take(source, rows[asked], projection))
             positions.append(asked.astype(np.int64))
@@ -98,7 +98,6 @@ def _cut_page(
             rows.tolist(),
             strict=True,
         )
-        if (int(h), record_id) > (request.after_hash, request.after_id)
     ]
     entries.sort()
     page = entries[: request.rows_max]
@@ -125,38 +124,60 @@ def _take(source: Source, rows: Rows, projection: Projection) -> RecordSet:
     return holder.take(rows, projection)
 
 
+def _is_live(source: Source, rows: Rows) -> npt.NDArray[np.bool_]:
+    if isinstance(source, SegmentView):
+        return ~source.deletes.is_dead(rows)
+    alive = np.ones(len(rows), dtype=np.bool_)
+    return alive if source.dead is None else ~source.dead[rows]
+
+
 def _rows_after(source: Source, request: ScanRequest) -> tuple[Rows, npt.NDArray[np.uint64]]:
     """Return the candidates of one source for the page: rows and hashes, by ascending hash.
 
-    At least every row of the source that can be on the page: the first `rows_max + 1` and the
-    ties of the last one's hash.
+    At least every row of the source that can be on the page or shows that another one follows:
+    the first `rows_max + 1` behind the last record seen, and the ties of the last one's hash.
     """
     mask = live_mask(source, request.filter)
     rows: npt.NDArray[Any]
     if isinstance(source, SegmentView):
         rows, hashes = source.segment.hash_order, source.segment.hashes
+        start = source.segment.position_after(request.after_hash, request.after_id)
     else:
-        unordered = hash_ids(source.ids[: source.rows])
-        rows = np.argsort(unordered, kind="stable")
-        hashes = unordered[rows]
-    start = 0
-    if request.after_hash >= 0:
-        start = int(np.searchsorted(hashes, np.uint64(request.after_hash), side="left"))
+        rows, hashes, start = _growing_order(source, request)
     keep = np.flatnonzero(mask[rows[start:]]) + start
     if len(keep) > request.rows_max + 1:
-        bound = hashes[keep[request.rows_max]]
-        # Up to rows_max more may be skipped: those with the hash of the last record seen.
-        end = int(np.searchsorted(hashes, bound, side="right"))
+        end = int(np.searchsorted(hashes, hashes[keep[request.rows_max]], side="right"))
         keep = keep[keep < end]
     return rows[keep].astype(np.int64), hashes[keep]
+
+
+def _growing_order(
+    growing: GrowingView, request: ScanRequest
+) -> tuple[Rows, npt.NDArray[np.uint64], int]:
+    """Return the rows by (hash, id), their hashes, and the first position of the page."""
+    unordered = hash_ids(growing.ids[: growing.rows])
+    rows = np.argsort(unordered, kind="stable")
+    hashes = unordered[rows]
+    if request.after_hash < 0:
+        return rows, hashes, 0
+    after = np.uint64(request.after_hash)
+    start = int(np.searchsorted(hashes, after, side="left"))
+    end = int(np.searchsorted(hashes, after, side="right"))
+    # Different ids may share the hash: those up to the last one seen are done.
+    tied = sorted(rows[start:end].tolist(), key=lambda row: growing.ids[row])
+    rows[start:end] = tied
+    while start < end and growing.ids[int(rows[start])] <= request.after_id:
+        start += 1
+    return rows, hashes, start
 
 
 def _find_growing(growing: GrowingView, ids: list[str]) -> Rows:
     """Return the newest row of each id that the view holds; -1 where there is none."""
     newest = growing.newest
     rows = np.fromiter((newest.get(i, -1) for i in ids), dtype=np.int64, count=len(ids))
-    for position in np.flatnonzero(rows >= growing.rows).tolist():
-        # Written again after this view was taken: look for the row that the view does hold.
-        held = [row for row in range(growing.rows) if growing.ids[row] == ids[position]]
-        rows[position] = held[-1] if held else -1
+    later = np.flatnonzero(rows >= growing.rows)
+    if len(later):
+        # Written again after this view was taken: look for the rows that the view does hold.
+        held = {record_id: row for row, record_id in enumerate(growing.ids[: growing.rows])}
+        rows[later] = [held.get(ids[position], -1) for position in later.tolist()]
     return rows

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,6 @@ from annheal.model.manifest import DeleteVectorEntry, Manifest, SegmentEntry
 from annheal.objectstore.protocol import ObjectStore
 from annheal.segment import DeleteVector, Segment, fetch_segment, load_delete_vector
 from annheal.wal.codec import (
-    WalObject,
     decode_wal_object,
     is_fence_size,
     parse_slot,
@@ -27,8 +26,6 @@ from shard_node.view import SegmentView
 
 LOADS_AT_ONCE = 4
 SLOTS_AT_ONCE = 16
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -58,9 +55,10 @@ class SegmentLoader:
         self._cache = cache
         self._offload = offload
         self._loading = asyncio.Semaphore(LOADS_AT_ONCE)
+        self._directory = cache / collection.id / f"{number:05d}"
 
     async def load(self, entry: SegmentEntry) -> Segment:
-        """Fetch, verify (INV-5) and map one segment; raises `DataCorruption` that names the file."""
+        """Fetch, verify (INV-5) and map a segment; raises `DataCorruption` that names the file."""
         async with self._loading:
             files = await fetch_segment(
                 self._objects, self._collection.id, self._number, entry, cache_dir=self._cache
@@ -77,6 +75,29 @@ class SegmentLoader:
         return SegmentView(
             segment, await load_delete_vector(self._objects, deletes, rows=segment.rows)
         )
+
+    async def discard(self, segment_ids: Iterable[str]) -> None:
+        """Delete the cached files of segments that are not served any more.
+
+        Reads that still use them keep them through their maps.
+        """
+        paths = [self._directory / segment_id for segment_id in segment_ids]
+        await self._offload.background(lambda: _remove(paths))
+
+    async def discard_others(self, manifest: Manifest) -> None:
+        """Delete the cached files of every segment that `manifest` does not name."""
+        named = {entry.segment_id for entry in manifest.segments}
+
+        def discard() -> None:
+            if self._directory.is_dir():
+                _remove([path for path in self._directory.iterdir() if path.name not in named])
+
+        await self._offload.background(discard)
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 async def load_manifest(shard: Shard, manifest: Manifest, loader: SegmentLoader) -> None:
@@ -123,7 +144,7 @@ def _applier(shard: Shard, position: LogPosition, key: str, body: bytes) -> Call
         found = decode_wal_object(body, key=key)
         if found.slot != position.next_slot:
             raise DataCorruption(f"log object {key} says that it is slot {found.slot}")
-        _apply_object(shard, found)
+        shard.apply(found.entries, slot=found.slot, last_sequence=found.last_sequence)
         position.next_slot += 1
         position.epoch = max(position.epoch, found.epoch)
         if not found.is_fence:
@@ -132,28 +153,28 @@ def _applier(shard: Shard, position: LogPosition, key: str, body: bytes) -> Call
     return apply
 
 
-def _apply_object(shard: Shard, found: WalObject) -> None:
-    shard.apply(found.entries, slot=found.slot, last_sequence=found.last_sequence)
-    settings = shard.collection.settings
-    if (
-        shard.growing_rows >= settings.seal_rows_max
-        or shard.growing_bytes >= settings.seal_bytes_max
-    ):
-        shard.seal()
+async def replay_slot(
+    objects: ObjectStore, shard: Shard, position: LogPosition, *, offload: Offload
+) -> None:
+    """Apply the one slot at `position`; raises `NotFound` when it was trimmed or never written."""
+    key = wal_key(shard.collection.id, shard.number, position.next_slot)
+    body = await objects.get(key)
+    await offload.change(_applier(shard, position, key, body))
 
 
 async def list_trimmable(
     objects: ObjectStore, collection_id: str, shard: int, *, checkpoint_slot: int
 ) -> list[int]:
-    """Return the data slots up to `checkpoint_slot` that a former owner left behind.
+    """Return the data slots before `checkpoint_slot` that a former owner left behind.
 
     Fence objects are kept for ever: the slot after an owner's last one is its successor's fence,
     so a deposed owner that wakes up late always finds its next slot taken (docs/adr/0007).
+    The object of the checkpoint itself is kept too: see `Publication`.
     """
     slots: list[int] = []
     async for stat in objects.list(wal_prefix(collection_id, shard)):
         slot = parse_slot(stat.key)
-        if slot > checkpoint_slot:
+        if slot >= checkpoint_slot:
             break
         if not is_fence_size(stat.size_bytes):
             slots.append(slot)

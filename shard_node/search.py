@@ -135,8 +135,8 @@ def _complete(
 ) -> Hits:
     """Answer exactly where the walk returned fewer hits than rows are allowed.
 
-    A walk limited by a selector can miss rows far from the query altogether; a caller gets fewer than k only
-    when fewer than k rows match.
+    A walk limited by a selector can miss rows far from the query altogether; a caller gets fewer
+    than k only when fewer than k rows match.
     """
     wanted = min(k, live.count)
     short = np.flatnonzero(np.count_nonzero(found[1] >= 0, axis=1) < wanted)

@@ -31,6 +31,7 @@ class Shard:
         self._growing = GrowingSegment(collection.model.dimension)
         self.sequence = 0
         self.slot = -1
+        self._start_slot = -1
         self.view = ShardView()
 
     def install(
@@ -40,6 +41,7 @@ class Shard:
         self._segments = list(segments)
         self.sequence = last_sequence
         self.slot = checkpoint_slot
+        self._start_slot = checkpoint_slot
         self._growing.last_slot = checkpoint_slot
         self._growing.last_sequence = last_sequence
         self._refresh()
@@ -56,8 +58,17 @@ class Shard:
         self.sequence = max(self.sequence, last_sequence)
         self._growing.last_slot = slot
         self._growing.last_sequence = self.sequence
+        if self._is_full():
+            self._seal()
         self._refresh()
         return killed
+
+    def _is_full(self) -> bool:
+        settings = self.collection.settings
+        return (
+            self._growing.rows >= settings.seal_rows_max
+            or self._growing.size_bytes >= settings.seal_bytes_max
+        )
 
     def _apply_entry(self, entry: WalEntry) -> int:
         if isinstance(entry, UpsertEntry):
@@ -93,22 +104,25 @@ class Shard:
         return self._growing.rows
 
     @property
-    def growing_bytes(self) -> int:
-        """Bytes of vectors in the growing segment."""
-        return self._growing.vector_bytes
-
-    @property
     def sealed(self) -> tuple[GrowingSegment, ...]:
         """Sealed segments that wait for their flush, oldest first."""
         return tuple(self._sealed)
 
     def seal(self) -> None:
-        """Close the growing segment; it ends at the last applied log slot."""
+        """Close the growing segment at the last applied log slot, if it holds anything of the log.
+
+        It may hold deletes alone: then it has no rows, and its flush only moves the checkpoint.
+        """
+        if self.slot > self._start_slot:
+            self._seal()
+            self._refresh()
+
+    def _seal(self) -> None:
         self._sealed.append(self._growing)
         self._growing = GrowingSegment(self.collection.model.dimension)
         self._growing.last_slot = self.slot
         self._growing.last_sequence = self.sequence
-        self._refresh()
+        self._start_slot = self.slot
 
     def replace_sealed(self, flushed: Sequence[tuple[GrowingSegment, SegmentView | None]]) -> None:
         """Put flushed segments in the place of the sealed ones that they were written from."""

@@ -10,6 +10,7 @@ from annheal.errors import (
     Fenced,
     InvariantViolation,
     NotFound,
+    ResourceExhausted,
     Unavailable,
     UnknownOutcome,
 )
@@ -22,7 +23,7 @@ RETRY_MAX_S = 2.0
 
 
 class WalWriter:
-    """The log of one shard in one epoch. Slot numbers have no gaps; the slot is the fence (INV-4)."""
+    """The log of one shard in one epoch. Slots have no gaps; the slot is the fence (INV-4)."""
 
     def __init__(
         self,
@@ -39,7 +40,7 @@ class WalWriter:
         self.epoch = epoch
         self.next_slot = next_slot
         self.deposed = False
-        self._fenced_by_us = False
+        self._served = False
 
     def encode(self, entries: list[WalEntry], *, last_sequence: int) -> bytes:
         """Return the next slot's object with `entries`."""
@@ -51,13 +52,14 @@ class WalWriter:
         """Make `body` durable in the next slot and return that slot.
 
         Repeats while the store is away (the outcome must be known before anything else can be
-        written); raises `Fenced` when a newer owner took the slot, and `ResourceExhausted` when the store is
-        full: then nothing was written.
+        written); raises `Fenced` when a newer owner took the slot, and `ResourceExhausted` when
+        the store is full: then nothing was written.
         """
         if self.deposed:
             raise self._fenced()
         key = wal_key(self._shard.collection_id, self._shard.number, self.next_slot)
         delay_s = RETRY_FIRST_S
+        settled = True
         while True:
             try:
                 await self._objects.put_if_absent(key, body)
@@ -65,32 +67,56 @@ class WalWriter:
             except AlreadyExists:
                 await self._learn_successor(key)
                 raise self._fenced() from None
-            except (UnknownOutcome, Unavailable):
-                await asyncio.sleep(delay_s * random.uniform(0.5, 1.0))
-                delay_s = min(2 * delay_s, RETRY_MAX_S)
+            except ResourceExhausted:
+                # After a lost answer the object may be there, or may still arrive: this slot can
+                # take no other body, and "nothing was written" would be a guess.
+                if settled:
+                    raise
+                if await self._holds(key, body):
+                    break
+            except UnknownOutcome:
+                settled = False
+            except Unavailable:
+                pass
+            await asyncio.sleep(delay_s * random.uniform(0.5, 1.0))
+            delay_s = min(2 * delay_s, RETRY_MAX_S)
         slot = self.next_slot
         self.next_slot += 1
-        self._fenced_by_us = True
+        self._served = True
         return slot
 
     async def verify_owner(self) -> None:
-        """Raise `Fenced` if a newer owner has taken the next slot; used before strong reads."""
-        if self.deposed:
-            raise self._fenced()
-        key = wal_key(self._shard.collection_id, self._shard.number, self.next_slot)
+        """Raise `Fenced` if a newer owner had fenced the log before this call; for strong reads.
+
+        An object of this epoch in the next slot is our own put, still unanswered: a successor's
+        fence may stand behind it already, so the slots after it are looked at too.
+        """
+        slot = self.next_slot
+        while not self.deposed:
+            key = wal_key(self._shard.collection_id, self._shard.number, slot)
+            try:
+                data = await self._objects.get(key)
+            except NotFound:
+                return
+            self.deposed = decode_wal_object(data, key=key).epoch > self.epoch
+            slot += 1
+        raise self._fenced()
+
+    async def _holds(self, key: str, body: bytes) -> bool:
         try:
-            data = await self._objects.get(key)
-        except NotFound:
-            return
-        found = decode_wal_object(data, key=key)
-        if found.epoch > self.epoch:
-            self.deposed = True
-            raise self._fenced()
+            return await self._objects.get(key) == body
+        except (NotFound, Unavailable):
+            return False
 
     async def _learn_successor(self, key: str) -> None:
         """Note that the slot is somebody else's; only a newer epoch can follow one that served."""
-        found = decode_wal_object(await self._objects.get(key), key=key)
-        if self._fenced_by_us and found.epoch <= self.epoch:
+        try:
+            found = decode_wal_object(await self._objects.get(key), key=key)
+        except NotFound:
+            # Trimmed between the two calls: by an owner that is newer than this one.
+            self.deposed = True
+            return
+        if self._served and found.epoch <= self.epoch:
             raise InvariantViolation(
                 f"slot {key} was taken by epoch {found.epoch}, which is not newer than {self.epoch}"
             )

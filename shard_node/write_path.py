@@ -13,17 +13,28 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from annheal.errors import AnnhealError, Fenced, ResourceExhausted, UnknownOutcome
+from annheal.errors import (
+    AnnhealError,
+    FailedPrecondition,
+    Fenced,
+    InvalidArgument,
+    ResourceExhausted,
+    UnknownOutcome,
+)
 from annheal.model.write import DeleteIds, DeleteWhere, Upsert, WriteAnswer, WriteOperation
 from annheal.wal.codec import DeleteEntry, UpsertEntry, WalEntry
+from shard_node.admission import checked
 from shard_node.offload import Offload
-from shard_node.read import matching_ids
+from shard_node.read import count_rows, matching_ids
 from shard_node.shard import Shard
 from shard_node.wal_writer import WalWriter
 
 GROUP_BYTES_MAX = 16 << 20
 GROUP_OPERATIONS_MAX = 1_024
 WAITING_BYTES_MAX = 256 << 20
+WAITING_OPERATIONS_MAX = 16_384
+DELETE_MATCHES_MAX = 1_000_000
+"""Records that one delete by filter may match: all of their ids go into one log object."""
 _BACK_PRESSURE_RETRY_S = 1.0
 
 
@@ -60,13 +71,13 @@ class WritePath:
         """Write `operation`; return when it is durable and visible.
 
         Raises `ResourceExhausted` when a limit is reached (nothing written), `Fenced` when this
-        node lost the shard (nothing acknowledged), and `UnknownOutcome` after `timeout_s`: the write may
-        still take effect, and repeating it is safe.
+        node lost the shard (nothing acknowledged), and `UnknownOutcome` after `timeout_s`: the
+        write may still take effect, and repeating it is safe.
         """
         if self._closed is not None:
-            raise self._closed
+            raise _again(self._closed)
         size_bytes = _size_bytes(operation)
-        self._admit(size_bytes)
+        self._admit(size_bytes, adds_rows=isinstance(operation, Upsert))
         waiting = _Waiting(operation, size_bytes, asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
         self._waiting_bytes += size_bytes
@@ -79,25 +90,29 @@ class WritePath:
                 "repeat it to be sure"
             ) from None
 
-    def _admit(self, size_bytes: int) -> None:
-        if self._waiting_bytes + size_bytes > WAITING_BYTES_MAX:
+    def _admit(self, size_bytes: int, *, adds_rows: bool) -> None:
+        if (
+            self._waiting_bytes + size_bytes > WAITING_BYTES_MAX
+            or len(self._waiting) >= WAITING_OPERATIONS_MAX
+        ):
             raise ResourceExhausted(
-                f"more than {WAITING_BYTES_MAX} bytes of writes wait for the log",
+                f"{len(self._waiting)} writes of {self._waiting_bytes} bytes wait for the log; the "
+                f"limits are {WAITING_OPERATIONS_MAX} and {WAITING_BYTES_MAX} bytes",
                 retry_after_s=_BACK_PRESSURE_RETRY_S,
             )
         limit = self._shard.collection.settings.unindexed_rows_max
-        if self._shard.view.unindexed_rows >= limit:
+        if adds_rows and self._shard.view.unindexed_rows >= limit:
             raise ResourceExhausted(
-                f"shard {self._shard.number} of {self._shard.collection.name} holds {limit} rows that "
-                "no index covers yet; compaction must catch up first",
+                f"shard {self._shard.number} of {self._shard.collection.name} holds {limit} rows "
+                "that no index covers yet; compaction must catch up first",
                 reason="UNINDEXED_ROWS",
                 retry_after_s=_BACK_PRESSURE_RETRY_S,
             )
 
     async def run(self) -> None:
-        """Commit groups until the shard is lost or closed; never returns otherwise."""
+        """Commit groups until the shard is lost or closed; then return."""
         try:
-            while True:
+            while self._closed is None:
                 await self._arrived.wait()
                 self._arrived.clear()
                 while self._waiting:
@@ -108,12 +123,13 @@ class WritePath:
             self.close(Fenced(f"shard {self._shard.number} is closed on this node"))
 
     def close(self, error: AnnhealError) -> None:
-        """Refuse what waits and what comes: nothing of it was written."""
+        """Refuse what waits and what comes (nothing of it was written), and let `run` end."""
         if self._closed is None:
             self._closed = error
         while self._waiting:
             _fail(self._waiting.popleft(), error)
         self._waiting_bytes = 0
+        self._arrived.set()
 
     def _next_group(self) -> list[_Waiting]:
         """Take what waits, up to the limits; a delete by filter starts a group of its own.
@@ -152,12 +168,21 @@ class WritePath:
             raise
 
     async def _write_group(self, group: list[_Waiting]) -> None:
-        def encode() -> tuple[list[WalEntry], bytes]:
-            entries = self._entries([waiting.operation for waiting in group])
-            return entries, self._wal.encode(entries, last_sequence=entries[-1].last_sequence)
+        def encode() -> tuple[list[tuple[_Waiting, WalEntry]], dict[int, AnnhealError], bytes]:
+            ordered, refused = self._entries(group)
+            entries = [entry for _, entry in ordered]
+            if not entries:
+                return ordered, refused, b""
+            body = self._wal.encode(entries, last_sequence=entries[-1].last_sequence)
+            return ordered, refused, body
 
-        entries, body = await self._offload.change(encode)
+        ordered, refused, body = await self._offload.change(encode)
+        for position, error in refused.items():
+            _fail(group[position], error)
+        if not ordered:
+            return
         slot = await self._wal.put(body)
+        entries = [entry for _, entry in ordered]
         async with self._mutation:
             killed = await self._offload.change(
                 lambda: self._shard.apply(
@@ -165,26 +190,42 @@ class WritePath:
                 )
             )
         self._on_applied()
-        for waiting, entry, count in zip(group, entries, killed, strict=True):
+        for (waiting, entry), count in zip(ordered, killed, strict=True):
             if not waiting.done.done():
                 waiting.done.set_result(_answer(entry, count))
 
-    def _entries(self, operations: list[WriteOperation]) -> list[WalEntry]:
-        """Give sequence numbers: one per row written, one per delete."""
+    def _entries(
+        self, group: list[_Waiting]
+    ) -> tuple[list[tuple[_Waiting, WalEntry]], dict[int, AnnhealError]]:
+        """Give sequence numbers: one per row written, one per delete. Refuse what is not valid."""
         sequence = self._shard.sequence + 1
-        entries: list[WalEntry] = []
-        for operation in operations:
-            entry: WalEntry
-            if isinstance(operation, Upsert):
-                entry = UpsertEntry(sequence, operation.batch)
-            elif isinstance(operation, DeleteIds):
-                entry = DeleteEntry(sequence, pa.array(operation.ids, type=pa.string()))
-            else:
-                ids = matching_ids(self._shard.view, operation.filter)
-                entry = DeleteEntry(sequence, pa.array(ids, type=pa.string()))
-            entries.append(entry)
+        ordered: list[tuple[_Waiting, WalEntry]] = []
+        refused: dict[int, AnnhealError] = {}
+        for position, waiting in enumerate(group):
+            try:
+                entry = self._entry(waiting.operation, sequence)
+            except AnnhealError as error:
+                refused[position] = error
+                continue
+            ordered.append((waiting, entry))
             sequence = entry.last_sequence + 1
-        return entries
+        return ordered, refused
+
+    def _entry(self, operation: WriteOperation, sequence: int) -> WalEntry:
+        operation = checked(operation, collection=self._shard.collection)
+        if isinstance(operation, Upsert):
+            return UpsertEntry(sequence, operation.batch)
+        if isinstance(operation, DeleteIds):
+            return DeleteEntry(sequence, pa.array(operation.ids, type=pa.string()))
+        matches = count_rows(self._shard.view, operation.filter)
+        if matches > DELETE_MATCHES_MAX:
+            raise FailedPrecondition(
+                f"the filter matches {matches} records of shard {self._shard.number}; one delete "
+                f"takes at most {DELETE_MATCHES_MAX}: delete in narrower slices",
+                reason="TOO_MANY_MATCHES",
+            )
+        ids = matching_ids(self._shard.view, operation.filter)
+        return DeleteEntry(sequence, pa.array(ids, type=pa.string()))
 
 
 def _answer(entry: WalEntry, killed: int) -> WriteAnswer:
@@ -195,12 +236,29 @@ def _answer(entry: WalEntry, killed: int) -> WriteAnswer:
 
 def _fail(waiting: _Waiting, error: AnnhealError) -> None:
     if not waiting.done.done():
-        waiting.done.set_exception(error)
+        waiting.done.set_exception(_again(error))
 
 
 def _fail_all(group: list[_Waiting], error: AnnhealError) -> None:
     for waiting in group:
         _fail(waiting, error)
+
+
+def _again(error: AnnhealError) -> AnnhealError:
+    """Return an equal error: one object raised by many callers would gather their tracebacks."""
+    if isinstance(error, InvalidArgument):
+        return InvalidArgument(
+            error.message,
+            violations=error.violations,
+            reason=error.reason,
+            metadata=error.metadata,
+        )
+    return type(error)(
+        error.message,
+        reason=error.reason,
+        metadata=error.metadata,
+        retry_after_s=error.retry_after_s,
+    )
 
 
 def _size_bytes(operation: WriteOperation) -> int:

@@ -65,6 +65,8 @@ def swap_segments(
     """
     _require_owner(manifest, epoch)
     gone = set(sources)
+    if not gone:
+        raise InvariantViolation("a compaction without sources would only add rows")
     missing = gone - {entry.segment_id for entry in manifest.segments}
     if missing:
         raise FailedPrecondition(

@@ -69,7 +69,7 @@ WalEntry: TypeAlias = UpsertEntry | DeleteEntry
 
 @dataclass(frozen=True, slots=True)
 class WalObject:
-    """One slot. `writer` is 16 random bytes of the process, so that no two writers put equal bytes."""
+    """One slot. `writer`: 16 random bytes of the process; no two writers put equal bytes."""
 
     epoch: int
     slot: int
@@ -151,16 +151,30 @@ def decode_wal_object(data: bytes, *, key: str) -> WalObject:
     _, version, _, epoch, slot, writer, _, last_sequence, count, _ = _HEADER.unpack_from(data)
     if version > FORMAT_VERSION:
         raise FailedPrecondition(
-            f"log object {key} has format version {version}; this Annheal reads up to {FORMAT_VERSION}"
+            f"log object {key} has format version {version}; this version of Annheal reads up to "
+            f"{FORMAT_VERSION}: upgrade this process"
         )
+    try:
+        entries = _decode_entries(body, count)
+    except (ValueError, KeyError, IndexError, StopIteration, struct.error) as error:
+        raise DataCorruption(f"log object {key} cannot be read: {error}") from error
+    return WalObject(epoch, slot, writer, last_sequence, entries)
+
+
+def _decode_entries(body: memoryview, count: int) -> tuple[WalEntry, ...]:
+    """Parse what follows the header; raises ValueError and its like when it does not fit."""
     entries: list[WalEntry] = []
     offset = _HEADER.size
     for _ in range(count):
-        kind, _, sequence, length = _ENTRY.unpack_from(data, offset)
+        kind, _, sequence, length = _ENTRY.unpack_from(body, offset)
         offset += _ENTRY.size
-        entries.append(_decode_body(kind, sequence, body[offset : offset + length], key=key))
+        if offset + length > len(body):
+            raise ValueError("an entry is longer than the object")
+        entries.append(_decode_body(kind, sequence, body[offset : offset + length]))
         offset += length
-    return WalObject(epoch, slot, writer, last_sequence, tuple(entries))
+    if offset != len(body):
+        raise ValueError(f"{len(body) - offset} bytes follow the last entry")
+    return tuple(entries)
 
 
 def encode_record_batch(batch: RecordBatch) -> bytes:
@@ -178,30 +192,31 @@ def encode_record_batch(batch: RecordBatch) -> bytes:
 def decode_record_batch(data: bytes | memoryview) -> RecordBatch:
     """Parse `encode_record_batch`'s bytes; the vectors are a view of them."""
     table = _from_stream(data)
-    vector_column = cast(pa.FixedSizeListArray[Any, Any], table.column(_VECTOR))
+    # By position: an attribute may have any name, `_vector` too.
+    vector_column = cast(pa.FixedSizeListArray[Any, Any], table.column(1))
     dimension = vector_column.type.list_size
     vectors: Float32Matrix = np.asarray(vector_column.flatten(), dtype=np.float32).reshape(
         len(table), dimension
     )
-    names = [name for name in table.schema.names if name not in (_ID, _VECTOR, _PAYLOAD)]
+    last = table.num_columns - 1
     attributes = (
         pa.RecordBatch.from_arrays(
-            [table.column(name) for name in names],
-            schema=pa.schema([table.schema.field(name) for name in names]),
+            [table.column(number) for number in range(2, last)],
+            schema=pa.schema([table.schema.field(number) for number in range(2, last)]),
         )
-        if names
+        if last > 2
         else empty_attributes(len(table))
     )
     return RecordBatch(
-        cast(pa.StringArray, table.column(_ID)),
+        cast(pa.StringArray, table.column(0)),
         vectors,
         attributes,
-        cast(pa.BinaryArray, table.column(_PAYLOAD)),
+        cast(pa.BinaryArray, table.column(last)),
     )
 
 
 def empty_attributes(rows: int) -> pa.RecordBatch:
-    """Return a batch of `rows` rows without columns (Arrow keeps the length only through a struct)."""
+    """Return `rows` rows without columns (Arrow keeps their number only through a struct)."""
     structs = cast(pa.StructArray, pa.array([{}] * rows, type=pa.struct([])))
     return pa.RecordBatch.from_struct_array(structs)
 
@@ -212,12 +227,12 @@ def _encode_body(entry: WalEntry) -> bytes:
     return _to_stream(pa.RecordBatch.from_arrays([entry.ids], names=[_ID]))
 
 
-def _decode_body(kind: int, sequence: int, body: memoryview, *, key: str) -> WalEntry:
+def _decode_body(kind: int, sequence: int, body: memoryview) -> WalEntry:
     if kind == _UPSERT:
         return UpsertEntry(sequence, decode_record_batch(body))
     if kind == _DELETE:
-        return DeleteEntry(sequence, cast(pa.StringArray, _from_stream(body).column(_ID)))
-    raise DataCorruption(f"log object {key} has an entry of unknown kind {kind}")
+        return DeleteEntry(sequence, cast(pa.StringArray, _from_stream(body).column(0)))
+    raise ValueError(f"an entry has the unknown kind {kind}")
 
 
 def _to_stream(batch: pa.RecordBatch) -> bytes:

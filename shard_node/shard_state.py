@@ -1,0 +1,88 @@
+"""What a node says about a shard that it serves."""
+
+from __future__ import annotations
+
+from annheal.model.shard import ShardId, ShardPhase
+from annheal.model.write import SegmentState, ShardState
+from shard_node.growing import GrowingView
+from shard_node.view import SegmentView, ShardView
+
+
+def describe(
+    shard: ShardId, view: ShardView, *, node_id: str, model: str, epoch: int, wal_slots: int
+) -> ShardState:
+    """Describe a served shard; `wal_slots` are the log slots behind its checkpoint."""
+    return ShardState(
+        collection_id=shard.collection_id,
+        shard=shard.number,
+        node_id=node_id,
+        phase=ShardPhase.SERVING.value,
+        epoch=epoch,
+        live_rows=view.live_rows,
+        dead_rows=view.dead_rows,
+        unindexed_rows=view.unindexed_rows,
+        applied_sequence=view.sequence,
+        wal_slots=wal_slots,
+        memory_bytes=view.memory_bytes,
+        segments=(
+            *(_of_segment(shard.number, held) for held in view.segments),
+            *(
+                _of_growing(shard.number, growing, position, model)
+                for position, growing in enumerate(view.growing)
+            ),
+        ),
+    )
+
+
+def describe_unserved(shard: ShardId, *, node_id: str, error: str) -> ShardState:
+    """Describe a shard that is being opened, or that failed with `error`."""
+    phase = ShardPhase.FAILED if error else ShardPhase.LOADING
+    return ShardState(
+        collection_id=shard.collection_id,
+        shard=shard.number,
+        node_id=node_id,
+        phase=phase.value,
+        epoch=0,
+        live_rows=0,
+        dead_rows=0,
+        unindexed_rows=0,
+        applied_sequence=0,
+        wal_slots=0,
+        memory_bytes=0,
+        error=error,
+    )
+
+
+def _of_segment(number: int, held: SegmentView) -> SegmentState:
+    entry = held.segment.entry
+    return SegmentState(
+        shard=number,
+        segment_id=entry.segment_id,
+        tier=entry.tier.value,
+        model=entry.model,
+        index_kind=held.segment.kind.value,
+        rows=held.segment.rows,
+        dead_rows=held.deletes.dead_count,
+        size_bytes=entry.size_bytes,
+        generation=entry.generation,
+        created_at_s=entry.created_at_s,
+        min_sequence=entry.min_sequence,
+        max_sequence=entry.max_sequence,
+    )
+
+
+def _of_growing(number: int, growing: GrowingView, position: int, model: str) -> SegmentState:
+    return SegmentState(
+        shard=number,
+        segment_id=f"growing-{position}",
+        tier="growing",
+        model=model,
+        index_kind="flat",
+        rows=growing.rows,
+        dead_rows=growing.dead_count,
+        size_bytes=growing.rows * growing.vectors.shape[1] * 4,
+        generation=0,
+        created_at_s=0.0,
+        min_sequence=int(growing.sequences[0]),
+        max_sequence=int(growing.sequences[growing.rows - 1]),
+    )
