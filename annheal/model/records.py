@@ -33,7 +33,8 @@ class RecordBatch:
     """Rows to write: `n` ids, vectors (n, d) float32 C-contiguous, attributes, payloads.
 
     `attributes` has exactly the columns of `arrow_schema(schema)`; `payloads` holds UTF-8 JSON
-    or null. All four have `n` rows. Vectors of cosine collections are already of unit length.
+    or null. All four have `n` rows (Arrow counts none where there are no columns). Vectors of
+    cosine collections are already of unit length.
     """
 
     ids: pa.StringArray

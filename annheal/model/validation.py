@@ -294,8 +294,10 @@ def validate_batch(batch: RecordBatch, *, collection: Collection) -> RecordBatch
     """
     validate_ids(batch.ids, rows_max=WRITE_ROWS_MAX)
     rows = len(batch.ids)
-    parts = (("vectors", len(batch.vectors)), ("attributes", batch.attributes.num_rows))
-    for field, length in (*parts, ("payloads", len(batch.payloads))):
+    parts = [("vectors", len(batch.vectors)), ("payloads", len(batch.payloads))]
+    if collection.schema:
+        parts.append(("attributes", batch.attributes.num_rows))
+    for field, length in parts:
         if length != rows:
             raise InvalidArgument.of(field, f"{length} rows for {rows} ids; send one for each id")
     vectors = validate_vectors(batch.vectors, model=collection.model)
