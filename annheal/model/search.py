@@ -57,7 +57,7 @@ class SearchRequest:
 
 @dataclass(frozen=True, slots=True)
 class SegmentExplain:
-    """How one segment answered: `plan` is exact, selector or graph; counts are per batch of queries."""
+    """How one segment answered a batch: `plan` is exact, selector or graph; counts are its sums."""
 
     shard: int
     segment_id: str

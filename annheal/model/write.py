@@ -46,7 +46,10 @@ class WriteRequest:
 
 @dataclass(frozen=True, slots=True)
 class WriteAnswer:
-    """Durable and visible. `sequence` is the shard's sequence after it; `deleted` counts records that existed."""
+    """Durable and visible.
+
+    `sequence` is the shard's sequence after it; `deleted` counts records that existed.
+    """
 
     sequence: int
     upserted: int = 0
