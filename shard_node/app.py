@@ -8,7 +8,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from importlib import metadata
 
@@ -29,11 +29,21 @@ WRITER_BYTES = 16
 _log = logging.getLogger(__name__)
 
 
+Listen = Callable[[Node], Awaitable[str]]
+
+
+async def not_listening(node: Node) -> str:
+    """Return the address of a node that is called in its own process only."""
+    return "in-process"
+
+
 @asynccontextmanager
 async def running_node(
-    settings: ShardNodeSettings, meta: MetaStore, objects: ObjectStore, *, address: str
+    settings: ShardNodeSettings, meta: MetaStore, objects: ObjectStore, *, listen: Listen
 ) -> AsyncIterator[tuple[Node, TaskScope]]:
     """Run a node in this process: yields its port and its tasks' scope (watch it for failure).
+
+    `listen` is given the node before it registers and returns the address to register.
 
     On leaving, the node flushes what it holds within `drain_timeout_s` (whatever is not flushed
     is in the log), then ends its lease, so that others take over. Raises what a task of the node
@@ -62,7 +72,7 @@ async def running_node(
     )
     registration = NodeRegistration(
         node_id=settings.node_id,
-        address=address,
+        address=await listen(node),
         zone=settings.zone,
         capacity=settings.capacity,
         started_at_s=time.time(),
