@@ -362,3 +362,12 @@ def test_arrow_streams_must_have_as_many_rows_as_ids() -> None:
     stream = encode_columns(RecordSet(["a"], vectors=np.ones((1, 3), dtype=np.float32)))
     with pytest.raises(InvalidArgument, match="has 1 rows, but there are 2 ids"):
         decode_columns(stream, ids=["a", "b"])
+
+
+def test_collections_without_attributes_take_records() -> None:
+    bare = Collection(id="c2", name="bare", models=COLLECTION.models, schema=(), shard_count=1)
+    request = encode_upsert("bare", ids=["a", "b"], vectors=np.ones((2, 3)))
+    batch = decode_batch(encode_batch(decode_upsert(request, collection=bare)))
+    assert batch.ids.to_pylist() == ["a", "b"]
+    assert batch.attributes.num_columns == 0
+    assert batch.payloads.to_pylist() == [None, None]
