@@ -1,0 +1,330 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import count
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from annheal.model.collection import Collection, Metric, ModelSpec
+from annheal.model.task import CompactionTask, TaskPhase, TaskReason
+from annheal.model.write import SegmentState, ShardState
+from coordinator.compaction_plan import (
+    CompactionSettings,
+    ShardObservation,
+    plan_compactions,
+    plan_manual,
+)
+
+RULES = CompactionSettings()
+COLLECTION = Collection(
+    id="c1",
+    name="packages",
+    models=(ModelSpec("m", 8, Metric.COSINE),),
+    schema=(),
+    shard_count=2,
+)
+
+
+def new_ids() -> Callable[[], str]:
+    numbers = count(1)
+    return lambda: f"t{next(numbers)}"
+
+
+def segment(
+    name: str, rows: int, *, dead: int = 0, kind: str = "flat", tier: str = "", model: str = "m"
+) -> SegmentState:
+    return SegmentState(
+        shard=0,
+        segment_id=name,
+        tier=tier or ("hot" if kind == "flat" else "warm"),
+        model=model,
+        index_kind=kind,
+        rows=rows,
+        dead_rows=dead,
+        size_bytes=rows * 32,
+        generation=0,
+        created_at_s=0.0,
+        min_sequence=1,
+        max_sequence=rows,
+    )
+
+
+def state(*segments: SegmentState, shard: int = 0, phase: str = "serving") -> ShardState:
+    return ShardState(
+        collection_id="c1",
+        shard=shard,
+        node_id="a",
+        phase=phase,
+        epoch=1,
+        live_rows=0,
+        dead_rows=0,
+        unindexed_rows=0,
+        applied_sequence=0,
+        wal_slots=0,
+        memory_bytes=0,
+        segments=segments,
+    )
+
+
+def plan(
+    *segments: SegmentState,
+    quiet_s: float = 0.0,
+    tasks: Sequence[CompactionTask] = (),
+    collection: Collection = COLLECTION,
+    now_s: float = 1_000.0,
+) -> list[tuple[TaskReason, set[str]]]:
+    found = plan_compactions(
+        collection,
+        [ShardObservation(state(*segments), quiet_s)],
+        tasks,
+        now_s=now_s,
+        settings=RULES,
+        new_id=new_ids(),
+    )
+    return [(task.reason, set(task.sources)) for task in found]
+
+
+def hot(number: int, rows: int = 16_384) -> list[SegmentState]:
+    return [segment(f"h{n}", rows) for n in range(number)]
+
+
+def limited(rows: int) -> Collection:
+    return replace(COLLECTION, settings=replace(COLLECTION.settings, segment_rows_max=rows))
+
+
+MERGE, WORN = TaskReason.MERGE, TaskReason.TOMBSTONES
+
+
+def test_while_writing_three_flat_segments_wait_and_four_merge():
+    assert plan(*hot(3)) == []
+    assert plan(*hot(4)) == [(MERGE, {"h0", "h1", "h2", "h3"})]
+
+
+def test_when_quiet_two_flat_segments_or_one_large_one_become_a_graph():
+    assert plan(*hot(2), quiet_s=5.0) == [(MERGE, {"h0", "h1"})]
+    assert plan(segment("h", 2_000), quiet_s=5.0) == [(MERGE, {"h"})]
+    assert plan(segment("h", 2_000), quiet_s=1.0) == []
+
+
+def test_a_small_collection_of_one_flat_segment_is_left_alone():
+    assert plan(segment("h", 1_999), quiet_s=1e6) == []
+    assert plan(segment("h", 100), segment("g", 50), quiet_s=1e6) == [(MERGE, {"h", "g"})]
+
+
+def test_many_unindexed_rows_merge_however_few_segments():
+    assert plan(segment("h", 100_001)) == [(MERGE, {"h"})]
+    assert plan(segment("h", 99_999)) == []
+
+
+def test_a_large_graph_is_not_rewritten_for_a_few_rows():
+    large = segment("g", 400_000, kind="hnsw")
+    assert plan(large, *hot(4)) == [(MERGE, {"h0", "h1", "h2", "h3"})]
+    assert plan(large, *hot(4), quiet_s=60.0) == [(MERGE, {"h0", "h1", "h2", "h3"})]
+    assert plan(large, segment("h", 10), quiet_s=1e6) == []
+
+
+def test_a_graph_of_comparable_size_joins_the_merge():
+    graph = segment("g", 60_000, kind="hnsw")
+    assert plan(graph, *hot(4)) == [(MERGE, {"g", "h0", "h1", "h2", "h3"})]
+    bigger = segment("g", 200_000, kind="hnsw")
+    assert plan(bigger, *hot(4)) == [(MERGE, {"h0", "h1", "h2", "h3"})]
+    assert plan(bigger, *hot(4), quiet_s=9.0) == [(MERGE, {"g", "h0", "h1", "h2", "h3"})]
+
+
+def test_a_few_rows_beside_a_small_graph_join_it_when_quiet():
+    graph = segment("g", 3_000, kind="hnsw")
+    assert plan(graph, segment("h", 1_000), quiet_s=9.0) == [(MERGE, {"g", "h"})]
+
+
+def test_merges_stay_below_the_largest_segment_size():
+    found = plan(*hot(10), collection=limited(50_000))
+    assert found == [(MERGE, {"h0", "h1", "h2"})]
+
+
+def test_too_many_graphs_merge_the_smallest():
+    graphs = [segment(f"g{n}", 50_000 + n, kind="hnsw") for n in range(9)]
+    assert plan(*graphs[:8]) == []
+    assert plan(*graphs) == [(MERGE, {"g0", "g1"})]
+
+
+def test_worn_segments_are_rewritten_alone():
+    worn = segment("g", 10_000, dead=2_000, kind="hnsw")
+    assert plan(worn) == [(WORN, {"g"})]
+    assert plan(segment("g", 10_000, dead=1_999, kind="hnsw")) == []
+    assert plan(segment("g", 2_000, dead=900, kind="hnsw")) == []
+
+
+def test_a_wholly_dead_segment_is_always_rewritten():
+    assert plan(segment("g", 10, dead=10, kind="hnsw")) == [(WORN, {"g"})]
+    assert plan(segment("h", 10, dead=10), quiet_s=9.0) == [(WORN, {"h"})]
+
+
+def test_a_worn_segment_in_a_merge_is_not_rewritten_twice():
+    worn = segment("g", 20_000, dead=5_000, kind="hnsw")
+    assert plan(worn, *hot(4)) == [(MERGE, {"g", "h0", "h1", "h2", "h3"})]
+
+
+def task(*sources: str, phase: TaskPhase, finished_at_s: float = 0.0) -> CompactionTask:
+    return CompactionTask(
+        id="old",
+        collection_id="c1",
+        shard=0,
+        sources=sources,
+        tier="warm",
+        reason=MERGE,
+        phase=phase,
+        finished_at_s=finished_at_s,
+    )
+
+
+def test_segments_of_unfinished_tasks_are_left_alone():
+    for phase in (TaskPhase.PENDING, TaskPhase.BUILT):
+        assert plan(*hot(5), tasks=[task("h0", "h1", phase=phase)]) == []
+        assert plan(*hot(6), tasks=[task("h0", "h1", phase=phase)]) == [
+            (MERGE, {"h2", "h3", "h4", "h5"})
+        ]
+
+
+def test_failed_tasks_hold_their_segments_for_a_while():
+    failed = task("h0", phase=TaskPhase.FAILED, finished_at_s=900.0)
+    assert plan(*hot(4), tasks=[failed]) == []
+    assert plan(*hot(4), tasks=[failed], now_s=900.0 + RULES.failed_pause_s) != []
+    assert plan(*hot(4), tasks=[task("h0", phase=TaskPhase.CANCELLED)]) != []
+
+
+def test_growing_rows_other_models_and_shards_that_are_not_served_are_skipped():
+    growing = [segment(f"x{n}", 16_384, tier="growing") for n in range(5)]
+    other = [segment(f"y{n}", 16_384, model="old") for n in range(5)]
+    assert plan(*growing, *other, quiet_s=60.0) == []
+    loading = ShardObservation(state(*hot(6), phase="loading"))
+    assert not plan_compactions(
+        COLLECTION, [loading], [], now_s=0.0, settings=RULES, new_id=new_ids()
+    )
+
+
+def test_tasks_say_what_they_cost_and_which_tier_they_make():
+    (small,) = plan_compactions(
+        COLLECTION,
+        [ShardObservation(state(*hot(4)))],
+        [],
+        now_s=7.0,
+        settings=RULES,
+        new_id=new_ids(),
+    )
+    assert (small.id, small.tier, small.created_at_s) == ("t1", "warm", 7.0)
+    assert small.estimated_bytes > 4 * 16_384 * (8 * 4 * 2)
+    (large,) = plan_compactions(
+        COLLECTION,
+        [ShardObservation(state(*hot(4, rows=70_000)))],
+        [],
+        now_s=7.0,
+        settings=RULES,
+        new_id=new_ids(),
+    )
+    assert large.tier == "cold"
+    assert large.estimated_bytes > small.estimated_bytes
+
+
+def manual(*segments: SegmentState, shard: int | None = None) -> list[set[str]]:
+    found = plan_manual(
+        COLLECTION,
+        [state(*segments)],
+        [],
+        now_s=0.0,
+        new_id=new_ids(),
+        settings=RULES,
+        shard=shard,
+    )
+    assert all(task.reason is TaskReason.MANUAL for task in found)
+    return [set(task.sources) for task in found]
+
+
+def test_manual_compaction_merges_everything_that_can_become_better():
+    assert manual(*hot(2), segment("g", 400_000, kind="hnsw")) == [{"h0", "h1", "g"}]
+    assert manual(segment("g", 10, dead=1, kind="hnsw")) == [{"g"}]
+    assert manual(segment("g", 10_000, kind="hnsw")) == []
+    assert manual(segment("h", 10)) == []
+    assert manual(*hot(2), shard=1) == []
+
+
+def simulate(rows_total: int, flush_rows: int, *, quiet_every: int) -> tuple[int, list[int]]:
+    """Write rows in flushes, do every planned merge at once; return rows rewritten and sizes."""
+    numbers = count()
+    segments: list[SegmentState] = []
+    rewritten = 0
+    for flush in range(rows_total // flush_rows):
+        segments.append(segment(f"s{next(numbers)}", flush_rows))
+        quiet = 60.0 if quiet_every and flush % quiet_every == quiet_every - 1 else 0.0
+        while True:
+            observed = [ShardObservation(state(*segments), quiet)]
+            found = plan_compactions(
+                COLLECTION, observed, [], now_s=0.0, settings=RULES, new_id=new_ids()
+            )
+            if not found:
+                break
+            for one in found:
+                rows = sum(s.rows for s in segments if s.segment_id in one.sources)
+                segments = [s for s in segments if s.segment_id not in one.sources]
+                kind = "hnsw" if rows >= RULES.graph_rows_min else "flat"
+                segments.append(segment(f"s{next(numbers)}", rows, kind=kind))
+                rewritten += rows
+    return rewritten, sorted(s.rows for s in segments)
+
+
+def test_rows_are_rewritten_a_logarithmic_number_of_times():
+    rewritten, sizes = simulate(1_000_000, 16_384, quiet_every=0)
+    assert rewritten <= 6 * 1_000_000
+    assert len(sizes) <= 12
+    rewritten, sizes = simulate(1_000_000, 16_384, quiet_every=8)
+    assert rewritten <= 10 * 1_000_000
+    assert len(sizes) <= 12
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 300_000), st.integers(0, 100), st.sampled_from(["flat", "hnsw"])),
+        max_size=20,
+    ),
+    st.sampled_from([0.0, 60.0]),
+    st.sampled_from([20_000, 1_000_000]),
+)
+def test_no_segment_is_in_two_tasks_and_merges_fit(
+    shapes: list[tuple[int, int, str]], quiet_s: float, rows_max: int
+):
+    segments = [
+        segment(f"s{n}", rows, dead=rows * percent // 100, kind=kind)
+        for n, (rows, percent, kind) in enumerate(shapes)
+    ]
+    by_id = {one.segment_id: one for one in segments}
+    collection = limited(rows_max)
+    for full in (False, True):
+        if full:
+            found = plan_manual(
+                collection, [state(*segments)], [], now_s=0.0, new_id=new_ids(), settings=RULES
+            )
+        else:
+            found = plan_compactions(
+                collection,
+                [ShardObservation(state(*segments), quiet_s)],
+                [],
+                now_s=0.0,
+                settings=RULES,
+                new_id=new_ids(),
+            )
+        named = [source for one in found for source in one.sources]
+        assert len(named) == len(set(named))
+        for one in found:
+            live = sum(by_id[s].rows - by_id[s].dead_rows for s in one.sources)
+            assert len(one.sources) == 1 or live <= rows_max
+        again = plan_compactions(
+            collection,
+            [ShardObservation(state(*segments), quiet_s)],
+            found,
+            now_s=0.0,
+            settings=RULES,
+            new_id=new_ids(),
+        )
+        assert not set(named) & {source for one in again for source in one.sources}
