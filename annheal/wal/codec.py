@@ -193,7 +193,7 @@ def decode_record_batch(data: bytes | memoryview) -> RecordBatch:
     """Parse `encode_record_batch`'s bytes; the vectors are a view of them."""
     table = _from_stream(data)
     # By position: an attribute may have any name, `_vector` too.
-    vector_column = cast(pa.FixedSizeListArray[Any, Any], table.column(1))
+    vector_column = cast("pa.FixedSizeListArray[Any, Any]", table.column(1))
     dimension = vector_column.type.list_size
     vectors: Float32Matrix = np.asarray(vector_column.flatten(), dtype=np.float32).reshape(
         len(table), dimension
