@@ -1,0 +1,42 @@
+"""The console script `annheal`, and `python -m cli`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+# Options of the whole program that have a value; they may stand after the command too.
+_GLOBAL_OPTIONS = ("--address", "--output", "-o", "--timeout")
+
+
+def hoist(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with global options moved to the front, up to a lone `--`."""
+    front: list[str] = []
+    rest: list[str] = []
+    items = iter(arguments)
+    for item in items:
+        if item == "--":
+            rest.append(item)
+            break
+        name, equals, _ = item.partition("=")
+        if name in _GLOBAL_OPTIONS:
+            front.append(item)
+            if not equals and (value := next(items, None)) is not None:
+                front.append(value)
+        else:
+            rest.append(item)
+    return [*front, *rest, *items]
+
+
+def main() -> None:
+    """Run the command line."""
+    # FAISS's threads must not spin while others could work; read when FAISS is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from cli.app import app
+
+    app(args=hoist(sys.argv[1:]), prog_name="annheal")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""The command line, put together. docs/cli.md is its manual."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from annheal.errors import AnnhealError
+from cli import cluster, collections, healing, importing, records, search, serving
+from cli.exit_codes import MEANINGS, ExitCode, exit_code_of
+from cli.output import Output, OutputFormat, drop_stdout, print_error
+from cli.state import State, state_of
+
+_CODES = "\n".join(f"  {code.value:>3}  {meaning}" for code, meaning in MEANINGS.items())
+_EPILOG = f"Exit codes:\n\n\b\n{_CODES}"
+
+
+class Commands(TyperGroup):
+    """The commands, with expected errors turned into a message and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was chosen."""
+        try:
+            return super().invoke(ctx)
+        except AnnhealError as error:
+            print_error(error, format=OutputFormat(ctx.params.get("output", OutputFormat.TABLE)))
+            raise typer.Exit(exit_code_of(error)) from None
+        except BrokenPipeError:
+            drop_stdout()
+            raise typer.Exit(ExitCode.BROKEN_PIPE) from None
+
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    epilog=_EPILOG,
+    context_settings={"help_option_names": ["--help", "-h"]},
+)
+
+
+@app.callback()
+def main(
+    context: typer.Context,
+    address: Annotated[
+        str, typer.Option(envvar="ANNHEAL_ADDRESS", help="A coordinator.", metavar="HOST:PORT")
+    ] = "127.0.0.1:7700",
+    output: Annotated[
+        OutputFormat, typer.Option("--output", "-o", envvar="ANNHEAL_OUTPUT", help="Format.")
+    ] = OutputFormat.TABLE,
+    timeout: Annotated[
+        float, typer.Option(envvar="ANNHEAL_TIMEOUT_S", min=0.001, max=600, help="Seconds.")
+    ] = 60.0,
+) -> None:
+    """Annheal: vector search that keeps its own indexes healthy.
+
+    These options may stand before or after the command.
+    """
+    context.obj = State(address=address, timeout_s=timeout, output=Output(output))
+
+
+def version(context: typer.Context) -> None:
+    """Print the version of this program."""
+    found = metadata.version("annheal")
+    state_of(context).output.show({"version": found}, lambda v: v["version"])
+
+
+app.command("up")(serving.up)
+app.add_typer(serving.app, name="serve")
+app.add_typer(collections.app, name="collection")
+app.command("import")(importing.import_)
+app.command("search")(search.search)
+app.command("get")(records.get)
+app.command("delete")(records.delete)
+app.command("count")(records.count)
+app.command("scan")(records.scan)
+app.command("segments")(healing.segments)
+app.command("flush")(healing.flush)
+app.command("compact")(healing.compact)
+app.command("recall")(healing.recall)
+app.command("tasks")(healing.tasks)
+app.command("status")(cluster.status)
+app.command("nodes")(cluster.nodes)
+app.command("shards")(cluster.shards)
+app.command("rebalance")(cluster.rebalance)
+app.command("drain")(cluster.drain)
+app.command("undrain")(cluster.undrain)
+app.command("move")(cluster.move)
+app.command("version")(version)

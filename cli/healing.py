@@ -1,0 +1,182 @@
+"""`annheal segments|flush|compact|recall|tasks`: how the indexes are, and making them better."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+
+from annheal.client import SegmentList
+from annheal.errors import FailedPrecondition
+from annheal.model.cluster import RecallReport, TaskStatus
+from annheal.model.limits import TIMEOUT_MAX_S
+from annheal.model.task import TaskPhase
+from annheal.model.write import SegmentState
+from cli.output import facts, moment, share, size, table
+from cli.records import Collection, Filter
+from cli.state import state_of
+
+Shard = Annotated[int | None, typer.Option("--shard", min=0, help="One shard only.")]
+
+
+def segments(context: typer.Context, collection: Collection, shard: Shard = None) -> None:
+    """List the segments of a collection, with their dead rows."""
+    state = state_of(context)
+    with state.client() as client:
+        found = client.segments(collection, shard=shard)
+    state.output.show(found, _render_segments)
+    if found.missing_shards:
+        missing = ", ".join(map(str, found.missing_shards))
+        state.output.note(f"shards {missing} could not be asked")
+
+
+def flush(context: typer.Context, collection: Collection) -> None:
+    """Write what is in memory into segments, and trim the write-ahead log."""
+    state = state_of(context)
+    with state.client(timeout_s=TIMEOUT_MAX_S) as client:
+        client.flush(collection)
+    state.output.show({"flushed": collection}, lambda _: f"flushed {collection}")
+
+
+def compact(
+    context: typer.Context,
+    collection: Collection,
+    shard: Shard = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="Rewrite everything, not only what the rules choose.")
+    ] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait/--no-wait", help="Follow the tasks to their end.")
+    ] = True,
+) -> None:
+    """Merge segments and leave dead rows behind. Queries and writes go on."""
+    state = state_of(context)
+    errors = Console(stderr=True)
+    quiet = state.output.is_json or not errors.is_terminal
+    with (
+        state.client(patient=True) as client,
+        Live(console=errors, auto_refresh=False, transient=True) as live,
+    ):
+
+        def progress(tasks: Sequence[TaskStatus]) -> None:
+            if not quiet:
+                live.update(_render_tasks(tasks), refresh=True)
+
+        tasks = client.compact(collection, shard=shard, full=full, wait=wait, progress=progress)
+    state.output.show(tasks, lambda t: _render_tasks(t) if t else "nothing to compact")
+    failed = [task for task in tasks if task.phase is TaskPhase.FAILED]
+    if failed:
+        raise FailedPrecondition(
+            f"{len(failed)} of {len(tasks)} tasks failed: {failed[0].error}",
+            reason="COMPACTION_FAILED",
+        )
+
+
+def recall(
+    context: typer.Context,
+    collection: Collection,
+    k: Annotated[
+        int | None, typer.Option("-k", min=1, help="Hits; the k of the objective by default.")
+    ] = None,
+    sample: Annotated[int, typer.Option("--sample", min=1, help="Queries.")] = 200,
+    ef: Annotated[int | None, typer.Option("--ef", help="Beam width of graph walks.")] = None,
+    filter: Filter = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Chooses the sample.")] = 0,
+) -> None:
+    """Measure recall: approximate answers against exact ones, with stored vectors as queries."""
+    state = state_of(context)
+    with state.client(timeout_s=TIMEOUT_MAX_S) as client:
+        report = client.measure_recall(
+            collection, k=k, sample_size=sample, ef=ef, filter=filter, seed=seed
+        )
+    state.output.show(report, _render_recall)
+
+
+def tasks(
+    context: typer.Context,
+    collection: Annotated[str, typer.Argument(metavar="[COLLECTION]", help="Only its.")] = "",
+    phase: Annotated[TaskPhase | None, typer.Option("--phase", help="Only these.")] = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="The newest.")] = 50,
+) -> None:
+    """List tasks, the newest first."""
+    state = state_of(context)
+    with state.client() as client:
+        found = client.tasks(collection, phase=phase, limit=limit)
+    state.output.show(found, _render_tasks)
+
+
+def _render_segments(found: SegmentList) -> RenderableType:
+    def cells(s: SegmentState) -> tuple[object, ...]:
+        return (
+            s.shard,
+            s.segment_id,
+            s.tier,
+            s.index_kind,
+            s.rows,
+            s.dead_rows,
+            share(s.dead_rows, s.rows),
+            size(s.size_bytes),
+            s.generation,
+            moment(s.created_at_s),
+        )
+
+    columns = [
+        ">SHARD", "SEGMENT", "TIER", "INDEX", ">ROWS", ">DEAD", ">SHARE", ">SIZE", ">GENERATION",
+        "CREATED",
+    ]  # fmt: skip
+    rows = sum(s.rows for s in found.segments)
+    dead = sum(s.dead_rows for s in found.segments)
+    total = (
+        f"{len(found.segments)} segments, {rows:,} rows, {dead:,} dead "
+        f"({share(dead, rows) or '0 %'})"
+    )
+    return Group(table(columns, map(cells, found.segments)), total)
+
+
+def _render_tasks(found: Sequence[TaskStatus]) -> RenderableType:
+    def cells(t: TaskStatus) -> tuple[object, ...]:
+        return (
+            t.task_id,
+            f"{t.collection or t.collection_id}/{t.shard}",
+            t.reason,
+            t.phase,
+            t.step or None,
+            f"{t.progress:.0%}" if t.progress else None,
+            len(t.sources),
+            t.rows_in or None,
+            t.rows_out or None,
+            t.worker or None,
+            t.attempts,
+            moment(t.created_at_s),
+            t.error or None,
+        )
+
+    columns = [
+        "TASK", "SHARD", "REASON", "PHASE", "STEP", ">DONE", ">SOURCES", ">ROWS IN", ">ROWS OUT",
+        "WORKER", ">ATTEMPTS", "CREATED", "ERROR",
+    ]  # fmt: skip
+    return table(columns, map(cells, found))
+
+
+def _render_recall(report: RecallReport) -> RenderableType:
+    met = "met" if report.recall >= report.recall_objective else "NOT met"
+    lines = facts(
+        [
+            (f"recall@{report.k}", f"{report.recall:.4f}"),
+            ("95 % interval", f"{report.recall_low:.4f} to {report.recall_high:.4f}"),
+            ("objective", f"{report.recall_objective:g} ({met})"),
+            ("queries", report.queries),
+            ("approximate search p50", f"{report.approximate_p50_s * 1e3:.2f} ms"),
+            ("exact search p50", f"{report.exact_p50_s * 1e3:.2f} ms"),
+        ]
+    )
+    if len(report.shards) <= 1:
+        return lines
+    shards = table(
+        [">SHARD", ">RECALL", ">NEIGHBOURS"],
+        ((s.shard, f"{s.recall:.4f}", s.expected) for s in report.shards),
+    )
+    return Group(lines, "", shards)
