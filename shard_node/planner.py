@@ -11,6 +11,8 @@ from annheal.model.manifest import IndexKind
 from annheal.segment import RecallPoint
 
 EF_MIN, EF_UNCALIBRATED_MAX, EF_PER_K = 64, 512, 8
+CONFIDENCE_Z = 1.645
+"""One-sided 95 % of the normal distribution."""
 WALK_COMPARISONS_PER_EF = 12
 """Vectors that a walk compares per unit of ef: 600 to 900 at ef 64, M 16 on the sample data."""
 
@@ -62,15 +64,18 @@ def plan_segment(
 
 
 def choose_ef(curve: Sequence[RecallPoint], *, k: int, objective: float) -> int:
-    """Return the smallest ef whose measured recall meets `objective` on this segment.
+    """Return the smallest ef that meets `objective` on this segment with 95 % confidence.
 
-    Without a measurement: `EF_PER_K` times k within stated bounds. When even the largest measured
-    ef falls short, that one. An ef below k would be raised to k by the walk itself.
+    A point meets it when its measured recall less `CONFIDENCE_Z` standard errors does, or when its
+    recall is perfect. Read from the curve of the smallest k that is at least the one asked for:
+    recall at a given ef falls as k grows. When even the largest measured ef falls short, that one;
+    without a measurement, `EF_PER_K` times k within stated bounds.
     """
-    measured = sorted((p for p in curve if p.k >= min(k, 10)), key=lambda point: point.ef)
-    if not measured:
+    measured_k = min((p.k for p in curve if p.k >= k), default=None)
+    points = sorted((p for p in curve if p.k == measured_k), key=lambda point: point.ef)
+    if not points:
         return max(EF_MIN, min(EF_UNCALIBRATED_MAX, EF_PER_K * k), k)
-    for point in measured:
-        if point.recall >= objective:
+    for point in points:
+        if point.recall - CONFIDENCE_Z * point.error >= objective or point.recall >= 1.0:
             return max(point.ef, k)
-    return max(measured[-1].ef, k)
+    return max(points[-1].ef, k)

@@ -33,11 +33,16 @@ class FileEntry:
 
 @dataclass(frozen=True, slots=True)
 class RecallPoint:
-    """Mean recall@`k` of the graph, searched with beam width `ef`, against exact comparison."""
+    """Mean recall@`k` of the graph, searched with beam width `ef`, against exact comparison.
+
+    `error` is the standard error of that mean over the probes (hits of one query are correlated,
+    so it is taken over queries, not over hits); 0 when it was not measured.
+    """
 
     k: int
     ef: int
     recall: float
+    error: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
