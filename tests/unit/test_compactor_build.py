@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from annheal.errors import InvariantViolation
+from annheal.errors import DataCorruption, InvariantViolation
+from annheal.index import VectorIndex
 from annheal.model.collection import (
     AttributeField,
     AttributeType,
@@ -20,11 +21,13 @@ from annheal.model.collection import (
 )
 from annheal.model.manifest import IndexKind, Tier
 from annheal.model.records import EVERYTHING
-from annheal.segment import DeleteVector, RecallPoint, Segment, SegmentRows
+from annheal.objectstore.local import LocalObjectStore
+from annheal.segment import DeleteVector, RecallPoint, Segment, SegmentRows, upload_segment
 from compactor import build
 from compactor.build import HNSW_ROWS_MIN, BuildOrder, build_segment
 from compactor.calibrate import EF_LADDER, PROBES, meets_objective, recall_of
 from compactor.fetch import Source
+from compactor.verify import verify_segment
 from tests.support.compaction import collection
 from tests.support.segments import MODEL, SCHEMA, open_local, sample_rows, write_sample
 
@@ -105,6 +108,51 @@ def test_large_output_gets_a_graph_with_an_honest_recall_curve(tmp_path: Path) -
     moved = numbers[-PROBES:]
     assert (np.diff(numbers[:-PROBES]) > 0).all()
     assert (np.diff(moved) > 0).all()
+
+
+def test_recall_is_measured_with_rows_that_the_graph_has_not_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, npt.NDArray[np.float32]]] = []
+    real = build.measure_recall
+
+    def noting(
+        index: VectorIndex, queries: npt.NDArray[np.float32], *, k: int
+    ) -> tuple[RecallPoint, ...]:
+        seen.append((index.rows, queries.copy()))
+        return real(index, queries, k=k)
+
+    monkeypatch.setattr(build, "measure_recall", noting)
+    merged = merge(tmp_path, [source(tmp_path, sample_rows(HNSW_ROWS_MIN))])
+    assert merged is not None
+    [(rows, queries)] = seen
+    assert rows == HNSW_ROWS_MIN - PROBES
+    np.testing.assert_array_equal(queries, merged.vectors[rows:])
+
+
+async def test_stored_graph_below_the_objective_is_refused(tmp_path: Path) -> None:
+    merged = merge(tmp_path, [source(tmp_path, sample_rows(HNSW_ROWS_MIN))])
+    assert merged is not None
+    store = LocalObjectStore(tmp_path / "objects")
+    await upload_segment(store, "c1", 0, tmp_path / "out", merged.entry)
+
+    async def verify(*, rows: int, objective: float) -> None:
+        await verify_segment(
+            store,
+            collection_id="c1",
+            shard=0,
+            entry=merged.entry,
+            rows=rows,
+            goal=CollectionSettings(recall_objective=objective),
+            directory=tmp_path / "stored",
+        )
+
+    await verify(rows=HNSW_ROWS_MIN, objective=0.95)
+    with pytest.raises(DataCorruption, match="recall"):
+        await verify(rows=HNSW_ROWS_MIN, objective=1.1)
+    with pytest.raises(DataCorruption, match="rows instead of"):
+        await verify(rows=HNSW_ROWS_MIN + 1, objective=0.95)
+    await store.close()
 
 
 def test_id_that_lives_twice_keeps_its_newest_row(tmp_path: Path) -> None:

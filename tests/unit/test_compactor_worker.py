@@ -40,14 +40,18 @@ async def place(tmp_path: Path) -> AsyncIterator[Workplace]:
 
 @asynccontextmanager
 async def compactor(
-    place: Workplace, *, worker_id: str = "w1", memory_bytes_max: int = 1 << 30
+    place: Workplace,
+    *,
+    worker_id: str = "w1",
+    memory_bytes_max: int = 1 << 30,
+    lease_ttl_s: float = 5.0,
 ) -> AsyncIterator[asyncio.Event]:
     settings = CompactorSettings(
         worker_id=worker_id,
         scratch_dir=place.directory / "scratch",
         threads=1,
         poll_interval_s=0.05,
-        lease_ttl_s=5.0,
+        lease_ttl_s=lease_ttl_s,
         memory_bytes_max=memory_bytes_max,
     )
     stop = asyncio.Event()
@@ -219,6 +223,22 @@ async def test_lost_claim_ends_the_work_and_another_worker_does_it(
         # The same task is free again, and was never reported by the attempt that lost it.
         await until(build.entered.is_set)
         assert (await place.task()).phase is TaskPhase.PENDING
+        build.go_on.set()
+        task = await place.wait_task(TaskPhase.BUILT)
+    assert task.attempts == 2
+
+
+async def test_lost_lease_ends_the_work_though_nothing_is_published(
+    place: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attempt_module, "PROGRESS_INTERVAL_S", 3_600.0)
+    build = HeldBuild(monkeypatch)
+    await place.add_segment("a", sample_rows(5))
+    await place.add_task(merge_task("a"))
+    async with compactor(place, lease_ttl_s=1.0):
+        await until(build.entered.is_set)
+        await place.meta.expire_all_leases()
+        await until(build.gave_up.is_set)
         build.go_on.set()
         task = await place.wait_task(TaskPhase.BUILT)
     assert task.attempts == 2

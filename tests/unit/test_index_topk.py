@@ -59,6 +59,19 @@ def test_ties_go_to_the_earlier_part() -> None:
     assert merged.rows.tolist() == [[0, 1, 2, 0]]
 
 
+@pytest.mark.parametrize("k", [10, 150])
+def test_many_ties_keep_their_order(k: int) -> None:
+    same = np.ones((1, 80), dtype=np.float32)
+    rows = np.arange(80, dtype=np.int64)[None]
+    merged = merge_topk([(same, rows), (same, rows)], k=k, queries=1)
+    if k == 150:  # every candidate is sorted; below that, which of the equal ones stay is free
+        assert merged.parts[0].tolist() == [0] * 80 + [1] * 70
+        assert merged.rows[0].tolist() == [*range(80), *range(70)]
+    again = merge_topk([(same, rows), (same, rows)], k=k, queries=1)
+    assert merged.rows.tolist() == again.rows.tolist()
+    assert merged.parts.tolist() == again.parts.tolist()
+
+
 def test_no_parts_give_no_results() -> None:
     merged = merge_topk([], k=3, queries=2)
     assert merged.counts.tolist() == [0, 0]

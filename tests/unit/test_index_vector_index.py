@@ -110,6 +110,21 @@ def test_graph_search_finds_most_neighbours_and_only_live_rows(metric: Metric) -
     assert (np.diff(scores, axis=1) <= 0).all()
 
 
+def test_walk_that_falls_short_pads_with_minus_infinity(metric: Metric) -> None:
+    vectors = vectors_of(ROWS, metric)
+    index = hnsw(vectors, metric)
+    asked = vectors_of(20, metric, seed=2)
+    live = LiveBitmap.from_rows(np.arange(0, ROWS, 100), rows=ROWS)
+    scores, rows = index.search(asked, k=10, ef=16, live=live)
+    missing = rows < 0
+    assert missing.any(), "the walk found everything: this test needs a smaller share of live rows"
+    assert (scores[missing] == -np.inf).all()
+    assert np.isfinite(scores[~missing]).all()
+    assert (rows[missing] == -1).all()
+    # What is missing stands at the end.
+    assert (np.diff(missing.astype(np.int8), axis=1) >= 0).all()
+
+
 def test_wider_beam_finds_more() -> None:
     vectors = vectors_of(ROWS, Metric.L2)
     index = hnsw(vectors, Metric.L2)
