@@ -16,6 +16,7 @@ from pathlib import Path
 
 from annheal import AsyncClient
 from annheal.errors import AnnhealError
+from annheal.model.shard import WorkerRole
 from benchmarks.options import REPOSITORY
 
 READY_TIMEOUT_S = 60.0
@@ -52,12 +53,12 @@ class Server:
                 env=environment,
             )
 
-    async def wait_ready(self, *, workers: int) -> None:
+    async def wait_ready(self) -> None:
         """Return once a shard node and the compactor are there; raises RuntimeError otherwise."""
         deadline_s = time.monotonic() + READY_TIMEOUT_S
         while time.monotonic() < deadline_s:
             self._check_alive()
-            if self.address and await self._is_ready(workers):
+            if self.address and await self._is_ready():
                 return
             if not self.address:
                 path = self.folder / "data" / ADDRESS_FILE
@@ -65,13 +66,14 @@ class Server:
             await asyncio.sleep(POLL_S)
         raise RuntimeError(f"{self.mode} was not ready in {READY_TIMEOUT_S:g} s\n{self._logs()}")
 
-    async def _is_ready(self, workers: int) -> bool:
+    async def _is_ready(self) -> bool:
         try:
             async with AsyncClient(self.address, timeout_s=1.0) as client:
                 status = await client.status()
         except AnnhealError:
             return False
-        return len(status.nodes) >= 1 and len(status.workers) >= workers
+        roles = {worker.role for worker in status.workers}
+        return bool(status.nodes) and WorkerRole.COMPACTOR in roles
 
     def _check_alive(self) -> None:
         for name, process in self._processes.items():
@@ -145,7 +147,7 @@ async def serve(mode: str, *, settings: Mapping[str, str] | None = None) -> Asyn
                 ["up", "--data-dir", data, "--listen", "127.0.0.1:0", *flags],
                 _environment({}),
             )
-            await server.wait_ready(workers=1)
+            await server.wait_ready()
             yield server
         else:
             async with _cluster(server, settings or {}):
@@ -190,7 +192,7 @@ async def _cluster(server: Server, settings: Mapping[str, str]) -> AsyncIterator
             server.spawn(role, ["serve", role], _environment({**shared, **own}))
             if role == "coordinator":
                 server.address = address
-        await server.wait_ready(workers=1)
+        await server.wait_ready()
         yield
     finally:
         server.stop()

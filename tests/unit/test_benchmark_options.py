@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 from pathlib import Path
@@ -151,6 +152,7 @@ async def test_callers_ask_again_until_the_round_ends() -> None:
 
     async def call(number: int) -> None:
         asked.append(number)
+        await asyncio.sleep(0)
         if number == 3:
             raise RuntimeError("a failed call must not be counted as an answer")
 

@@ -1,0 +1,1 @@
+"""Real packages with their embeddings, and a demonstration on them."""
