@@ -14,11 +14,12 @@ import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from annheal.metastore.factory import open_meta_store
 from annheal.metastore.keys import compactor_key
-from annheal.metastore.sqlite import SqliteMetaStore
 from annheal.model.task import ATTEMPTS_MAX, TaskPhase
 from annheal.objectstore.local import LocalObjectStore
 from tests.support.compaction import Workplace, merge_task
+from tests.support.etcd_server import EtcdServer
 from tests.support.ports import LOOPBACK, free_ports
 from tests.support.segments import sample_rows
 
@@ -27,11 +28,11 @@ DEADLINE_S = 60.0
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture
-async def place(tmp_path: Path) -> AsyncIterator[Workplace]:
-    meta = SqliteMetaStore(tmp_path / "meta.db")
-    objects = LocalObjectStore(tmp_path / "objects")
-    place = Workplace(meta, objects, tmp_path)
+@asynccontextmanager
+async def workplace(directory: Path, metadata_url: str) -> AsyncIterator[Workplace]:
+    meta = open_meta_store(metadata_url)
+    objects = LocalObjectStore(directory / "objects")
+    place = Workplace(meta, objects, directory)
     await place.add_segment("a", sample_rows(40), dead=[3])
     await place.add_segment("b", sample_rows(40, first=40))
     await place.add_task(merge_task("a", "b"))
@@ -40,13 +41,28 @@ async def place(tmp_path: Path) -> AsyncIterator[Workplace]:
     await meta.close()
 
 
+def sqlite_url(directory: Path) -> str:
+    return f"sqlite://{directory / 'meta.db'}"
+
+
+@pytest.fixture
+async def place(tmp_path: Path) -> AsyncIterator[Workplace]:
+    async with workplace(tmp_path, sqlite_url(tmp_path)) as place:
+        yield place
+
+
 @asynccontextmanager
 async def compactor(
-    place: Workplace, *, worker_id: str, dies_at: str = "", listen: str = "127.0.0.1:0"
+    place: Workplace,
+    *,
+    worker_id: str,
+    dies_at: str = "",
+    listen: str = "127.0.0.1:0",
+    metadata_url: str = "",
 ) -> AsyncIterator[asyncio.subprocess.Process]:
     """Run `python -m compactor` with its output in a file; SIGTERM ends it."""
     arguments = {
-        "metadata-url": f"sqlite://{place.directory / 'meta.db'}",
+        "metadata-url": metadata_url or sqlite_url(place.directory),
         "object-store-url": str(place.directory / "objects"),
         "scratch-dir": str(place.directory / "scratch"),
         "worker-id": worker_id,
@@ -101,6 +117,24 @@ async def test_task_survives_the_death_of_its_worker(place: Workplace, step: str
     segment = await place.open(task.output)
     assert sorted(segment.ids.to_pylist()) == sorted(f"record-{n}" for n in range(80) if n != 3)
     assert not await place.is_claimed()
+
+
+@pytest.mark.etcd
+@pytest.mark.parametrize("step", ["uploaded", "reported"])
+async def test_task_survives_over_etcd(tmp_path: Path, etcd_server: EtcdServer, step: str) -> None:
+    url = etcd_server.url(f"compactor-{step}")
+    async with workplace(tmp_path, url) as place:
+        async with compactor(place, worker_id="first", dies_at=step, metadata_url=url) as first:
+            async with asyncio.timeout(DEADLINE_S):
+                assert await first.wait() == -signal.SIGKILL
+        async with compactor(place, worker_id="second", metadata_url=url):
+            await until_registered(place, "second")
+            task = await place.wait_task(TaskPhase.BUILT, TaskPhase.FAILED, deadline_s=DEADLINE_S)
+        assert task.phase is TaskPhase.BUILT, task.error
+        assert task.worker == ("first" if step == "reported" else "second")
+        assert task.output is not None
+        assert (await place.open(task.output)).rows == 79
+        assert not await place.is_claimed()
 
 
 async def test_task_that_kills_every_worker_is_given_up(place: Workplace) -> None:
