@@ -165,16 +165,16 @@ async def replay_slot(
 async def list_trimmable(
     objects: ObjectStore, collection_id: str, shard: int, *, checkpoint_slot: int
 ) -> list[int]:
-    """Return the data slots before `checkpoint_slot` that a former owner left behind.
+    """Return the data slots up to `checkpoint_slot` that a former owner left behind.
 
     Fence objects are kept for ever: the slot after an owner's last one is its successor's fence,
     so a deposed owner that wakes up late always finds its next slot taken (docs/adr/0007).
-    The object of the checkpoint itself is kept too: see `Publication`.
+    The object of the checkpoint itself goes with the next checkpoint: see `Publication`.
     """
     slots: list[int] = []
     async for stat in objects.list(wal_prefix(collection_id, shard)):
         slot = parse_slot(stat.key)
-        if slot >= checkpoint_slot:
+        if slot > checkpoint_slot:
             break
         if not is_fence_size(stat.size_bytes):
             slots.append(slot)

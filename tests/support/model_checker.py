@@ -1,0 +1,201 @@
+"""The model of a shard (a dict and brute force) and the named checkers of DESIGN section 11.
+
+Rows are functions of id and version (`tests.support.shards`), so the model keeps versions only. A
+write that was not acknowledged leaves two legal versions of an id, until a check sees one.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from annheal.model.collection import Metric
+from annheal.model.filter import Filter
+from annheal.model.manifest import Manifest
+from annheal.model.records import EVERYTHING, RecordSet
+from annheal.model.search import SearchOptions
+from annheal.model.write import ScanRequest
+from annheal.objectstore.protocol import ObjectStore
+from annheal.routing import hash_id
+from annheal.segment import checksum_of, load_delete_vector
+from annheal.segment.keys import segment_key
+from annheal.segment.meta import META_FILE, decode_meta
+from shard_node.filter_cache import FilterCache
+from shard_node.owned_shard import OwnedShard
+from shard_node.read import count_rows, get_records, scan_page
+from shard_node.search import Searcher
+from shard_node.view import ShardView
+from tests.support.shards import colour_of, payload_of, size_of, vector_of
+
+ABSENT = -1
+SCORE_TOLERANCE = 1e-4
+Predicate = Callable[[str, int], bool]
+
+
+@dataclass(slots=True)
+class ShardModel:
+    """What a shard may hold: the legal versions of every id that was ever written."""
+
+    legal: dict[str, set[int]] = field(default_factory=dict)
+
+    def attempt(self, changes: Mapping[str, int]) -> None:
+        """A write was sent and not acknowledged."""
+        for record_id, version in changes.items():
+            self.legal.setdefault(record_id, {ABSENT}).add(version)
+
+    def acknowledge(self, changes: Mapping[str, int]) -> None:
+        """A write was acknowledged: nothing older may be seen."""
+        for record_id, version in changes.items():
+            self.legal[record_id] = {version}
+
+    def observe(self, seen: Mapping[str, int]) -> None:
+        """Check that what is seen is legal (INV-1, INV-2, INV-6), and hold later reads to it."""
+        wrong = {
+            record_id: (seen.get(record_id, ABSENT), sorted(self.legal.get(record_id, {ABSENT})))
+            for record_id in {*seen, *self.legal}
+            if seen.get(record_id, ABSENT) not in self.legal.get(record_id, {ABSENT})
+        }
+        assert not wrong, f"INV-1/2/6: id -> (seen, legal): {wrong}"
+        for record_id in self.legal:
+            self.legal[record_id] = {seen.get(record_id, ABSENT)}
+
+    def live(self) -> dict[str, int]:
+        """Return id -> version of what exists; every id must have been observed."""
+        settled: dict[str, int] = {}
+        for record_id, versions in self.legal.items():
+            (version,) = versions
+            if version != ABSENT:
+                settled[record_id] = version
+        return settled
+
+
+def versions_of(records: RecordSet) -> dict[str, int]:
+    """Return id -> version, after checking every part of every record against the version."""
+    assert records.payloads is not None
+    assert records.attributes is not None
+    assert records.vectors is not None
+    assert len(set(records.ids)) == len(records.ids), f"INV-3: {sorted(records.ids)}"
+    seen: dict[str, int] = {}
+    rows = zip(
+        records.ids,
+        records.payloads.to_pylist(),
+        records.attributes.to_pylist(),
+        records.vectors,
+        strict=True,
+    )
+    for record_id, payload, attributes, vector in rows:
+        version = int(payload[6:-1])
+        assert payload == payload_of(record_id, version)
+        assert attributes["colour"] == colour_of(record_id, version)
+        assert attributes["size"] == size_of(record_id, version)
+        np.testing.assert_array_equal(vector, vector_of(record_id, version))
+        seen[record_id] = version
+    return seen
+
+
+def read_all(view: ShardView, *, page_rows: int = 3) -> dict[str, int]:
+    """Return id -> version by a paged scan; checks its order and its end (INV-3)."""
+    seen: dict[str, int] = {}
+    order: list[tuple[int, str]] = []
+    after_hash, after_id = -1, ""
+    while True:
+        page = scan_page(
+            view,
+            ScanRequest("c1", 0, page_rows, after_hash, after_id, projection=EVERYTHING),
+        )
+        found = versions_of(page.records) if len(page.records) else {}
+        assert not found.keys() & seen.keys(), "INV-3: a scan returned an id twice"
+        seen |= found
+        order += [(hash_id(record_id), record_id) for record_id in page.records.ids]
+        if page.finished:
+            break
+        assert len(page.records) == page_rows, "a page that is not the last is full"
+        after_hash, after_id = page.last_hash, page.last_id
+    assert order == sorted(order)
+    return seen
+
+
+def check_reads(view: ShardView, model: ShardModel) -> None:
+    """INV-1, INV-2, INV-3, INV-6: scan, count and get agree with the model."""
+    model.observe(read_all(view))
+    live = model.live()
+    assert count_rows(view, None) == len(live) == view.live_rows
+    ids = (*sorted(model.legal), "never-written")
+    records = get_records(view, ids, EVERYTHING)
+    assert records.ids == [record_id for record_id in ids if record_id in live]
+    if live:
+        assert versions_of(records) == live
+
+
+def check_search(
+    shard: OwnedShard,
+    model: ShardModel,
+    queries: npt.NDArray[np.float32],
+    *,
+    k: int,
+    filter: Filter | None = None,
+    matches: Predicate = lambda record_id, version: True,
+    exact: bool = True,
+) -> None:
+    """INV-2, INV-3: an exact search is brute force over the model; any other holds its rows."""
+    view = shard.view
+    live = {i: v for i, v in model.live().items() if matches(i, v)}
+    if filter is not None:
+        assert count_rows(view, filter) == len(live)
+    options = SearchOptions(k=k, filter=filter, exact=exact)
+    answer = Searcher(shard.collection, FilterCache()).search([(0, view)], queries, options)
+    assert answer.counts.tolist() == [min(k, len(live))] * len(queries)
+    ids = sorted(live)
+    vectors = np.array([vector_of(i, live[i]) for i in ids], dtype=np.float32)
+    start = 0
+    for query, count in zip(queries, answer.counts.tolist(), strict=True):
+        found = answer.records.ids[start : start + count]
+        scores = answer.scores[start : start + count]
+        start += count
+        assert len(set(found)) == count, f"INV-3: {found}"
+        assert set(found) <= live.keys(), f"INV-2: {set(found) - live.keys()}"
+        if not count:
+            continue
+        truth = brute_force(vectors, query, metric=shard.collection.model.metric)
+        own = truth[[ids.index(record_id) for record_id in found]]
+        np.testing.assert_allclose(scores, own, atol=SCORE_TOLERANCE)
+        if exact:
+            best = np.sort(truth)[::-1][:count]
+            np.testing.assert_allclose(scores, best, atol=SCORE_TOLERANCE)
+
+
+def brute_force(
+    vectors: npt.NDArray[np.float32], query: npt.NDArray[np.float32], *, metric: Metric
+) -> npt.NDArray[np.float32]:
+    """Return the score of every vector, higher = better."""
+    wide = vectors.astype(np.float64)
+    if metric is Metric.L2:
+        return (-((wide - query) ** 2).sum(axis=1)).astype(np.float32)
+    return (wide @ query).astype(np.float32)
+
+
+async def check_manifest(objects: ObjectStore, manifest: Manifest) -> None:
+    """INV-5: everything that the manifest names exists and matches its checksum."""
+    rows: dict[str, int] = {}
+    for entry in manifest.segments:
+        place = (manifest.collection_id, manifest.shard, entry.segment_id)
+        body = await objects.get(segment_key(*place, META_FILE))
+        assert checksum_of(body) == entry.meta_checksum
+        for file in decode_meta(body, segment_id=entry.segment_id).files:
+            data = await objects.get(segment_key(*place, file.name))
+            assert len(data) == file.size_bytes
+            assert checksum_of(data) == file.checksum
+        rows[entry.segment_id] = entry.rows
+    for vector in manifest.delete_vectors:
+        found = await load_delete_vector(objects, vector, rows=rows[vector.segment_id])
+        assert found.dead_count == vector.dead_rows
+
+
+def check_epochs(epochs: Iterable[int]) -> None:
+    """INV-4: every owner has a greater epoch than the one before it."""
+    listed = list(epochs)
+    assert all(a < b for a, b in itertools.pairwise(listed)), f"INV-4: {listed}"
