@@ -84,7 +84,7 @@ class Fanout:
         """Ask until every shard has answered; after `patience_s` (None: never) go without."""
         collection, deadline = call.collection, call.deadline
         answers: list[SearchAnswer] = []
-        groups = self._router.groups(collection)
+        groups = list(self._router.groups(collection).items())
         patience = Deadline.after(patience_s if patience_s is not None else deadline.remaining_s)
         for attempt in range(ROUTE_POLICY.attempts_max):
             version = self._router.version
@@ -97,20 +97,20 @@ class Fanout:
             if patience.passed or delay_s >= deadline.remaining_s:
                 return self._settle(call, answers, missing, last, partial=patience_s is not None)
             await self._router.wait_change(version, min(delay_s, patience.remaining_s))
-            groups = self._router.group(collection, missing)
+            groups = _halved(self._router.group(collection, missing), times=attempt + 1)
         raise Unavailable("the search was tried too often", reason="SHARDS_NOT_SERVED")
 
     async def _ask_all(
-        self, call: SearchCall, groups: Mapping[str, tuple[int, ...]], *, partial: bool
+        self, call: SearchCall, groups: Sequence[tuple[str, tuple[int, ...]]], *, partial: bool
     ) -> tuple[list[SearchAnswer], list[int], AnnhealError | None]:
         """Return the answers, the shards that are still missing, and the last error."""
         asked = {
             asyncio.create_task(self._ask(call, owner, shards), name="ask"): shards
-            for owner, shards in groups.items()
+            for owner, shards in groups
             if owner
         }
         answers: list[SearchAnswer] = []
-        missing = list(groups.get("", ()))
+        missing = [shard for owner, shards in groups if not owner for shard in shards]
         last: AnnhealError | None = None
         timeout_s = call.deadline.remaining_s * (1.0 - _PARTIAL_RESERVE if partial else 1.0)
         try:
@@ -174,6 +174,21 @@ class Fanout:
             metadata={"collection": call.collection.name, "shards": named},
             retry_after_s=1.0,
         )
+
+
+def _halved(
+    groups: Mapping[str, tuple[int, ...]], *, times: int
+) -> list[tuple[str, tuple[int, ...]]]:
+    """Cut each group into parts of its 2^-`times`.
+
+    A node answers for all shards of a call or for none, so that one shard that it cannot serve
+    (damaged, not loaded yet) must be told from its neighbours.
+    """
+    parts: list[tuple[str, tuple[int, ...]]] = []
+    for owner, shards in groups.items():
+        size = max(1, len(shards) >> times)
+        parts += [(owner, shards[start : start + size]) for start in range(0, len(shards), size)]
+    return parts
 
 
 def _too_slow(collection: Collection, shards: Sequence[int]) -> DeadlineExceeded:
