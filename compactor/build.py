@@ -24,14 +24,18 @@ from compactor.calibrate import PROBES, measure_recall, meets_objective
 from compactor.fetch import Source
 
 HNSW_ROWS_MIN = 2_000
-"""Below this, comparing everything is as fast as walking a graph, and exact."""
+"""Below this, comparing everything is faster than walking a graph, and exact.
+
+Measured at 384 dimensions, one thread, ef 64, per query: 44 against 55 us at 2,000 rows, 87
+against 52 us at 5,000.
+"""
 STRENGTHENINGS = ((1, 1), (2, 2), (3, 4))
 """What M and efConstruction are multiplied by, in turn, until the graph meets the objective."""
 M_MAX = 64
 EF_CONSTRUCTION_MAX = 800
 
 _COPY_ROWS = 10_000
-"""Rows copied at once: numpy keeps the interpreter's lock meanwhile (about 10 ms at 384 floats)."""
+"""Rows copied at once: numpy keeps the interpreter's lock meanwhile (2 ms at 384 floats)."""
 
 _log = logging.getLogger(__name__)
 

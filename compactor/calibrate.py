@@ -60,9 +60,7 @@ def measure_recall(
             found, _ = index.search(queries, k=wanted, ef=ef)
             recalls = recalls_of(found, truth)
             error = float(recalls.std() / np.sqrt(len(recalls)))
-            points.append(
-                RecallPoint(wanted, ef, round(float(recalls.mean()), 4), round(error, 5))
-            )
+            points.append(RecallPoint(wanted, ef, round(float(recalls.mean()), 4), round(error, 5)))
     return tuple(points)
 
 

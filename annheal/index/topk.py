@@ -10,8 +10,11 @@ import numpy.typing as npt
 
 from annheal.index.vector_index import ROW_MISSING, SCORE_MISSING
 
-_PARTITION_FACTOR = 4
-"""Sorting everything is cheaper than partitioning first below this many times `k` candidates."""
+_PARTITION_FACTOR = 8
+"""Sorting everything is cheaper than partitioning first below this many times `k` candidates.
+
+Measured for 32 queries at k 10: 15 against 21 us with 80 candidates, 84 against 42 us with 200.
+"""
 
 
 @dataclass(frozen=True, slots=True)
