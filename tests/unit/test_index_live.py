@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from annheal.index import LiveBitmap
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.lists(st.booleans(), max_size=70))
 def test_bitmap_is_the_mask_it_was_made_from(bits: list[bool]) -> None:
     mask = np.array(bits, dtype=np.bool_)

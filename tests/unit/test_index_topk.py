@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from annheal.index import merge_topk
@@ -21,6 +21,7 @@ def part_of(rng: np.random.Generator, queries: int, width: int, missing: int) ->
     return scores, rows
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(
     seed=st.integers(0, 1_000),
     widths=st.lists(st.integers(1, 30), min_size=1, max_size=6),

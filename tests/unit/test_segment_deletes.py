@@ -5,13 +5,14 @@ import struct
 import numpy as np
 import pytest
 import xxhash
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from annheal.errors import DataCorruption, FailedPrecondition
 from annheal.segment import DeleteVector, decode_delete_vector, encode_delete_vector
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(data=st.data(), rows=st.integers(1, 70))
 def test_delete_vector_is_the_set_of_rows_given(data: st.DataObject, rows: int) -> None:
     steps = data.draw(st.lists(st.lists(st.integers(0, rows - 1), max_size=8), max_size=5))
