@@ -11,13 +11,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from rich.console import Console
 
 from annheal import AsyncClient
 from benchmarks.dataset import Dataset, load_dataset
 from benchmarks.loading import COLLECTION, build_faiss, load
 from benchmarks.options import parse_options
-from benchmarks.report import Column, Report, Row, print_report
+from benchmarks.report import Column, Report, Row, print_report, report_console
 from benchmarks.servers import ClusterUnavailable, serve
 
 COLUMNS = (
@@ -60,7 +59,7 @@ async def measure(mode: str, dataset: Dataset, *, compact: bool, faiss_s: float)
 def main() -> int:
     """Run the benchmark."""
     options = parse_options(description=__doc__ or "", modes=("embedded",))
-    console = Console()
+    console = report_console()
     dataset = load_dataset(options)
     report = Report("ingest", options, dataset)
     console.print(f"building FAISS over {dataset.rows:,} rows ...")

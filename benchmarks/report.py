@@ -21,6 +21,7 @@ from benchmarks.options import REPOSITORY, Options
 
 PACKAGES = ("annheal", "faiss-cpu", "grpcio", "numpy", "protobuf", "pyarrow")
 GIT_TIMEOUT_S = 10.0
+TABLE_COLUMNS = 120
 
 Row = dict[str, Any]
 
@@ -71,6 +72,7 @@ def environment(report: Report) -> dict[str, Any]:
         "git_commit": _git_commit(),
         "cpu_model": _cpu_model(),
         "cpu_cores": len(os.sched_getaffinity(0)),
+        "load_average": os.getloadavg()[0],
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "system": platform.platform(),
         "python": platform.python_version(),
@@ -86,6 +88,12 @@ def environment(report: Report) -> dict[str, Any]:
     }
 
 
+def report_console() -> Console:
+    """Return a console that is wide enough for the tables where there is no terminal."""
+    console = Console()
+    return console if console.is_terminal else Console(width=TABLE_COLUMNS)
+
+
 def print_report(
     report: Report, *, title: str, columns: Sequence[Column], console: Console
 ) -> None:
@@ -94,7 +102,8 @@ def print_report(
     console.print(
         f"\n[bold]{title}[/bold]: {facts['rows']:,} rows x {facts['dimension']} of"
         f" {facts['dataset']}, k = {facts['k']}, {facts['cpu_cores']} cores {facts['cpu_model']},"
-        f" Python {facts['python']}, FAISS {facts['packages']['faiss-cpu']},"
+        f" load {facts['load_average']:.1f}, Python {facts['python']},"
+        f" FAISS {facts['packages']['faiss-cpu']},"
         f" commit {facts['git_commit']}",
         highlight=False,
     )

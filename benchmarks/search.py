@@ -20,7 +20,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import faiss
 import numpy as np
 import numpy.typing as npt
-from rich.console import Console
 
 from annheal import AsyncClient
 from benchmarks.callers import (
@@ -34,7 +33,7 @@ from benchmarks.callers import (
 from benchmarks.dataset import Dataset, load_dataset
 from benchmarks.loading import COLLECTION, build_faiss, load, recall
 from benchmarks.options import Options, parse_options
-from benchmarks.report import Column, Report, Row, print_report
+from benchmarks.report import Column, Report, Row, print_report, report_console
 from benchmarks.servers import ClusterUnavailable, serve
 
 BATCH_QUERIES = 100
@@ -220,7 +219,7 @@ Say = Callable[[str], None]
 def main() -> int:
     """Run the benchmark."""
     options = parse_options(description=__doc__ or "")
-    console = Console()
+    console = report_console()
     dataset = load_dataset(options)
 
     def say(text: str) -> None:
