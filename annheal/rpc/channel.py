@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TypeAlias
@@ -9,7 +10,7 @@ from typing import Any, TypeAlias
 import grpc
 import grpc.aio
 
-from annheal.errors import InvalidArgument
+from annheal.errors import InvalidArgument, Unavailable, UnknownOutcome
 from annheal.model.limits import REQUEST_BYTES_MAX, RESPONSE_BYTES_MAX
 from annheal.rpc.methods import Method, RequestT, ResponseT
 from annheal.rpc.status import error_of
@@ -64,6 +65,12 @@ def open_channel(address: str, *, tls: ClientTls | None = None) -> grpc.aio.Chan
     return grpc.aio.secure_channel(address, credentials, options=CHANNEL_OPTIONS)
 
 
+def is_own_cancellation() -> bool:
+    """Return whether a `CancelledError` just caught is meant for the running task."""
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
+
+
 class Connection:
     """Calls to one address. Safe for concurrent use within one event loop."""
 
@@ -96,6 +103,14 @@ class Connection:
             response: ResponseT = await stub(packed, timeout=timeout_s)
         except grpc.aio.AioRpcError as error:
             raise error_of(error, mutation=method.mutates, peer=self.address) from error
+        except asyncio.CancelledError as error:
+            if is_own_cancellation():
+                raise
+            # Closing a channel cancels its calls, but nobody cancelled the caller.
+            text = f"{self.address}: the connection was closed during the call"
+            if method.mutates:
+                raise UnknownOutcome(f"{text}; the change may or may not have been made") from error
+            raise Unavailable(text) from error
         return response
 
     async def close(self) -> None:

@@ -27,9 +27,15 @@ from annheal.errors import (
     FailedPrecondition,
     InvalidArgument,
     InvariantViolation,
+    Unavailable,
 )
 from annheal.model.limits import REQUEST_BYTES_MAX, RESPONSE_BYTES_MAX, TIMEOUT_DEFAULT_S
-from annheal.rpc.channel import KEEPALIVE_TIME_MS, KEEPALIVE_TIMEOUT_MS, Options
+from annheal.rpc.channel import (
+    KEEPALIVE_TIME_MS,
+    KEEPALIVE_TIMEOUT_MS,
+    Options,
+    is_own_cancellation,
+)
 from annheal.rpc.methods import METHODS, Method
 from annheal.rpc.status import status_of
 
@@ -189,6 +195,12 @@ def unary(
             await _abort(context, DeadlineExceeded(f"{method.name} did not end in time"))
         except grpc.aio.AbortError:
             raise
+        except asyncio.CancelledError:
+            if is_own_cancellation():
+                raise
+            # Something inside was cancelled. gRPC would take it for a cancelled call and never
+            # answer.
+            await _abort(context, Unavailable(f"{method.name} was interrupted; try again"))
         except Exception:  # noqa: BLE001 - the edge of the process: logged, answered, lives on
             entry = uuid.uuid4().hex[:12]
             _log.exception("%s failed; entry %s", method.path, entry)

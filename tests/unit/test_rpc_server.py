@@ -279,6 +279,53 @@ async def test_stopping_lets_calls_end_and_refuses_new_ones() -> None:
         assert await call == search_pb2.SearchResponse(ids=["done"])
 
 
+async def test_closing_a_connection_fails_its_calls_instead_of_cancelling_the_callers() -> None:
+    begun = asyncio.Event()
+
+    async def hanging(
+        request: search_pb2.SearchRequest, context: Context
+    ) -> search_pb2.SearchResponse:
+        begun.set()
+        await asyncio.Event().wait()
+        raise AssertionError("unreachable")
+
+    async with served(hanging) as (_, address):
+        connection = Connection(address)
+        call = asyncio.create_task(
+            connection.call(methods.SEARCH, search_pb2.SearchRequest(), timeout_s=10)
+        )
+        await begun.wait()
+        await connection.close()
+        with pytest.raises(errors.Unavailable, match="closed"):
+            await call
+
+        async with Connection(address) as connection:
+            begun.clear()
+            call = asyncio.create_task(
+                connection.call(methods.SEARCH, search_pb2.SearchRequest(), timeout_s=10)
+            )
+            await begun.wait()
+            call.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await call
+
+
+async def test_a_cancellation_inside_a_handler_is_answered() -> None:
+    """gRPC itself would leave the caller without an answer until its deadline."""
+
+    async def interrupted(
+        request: search_pb2.SearchRequest, context: Context
+    ) -> search_pb2.SearchResponse:
+        inner = asyncio.create_task(asyncio.sleep(60))
+        inner.cancel()
+        await inner
+        raise AssertionError("unreachable")
+
+    async with served(interrupted) as (_, address):
+        with pytest.raises(errors.Unavailable, match="interrupted"):
+            await search(address, timeout_s=10)
+
+
 async def test_a_taken_port_is_refused() -> None:
     async with served(echo) as (_, address):
         other = RpcServer({methods.SEARCH_SERVICE: Searcher(echo)})
