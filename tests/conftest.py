@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.cluster import EmbeddedServer
 from tests.support.etcd_server import EtcdServer
-from tests.support.processes import ProcessGroup, live_logs
+from tests.support.processes import ProcessGroup, take_logs
 
 pytest_plugins = ("tests.support.s3_server",)
 
@@ -25,7 +25,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     """Add the end of the log of every server process to the report of a failed test."""
     report: pytest.TestReport = yield
     if report.failed:
-        report.sections.extend((f"log of {name}", tail) for name, tail in live_logs())
+        report.sections.extend((f"log of {name}", tail) for name, tail in take_logs())
     return report
 
 

@@ -150,6 +150,8 @@ class ServerProcess:
 
 
 _live_groups: list[ProcessGroup] = []
+# Logs of groups that a failure has ended, until the failure's report takes them.
+_last_logs: list[tuple[str, str]] = []
 
 
 class ProcessGroup:
@@ -199,14 +201,18 @@ class ProcessGroup:
         for process in self.processes.values():
             process.kill()
         _live_groups.remove(self)
+        if error is not None:
+            _last_logs.extend(self.log_tails())
         if os.environ.get("ANNHEAL_TEST_KEEP_LOGS"):
             print(f"logs and data are kept in {self.folder}")
         else:
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def live_logs() -> Iterator[tuple[str, str]]:
-    """Yield the names and log ends of all processes of all groups at this moment."""
+def take_logs() -> Iterator[tuple[str, str]]:
+    """Yield the names and log ends of all processes that live or that a failure has just ended."""
+    yield from _last_logs
+    _last_logs.clear()
     for group in _live_groups:
         yield from group.log_tails()
 
