@@ -26,7 +26,7 @@ from annheal.client.record_calls import BATCH_ROWS, CONCURRENCY
 from annheal.errors import InvalidArgument, NotFound
 from annheal.model.collection import Collection
 from cli.assignments import parse_settings
-from cli.sources import Chunk, Columns, ImportSource, open_source
+from cli.sources import Chunk, Columns, ImportSource, check_file, open_source
 from cli.state import State, state_of
 
 IMPORT_TIMEOUT_S: Final = 300.0
@@ -89,8 +89,10 @@ def import_(
 ) -> None:
     """Import a file. Writing is idempotent by id: after an error, run the same command again."""
     state = state_of(context)
-    with state.client(patient=True, timeout_s=max(state.timeout_s, IMPORT_TIMEOUT_S)) as client:
+    check_file(file)
+    with state.client() as client:
         existing = _existing(client, collection, create=create)
+    with state.client(patient=True, timeout_s=max(state.timeout_s, IMPORT_TIMEOUT_S)) as client:
         columns = Columns(
             id=id_column,
             vector=vector_column,

@@ -139,11 +139,15 @@ def as_attributes(given: AttributesInput, *, rows: int, schema: Schema) -> dict[
             raise InvalidArgument.of(
                 f"attributes.{name}", f"has {len(values)} values for {rows} ids"
             )
-        found[name] = _as_column(values, kind=kind, field=f"attributes.{name}")
+        found[name] = as_column(values, kind=kind, field=f"attributes.{name}")
     return found
 
 
-def _as_column(values: Any, *, kind: AttributeType, field: str) -> Column:
+def as_column(values: Any, *, kind: AttributeType, field: str) -> Column:
+    """Return values as an Arrow column of the declared type; nothing is rounded or guessed.
+
+    Raises `InvalidArgument` for what the type cannot hold.
+    """
     target = ARROW_TYPES[kind]
     try:
         column: Column
@@ -155,6 +159,8 @@ def _as_column(values: Any, *, kind: AttributeType, field: str) -> Column:
             column = pa.array(cast("Any", values))
         elif kind is AttributeType.TIMESTAMP:
             return pa.array([_moment(value) for value in values], type=target)
+        elif kind is AttributeType.INT64 and any(isinstance(value, float) for value in values):
+            column = pa.array(values)  # the cast below refuses what would be rounded
         else:
             return pa.array(values, type=target)
         if pa.types.is_dictionary(column.type):

@@ -10,7 +10,7 @@ from cli.sources.jsonl import JsonlSource
 from cli.sources.matrix import MatrixSource
 from cli.sources.parquet import ParquetSource
 
-__all__ = ["Chunk", "Columns", "ImportSource", "Layout", "open_source"]
+__all__ = ["Chunk", "Columns", "ImportSource", "Layout", "check_file", "open_source"]
 
 _MATRIX_SUFFIXES = (".npy", ".fvecs", ".bvecs", ".hdf5", ".h5")
 _JSONL_SUFFIXES = (".jsonl", ".ndjson")
@@ -22,8 +22,7 @@ def open_source(path: Path, columns: Columns, *, meta: Path | None = None) -> Im
 
     Raises `InvalidArgument` when the file cannot be read, or its columns not be told apart.
     """
-    if not path.is_file():
-        raise InvalidArgument.of("FILE", f"{path} does not exist or is no file")
+    check_file(path)
     suffix = path.suffix.lower()
     if suffix in _MATRIX_SUFFIXES:
         return MatrixSource(path, columns, meta=meta)
@@ -31,7 +30,15 @@ def open_source(path: Path, columns: Columns, *, meta: Path | None = None) -> Im
         raise InvalidArgument.of("--meta", "belongs to files that hold vectors alone")
     if suffix in _PARQUET_SUFFIXES:
         return ParquetSource(path, columns)
-    if suffix in _JSONL_SUFFIXES:
-        return JsonlSource(path, columns)
+    return JsonlSource(path, columns)
+
+
+def check_file(path: Path) -> None:
+    """Raise `InvalidArgument` unless `path` is a file with a suffix that is known."""
+    if not path.is_file():
+        raise InvalidArgument.of("FILE", f"{path} does not exist or is no file")
     known = (*_PARQUET_SUFFIXES, *_JSONL_SUFFIXES, *_MATRIX_SUFFIXES)
-    raise InvalidArgument.of("FILE", f"{path.name}: the suffix must be one of {', '.join(known)}")
+    if path.suffix.lower() not in known:
+        raise InvalidArgument.of(
+            "FILE", f"{path.name}: the suffix must be one of {', '.join(known)}"
+        )

@@ -11,8 +11,9 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
+from annheal.client.inputs import as_column
 from annheal.errors import InvalidArgument
-from annheal.model.records import ARROW_TYPES
+from annheal.model.collection import AttributeType
 from cli.sources.chunk import Chunk, Columns, Layout
 from cli.sources.columns import SAMPLE_ROWS, TablePlan
 
@@ -82,18 +83,16 @@ class JsonlSource:
         return Chunk(chunk.ids, vectors, chunk.attributes, self._payloads(rows))
 
     def _column(self, name: str, values: list[Any], line: int) -> Any:
+        kind = AttributeType.KEYWORD
         if name == self._plan.id_column:
             # Numbers are taken for ids as they are written.
-            values = [str(v) if type(v) is int else v for v in values]
-            kind: pa.DataType = pa.string()
+            values = [str(value) if type(value) is int else value for value in values]
         else:
-            kind = ARROW_TYPES[self._plan.attributes[name]]
+            kind = self._plan.attributes[name]
         try:
-            if pa.types.is_timestamp(kind):
-                return pa.array(values, type=pa.string()).cast(kind)  # RFC 3339
-            return pa.array(values, type=kind)
-        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-            raise self._wrong(line, f"{name} (from this line on): {error}") from error
+            return as_column(values, kind=kind, field=name)
+        except InvalidArgument as error:
+            raise self._wrong(line, f"(from this line on) {error.message}") from error
 
     def _payloads(self, rows: list[tuple[int, dict[str, Any]]]) -> list[bytes | None] | None:
         if self._own_payload:

@@ -1,0 +1,169 @@
+"""The command line from outside: exit codes, messages, both formats."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+from annheal import errors
+from annheal.errors import AnnhealError, InvalidArgument
+from cli.__main__ import hoist
+from cli.app import app
+from cli.assignments import parse_attributes, parse_settings
+from cli.exit_codes import MEANINGS, ExitCode, exit_code_of
+from cli.output import cell, share, size, to_json
+from tests.support.ports import free_port
+from tests.support.processes import REPOSITORY, clean_environment
+
+TIMEOUT_S = 30
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in os.environ:
+        if name.startswith("ANNHEAL_"):
+            monkeypatch.delenv(name)
+
+
+def annheal(*arguments: str, **environment: str) -> Result:
+    """Run the command line in this process, as `main` does."""
+    return CliRunner().invoke(app, hoist(arguments), env=environment)
+
+
+def test_help_lists_commands_and_exit_codes() -> None:
+    found = subprocess.run(
+        [sys.executable, "-m", "cli", "--help"],
+        cwd=REPOSITORY,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    assert found.returncode == 0
+    for word in ("import", "compact", "rebalance", "Exit codes", "does not exist"):
+        assert word in found.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("no-such-command",),
+        ("collection", "create", "papers"),
+        ("search",),
+        ("--output", "xml", "status"),
+        ("serve", "coordinator"),
+        ("serve", "shard-node", "--set", "capacity=much"),
+        ("up", "--set", "lissten=1"),
+        ("up", "--config", "/does/not/exist.toml"),
+        ("up", "--listen", "nowhere"),
+    ],
+)
+def test_wrong_usage_is_two(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    found = annheal(*arguments, ANNHEAL_DATA_DIR=str(tmp_path))
+    assert found.exit_code == ExitCode.USAGE, found
+    assert found.stdout == ""
+    assert found.stderr
+    assert "Traceback" not in found.stderr
+
+
+def test_nobody_there_is_five_and_soon() -> None:
+    found = annheal("status", "--address", f"127.0.0.1:{free_port()}", "--output", "json")
+    assert found.exit_code == ExitCode.UNAVAILABLE, found
+    error = json.loads(found.stderr)["error"]
+    assert error["kind"] == "Unavailable"
+    assert error["retryable"] is True
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("import", "missing.parquet", "--collection", "c"),
+        ("search", "c", "--id", "a", "--text", "b"),
+        ("count", "c", "--filter", "year >"),
+        ("collection", "create", "c", "-d", "4", "-a", "year"),
+        ("move", "papers", "node-1"),
+        ("delete", "c"),
+    ],
+)
+def test_what_is_wrong_in_itself_needs_no_server(arguments: tuple[str, ...]) -> None:
+    found = annheal(*arguments, ANNHEAL_ADDRESS=f"127.0.0.1:{free_port()}")
+    assert found.exit_code == ExitCode.INVALID_ARGUMENT, found
+    assert "Traceback" not in found.stderr
+
+
+def test_a_data_directory_in_use_names_its_holder(tmp_path: Path) -> None:
+    lock = os.open(tmp_path / "lock", os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        os.write(lock, b"4711\n")
+        found = annheal("up", "--data-dir", str(tmp_path), "--port", "0")
+    finally:
+        os.close(lock)
+    assert found.exit_code == ExitCode.FAILED_PRECONDITION, found
+    assert "4711" in found.stderr
+
+
+def test_print_config_shows_what_is_in_force(tmp_path: Path) -> None:
+    config = tmp_path / "annheal.toml"
+    config.write_text('log_level = "debug"\n[shard-node]\nzone = "b"\n')
+    found = annheal(
+        "serve", "shard-node", "--print-config", "--node-id", "n7", ANNHEAL_CONFIG=str(config)
+    )
+    assert found.exit_code == 0, found
+    assert 'node_id = "n7"' in found.stdout
+    assert 'zone = "b"' in found.stdout
+    assert 'log_level = "debug"' in found.stdout
+
+
+def test_version_in_both_formats() -> None:
+    plain = annheal("version").stdout.strip()
+    assert json.loads(annheal("version", "-o", "json").stdout) == {"version": plain}
+
+
+def test_global_options_may_stand_anywhere() -> None:
+    assert hoist(["scan", "c", "-o", "json", "--address=a:1", "-n", "3"]) == [
+        *("-o", "json", "--address=a:1", "scan", "c", "-n", "3")
+    ]
+    assert hoist(["get", "c", "--", "-o", "x"]) == ["get", "c", "--", "-o", "x"]
+    assert hoist(["status", "--output"]) == ["--output", "status"]
+
+
+def test_every_kind_of_error_has_a_code_that_is_explained() -> None:
+    kinds = [
+        kind
+        for kind in vars(errors).values()
+        if isinstance(kind, type) and issubclass(kind, AnnhealError)
+    ]
+    assert len(kinds) > 10
+    for kind in kinds:
+        assert exit_code_of(kind("x")) in MEANINGS
+    assert exit_code_of(InvalidArgument("x")) is ExitCode.INVALID_ARGUMENT
+    assert set(MEANINGS) == set(ExitCode)
+
+
+def test_json_takes_numpy_and_texts_stay_texts() -> None:
+    assert to_json({"v": np.float32(0.5), "a": np.arange(2)}) == '{"v":0.5,"a":[0,1]}'
+    assert cell("[red]x[/red]").plain == "[red]x[/red]"
+    assert cell("two\nlines").plain == "two lines"
+    assert cell(1234567).plain == "1,234,567"
+    assert cell(None).plain == "-"
+    assert size(1536) == "1.5 KiB"
+    assert share(1, 0) is None
+
+
+def test_assignments_on_the_command_line() -> None:
+    assert parse_settings(["recall-objective=0.9", "a=", "b=word"]) == {
+        "recall_objective": 0.9,
+        "a": None,
+        "b": "word",
+    }
+    assert parse_attributes(["year:int64"]) == {"year": "int64"}

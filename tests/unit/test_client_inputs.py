@@ -1,0 +1,176 @@
+"""What callers may pass, and what the results look like."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from annheal.client.inputs import (
+    as_attributes,
+    as_ids,
+    as_matrix,
+    as_payloads,
+    as_projection,
+    as_schema,
+    as_vector,
+)
+from annheal.client.record_calls import BATCH_BYTES, _last_of_each, _requests, _Rows
+from annheal.client.results import Records, SearchBatch
+from annheal.errors import InvalidArgument
+from annheal.model.limits import REQUEST_BYTES_MAX
+from annheal.model.records import EVERYTHING, IDS_ONLY, Projection, RecordSet
+
+SCHEMA = as_schema(
+    {
+        "year": "int64",
+        "score": "float64",
+        "kind": "keyword",
+        "tags": "keyword_list",
+        "at": "timestamp",
+    }
+)
+MOMENT = datetime(2024, 5, 1, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "expected"),
+    [
+        ("year", [1, None], [1, None]),
+        ("year", np.array([1, 2], dtype=np.int16), [1, 2]),
+        ("year", pa.array([1, None], pa.int8()), [1, None]),
+        ("year", [None, None], [None, None]),
+        ("year", [2.0, None], [2, None]),
+        ("score", [1, 2.5], [1.0, 2.5]),
+        ("kind", pa.array(["a", "b"]).dictionary_encode(), ["a", "b"]),
+        ("kind", np.array(["a", "b"]), ["a", "b"]),
+        ("tags", [["a"], None], [["a"], None]),
+        ("at", [MOMENT, None], [MOMENT, None]),
+        ("at", ["2024-05-01T00:00:00Z", date(2024, 5, 1)], [MOMENT, MOMENT]),
+        ("at", np.array(["2024-05-01"] * 2, "datetime64[ns]"), [MOMENT, MOMENT]),
+    ],
+)
+def test_attribute_columns_of_many_kinds(name: str, values: Any, expected: list[Any]) -> None:
+    assert as_attributes({name: values}, rows=2, schema=SCHEMA)[name].to_pylist() == expected
+
+
+def test_attributes_by_row_and_by_table() -> None:
+    rows = as_attributes([{"year": 1}, {"kind": "a"}], rows=2, schema=SCHEMA)
+    assert rows["year"].to_pylist() == [1, None]
+    assert rows["kind"].to_pylist() == [None, "a"]
+    table = as_attributes(pa.table({"year": [1, 2]}), rows=2, schema=SCHEMA)
+    assert table["year"].to_pylist() == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("given", "word"),
+    [
+        ({"yeer": [1, 2]}, "not declared"),
+        ({"year": [1]}, "1 values for 2 ids"),
+        ({"year": [1.5, 2]}, "int64"),
+        ({"year": np.array([1.5, 2])}, "int64"),
+        ({"year": ["x", 2]}, "int64"),
+        ({"at": ["soon", None]}, "timestamp"),
+        ([{"year": 1}], "1 rows for 2 ids"),
+    ],
+)
+def test_attributes_that_do_not_fit_are_named(given: Any, word: str) -> None:
+    with pytest.raises(InvalidArgument, match=word) as caught:
+        as_attributes(given, rows=2, schema=SCHEMA)
+    assert caught.value.violations[0].field.startswith("attributes")
+
+
+def test_vectors_of_many_kinds() -> None:
+    assert as_matrix([[1, 2], [3, 4]]).shape == (2, 2)
+    flat: Any = pa.array([1.0, 2.0, 3.0, 4.0])
+    column: Any = pa.FixedSizeListArray.from_arrays(flat, 2)
+    assert as_matrix(column).tolist() == [[1, 2], [3, 4]]
+    assert as_matrix(pa.chunked_array([column, column])).shape == (4, 2)
+    assert as_vector(np.arange(3, dtype=np.float16)).dtype == np.float32
+    for wrong in ([[1, 2], [3]], [1, 2], [["a"]], [[None, 1]]):
+        with pytest.raises(InvalidArgument):
+            as_matrix(wrong)
+    with pytest.raises(InvalidArgument):
+        as_vector([[1.0]])
+
+
+def test_ids_are_texts() -> None:
+    assert as_ids(np.array(["a", "b"])) == ["a", "b"]
+    assert as_ids(pa.array(["a"])) == ["a"]
+    for wrong in ([1], "abc", [None]):
+        with pytest.raises(InvalidArgument, match="ids"):
+            as_ids(wrong)
+
+
+def test_payloads_are_json() -> None:
+    found = as_payloads([{"a": 1}, None, b"[1]"], rows=3)
+    assert found is not None
+    assert found.to_pylist() == [b'{"a":1}', None, b"[1]"]
+    with pytest.raises(InvalidArgument, match="JSON"):
+        as_payloads([object()], rows=1)
+
+
+def test_projection_by_words() -> None:
+    assert as_projection(None) == IDS_ONLY
+    assert as_projection("all") == EVERYTHING
+    assert as_projection(["year", "payload"]) == Projection(("year",), payload=True)
+    assert as_projection(["attributes", "year"]).attributes is None
+
+
+def rows(count: int, *, payloads: list[bytes] | None = None) -> _Rows:
+    return _Rows(
+        [f"r{row % 7}" for row in range(count)],
+        np.zeros((count, 4), dtype=np.float32),
+        {"n": pa.array(range(count), pa.int64())},
+        None if payloads is None else pa.array(payloads, pa.binary()),
+    )
+
+
+def test_the_last_of_equal_ids_wins() -> None:
+    kept = _last_of_each(rows(10))
+    assert sorted(kept.ids) == [f"r{row}" for row in range(7)]
+    last = dict(zip(kept.ids, kept.attributes["n"].to_pylist(), strict=True))
+    assert last["r0"] == 7
+    assert last["r6"] == 6
+
+
+def test_requests_are_cut_by_rows_and_by_bytes() -> None:
+    assert [len(part) for part in _requests(rows(10), 4)] == [4, 4, 2]
+    # Most payloads are small, a few are huge: no request may pass the limit.
+    texts = [b"x"] * 600 + [b"x" * (1 << 20)] * 100
+    parts = list(_requests(rows(700, payloads=texts), 700))
+    assert sum(map(len, parts)) == 700
+    assert max(part.size_bytes for part in parts) <= REQUEST_BYTES_MAX // 2
+    assert BATCH_BYTES < REQUEST_BYTES_MAX // 2
+
+
+def test_results_are_columns_with_views_of_rows() -> None:
+    columns = RecordSet(
+        ids=["a", "b", "c"],
+        attributes=pa.RecordBatch.from_pydict({"year": [1, None, 3]}),
+        payloads=pa.array([b'{"x":1}', None, b"2"], pa.binary()),
+        vectors=np.arange(6, dtype=np.float32).reshape(3, 2),
+    )
+    batch = SearchBatch(
+        columns, np.array([0.9, 0.8, 0.7], np.float32), np.array([2, 0, 1], np.int32)
+    )
+    assert len(batch) == 3
+    assert batch.ids == [["a", "b"], [], ["c"]]
+    first, empty, last = batch
+    assert [hit.id for hit in first] == ["a", "b"]
+    assert first[0].payload == {"x": 1}
+    assert first[1].attributes == {}
+    assert list(empty) == []
+    assert last[-1].attributes == {"year": 3}
+    assert last[0].vector is not None
+    assert last[0].vector.tolist() == [4, 5]
+    assert last.attributes is not None
+    assert last.attributes.num_rows == 1
+    with pytest.raises(IndexError):
+        last[1]
+    records = Records(columns)
+    assert [record.payload for record in records] == [{"x": 1}, None, 2]
+    assert records[1:][0].id == "b"
