@@ -185,7 +185,9 @@ class OwnedShard:
         failures = 0
         while not self._closed:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), MAINTENANCE_INTERVAL_S)
+                # Not wait_for: before Python 3.12 it can swallow a cancellation.
+                async with asyncio.timeout(MAINTENANCE_INTERVAL_S):
+                    await self._changed.wait()
             self._changed.clear()
             seal = self._should_seal()
             if not seal and not self._shard.sealed:

@@ -83,7 +83,8 @@ class WritePath:
         self._waiting_bytes += size_bytes
         self._arrived.set()
         try:
-            return await asyncio.wait_for(waiting.done, timeout_s)
+            async with asyncio.timeout(timeout_s):
+                return await waiting.done
         except TimeoutError:
             raise UnknownOutcome(
                 f"the write was not acknowledged within {timeout_s:g} s; it may still take effect, "

@@ -132,7 +132,8 @@ class _Member:
     async def connected(self, timeout_s: float) -> bool:
         """Return whether the connection stands, after at most `timeout_s` of trying."""
         try:
-            await asyncio.wait_for(self._wait_ready(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self._wait_ready()
         except TimeoutError:
             return False
         return True

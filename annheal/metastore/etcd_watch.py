@@ -138,7 +138,8 @@ async def _arrives(reading: asyncio.Task[pb.WatchResponse], timeout_s: float) ->
 
 async def _send(watch: OpenWatch, request: pb.WatchRequest, timeout_s: float) -> None:
     try:
-        await asyncio.wait_for(watch.call.write(request), timeout_s)
+        async with asyncio.timeout(timeout_s):
+            await watch.call.write(request)
     except (TimeoutError, asyncio.InvalidStateError) as error:
         raise _StreamEnded from error
 
