@@ -1,0 +1,203 @@
+"""The whole command line against a real `annheal up`."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+from cli.__main__ import hoist
+from cli.app import app
+from cli.exit_codes import ExitCode
+from tests.support.cluster import EmbeddedServer
+from tests.support.processes import REPOSITORY, clean_environment
+
+SAMPLES = REPOSITORY / "samples" / "packages-10k.parquet"
+ROWS = 2_500
+TIMEOUT_S = 60
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(embedded_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run a command against the server; `code` is the exit code expected."""
+    for name in os.environ:
+        if name.startswith("ANNHEAL_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("ANNHEAL_ADDRESS", embedded_server.address)
+
+    def run(*arguments: str, code: int = 0, stdin: str | None = None) -> Result:
+        found = CliRunner().invoke(app, hoist(arguments), input=stdin)
+        assert found.exit_code == code, (found.stdout, found.stderr, found.exception)
+        return found
+
+    return run
+
+
+@pytest.fixture
+def packages(run: Run) -> str:
+    """A collection with some of the packages in it."""
+    arguments = [
+        *("import", str(SAMPLES), "-c", "cli-packages", "--create", "--limit", str(ROWS)),
+        *("--vector-column", "minilm_l6", "--batch-rows", "400", "--concurrency", "3"),
+        *("--attributes", "year,rank,month", "--payload", "name,summary", "--shards", "2"),
+    ]
+    report = document(run(*arguments, "--output", "json"))
+    assert report["rows"] == ROWS
+    assert report["rows_per_second"] > 0
+    return "cli-packages"
+
+
+def document(found: Result) -> Any:
+    return json.loads(found.stdout)
+
+
+def test_a_life_of_a_collection(run: Run, packages: str, tmp_path: Path) -> None:
+    # Importing again changes nothing: it is how an import is resumed.
+    run("import", str(SAMPLES), "-c", packages, "-n", "500", "--vector-column", "minilm_l6")
+    assert document(run("count", packages, "-o", "json")) == {"count": ROWS}
+    info = document(run("collection", "show", packages, "-o", "json"))
+    assert [field["name"] for field in info["collection"]["schema"]] == ["year", "rank", "month"]
+    assert packages in run("collection", "list").stdout
+    found = document(
+        run("search", packages, "--id", "pypi:env-guard-cli", "-k", "3", "-i", "all", "-o", "json")
+    )
+    (hits,) = found["queries"]
+    assert hits[0]["id"] == "pypi:env-guard-cli"
+    assert hits[0]["score"] == pytest.approx(1, abs=1e-3)
+    assert hits[0]["payload"]["name"] == "env-guard-cli"
+    assert len(hits[0]["vector"]) == 384
+    run("flush", packages)
+    filtered = run(
+        *("search", packages, "--id", "pypi:env-guard-cli", "-i", "year", "--explain"),
+        *("--filter", "year < 2020", "--exact"),
+    )
+    assert "PLAN" in filtered.stdout
+    assert "2026" not in filtered.stdout.split("PLAN")[0]
+    np.save(tmp_path / "queries.npy", np.array([hits[0]["vector"]] * 2, dtype=np.float16))
+    by_file = document(
+        run("search", packages, "--vector-file", str(tmp_path / "queries.npy"), "-o", "json")
+    )
+    assert [query[0]["id"] for query in by_file["queries"]] == ["pypi:env-guard-cli"] * 2
+    by_stdin = run("search", packages, "--vector-file", "-", stdin=json.dumps(hits[0]["vector"]))
+    assert "pypi:env-guard-cli" in by_stdin.stdout
+    got = document(run("get", packages, "pypi:env-guard-cli", "absent", "-o", "json"))
+    assert got[0]["attributes"] == {"year": 2026, "month": "2026-03"}
+    lines = run("scan", packages, "-f", "year = 2024", "-n", "5", "-o", "json").stdout.splitlines()
+    assert len(lines) == 5
+    assert {json.loads(line)["attributes"]["year"] for line in lines} == {2024}
+
+
+def test_text_search_finds_by_meaning(run: Run, packages: str) -> None:
+    found = document(
+        run("search", packages, "--text", "environment variables", "-k", "5", "-o", "json")
+    )
+    assert any("env" in hit["id"] for hit in found["queries"][0])
+
+
+def test_deletes_ask_and_compaction_heals(run: Run, packages: str) -> None:
+    refused = run("delete", packages, "-f", "year = 2020", code=ExitCode.FAILED_PRECONDITION)
+    assert "--yes" in refused.stderr
+    before = document(run("count", packages, "-f", "year = 2020", "-o", "json"))["count"]
+    deleted = document(run("delete", packages, "-f", "year = 2020", "--yes", "-o", "json"))
+    assert deleted["deleted"] == before > 0
+    run("delete", packages, "pypi:env-guard-cli", "--yes")
+    run("flush", packages)
+    assert "dead" in run("segments", packages).stdout
+    tasks = document(run("compact", packages, "--full", "-o", "json"))
+    assert {task["phase"] for task in tasks} <= {"published", "cancelled"}
+    healed = document(run("segments", packages, "-o", "json"))["segments"]
+    assert sum(segment["dead_rows"] for segment in healed) == 0
+    report = document(run("recall", packages, "--sample", "50", "-o", "json"))
+    assert report["recall"] >= 0.95
+    assert "objective" in run("recall", packages, "--sample", "20").stdout
+    assert tasks[0]["task_id"] in run("tasks", packages, "-o", "json").stdout
+
+
+def test_the_cluster_is_shown(run: Run, packages: str) -> None:
+    status = document(run("status", "-o", "json"))
+    assert status["leader"] == "local"
+    assert "local" in run("status").stdout
+    assert document(run("nodes", "-o", "json"))[0]["registration"]["node_id"] == "local"
+    shards = document(run("shards", packages, "-o", "json"))
+    assert [(shard["shard"], shard["owner"]) for shard in shards] == [(0, "local"), (1, "local")]
+    assert "evenly" in run("rebalance", "--dry-run").stdout
+    run("move", f"{packages}/0", "absent-node", code=ExitCode.NOT_FOUND)
+    run("drain", "absent-node", code=ExitCode.NOT_FOUND)
+
+
+def test_collections_by_hand_and_exit_codes(run: Run) -> None:
+    run("collection", "create", "cli-hand", "-d", "4", "-a", "n:int64", "--set", "recall_k=5")
+    run("collection", "create", "cli-hand", "-d", "4", code=ExitCode.CONFLICT)
+    shown = document(
+        run("collection", "update", "cli-hand", "--set", "recall_objective=0.99", "-o", "json")
+    )
+    assert shown["settings"]["recall_objective"] == 0.99
+    assert shown["settings"]["recall_k"] == 5
+    wrong = run(
+        *("collection", "update", "cli-hand", "--set", "recall_objective=7"),
+        code=ExitCode.INVALID_ARGUMENT,
+    )
+    assert "recall_objective" in wrong.stderr
+    run("count", "cli-absent", code=ExitCode.NOT_FOUND)
+    failed = run("count", "cli-hand", "-f", "m = 1", "-o", "json", code=ExitCode.INVALID_ARGUMENT)
+    assert "m" in json.loads(failed.stderr)["error"]["message"]
+    absent = run("import", str(SAMPLES), "-c", "cli-none", code=ExitCode.NOT_FOUND)
+    assert "--create" in absent.stderr
+    run("import", str(SAMPLES), "-c", "cli-hand", code=ExitCode.INVALID_ARGUMENT)
+    mismatch = run(
+        *("import", str(SAMPLES), "-c", "cli-hand", "--vector-column", "minilm_l6"),
+        code=ExitCode.INVALID_ARGUMENT,
+    )
+    assert "384" in mismatch.stderr
+    run("collection", "drop", "cli-hand", "--yes")
+    run("collection", "show", "cli-hand", code=ExitCode.NOT_FOUND)
+
+
+def test_a_reader_that_leaves_ends_the_command_quietly(
+    run: Run, packages: str, embedded_server: EmbeddedServer
+) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cli", "scan", packages, "--include", "all"],
+        cwd=REPOSITORY,
+        env=clean_environment({"ANNHEAL_ADDRESS": embedded_server.address}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert process.stdout.readline()
+    process.stdout.close()
+    with process.stderr:
+        errors = process.stderr.read()
+    assert process.wait(TIMEOUT_S) == ExitCode.BROKEN_PIPE
+    assert errors == b""
+
+
+def test_ctrl_c_ends_the_server_cleanly(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cli", "up", "--data-dir", str(tmp_path), "--port", "0"],
+        cwd=REPOSITORY,
+        env=clean_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    ready = process.stdout.readline()
+    assert (tmp_path / "address").read_text().strip() in ready
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 0, errors
+    assert "Traceback" not in errors
+    assert not (tmp_path / "address").exists()
