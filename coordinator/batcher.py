@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeAlias
 
 import numpy as np
@@ -112,6 +113,8 @@ class SearchBatcher:
         answer that comes after its deadline, or after it was cancelled, is dropped. Raises what the
         node raises, and `ResourceExhausted` when too many queries wait.
         """
+        if self._scope.closed:
+            raise _stopping()
         count = len(queries)
         if self._waiting and self._waiting + count > self._waiting_max:
             raise ResourceExhausted(
@@ -137,7 +140,8 @@ class SearchBatcher:
             if not batch:
                 continue
             lane.calls += 1
-            self._scope.start(self._send(lane, key, batch), name="search")
+            call = self._scope.start(self._send(lane, key, batch), name="search")
+            call.add_done_callback(partial(self._ended, lane, batch))
 
     def _next_batch(self, lane: _Lane) -> tuple[GroupKey, list[_Waiter]]:
         """Take the oldest group's waiters, as many as fit; empty when all had gone away."""
@@ -168,15 +172,20 @@ class SearchBatcher:
             _deliver(batch, await self._call(key, batch))
         except AnnhealError as error:
             self._fail(lane, key, batch, error)
-        except asyncio.CancelledError:
-            _reject(batch, Unavailable("the coordinator is stopping", retry_after_s=1.0))
-            raise
         except Exception as error:  # noqa: BLE001 - a bug; each caller raises it
             _reject(batch, error)
-        finally:
-            lane.calls -= 1
-            if self._waiting and not self._scope.closed:
-                self._pump(lane)
+
+    def _ended(self, lane: _Lane, batch: list[_Waiter], call: asyncio.Task[None]) -> None:
+        """Let the next batch go; runs also for a call that was cancelled before it began."""
+        lane.calls -= 1
+        if call.cancelled():
+            _reject(batch, _stopping())
+        if not self._scope.closed:
+            self._pump(lane)
+            return
+        for group in lane.groups.values():
+            _reject(list(group), _stopping())
+        lane.groups.clear()
 
     async def _call(self, key: GroupKey, batch: list[_Waiter]) -> SearchAnswer:
         collection_id, shards, options, consistency = key
@@ -213,6 +222,10 @@ class SearchBatcher:
             waiter.alone = True
             group.appendleft(waiter)
             self._waiting += len(waiter.queries)
+
+
+def _stopping() -> Unavailable:
+    return Unavailable("the coordinator is stopping", retry_after_s=1.0)
 
 
 def _joined(batch: list[_Waiter]) -> dict[int, int]:

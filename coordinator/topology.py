@@ -13,7 +13,8 @@ from dataclasses import replace
 from annheal.errors import Conflict, FailedPrecondition, InvalidArgument, NotFound
 from annheal.metastore import keys
 from annheal.metastore.codec import decode_value, encode_value
-from annheal.metastore.protocol import Compare, MetaStore, Put
+from annheal.metastore.limits import COMMIT_OPERATIONS_MAX
+from annheal.metastore.protocol import Compare, MetaStore, Operation, Put
 from annheal.model.cluster import ShardMove
 from annheal.model.collection import Collection
 from annheal.model.shard import Assignment, NodeSettings, ShardId
@@ -35,6 +36,7 @@ from coordinator.table import Stored
 _log = logging.getLogger(__name__)
 
 _POLICY = RetryPolicy(attempts_max=20)
+_TARGETS_STEP = COMMIT_OPERATIONS_MAX - 1  # one compare guards the leader's term
 
 
 class Topology:
@@ -72,15 +74,39 @@ class Topology:
         return await self._apply(plan, term=term)
 
     async def _apply(self, changes: Sequence[TargetChange], *, term: Leadership) -> int:
+        """Write the changes, many in one commit; when one was overtaken, each on its own."""
         changed = 0
-        for change in changes:
-            done = await self.set_target(change.assignment, change.target, term=term)
-            if done:
-                _log.info(
-                    "shard %s -> %s: %s", change.shard, change.target or "nobody", change.reason
-                )
-            changed += done
+        for first in range(0, len(changes), _TARGETS_STEP):
+            part = changes[first : first + _TARGETS_STEP]
+            if len(part) > 1 and await self._set_targets(part, term=term):
+                done = list(part)
+            else:
+                done = [
+                    one
+                    for one in part
+                    if await self.set_target(one.assignment, one.target, term=term)
+                ]
+            for one in done:
+                _log.info("shard %s -> %s: %s", one.shard, one.target or "nobody", one.reason)
+            changed += len(done)
         return changed
+
+    async def _set_targets(self, changes: Sequence[TargetChange], *, term: Leadership) -> bool:
+        operations: list[Operation] = []
+        compares = [term.guard()]
+        for change in changes:
+            stored = self._catalog.assignment(change.shard)
+            if stored is None or stored.value != change.assignment:
+                return False
+            wanted = replace(change.assignment, target=change.target)
+            operations.append(Put(stored.key, encode_value(wanted)))
+            compares.append(Compare(stored.key, stored.mod_revision))
+        try:
+            revision = await self._store.commit(operations, compares=compares)
+        except Conflict:
+            return False
+        await self._catalog.wait_revision(revision, of=keys.SHARDS_PREFIX, timeout_s=1.0)
+        return True
 
     async def rebalance_round(self, *, term: Leadership | None, balance: bool = True) -> list[Move]:
         """Start the moves that may start now, and return them; none left means balanced."""

@@ -51,16 +51,21 @@ class MemoryShard:
 
 @dataclass(slots=True)
 class MemoryNode:
-    """One node. `failures` are raised by the next calls, in order; `gate` holds searches up."""
+    """One node. `failures` are raised by the next calls, in order (None: none).
+
+    `gate` holds searches up until it is set; `states` changes what the node reports of its shards,
+    `silent` is raised instead.
+    """
 
     node_id: str
     shards: dict[ShardId, MemoryShard] = field(default_factory=dict)
-    failures: list[AnnhealError] = field(default_factory=list)
+    failures: list[AnnhealError | None] = field(default_factory=list)
     searches: list[SearchRequest] = field(default_factory=list)
     writes: list[WriteRequest] = field(default_factory=list)
     published: list[CompactionTask] = field(default_factory=list)
     flushed: list[ShardId] = field(default_factory=list)
     gate: asyncio.Event | None = None
+    silent: AnnhealError | None = None
     states: Callable[[ShardState], ShardState] = lambda state: state
 
     def _shard(self, collection_id: str, number: int) -> MemoryShard:
@@ -70,8 +75,9 @@ class MemoryNode:
         return shard
 
     def _fail(self) -> None:
-        if self.failures:
-            raise self.failures.pop(0)
+        failure = self.failures.pop(0) if self.failures else None
+        if failure is not None:
+            raise failure
 
     async def search(self, request: SearchRequest) -> SearchAnswer:
         self.searches.append(request)
@@ -142,7 +148,8 @@ class MemoryNode:
         )
 
     async def shard_states(self, collection_id: str = "") -> tuple[ShardState, ...]:
-        self._fail()
+        if self.silent is not None:
+            raise self.silent
         return tuple(
             self.states(
                 ShardState(
@@ -195,7 +202,7 @@ class NodeAgent:
         *,
         durable: dict[ShardId, MemoryShard],
         zone: str = "",
-        ttl_s: float = 2.0,
+        ttl_s: float = 60.0,
     ) -> None:
         self.node = node
         self._store = store
@@ -252,6 +259,8 @@ class NodeAgent:
                             compares=[Compare(key, item.mod_revision)],
                         )
                     except Conflict:
+                        if assignment.id in self.node.shards:
+                            owned.add(assignment.id)  # the mirror has not seen our own commit yet
                         continue
                     self.node.shards[assignment.id] = shard
                     owned.add(assignment.id)
