@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from annheal.errors import FailedPrecondition
 from annheal.model.cluster import (
     ClusterStatus,
     CollectionStatus,
@@ -35,6 +36,7 @@ from annheal.model.task import TaskPhase
 from annheal.model.write import SegmentState
 from annheal.rpc import methods
 from annheal.rpc.channel import Connection
+from annheal.rpc.methods import Method, RequestT, ResponseT
 from annheal.wire import admin as wire_admin
 from annheal.wire import collections as wire_collections
 from annheal.wire import records as wire_records
@@ -59,11 +61,18 @@ class PublicApi:
     def __init__(self, address: str) -> None:
         self.address = address
         self._connection = Connection(address)
-        self._call = self._connection.call
 
     async def close(self) -> None:
-        """Close the connection; calls under way are cancelled."""
+        """Close the connection; calls under way fail, and so do later ones."""
         await self._connection.close()
+
+    async def _call(
+        self, method: Method[RequestT, ResponseT], request: RequestT, *, timeout_s: float
+    ) -> ResponseT:
+        if self._connection.closed:
+            # Not `Unavailable`, which would be tried again until the deadline.
+            raise FailedPrecondition("this client is closed", reason="CLIENT_CLOSED")
+        return await self._connection.call(method, request, timeout_s=timeout_s)
 
     # ------------------------------------------------------------------------------- collections
 

@@ -78,14 +78,18 @@ class Connection:
         self.address = address
         self._channel = open_channel(address, tls=tls)
         self._stubs: dict[str, grpc.aio.UnaryUnaryMultiCallable[Any, Any]] = {}
+        self.closed = False
 
     async def call(
         self, method: Method[RequestT, ResponseT], request: RequestT, *, timeout_s: float
     ) -> ResponseT:
         """Return the response, or raise the `AnnhealError` that the call failed with.
 
-        A lost answer of a method that mutates is an `UnknownOutcome`. Nothing is retried.
+        A lost answer of a method that mutates is an `UnknownOutcome`; after `close` nothing is
+        sent and `Unavailable` raised. Nothing is retried.
         """
+        if self.closed:
+            raise Unavailable(f"{self.address}: the connection is closed")
         packed = request.SerializeToString()
         if len(packed) > REQUEST_BYTES_MAX:
             raise InvalidArgument(
@@ -115,6 +119,7 @@ class Connection:
 
     async def close(self) -> None:
         """End the connection; calls in flight fail."""
+        self.closed = True
         await self._channel.close()
 
     async def __aenter__(self) -> Connection:

@@ -15,7 +15,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 )
 
 from annheal import AsyncClient
-from annheal.errors import AnnhealError
+from annheal.errors import AnnhealError, FailedPrecondition
 from tests.support.cluster import EmbeddedServer
 from tests.support.processes import ProcessGroup
 
@@ -95,3 +95,11 @@ async def test_sigterm_while_starting_ends_without_a_trace() -> None:
         server.start()
         async with AsyncClient(server.address) as client:
             assert await client.list_collections() == []
+
+
+async def test_a_closed_client_says_so_at_once(embedded_server: EmbeddedServer) -> None:
+    client = AsyncClient(embedded_server.address)
+    await client.list_collections()
+    await client.close()
+    with pytest.raises(FailedPrecondition, match="closed"):
+        await client.list_collections(timeout_s=60)

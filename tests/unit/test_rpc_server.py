@@ -298,6 +298,8 @@ async def test_closing_a_connection_fails_its_calls_instead_of_cancelling_the_ca
         await connection.close()
         with pytest.raises(errors.Unavailable, match="closed"):
             await call
+        with pytest.raises(errors.Unavailable, match="closed"):
+            await connection.call(methods.UPSERT, methods.UPSERT.request(), timeout_s=10)
 
         async with Connection(address) as connection:
             begun.clear()
