@@ -70,7 +70,12 @@ def _dying(
         hit = point.matches(_keys(first))
         if hit and point.moment == "before":
             _die(point)
-        result = await method(self, first, *args, **kwargs)
+        try:
+            result = await method(self, first, *args, **kwargs)
+        except BaseException:
+            if hit:
+                point.left = 1  # it had no effect to die after: the next one counts
+            raise
         if hit:
             _die(point)
         return result

@@ -1,0 +1,184 @@
+"""Owner nodes and compactors of a cluster are killed under writes; nothing acknowledged is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import pytest
+
+from annheal import AsyncClient
+from tests.support.cluster import EAGER_SETTINGS, SMALL_SEGMENTS, Cluster
+from tests.support.crash_points import ENV_CRASH_AT
+from tests.support.etcd_server import EtcdServer
+from tests.support.processes import ProcessGroup, wait_until_async
+from tests.support.records_oracle import (
+    ATTRIBUTES,
+    DIMENSION,
+    RecordsOracle,
+    Workload,
+    check_records,
+)
+from tests.support.s3_server import S3Server
+
+pytestmark = [
+    pytest.mark.chaos,
+    pytest.mark.cluster,
+    pytest.mark.etcd,
+    pytest.mark.s3,
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+]
+
+COLLECTION = "chaos"
+SHARDS = 4
+CRASH_MODULE = "tests.support.crash_points"
+CRASH_TIMEOUT_S = 30.0
+TAKEOVER_TIMEOUT_S = 40.0
+
+NODE_CRASH_POINTS = (
+    "objects put_if_absent before wal/ 4",
+    "objects put_if_absent after wal/ 4",
+    "objects put_file_if_absent after segments/ 2",
+    "objects put_if_absent after deletes/ 1",
+    "meta commit before manifests/ 4",
+    "meta commit after manifests/ 4",
+    "objects delete after wal/ 1",
+)
+COMPACTOR_CRASH_POINTS = (
+    "meta commit after claims/ 1",
+    "objects put_file_if_absent before segments/ 1",
+    "objects put_file_if_absent after segments/ 2",
+    "meta commit before tasks/ 1",
+    "meta commit after tasks/ 1",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """Whom to kill, when, and whether others must take over before it comes back."""
+
+    victim: str
+    writes: int
+    delay_s: float
+    stays_away: bool
+
+
+def plan_kills(
+    rng: random.Random, count: int, *, nodes: list[str], workers: list[str]
+) -> list[Kill]:
+    """Return a schedule: nodes twice as often as compactors."""
+    return [
+        Kill(
+            victim=rng.choice(nodes if number % 3 else workers),
+            writes=rng.randint(1, 40),
+            delay_s=rng.uniform(0.0, 0.3),
+            stays_away=rng.random() < 0.3,
+        )
+        for number in range(count)
+    ]
+
+
+@asynccontextmanager
+async def chaotic_cluster(
+    group: ProcessGroup, etcd: EtcdServer, s3: S3Server, *, name: str, seed: int
+) -> AsyncIterator[tuple[Cluster, AsyncClient, Workload]]:
+    """One coordinator, two nodes, two compactors, and writers; wholly checked at the end."""
+    cluster = Cluster(
+        group,
+        metadata_url=etcd.url(name),
+        object_store_url=s3.url(prefix=name),
+        environment=s3.environment(),
+        settings=EAGER_SETTINGS,
+    )
+    cluster.add_coordinator("coordinator-0")
+    for number in range(2):
+        cluster.add_node(f"node-{number}", module=CRASH_MODULE)
+        cluster.add_compactor(f"compactor-{number}", module=CRASH_MODULE)
+    await asyncio.to_thread(cluster.start)
+    oracle = RecordsOracle()
+    async with AsyncClient(cluster.address) as client:
+        await client.create_collection(
+            COLLECTION,
+            DIMENSION,
+            attributes=ATTRIBUTES,
+            shard_count=SHARDS,
+            settings=SMALL_SEGMENTS,
+        )
+        async with Workload(client, COLLECTION, oracle, seed=seed) as workload:
+            yield cluster, client, workload
+            await workload.wait_progress(20)
+        assert oracle.acknowledged > 100
+        await check_records(client, COLLECTION, oracle)
+        # What dead compactors had claimed is done by others.
+        tasks = await client.compact(COLLECTION, full=True, timeout_s=60)
+        assert all(task.phase == "published" for task in tasks), tasks
+        failed = await client.tasks(COLLECTION, phase="failed")
+        assert not failed, failed
+        await check_records(client, COLLECTION, oracle)
+        await client.drop_collection(COLLECTION)
+
+
+async def wait_takeover(client: AsyncClient, victim: str) -> None:
+    async def taken() -> bool:
+        shards = await client.shards(COLLECTION)
+        return all(one.owner != victim and one.phase == "serving" for one in shards)
+
+    await wait_until_async(taken, timeout_s=TAKEOVER_TIMEOUT_S, what=f"shards of {victim}")
+
+
+async def test_nothing_acknowledged_is_lost_when_members_are_killed_at_random_moments(
+    etcd_server: EtcdServer, s3_server: S3Server, chaos_seed: int, kills: int
+) -> None:
+    with ProcessGroup() as group:
+        async with chaotic_cluster(
+            group, etcd_server, s3_server, name="chaos-random", seed=chaos_seed
+        ) as (cluster, client, workload):
+            schedule = plan_kills(
+                random.Random(chaos_seed),
+                kills,
+                nodes=list(cluster.nodes),
+                workers=cluster.compactors,
+            )
+            for kill in schedule:
+                await workload.wait_progress(kill.writes)
+                await asyncio.sleep(kill.delay_s)  # the random moment
+                cluster[kill.victim].kill()
+                if kill.stays_away and kill.victim in cluster.nodes:
+                    await wait_takeover(client, kill.victim)
+                await asyncio.to_thread(cluster[kill.victim].start)
+
+
+async def test_nothing_acknowledged_is_lost_when_members_die_at_every_effect(
+    etcd_server: EtcdServer, s3_server: S3Server, chaos_seed: int
+) -> None:
+    """A node or compactor dies right before or after each kind of durable change."""
+    with ProcessGroup() as group:
+        async with chaotic_cluster(
+            group, etcd_server, s3_server, name="chaos-effects", seed=chaos_seed
+        ) as (cluster, client, workload):
+            for point in NODE_CRASH_POINTS:
+                await die_at(point, "node-1", cluster, workload)
+                # It must own something again, or the next point would never be reached.
+                await client.rebalance()
+            # Alone, so that the crash point is reached by the one that dies.
+            cluster["compactor-0"].kill()
+            for point in COMPACTOR_CRASH_POINTS:
+                await die_at(point, "compactor-1", cluster, workload)
+            await asyncio.to_thread(cluster["compactor-0"].start)
+
+
+async def die_at(point: str, name: str, cluster: Cluster, workload: Workload) -> None:
+    process = cluster[name]
+    await workload.wait_progress(3)
+    process.kill()
+    process.start(wait=False, extra_environment={ENV_CRASH_AT: point})
+    try:
+        code = await asyncio.to_thread(process.wait_end, timeout_s=CRASH_TIMEOUT_S)
+    except Exception as error:
+        raise AssertionError(f"{name} never reached {point!r}") from error
+    assert code == -9, f"{point}: {name} ended with {code}:\n{process.log_tail()}"
+    await asyncio.to_thread(process.start)
