@@ -1,0 +1,153 @@
+"""The public services over gRPC, in front of in-memory nodes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc.aio
+import numpy as np
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from annheal.errors import (
+    AnnhealError,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+)
+from annheal.model.records import EVERYTHING
+from annheal.rpc import methods
+from annheal.rpc.channel import Connection
+from annheal.rpc.methods import Method, RequestT, ResponseT
+from annheal.v1 import collections_pb2, search_pb2, session_pb2
+from annheal.wire import collections as wire_collections
+from annheal.wire import records as wire_records
+from annheal.wire import search as wire_search
+from coordinator.serving import run_coordinator
+from coordinator.settings import CoordinatorSettings
+from tests.support.memory_cluster import DIMENSION, MemoryCluster, batch, memory_cluster, spec
+
+IDS = [f"id{n}" for n in range(60)]
+
+
+@dataclass(slots=True)
+class Served:
+    """A coordinator that answers on a port, and a connection to it."""
+
+    cluster: MemoryCluster
+    connection: Connection
+    address: str
+
+    async def call(self, method: Method[RequestT, ResponseT], request: RequestT) -> ResponseT:
+        return await self.connection.call(method, request, timeout_s=20.0)
+
+
+@pytest.fixture
+async def served(tmp_path: Path) -> AsyncIterator[Served]:
+    async with memory_cluster(tmp_path) as cluster:
+        await cluster.add_node("a")
+        await cluster.add_node("b")
+        stop, ready = asyncio.Event(), asyncio.get_running_loop().create_future()
+
+        async def on_ready(port: int) -> None:
+            ready.set_result(port)
+
+        settings = CoordinatorSettings("c1", listen="127.0.0.1:0", control_interval_s=0.2)
+        running = asyncio.create_task(
+            run_coordinator(
+                settings,
+                cluster.meta,
+                cluster.objects,
+                cluster.connect,
+                stop=stop,
+                on_ready=on_ready,
+            )
+        )
+        address = f"127.0.0.1:{await asyncio.wait_for(ready, 20)}"
+        try:
+            async with Connection(address) as connection:
+                yield Served(cluster, connection, address)
+        finally:
+            stop.set()
+            await running
+
+
+async def create(served: Served) -> None:
+    wanted = spec("packages", shard_count=3)
+    request = wire_collections.encode_create_collection(
+        wanted.name, models=wanted.models, schema=(), shard_count=3, index=None, settings=None
+    )
+    await served.call(methods.CREATE_COLLECTION, request)
+
+
+async def test_records_go_in_and_come_out(served: Served):
+    await create(served)
+    records = batch(IDS)
+    upsert = wire_records.encode_upsert(
+        "packages", ids=IDS, vectors=records.vectors, attributes={}, payloads=None, model="m"
+    )
+    written = await served.call(methods.UPSERT, upsert)
+    assert written.upserted == 60
+    assert set(written.session.sequences) == {0, 1, 2}
+    for _ in range(2):  # the second time the options come from the cache
+        search = wire_search.encode_search("packages", k=3, queries=records.vectors[:2])
+        search.session.CopyFrom(written.session)
+        response = await served.call(methods.SEARCH, search)
+        truth = np.argsort(-(records.vectors[:2] @ records.vectors.T), axis=1)[:, :3]
+        assert list(response.ids) == [IDS[row] for row in truth.ravel()]
+        assert list(response.counts) == [3, 3]
+        assert dict(response.session.sequences) == dict(written.session.sequences)
+    by_id = wire_search.encode_search("packages", k=1, query_ids=["id5", "id9"])
+    alone = await served.call(methods.SEARCH, by_id)
+    assert len(alone.ids) == 2
+    scan = wire_records.encode_scan(
+        "packages", filter=None, projection=EVERYTHING, page_size=100, cursor=""
+    )
+    page = await served.call(methods.SCAN, scan)
+    assert page.next_cursor
+    listed = await served.call(
+        methods.LIST_COLLECTIONS, collections_pb2.ListCollectionsRequest(page_size=1)
+    )
+    assert [one.name for one in listed.collections] == ["packages"]
+    assert listed.next_page_token == ""
+
+
+def search(**changes: object) -> search_pb2.SearchRequest:
+    query = np.ones((1, DIMENSION), dtype=np.float32)
+    request = wire_search.encode_search("packages", k=3, queries=query)
+    for name, value in changes.items():
+        setattr(request, name, value)
+    return request
+
+
+async def test_bad_searches_are_told_what_is_wrong(served: Served):
+    await create(served)
+    wrong_dimension = wire_search.encode_search("packages", k=3, queries=np.ones((1, 3)))
+    not_finite = wire_search.encode_search("packages", k=3, queries=np.full((1, DIMENSION), np.nan))
+    foreign = search()
+    foreign.session.CopyFrom(session_pb2.SessionToken(collection_id="x", sequences={0: 1}))
+    cases: list[tuple[search_pb2.SearchRequest, type[AnnhealError], str]] = [
+        (search(k=0), InvalidArgument, "k: 0 is not between"),
+        (search(k=1 << 20), InvalidArgument, "k"),
+        (search(ef=0), InvalidArgument, "ef"),
+        (search(timeout_ms=0), InvalidArgument, "timeout"),
+        (search(collection="nothing"), NotFound, "nothing"),
+        (wrong_dimension, InvalidArgument, "dimension"),
+        (not_finite, InvalidArgument, "nan"),
+        (search_pb2.SearchRequest(collection="packages", k=1), InvalidArgument, "no query"),
+        (foreign, FailedPrecondition, "session"),
+    ]
+    for request, kind, text in cases:
+        with pytest.raises(kind, match=text):
+            await served.call(methods.SEARCH, request)
+    assert (await served.call(methods.SEARCH, search())).counts == [0]
+
+
+async def test_health_says_serving(served: Served):
+    async with grpc.aio.insecure_channel(served.address) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        answer = await stub.Check(health_pb2.HealthCheckRequest())
+    assert answer.status == health_pb2.HealthCheckResponse.SERVING
