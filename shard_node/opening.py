@@ -1,4 +1,4 @@
-"""Taking a shard over: load, replay, fence the log, take the manifest (docs/adr, fencing)."""
+"""Taking a shard over: load, replay, fence the log, take the manifest (docs/adr/0008)."""
 
 from __future__ import annotations
 

@@ -168,7 +168,7 @@ async def list_trimmable(
     """Return the data slots up to `checkpoint_slot` that a former owner left behind.
 
     Fence objects are kept for ever: the slot after an owner's last one is its successor's fence,
-    so a deposed owner that wakes up late always finds its next slot taken (docs/adr/0007).
+    so a deposed owner that wakes up late always finds its next slot taken (docs/adr/0008).
     The object of the checkpoint itself goes with the next checkpoint: see `Publication`.
     """
     slots: list[int] = []
