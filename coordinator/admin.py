@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
 
 from annheal.errors import AnnhealError, FailedPrecondition
 from annheal.metastore import keys
 from annheal.metastore.codec import decode_value
-from annheal.metastore.protocol import MetaStore
 from annheal.model.cluster import (
     ClusterStatus,
     CollectionStatus,
@@ -25,15 +23,13 @@ from annheal.model.task import CompactionTask, TaskPhase
 from annheal.model.write import SegmentState, ShardState
 from annheal.runtime.deadline import Deadline
 from annheal.runtime.tasks import TaskScope
-from coordinator.catalog import Catalog
 from coordinator.collections import check_shard
 from coordinator.compaction_plan import ShardObservation, plan_compactions, plan_manual
+from coordinator.control import ControlParts
 from coordinator.observation import Observation, observe_shards
 from coordinator.ports import ShardNode
-from coordinator.router import Router
 from coordinator.settings import CoordinatorSettings
-from coordinator.task_book import UNFINISHED, TaskBook
-from coordinator.topology import Topology
+from coordinator.task_book import UNFINISHED
 
 _log = logging.getLogger(__name__)
 
@@ -43,25 +39,19 @@ _REBALANCE_S_MAX = 3_600.0
 _LONG_QUIET_S = 1e9
 
 
-@dataclass(frozen=True, slots=True)
-class AdminParts:
-    """What the operations work with."""
-
-    catalog: Catalog
-    store: MetaStore
-    router: Router
-    topology: Topology
-    tasks: TaskBook
-    scope: TaskScope
-    new_id: Callable[[], str]
-    wall_clock: Callable[[], float]
-
-
 class Admin:
     """The operations of `annheal status`, `nodes`, `shards`, `segments`, `compact` and so on."""
 
-    def __init__(self, parts: AdminParts, *, settings: CoordinatorSettings, version: str) -> None:
+    def __init__(
+        self,
+        parts: ControlParts,
+        *,
+        scope: TaskScope,
+        settings: CoordinatorSettings,
+        version: str,
+    ) -> None:
         self._parts = parts
+        self._scope = scope
         self._settings = settings
         self._version = version
         self._rebalancing: asyncio.Task[None] | None = None
@@ -226,7 +216,7 @@ class Admin:
         moves = tuple(self._parts.topology.plan_rebalance())
         idle = self._rebalancing is None or self._rebalancing.done()
         if moves and not dry_run and idle:
-            self._rebalancing = self._parts.scope.start(self._rebalance(), name="rebalance")
+            self._rebalancing = self._scope.start(self._rebalance(), name="rebalance")
         return moves
 
     async def drain(self, node_id: str, *, deadline: Deadline) -> tuple[ShardMove, ...]:

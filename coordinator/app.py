@@ -13,7 +13,7 @@ from annheal.model.shard import WorkerRegistration, WorkerRole
 from annheal.objectstore.protocol import ObjectStore
 from annheal.runtime.offload import Offload
 from annheal.runtime.tasks import TaskScope
-from coordinator.admin import Admin, AdminParts
+from coordinator.admin import Admin
 from coordinator.catalog import Catalog
 from coordinator.collections import Collections
 from coordinator.control import Control, ControlParts
@@ -71,11 +71,7 @@ class Coordinator:
         self._offload = Offload(threads=_OFFLOAD_THREADS, name="coordinator")
         self.catalog = Catalog(meta)
         self.router = Router(
-            self.catalog,
-            connect,
-            scope=self._scope,
-            settings=settings,
-            disconnect=disconnect,
+            self.catalog, connect, scope=self._scope, settings=settings, disconnect=disconnect
         )
         self.collections = Collections(
             self.catalog, meta, objects, new_id=new_id, wall_clock=wall_clock
@@ -93,50 +89,34 @@ class Coordinator:
         )
         self.search = Fanout(self.router, partial_patience_s=settings.partial_patience_s)
         self.recall = RecallMeter(self.reads, self.search)
-        topology = Topology(self.catalog, meta, tolerance=settings.rebalance_tolerance)
-        tasks = TaskBook(self.catalog, meta, wall_clock=wall_clock)
-        self.admin = Admin(
-            AdminParts(
-                catalog=self.catalog,
-                store=meta,
-                router=self.router,
-                topology=topology,
-                tasks=tasks,
-                scope=self._scope,
-                new_id=new_id,
+        parts = ControlParts(
+            catalog=self.catalog,
+            store=meta,
+            router=self.router,
+            topology=Topology(self.catalog, meta, tolerance=settings.rebalance_tolerance),
+            tasks=TaskBook(self.catalog, meta, wall_clock=wall_clock),
+            garbage=GarbageCollector(
+                self.catalog,
+                meta,
+                objects,
+                grace_s=settings.collection_grace_s,
                 wall_clock=wall_clock,
             ),
-            settings=settings,
-            version=version,
+            new_id=new_id,
+            wall_clock=wall_clock,
         )
-        self._control = Control(
-            ControlParts(
-                catalog=self.catalog,
-                store=meta,
-                router=self.router,
-                topology=topology,
-                tasks=tasks,
-                garbage=GarbageCollector(
-                    self.catalog,
-                    meta,
-                    objects,
-                    grace_s=settings.collection_grace_s,
-                    wall_clock=wall_clock,
-                ),
-                new_id=new_id,
-                wall_clock=wall_clock,
-            ),
-            settings=settings,
+        self.admin = Admin(parts, scope=self._scope, settings=settings, version=version)
+        self._control = Control(parts, settings=settings)
+        registration = WorkerRegistration(
+            worker_id=settings.coordinator_id,
+            role=WorkerRole.COORDINATOR,
+            address=settings.address,
+            started_at_s=wall_clock(),
+            version=version,
         )
         self._election = Election(
             meta,
-            WorkerRegistration(
-                worker_id=settings.coordinator_id,
-                role=WorkerRole.COORDINATOR,
-                address=settings.address,
-                started_at_s=wall_clock(),
-                version=version,
-            ),
+            registration,
             lease_ttl_s=settings.lease_ttl_s,
             retry_s=settings.store_retry_s,
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +21,12 @@ from annheal.model.records import EVERYTHING
 from annheal.rpc import methods
 from annheal.rpc.channel import Connection
 from annheal.rpc.methods import Method, RequestT, ResponseT
+from annheal.rpc.server import RpcServer
 from annheal.v1 import collections_pb2, search_pb2, session_pb2
 from annheal.wire import collections as wire_collections
 from annheal.wire import records as wire_records
 from annheal.wire import search as wire_search
-from coordinator.serving import run_coordinator
-from coordinator.settings import CoordinatorSettings
+from coordinator.service import services
 from tests.support.memory_cluster import DIMENSION, MemoryCluster, batch, memory_cluster, spec
 
 IDS = [f"id{n}" for n in range(60)]
@@ -50,29 +49,16 @@ async def served(tmp_path: Path) -> AsyncIterator[Served]:
     async with memory_cluster(tmp_path) as cluster:
         await cluster.add_node("a")
         await cluster.add_node("b")
-        stop, ready = asyncio.Event(), asyncio.get_running_loop().create_future()
-
-        async def on_ready(port: int) -> None:
-            ready.set_result(port)
-
-        settings = CoordinatorSettings("c1", listen="127.0.0.1:0", control_interval_s=0.2)
-        running = asyncio.create_task(
-            run_coordinator(
-                settings,
-                cluster.meta,
-                cluster.objects,
-                cluster.connect,
-                stop=stop,
-                on_ready=on_ready,
-            )
-        )
-        address = f"127.0.0.1:{await asyncio.wait_for(ready, 20)}"
+        coordinator = await cluster.add_coordinator()
+        server = RpcServer(services(coordinator))
+        address = f"127.0.0.1:{server.listen('127.0.0.1:0')}"
+        await server.start()
+        await server.set_serving(True)
         try:
             async with Connection(address) as connection:
                 yield Served(cluster, connection, address)
         finally:
-            stop.set()
-            await running
+            await server.stop(grace_s=1.0)
 
 
 async def create(served: Served) -> None:
