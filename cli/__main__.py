@@ -10,6 +10,10 @@ from collections.abc import Sequence
 _GLOBAL_OPTIONS = ("--address", "--output", "-o", "--timeout")
 
 
+# `ExitCode.INTERRUPTED`, before anything is imported.
+_INTERRUPTED = 130
+
+
 def hoist(arguments: Sequence[str]) -> list[str]:
     """Return the arguments with global options moved to the front, up to a lone `--`."""
     front: list[str] = []
@@ -33,9 +37,12 @@ def main() -> None:
     """Run the command line."""
     # FAISS's threads must not spin while others could work; read when FAISS is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from cli.app import app
+    try:
+        from cli.app import app
 
-    app(args=hoist(sys.argv[1:]), prog_name="annheal")
+        app(args=hoist(sys.argv[1:]), prog_name="annheal")
+    except KeyboardInterrupt:  # while modules are loaded; later typer sees to it
+        sys.exit(_INTERRUPTED)
 
 
 if __name__ == "__main__":

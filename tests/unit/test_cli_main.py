@@ -5,6 +5,8 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +17,7 @@ from typer.testing import CliRunner, Result
 
 from annheal import errors
 from annheal.errors import AnnhealError, InvalidArgument
-from cli.__main__ import hoist
+from cli.__main__ import _INTERRUPTED, hoist
 from cli.app import app
 from cli.assignments import parse_attributes, parse_settings
 from cli.exit_codes import MEANINGS, ExitCode, exit_code_of
@@ -124,6 +126,24 @@ def test_print_config_shows_what_is_in_force(tmp_path: Path) -> None:
     assert 'log_level = "debug"' in found.stdout
 
 
+def test_ctrl_c_is_130_without_a_trace() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "cli", "count", "c", "--timeout", "30"],
+            cwd=REPOSITORY,
+            env=clean_environment({"ANNHEAL_ADDRESS": f"127.0.0.1:{silent.getsockname()[1]}"}),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        silent.settimeout(TIMEOUT_S)
+        connection, _ = silent.accept()  # the call is under way, and nobody will answer
+        with connection:
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == ExitCode.INTERRUPTED
+    assert "Traceback" not in errors
+
+
 def test_version_in_both_formats() -> None:
     plain = annheal("version").stdout.strip()
     assert json.loads(annheal("version", "-o", "json").stdout) == {"version": plain}
@@ -148,6 +168,7 @@ def test_every_kind_of_error_has_a_code_that_is_explained() -> None:
         assert exit_code_of(kind("x")) in MEANINGS
     assert exit_code_of(InvalidArgument("x")) is ExitCode.INVALID_ARGUMENT
     assert set(MEANINGS) == set(ExitCode)
+    assert _INTERRUPTED == ExitCode.INTERRUPTED
 
 
 def test_json_takes_numpy_and_texts_stay_texts() -> None:

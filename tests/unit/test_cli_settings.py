@@ -182,3 +182,30 @@ def test_print_config_is_toml(tmp_path: Path) -> None:
     values = tomllib.loads(text)
     assert values["listen"] == "127.0.0.1:7700"
     assert values["compaction_flat_segments_max"] >= 1
+
+
+def test_the_manual_names_every_key_with_its_default() -> None:
+    from cli.roles import ROLES as real
+
+    text = (Path(__file__).resolve().parents[2] / "docs" / "configuration.md").read_text()
+    rows = [line.split("|") for line in text.splitlines() if line.startswith("| `")]
+    documented: dict[str, str] = {row[1].strip(" `"): row[2].strip(" `") for row in rows}
+    every = {key for kinds in real.values() for kind in kinds for key in setting_keys(kind)}
+    assert documented.keys() == every
+    given = SettingsSource(real, flags={}, environ={})
+    values = tomllib.loads(
+        format_settings(
+            *(
+                given.settings(kind, role=role, **{kind_id(kind): "x"})
+                for role, kind in ((role, kinds[1]) for role, kinds in real.items())
+            )
+        )
+    )
+    for key, shown in documented.items():
+        if shown.replace(".", "", 1).isdecimal():
+            assert float(shown) == values[key], key
+
+
+def kind_id(kind: type) -> str:
+    """Return the field that has no default: the identity."""
+    return next(key for key in setting_keys(kind) if key.endswith("_id"))
