@@ -47,7 +47,7 @@ class Output:
     def __init__(self, format: OutputFormat) -> None:
         self.format = format
         self.console = PipeConsole(soft_wrap=False)
-        self.errors = Console(stderr=True)
+        self.errors = Console(stderr=True, soft_wrap=True)
         if not self.console.is_terminal:
             # A pipe has no width: nothing is folded or cut for it.
             self.console = PipeConsole(width=10_000, soft_wrap=True)

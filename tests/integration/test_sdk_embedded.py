@@ -17,6 +17,7 @@ import pytest
 from annheal import AsyncClient, Client
 from annheal.errors import (
     AlreadyExists,
+    DataCorruption,
     DeadlineExceeded,
     FailedPrecondition,
     InvalidArgument,
@@ -292,3 +293,19 @@ async def test_a_server_in_this_process_keeps_its_data_and_its_lock(tmp_path: Pa
     ):
         assert await client.count("kept") == 100
         assert (await client.search("kept", VECTORS[9], k=1)).ids == ["r9"]
+
+
+async def test_a_role_that_dies_ends_the_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def dies(*_: object, **__: object) -> None:
+        raise DataCorruption("the queue is damaged")
+
+    monkeypatch.setattr("cli.embedded.run_compactor", dies)
+    async with in_process_server(tmp_path / "data") as server:
+        with pytest.raises(DataCorruption, match="queue"):
+            await asyncio.wait_for(server.wait(), 10)
+    # The directory is free again.
+    monkeypatch.undo()
+    async with in_process_server(tmp_path / "data"):
+        pass
