@@ -29,7 +29,7 @@ class CompactorSettings:
     threads: int = 0
     poll_interval_s: float = 1.0
     lease_ttl_s: float = 10.0
-    listen: str = "127.0.0.1:7730"
+    listen: str = "127.0.0.1:7720"
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work."""

@@ -30,7 +30,7 @@ class CoordinatorSettings:
     """
 
     coordinator_id: str
-    listen: str = "127.0.0.1:7400"
+    listen: str = "127.0.0.1:7700"
     advertise: str = ""
     cluster: str = "annheal"
     lease_ttl_s: float = 10.0

@@ -60,10 +60,14 @@ class Searcher:
                     took_s = time.perf_counter() - started_s
                     explain.append(_explain(shard, held, plan, allowed, len(queries), took_s))
             for growing in view.growing:
-                found = self._search_growing(growing, queries, options)
+                started_s = time.perf_counter()
+                allowed, found = self._search_growing(growing, queries, options)
                 if found is not None:
                     parts.append(_Part(growing))
                     hits.append(found)
+                if options.explain:
+                    took_s = time.perf_counter() - started_s
+                    explain.append(_explain_growing(shard, growing, allowed, len(queries), took_s))
         best = merge_topk(hits, k=options.k, queries=len(queries))
         counts, scores, records = _materialise(best, parts, options.projection)
         return SearchAnswer(
@@ -103,16 +107,18 @@ class Searcher:
 
     def _search_growing(
         self, growing: GrowingView, queries: Float32Matrix, options: SearchOptions
-    ) -> Hits | None:
-        allowed: npt.NDArray[np.bool_] | None = None
+    ) -> tuple[int, Hits | None]:
+        """Return how many rows live and match, and the best of them."""
+        mask: npt.NDArray[np.bool_] | None = None
         if options.filter is not None:
-            allowed = evaluate(options.filter, growing.attributes(), row_count=growing.rows)
+            mask = evaluate(options.filter, growing.attributes(), row_count=growing.rows)
         if growing.dead is not None:
-            allowed = ~growing.dead if allowed is None else allowed & ~growing.dead
-        if allowed is not None and not allowed.any():
-            return None
-        return growing.search(
-            queries, k=options.k, metric=self._collection.model.metric, allowed=allowed
+            mask = ~growing.dead if mask is None else mask & ~growing.dead
+        allowed = growing.rows if mask is None else int(np.count_nonzero(mask))
+        if allowed == 0:
+            return 0, None
+        return allowed, growing.search(
+            queries, k=options.k, metric=self._collection.model.metric, allowed=mask
         )
 
 
@@ -227,5 +233,22 @@ def _explain(
         matches=allowed,
         ef=plan.ef,
         visited=compared.get(plan.kind, 0),
+        duration_s=took_s,
+    )
+
+
+def _explain_growing(
+    shard: int, growing: GrowingView, allowed: int, queries: int, took_s: float
+) -> SegmentExplain:
+    plan = PlanKind.SCAN if allowed else PlanKind.SKIP
+    return SegmentExplain(
+        shard=shard,
+        segment_id="growing",
+        plan=plan.value,
+        rows=growing.rows,
+        live_rows=growing.live_count,
+        matches=allowed,
+        ef=0,
+        visited=growing.rows * queries if allowed else 0,
         duration_s=took_s,
     )
