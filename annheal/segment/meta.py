@@ -83,6 +83,11 @@ def encode_meta(meta: SegmentMeta) -> bytes:
     return msgspec.json.format(msgspec.json.encode(meta, order="deterministic"), indent=1) + b"\n"
 
 
+# Made here and not when first used: msgspec 0.22 crashes when threads describe a dataclass to it
+# at the same time for the first time, and segments are read by several threads.
+_DECODER = msgspec.json.Decoder(SegmentMeta)
+
+
 def decode_meta(body: bytes, *, segment_id: str) -> SegmentMeta:
     """Return the content of a `segment.json` whose checksum was verified.
 
@@ -100,7 +105,7 @@ def decode_meta(body: bytes, *, segment_id: str) -> SegmentMeta:
                 reason="SEGMENT_FORMAT_TOO_NEW",
                 metadata=facts,
             )
-        meta = msgspec.json.decode(body, type=SegmentMeta)
+        meta = _DECODER.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise DataCorruption(
             f"{META_FILE} of segment {segment_id} cannot be read: {error}", metadata=facts
