@@ -66,6 +66,8 @@ class Embedder:
             raise InvalidArgument.of(
                 "model", f"there is no embedder {name!r}; there are {', '.join(sorted(MODELS))}"
             )
+        # ONNX Runtime 1.32 reports to its maker from the moment it is imported, unless told not to.
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
         runtime = _module("onnxruntime")
         tokenizers = _module("tokenizers")
         options = runtime.SessionOptions()
