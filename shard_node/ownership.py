@@ -174,7 +174,10 @@ class Ownership:
         held.owned, held.error = owned, ""
         _log.info("shard %s is served with epoch %d", shard, owned.epoch)
         try:
-            await serving
+            # Not `await serving`: that would pass a cancellation on, and the one below would
+            # then cut short how the shard ends.
+            await asyncio.wait([serving])
+            serving.result()
         finally:
             serving.cancel()
             await asyncio.gather(serving, return_exceptions=True)

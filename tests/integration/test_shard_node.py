@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
@@ -34,6 +35,7 @@ from shard_node import ownership
 from shard_node.app import not_listening, running_node
 from shard_node.node import Node
 from shard_node.offload import Offload
+from shard_node.owned_shard import OwnedShard
 from shard_node.settings import ShardNodeSettings
 from tests.support.shards import DIMENSION, ShardWorld, record_batch, shard_collection, vector_of
 
@@ -289,14 +291,35 @@ async def test_ping_pong_ends_where_the_last_word_says(nodes: Nodes) -> None:
         await count(second)
 
 
-async def test_a_shard_taken_away_and_given_back_at_once_is_served(nodes: Nodes) -> None:
-    """The end of the first holding must not hide that the shard is wanted again."""
+async def test_a_shard_given_back_while_it_is_released_is_served(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing changes after the release has ended: its end must look at the assignments again."""
+    releasing, finish = asyncio.Event(), asyncio.Event()
+    run = OwnedShard.run
+
+    async def run_and_linger(self: OwnedShard) -> None:
+        try:
+            await run(self)
+        finally:
+            releasing.set()
+            while not finish.is_set():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await finish.wait()
+
+    monkeypatch.setattr(OwnedShard, "run", run_and_linger)
     node = await nodes.start("a")
-    for _ in range(10):
-        await nodes.assign(target="a", owner="")
-        await nodes.meta.commit([Delete(shard_key("c1", 0))])
-        await nodes.assign(target="a")
-        await until(lambda: count(node))
+    await nodes.assign(target="a")
+    await until(lambda: count(node))
+    await nodes.meta.commit([Delete(shard_key("c1", 0))])
+    async with asyncio.timeout(PATIENCE_S):
+        await releasing.wait()
+    await nodes.assign(target="a")
+    mirror = node._ownership._assignments
+    await wait_for(lambda: _true(shard_key("c1", 0) in mirror.items))
+    await asyncio.sleep(0)
+    finish.set()
+    await until(lambda: count(node))
 
 
 async def test_a_dropped_shard_leaves_no_cache(nodes: Nodes) -> None:

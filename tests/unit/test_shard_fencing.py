@@ -119,7 +119,7 @@ async def overlap(world: ShardWorld, *, holds_at: int, gate_old: bool) -> bool:
         await asyncio.wait([opening, waiting], return_when=asyncio.FIRST_COMPLETED)
         waiting.cancel()
         for version in range(2, 4):
-            await tried(model, first, "r0", version)
+            await tried(model, first, f"meanwhile{version}", version)
             try:
                 await first.shard.flush()
             except Fenced:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,13 @@ from annheal.metastore.codec import decode_value
 from annheal.metastore.keys import manifest_key
 from annheal.model.collection import Metric
 from annheal.model.filter import Comparison, ComparisonOp
-from annheal.model.manifest import Manifest
+from annheal.model.manifest import Manifest, SegmentEntry, Tier
 from annheal.model.records import EVERYTHING, RecordBatch
 from annheal.model.search import SearchOptions
 from annheal.model.task import CompactionTask, TaskReason
 from annheal.model.write import DeleteIds, DeleteWhere, ScanRequest, Upsert, WriteOperation
 from annheal.objectstore.wrappers import Fault, FaultKind, FaultyObjectStore, NoFaults, Operation
+from annheal.segment import Segment, SegmentRows, fetch_segment, upload_segment, write_segment
 from shard_node import write_path
 from shard_node.filter_cache import FilterCache
 from shard_node.read import get_records, scan_page
@@ -418,6 +419,71 @@ async def test_a_stale_compaction_is_refused_and_a_published_one_succeeds_again(
     with pytest.raises(FailedPrecondition) as refused:
         await owner.shard.publish_compaction(stale)
     assert refused.value.reason == "STALE_COMPACTION"
+
+
+async def rebuilt(world: ShardWorld, sources: Sequence[SegmentEntry]) -> CompactionTask:
+    """Build one flat segment of all rows of `sources`, of which none is dead."""
+    parts: list[SegmentRows] = []
+    for entry in sources:
+        files = await fetch_segment(world.objects, "c1", 0, entry, cache_dir=world.root / "x")
+        segment = Segment.open(files, entry)
+        taken = segment.take(np.arange(segment.rows), EVERYTHING)
+        batch = RecordBatch(
+            pa.array(taken.ids, type=pa.string()),
+            taken.vectors,  # type: ignore[arg-type]
+            taken.attributes,  # type: ignore[arg-type]
+            taken.payloads,  # type: ignore[arg-type]
+        )
+        parts.append(SegmentRows.of(batch, sequences=segment.sequences))
+    (rows,) = parts
+    output = write_segment(
+        world.root / "output",
+        segment_id="output",
+        tier=Tier.WARM,
+        model=world.collection.model,
+        schema=world.collection.schema,
+        rows=rows,
+        created_at_s=1.0,
+    )
+    await upload_segment(world.objects, "c1", 0, world.root / "output", output)
+    names = tuple(entry.segment_id for entry in sources)
+    return CompactionTask("t", "c1", 0, names, "warm", TaskReason.MERGE, output=output)
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+async def test_rows_that_die_while_a_compaction_is_published_stay_dead(
+    world: ShardWorld, moment: str
+) -> None:
+    """INV-2, INV-6: between the two carries, and across the next owner."""
+    held, release = asyncio.Event(), asyncio.Event()
+    armed = False
+
+    async def hold_commit(now: str, operation: str, key: str) -> None:
+        if armed and (now, operation) == (moment, "meta.commit"):
+            held.set()
+            await release.wait()
+
+    owner = await world.open(hook=hold_commit)
+    model = ShardModel()
+    await owner.upsert("a", "b", "c", "d", version=1)
+    await owner.shard.flush()
+    task = await rebuilt(world, (await manifest_of(world)).segments)
+    await owner.delete("a")  # after the build, before the publication
+    armed = True
+    publishing = asyncio.create_task(owner.shard.publish_compaction(task))
+    async with asyncio.timeout(PATIENCE_S):
+        await held.wait()
+        await owner.delete("b")
+        await owner.upsert("c", version=2)
+        release.set()
+        await publishing
+    model.acknowledge({"a": ABSENT, "b": ABSENT, "c": 2, "d": 1})
+    assert [view.segment.id for view in owner.shard.view.segments] == ["output"]
+    check_reads(owner.shard.view, model)
+    check_search(owner.shard, model, QUERIES, k=10)
+    next_owner = await world.open(node_id="b")
+    check_reads(next_owner.shard.view, model)
+    await check_manifest(world.objects, await manifest_of(world))
 
 
 async def test_a_delete_vector_that_no_manifest_names_is_not_named_later(
