@@ -319,7 +319,9 @@ async def test_a_shard_given_back_while_it_is_released_is_served(
     await wait_for(lambda: _true(shard_key("c1", 0) in mirror.items))
     await asyncio.sleep(0)
     finish.set()
-    await until(lambda: count(node))
+    await until(lambda: upsert(node, "a"))
+    (state,) = await node.shard_states()
+    assert state.epoch == 2
 
 
 async def test_a_dropped_shard_leaves_no_cache(nodes: Nodes) -> None:
