@@ -14,7 +14,7 @@ from annheal import AsyncClient
 from tests.support.cluster import EAGER_SETTINGS, SMALL_SEGMENTS, EmbeddedServer
 from tests.support.crash_points import ENV_CRASH_AT
 from tests.support.ports import LOOPBACK, free_port
-from tests.support.processes import ProcessGroup
+from tests.support.processes import ProcessFailed, ProcessGroup
 from tests.support.records_oracle import (
     ATTRIBUTES,
     DIMENSION,
@@ -109,15 +109,15 @@ async def test_nothing_acknowledged_is_lost_when_killed_at_every_effect(chaos_se
     """The server dies right before and right after each kind of durable change."""
     with ProcessGroup() as group:
         async with chaotic_server(group, chaos_seed) as (server, _, _, workload):
+            await workload.wait_progress(5)
+            server.kill()
             for point in CRASH_POINTS:
-                await workload.wait_progress(5)
-                server.kill()
                 server.process.start(wait=False, extra_environment={ENV_CRASH_AT: point})
                 try:
                     code = await asyncio.to_thread(
                         server.process.wait_end, timeout_s=CRASH_TIMEOUT_S
                     )
-                except Exception as error:
+                except ProcessFailed as error:
                     raise AssertionError(f"{point!r} was never reached") from error
                 assert code == -9, f"{point}: ended with {code}:\n{server.process.log_tail()}"
-                await asyncio.to_thread(server.start)
+            await asyncio.to_thread(server.start)
