@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
@@ -245,3 +246,19 @@ async def test_reads_and_writes_go_on_while_etcd_is_away(
         # Topology can be changed again.
         await client.create_collection("after-etcd", 4, shard_count=3)
         await client.drop_collection("after-etcd")
+
+
+async def test_a_rolling_restart_costs_no_client_an_error(
+    system: System, client: AsyncClient
+) -> None:
+    """SIGTERM ends every role with 0, and nobody but the leader's lease notices."""
+    second = next(n for n, a in system.cluster.coordinators.items() if a != client.address)
+    async with busy_collection(client, "rolled", seed=7) as (workload, oracle):
+        for name in (second, *system.cluster.nodes, *system.cluster.compactors):
+            code = await asyncio.to_thread(system.cluster[name].terminate)
+            assert code == 0, system.cluster[name].log_tail()
+            await asyncio.to_thread(system.cluster[name].start)
+            await wait_shards(client, "rolled", what=f"all is served after {name} came back")
+            await workload.wait_progress(5)
+        assert workload.failures == []
+        assert oracle.unknown == 0
