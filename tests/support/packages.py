@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -48,10 +47,10 @@ def load_packages(name: str = "packages-10k", *, rows: int | None = None) -> Pac
     table = pq.read_table(SAMPLES / f"{name}.parquet")
     if rows is not None:
         table = table.slice(0, rows)
-    vectors = np.stack(table.column(VECTOR_COLUMN).to_numpy()).astype(np.float32)
+    vectors = np.array(table.column(VECTOR_COLUMN).to_pylist(), dtype=np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     return Packages(
-        ids=table.column("id").to_pylist(),
+        ids=[str(one) for one in table.column("id").to_pylist()],
         vectors=np.ascontiguousarray(vectors),
         attributes=table.select(list(SCHEMA)),
         payloads=[
@@ -89,8 +88,3 @@ def recall(found: list[list[str]], truth: npt.NDArray[np.float32], *, names: lis
         hits += sum(scores[rows[one]] >= threshold - SCORE_TIE for one in ids)
         total += k
     return hits / total
-
-
-def payload_json(payload: dict[str, Any]) -> bytes:
-    """Return the payload as the bytes that the wire carries."""
-    return json.dumps(payload).encode()

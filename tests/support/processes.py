@@ -16,7 +16,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
@@ -239,13 +238,3 @@ async def wait_until_async(
         if time.monotonic() > deadline_s:
             raise AssertionError(f"did not come about within {timeout_s:g} s: {what}")
         await asyncio.sleep(interval_s)
-
-
-@contextmanager
-def paused(process: ServerProcess) -> Iterator[None]:
-    """Freeze the process for the length of the block."""
-    process.signal(signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        process.signal(signal.SIGCONT)
