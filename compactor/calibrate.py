@@ -13,7 +13,7 @@ from annheal.segment import RecallPoint
 
 PROBES = 500
 """Held-out queries. The standard error of a recall of 0.95 at k 10 is then below half a point."""
-EF_LADDER = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+EF_LADDER = (16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 256, 384, 512)
 EF_LIMIT = EF_LADDER[-1]
 K_WIDE = 100
 """Recall is measured at the collection's k and at this one, for callers who ask for more."""
