@@ -87,7 +87,10 @@ def test_length_of_nested_functions_and_methods_is_seen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = tmp_path / "module.py"
-    source.write_text("class A:\n    if True:\n        def f(self):\n            return 1\n")
+    source.write_text(
+        "class A:\n    if True:\n        def f(\n            self\n        ):\n"
+        '            """Say."""\n            x = 1\n            return x\n'
+    )
     monkeypatch.setitem(globals(), "ROOT", tmp_path)
     assert dict(functions(source)) == {"module.py:A.f": 2}
 
