@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from annheal.errors import AnnhealError, FailedPrecondition
 from annheal.metastore import keys
@@ -174,6 +174,13 @@ class Admin:
             check_shard(found, shard)
         numbers = range(found.shard_count) if shard is None else (shard,)
         await self._flush(found, numbers, deadline=deadline)
+        async with parts.tasks.planning:
+            return await self._plan(found, numbers, full=full)
+
+    async def _plan(
+        self, found: Collection, numbers: Sequence[int], *, full: bool
+    ) -> tuple[str, ...]:
+        parts = self._parts
         tasks = [one.value for one in parts.catalog.tasks()]
         mine = [one for one in tasks if one.collection_id == found.id and one.shard in numbers]
         observation = await self._observe(found.id)

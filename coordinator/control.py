@@ -225,29 +225,37 @@ class _Compaction:
         self._sequences: dict[ShardId, tuple[int, float]] = {}
 
     async def look(self) -> None:
-        parts = self._parts
-        # Tasks before states: a task that is published in between still keeps its sources.
-        tasks = parts.catalog.tasks()
-        observation = await observe_shards(
-            parts.catalog, parts.router, timeout_s=self._settings.observe_timeout_s
-        )
-        quiet = self._quiet(observation)
-        planned: list[CompactionTask] = []
-        for collection in parts.catalog.collections():
-            planned += plan_compactions(
-                collection,
-                _observed(collection, observation, quiet),
-                [one.value for one in tasks if one.value.collection_id == collection.id],
-                now_s=parts.wall_clock(),
-                settings=self._settings.compaction,
-                new_id=parts.new_id,
-            )
-        if planned:
-            await parts.tasks.add(planned, term=self._term)
+        tasks, observation = await self._plan()
         for stored in tasks:
             reason = self._stale(stored.value, observation)
             if reason:
-                await parts.tasks.finish(stored, TaskPhase.CANCELLED, error=reason, term=self._term)
+                await self._parts.tasks.finish(
+                    stored, TaskPhase.CANCELLED, error=reason, term=self._term
+                )
+
+    async def _plan(self) -> tuple[tuple[Stored[CompactionTask], ...], Observation]:
+        """Add what the rules ask for; return the tasks and states that it was planned from."""
+        parts = self._parts
+        async with parts.tasks.planning:
+            # Tasks before states: a task that is published in between still keeps its sources.
+            tasks = parts.catalog.tasks()
+            observation = await observe_shards(
+                parts.catalog, parts.router, timeout_s=self._settings.observe_timeout_s
+            )
+            quiet = self._quiet(observation)
+            planned: list[CompactionTask] = []
+            for collection in parts.catalog.collections():
+                planned += plan_compactions(
+                    collection,
+                    _observed(collection, observation, quiet),
+                    [one.value for one in tasks if one.value.collection_id == collection.id],
+                    now_s=parts.wall_clock(),
+                    settings=self._settings.compaction,
+                    new_id=parts.new_id,
+                )
+            if planned:
+                await parts.tasks.add(planned, term=self._term)
+        return tasks, observation
 
     def _quiet(self, observation: Observation) -> dict[ShardId, float]:
         """Return for how long each shard's sequence has not grown, as far as this term knows."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -29,7 +30,12 @@ _WAIT_S = 2.0
 
 
 class TaskBook:
-    """Adds, changes and removes tasks."""
+    """Adds, changes and removes tasks.
+
+    Whoever plans holds `planning` from looking at the tasks until `add` has returned, so that no
+    segment gets into two tasks. Plans of two coordinators may still cross: then the owner
+    publishes one, and the other is cancelled as stale.
+    """
 
     def __init__(
         self, catalog: Catalog, store: MetaStore, *, wall_clock: Callable[[], float]
@@ -37,6 +43,7 @@ class TaskBook:
         self._catalog = catalog
         self._store = store
         self._wall_clock = wall_clock
+        self.planning = asyncio.Lock()
 
     def all(self) -> tuple[Stored[CompactionTask], ...]:
         """Return every task, the newest first."""
