@@ -34,10 +34,21 @@ from shard_node.search import Searcher
 from shard_node.shard_state import describe_unserved
 from shard_node.view import ShardView
 
+QUERIES_PER_THREAD = 12
+"""Queries of one batch for each FAISS thread beyond the first (measured: docs/benchmarks.md)."""
 SEARCHES_WAITING_MAX = 256
 """Batches of queries that may wait for the search thread."""
 
 _log = logging.getLogger(__name__)
+
+
+def search_threads_for(queries: int, *, threads_max: int) -> int:
+    """Return how many FAISS threads a batch of `queries` gets.
+
+    Small batches get one: waking a team costs more than it saves, and under load batches grow by
+    themselves, so cores come into use as they are needed.
+    """
+    return max(1, min(threads_max, queries // QUERIES_PER_THREAD))
 
 
 class Node:
@@ -66,7 +77,7 @@ class Node:
             for shard in owned
         ]
         searcher = Searcher(owned[0].collection, self._filters)
-        threads = self._search_threads
+        threads = search_threads_for(len(request.queries), threads_max=self._search_threads)
         queries = np.ascontiguousarray(request.queries)
 
         def work() -> SearchAnswer:

@@ -11,8 +11,8 @@ from annheal.model.manifest import IndexKind
 from annheal.segment import RecallPoint
 
 EF_MIN, EF_UNCALIBRATED_MAX, EF_PER_K = 64, 512, 8
-CONFIDENCE_Z = 1.645
-"""One-sided 95 % of the normal distribution."""
+CONFIDENCE_Z = 1.96
+"""97.5 % of the normal distribution."""
 WALK_COMPARISONS_PER_EF = 12
 """Vectors that a walk compares per unit of ef: 600 to 900 at ef 64, M 16 on the sample data."""
 
@@ -64,7 +64,7 @@ def plan_segment(
 
 
 def choose_ef(curve: Sequence[RecallPoint], *, k: int, objective: float) -> int:
-    """Return the smallest ef that meets `objective` on this segment with 95 % confidence.
+    """Return the smallest ef that meets `objective` on this segment with 97.5 % confidence.
 
     A point meets it when its measured recall less `CONFIDENCE_Z` standard errors does, or when its
     recall is perfect. Read from the curve of the smallest k that is at least the one asked for:
