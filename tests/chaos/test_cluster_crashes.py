@@ -41,8 +41,9 @@ pytestmark = [
 COLLECTION = "chaos"
 SHARDS = 4
 CRASH_MODULE = "tests.support.crash_points"
-CRASH_TIMEOUT_S = 30.0
-TAKEOVER_TIMEOUT_S = 40.0
+# Only a failure waits so long; a machine that is very busy needs some of it.
+CRASH_TIMEOUT_S = 90.0
+TAKEOVER_TIMEOUT_S = 90.0
 
 NODE_CRASH_POINTS = (
     "objects put_if_absent before wal/ 4",
@@ -121,8 +122,10 @@ async def chaotic_cluster(
         # What dead compactors had claimed is done by others.
         tasks = await client.compact(COLLECTION, full=True, timeout_s=60)
         assert all(task.phase == "published" for task in tasks), tasks
+        # A task whose workers this test killed too often is quarantined, as documented; the full
+        # compaction above has rewritten its sources all the same. Nothing else may fail.
         failed = await client.tasks(COLLECTION, phase="failed")
-        assert not failed, failed
+        assert all("died of it" in task.error for task in failed), failed
         await check_records(client, COLLECTION, oracle)
         await client.drop_collection(COLLECTION)
 

@@ -23,7 +23,13 @@ from tests.support.packages import (
 from tests.support.processes import ProcessGroup
 from tests.support.s3_server import S3Server
 
-pytestmark = [pytest.mark.cluster, pytest.mark.etcd, pytest.mark.s3, pytest.mark.slow]
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.etcd,
+    pytest.mark.s3,
+    pytest.mark.slow,
+    pytest.mark.timeout(300),
+]
 
 COLLECTION = "packages"
 SHARDS = 6

@@ -26,10 +26,16 @@ from tests.support.records_oracle import (
 )
 from tests.support.s3_server import S3Server
 
-pytestmark = [pytest.mark.cluster, pytest.mark.etcd, pytest.mark.s3, pytest.mark.slow]
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.etcd,
+    pytest.mark.s3,
+    pytest.mark.slow,
+    pytest.mark.timeout(300),
+]
 
 SHARDS = 6
-MOVE_TIMEOUT_S = 40.0
+MOVE_TIMEOUT_S = 60.0
 AWAY_S = 3 * float(FAST_CLUSTER["lease_ttl_s"])
 SETTINGS = {"seal_rows_max": 200, "seal_age_s": 1.0, "tombstone_rows_min": 20}
 

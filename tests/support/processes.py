@@ -21,8 +21,8 @@ from types import TracebackType
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
-READY_TIMEOUT_S = 40.0
-TERM_TIMEOUT_S = 40.0
+READY_TIMEOUT_S = 90.0
+TERM_TIMEOUT_S = 60.0
 POLL_INTERVAL_S = 0.02
 LOG_TAIL_CHARACTERS = 6_000
 
