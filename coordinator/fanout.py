@@ -86,9 +86,19 @@ class Fanout:
         answers: list[SearchAnswer] = []
         groups = list(self._router.groups(collection).items())
         patience = Deadline.after(patience_s if patience_s is not None else deadline.remaining_s)
+        missing: list[int] = []
+        last: AnnhealError | None = None
         for attempt in range(ROUTE_POLICY.attempts_max):
             version = self._router.version
-            found, missing, last = await self._ask_all(call, groups, partial=patience_s is not None)
+            try:
+                found, missing, last = await self._ask_all(
+                    call, groups, partial=patience_s is not None
+                )
+            except DeadlineExceeded:
+                if last is None:
+                    raise
+                # Why the tries before failed says more than that the last one had no time left.
+                return self._settle(call, answers, missing, last, partial=False)
             answers += found
             if not missing:
                 return merge_answers(answers, k=call.options.k)

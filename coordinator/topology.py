@@ -204,6 +204,7 @@ class Topology:
         known = node_id in self._catalog.nodes() or node_id in self._catalog.node_settings()
         if not known:
             raise self._no_node(node_id)
+        owned = [one.id for one in self.assignments() if one.owner == node_id]
 
         async def attempt(_: Deadline) -> int:
             return await self._store.commit(
@@ -222,8 +223,20 @@ class Topology:
         )
         if not draining:
             return []
-        plan = plan_rebalance_fully(self.assignments(), self.nodes(), tolerance=self._tolerance)
-        return self.named([move for move in plan if move.source == node_id])
+        return self.named(self._departures(node_id, owned))
+
+    def _departures(self, node_id: str, owned: Sequence[ShardId]) -> list[Move]:
+        """Return where the shards that the node owned go, those included that have left already."""
+        present = self.assignments()
+        plan = plan_rebalance_fully(present, self.nodes(), tolerance=self._tolerance)
+        # The leader may have begun as soon as it saw the flag.
+        targets = {one.id: one.target or one.owner for one in present}
+        targets |= {move.shard: move.target for move in plan if move.source == node_id}
+        return [
+            Move(shard, node_id, target, f"{node_id} is drained")
+            for shard in owned
+            if (target := targets.get(shard, "")) not in ("", node_id)
+        ]
 
     def _check_target(self, node_id: str) -> None:
         if not node_id:
