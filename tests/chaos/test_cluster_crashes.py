@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import pytest
 
 from annheal import AsyncClient
-from tests.support.cluster import EAGER_SETTINGS, SMALL_SEGMENTS, Cluster
+from tests.support.cluster import EAGER_SETTINGS, SMALL_SEGMENTS, Cluster, compact_fully
 from tests.support.crash_points import ENV_CRASH_AT
 from tests.support.etcd_server import EtcdServer
 from tests.support.processes import (
@@ -120,8 +120,7 @@ async def chaotic_cluster(
         assert oracle.acknowledged > 100
         await check_records(client, COLLECTION, oracle)
         # What dead compactors had claimed is done by others.
-        tasks = await client.compact(COLLECTION, full=True, timeout_s=60)
-        assert all(task.phase == "published" for task in tasks), tasks
+        await compact_fully(client, COLLECTION)
         # A task whose workers this test killed too often is quarantined, as documented; the full
         # compaction above has rewritten its sources all the same. Nothing else may fail.
         failed = await client.tasks(COLLECTION, phase="failed")

@@ -11,7 +11,12 @@ from dataclasses import dataclass
 import pytest
 
 from annheal import AsyncClient
-from tests.support.cluster import EAGER_SETTINGS, SMALL_SEGMENTS, EmbeddedServer
+from tests.support.cluster import (
+    EAGER_SETTINGS,
+    SMALL_SEGMENTS,
+    EmbeddedServer,
+    compact_fully,
+)
 from tests.support.crash_points import ENV_CRASH_AT
 from tests.support.ports import LOOPBACK, free_port
 from tests.support.processes import ProcessFailed, ProcessGroup
@@ -86,8 +91,7 @@ async def chaotic_server(
         assert oracle.acknowledged > 100
         await check_records(client, COLLECTION, oracle)
         # The same after everything was rewritten, and after an orderly restart.
-        tasks = await client.compact(COLLECTION, full=True)
-        assert all(task.phase == "published" for task in tasks), tasks
+        await compact_fully(client, COLLECTION)
         await check_records(client, COLLECTION, oracle)
         assert await asyncio.to_thread(server.process.terminate) == 0
         await asyncio.to_thread(server.start)

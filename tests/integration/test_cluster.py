@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 from annheal import AsyncClient, Client
-from annheal.model.task import TaskPhase
 from annheal.model.write import SegmentState
-from tests.support.cluster import Cluster, EmbeddedServer
+from tests.support.cluster import Cluster, EmbeddedServer, compact_fully
 from tests.support.etcd_server import EtcdServer
 from tests.support.packages import (
     SCHEMA,
@@ -36,7 +35,6 @@ SHARDS = 6
 NODES = 3
 K = 10
 QUERIES = 200
-COMPACTION_TIMEOUT_S = 90.0
 
 Matches = Callable[[Packages], list[bool]]
 FILTERS: dict[str, Matches] = {
@@ -114,8 +112,7 @@ def load(address: str, packages: Packages) -> None:
 async def compact(client: AsyncClient, collection: str) -> list[SegmentState]:
     """Flush and rewrite every shard; return the segments once all tasks are published."""
     await client.flush(collection)
-    tasks = await client.compact(collection, full=True, timeout_s=COMPACTION_TIMEOUT_S)
-    assert {task.phase for task in tasks} <= {TaskPhase.PUBLISHED}, tasks
+    await compact_fully(client, collection)
     listed = await client.segments(collection)
     assert not listed.missing_shards
     return list(listed.segments)

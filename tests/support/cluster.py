@@ -9,11 +9,15 @@ from pathlib import Path
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from annheal import AsyncClient
+from annheal.model.task import TaskPhase
 from tests.support.ports import LOOPBACK, free_port
 from tests.support.processes import ProcessGroup, ServerProcess
 
 PROBE_TIMEOUT_S = 2.0
 ADDRESS_FILE = "address"
+COMPACTION_TIMEOUT_S = 90.0
+COMPACTIONS_MAX = 5
 
 # Liveness is decided within three seconds, so that tests need not wait for the defaults. Less would
 # make a busy machine look dead.
@@ -60,6 +64,21 @@ def is_serving(address: str) -> bool:
 def setting_flags(settings: Mapping[str, str]) -> list[str]:
     """Return `--set key=value` for each setting."""
     return [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+
+
+async def compact_fully(client: AsyncClient, collection: str) -> None:
+    """Rewrite every shard, and return when nothing is left to rewrite.
+
+    A task whose segments were rewritten by another one meanwhile ends as cancelled, and what it
+    would have done is planned anew; none may fail.
+    """
+    for _ in range(COMPACTIONS_MAX):
+        tasks = await client.compact(collection, full=True, timeout_s=COMPACTION_TIMEOUT_S)
+        phases = {task.phase for task in tasks}
+        assert phases <= {TaskPhase.PUBLISHED, TaskPhase.CANCELLED}, tasks
+        if TaskPhase.CANCELLED not in phases:
+            return
+    raise AssertionError(f"{collection}: tasks were cancelled {COMPACTIONS_MAX} times in a row")
 
 
 class EmbeddedServer:
