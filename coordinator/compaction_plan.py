@@ -87,14 +87,12 @@ def plan_compactions(
                 _task(collection, shard.state, merge, TaskReason.MERGE, now_s=now_s, id=new_id())
             )
         taken = busy | {(shard.state.shard, segment.segment_id) for segment in merge}
-        for segment in shard.state.segments:
-            if (shard.state.shard, segment.segment_id) in taken or not _worn(collection, segment):
-                continue
+        for worn in _worn_groups(collection, shard.state, taken, settings):
             planned.append(
                 _task(
                     collection,
                     shard.state,
-                    [segment],
+                    worn,
                     TaskReason.TOMBSTONES,
                     now_s=now_s,
                     id=new_id(),
@@ -259,6 +257,27 @@ def _packed(
         groups.append(group)
         rest = rest[len(group) :]
     return groups
+
+
+def _worn_groups(
+    collection: Collection,
+    state: ShardState,
+    taken: set[tuple[int, str]],
+    settings: CompactionSettings,
+) -> list[list[SegmentState]]:
+    """Return what to rewrite for its dead rows: each segment alone, those wholly dead together.
+
+    Wholly dead segments need no build; one task drops them all, so that they never queue up
+    before the merges of rows that live.
+    """
+    worn = [
+        segment
+        for segment in state.segments
+        if (state.shard, segment.segment_id) not in taken and _worn(collection, segment)
+    ]
+    dead = [segment for segment in worn if _live(segment) == 0][: settings.sources_max]
+    alone = [[segment] for segment in worn if _live(segment) > 0]
+    return [dead, *alone] if dead else alone
 
 
 def _worn(collection: Collection, segment: SegmentState) -> bool:

@@ -161,6 +161,12 @@ def test_a_wholly_dead_segment_is_always_rewritten():
     assert plan(segment("h", 10, dead=10), quiet_s=9.0) == [(WORN, {"h"})]
 
 
+def test_wholly_dead_segments_go_in_one_task():
+    dead = [segment(f"d{n}", 10, dead=10) for n in range(3)]
+    worn = segment("g", 10_000, dead=2_000, kind="hnsw")
+    assert plan(*dead, worn) == [(WORN, {"d0", "d1", "d2"}), (WORN, {"g"})]
+
+
 def test_a_worn_segment_in_a_merge_is_not_rewritten_twice():
     worn = segment("g", 20_000, dead=5_000, kind="hnsw")
     assert plan(worn, *hot(4)) == [(MERGE, {"g", "h0", "h1", "h2", "h3"})]
