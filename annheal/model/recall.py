@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from annheal.model.filter import Filter
+
 
 class SelectivityBand(StrEnum):
     """What share of the live rows a query's filter matches; queries without a filter apart."""
@@ -33,6 +35,11 @@ def band_of(matches: int, live_rows: int, *, filtered: bool) -> SelectivityBand:
     return next((band for low, band in _BANDS if share >= low), SelectivityBand.BELOW_0_1)
 
 
+FILTERS_REPORTED_MAX = 20
+RECALL_UNKNOWN = -1.0
+"""Stands for a recall that was not measured where a number must stand."""
+
+
 @dataclass(frozen=True, slots=True)
 class RecallEstimate:
     """Mean recall@`k` of `queries` sampled queries with its 95 % interval.
@@ -53,7 +60,9 @@ class RecallEstimate:
 class SegmentRecall:
     """One segment in one band. `ef` is what the controller uses now, `ef_limit` how far it may go.
 
-    `rebuild` is set when recall is below the objective although `ef` is at its limit.
+    `rebuild` is set when recall is below the objective although `ef` is at its limit, so that a
+    compactor should build the segment anew; `stuck` when it was built anew for that reason already
+    and is below again: more of the same does not help, an operator has to look (INV-7).
     """
 
     shard: int
@@ -65,6 +74,23 @@ class SegmentRecall:
     ef: int
     ef_limit: int
     rebuild: bool = False
+    stuck: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class FilterRecall:
+    """Recall of the sampled queries that have one filter in common, over one shard.
+
+    `matches` of `live_rows` rows match it. `recall` is the mean of `queries` of them.
+    """
+
+    shard: int
+    filter: Filter
+    matches: int
+    live_rows: int
+    recall: float
+    queries: int
+    plans: dict[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +112,8 @@ class ShardBandRecall:
 class CollectionRecall:
     """What the nodes measured of one collection, all slices; the coordinator joins the nodes'.
 
-    `sampled_share` is the configured share of queries that is kept for measuring.
+    `sampled_share` is the configured share of queries that is kept for measuring. `filters` are
+    the sampled filters, those that match least first, at most `FILTERS_REPORTED_MAX` a shard.
     """
 
     collection_id: str
@@ -94,3 +121,4 @@ class CollectionRecall:
     sampled_share: float
     shards: tuple[ShardBandRecall, ...]
     segments: tuple[SegmentRecall, ...]
+    filters: tuple[FilterRecall, ...] = ()
