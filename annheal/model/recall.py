@@ -98,7 +98,7 @@ class ShardBandRecall:
     """One shard's answers (all its segments merged) in one band.
 
     `stability` is the share of queries that gave the same answer twice on one view (NaN when not
-    measured); `seen` is how many live queries of the band were seen since the node opened the shard.
+    measured); `seen` is how many live queries of the band this node has answered with the shard.
     """
 
     shard: int
