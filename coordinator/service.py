@@ -37,6 +37,7 @@ from annheal.wire import collections as wire_collections
 from annheal.wire import records as wire_records
 from annheal.wire import search as wire_search
 from annheal.wire.columns import decode_vectors
+from annheal.wire.recall import encode_recall_summary
 from annheal.wire.session import decode_freshness
 from coordinator.app import Coordinator
 from coordinator.router import check_sequences
@@ -419,6 +420,13 @@ class AdminServicer:
             deadline=deadline_of(context),
         )
         return wire_admin.encode_recall_report(report)
+
+    async def GetRecall(
+        self, request: admin_pb2.GetRecallRequest, context: Context
+    ) -> admin_pb2.GetRecallResponse:
+        """Report the recall of live queries."""
+        collection = await self._coordinator.collections.get(request.collection)
+        return encode_recall_summary(await self._coordinator.recall_view.of(collection))
 
     async def Rebalance(
         self, request: admin_pb2.RebalanceRequest, context: Context
