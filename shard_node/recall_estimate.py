@@ -27,7 +27,8 @@ def query_recalls(
     scores, rows = found
     true_scores, true_rows = truth
     wanted = np.count_nonzero(true_rows >= 0, axis=1)
-    worst = np.where(true_rows >= 0, true_scores, np.inf).min(axis=1, keepdims=True)
+    highest = np.finfo(np.float32).max  # where nothing is true, nothing is as good
+    worst = np.where(true_rows >= 0, true_scores, highest).min(axis=1, keepdims=True)
     worst = worst - np.abs(worst) * _TIE_TOLERANCE
     hit = (rows >= 0) & (scores >= worst)
     for query in np.flatnonzero(np.count_nonzero(hit, axis=1) < wanted).tolist():
@@ -66,4 +67,5 @@ def wilson_interval(mean: float, trials: float) -> tuple[float, float]:
         * math.sqrt(mean * (1.0 - mean) / trials + square / (4.0 * trials * trials))
         / (1.0 + square / trials)
     )
-    return max(0.0, centre - spread), min(1.0, centre + spread)
+    # The mean lies inside; rounding must not make a perfect one look as if it did not.
+    return min(mean, max(0.0, centre - spread)), max(mean, min(1.0, centre + spread))
