@@ -1,7 +1,7 @@
 """Recall as it is: sampled live queries are answered again, exactly, and the two are compared.
 
 A loop looks which shards are due, re-runs their collection's sample in small slices on a
-background thread, rests after each so that the work stays within its share of a core, and hands
+background thread, rests between them so that the work stays within its share of a core, and hands
 every segment's estimate to the controller of ef. DESIGN section 8.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -131,6 +132,7 @@ class RecallMonitor:
         self._settings = settings
         self._now_s = now_s
         self._clock = clock
+        self._rests_until_s = -math.inf
         self._runs: dict[ShardId, _Run] = {}
         self._first_seen_s: dict[ShardId, float] = {}
         self._results: dict[ShardId, ShardResult] = {}
@@ -202,7 +204,8 @@ class RecallMonitor:
         return segment_notes(() if result is None else result.segments)
 
     async def _slice(self, owned: MeasuredShard, group: QueryGroup) -> GroupFinding:
-        """Measure one group on the present view, then rest."""
+        """Rest as long as the slice before asks for, then measure one group on the present view."""
+        await asyncio.sleep(max(0.0, self._rests_until_s - self._clock()))
         searcher = Searcher(owned.collection, self._filters, ef_scale=self.controller.scale)
         view = owned.view
 
@@ -213,7 +216,7 @@ class RecallMonitor:
             return finding, time.perf_counter() - began_s
 
         finding, took_s = await self._offload.background(work)
-        await asyncio.sleep(took_s * (1.0 / self._settings.cpu_share - 1.0))
+        self._rests_until_s = self._clock() + took_s * (1.0 / self._settings.cpu_share - 1.0)
         return finding
 
     def _due(self) -> list[ShardId]:

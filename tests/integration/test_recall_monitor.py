@@ -79,8 +79,8 @@ def rows_of(packages: Packages, rows: int = ROWS) -> SegmentRows:
     )
 
 
-def built(index: VectorIndex, curve: tuple[RecallPoint, ...] = OPTIMISTIC) -> BuildInfo:
-    return BuildInfo(settings=IndexSettings(), generation=1, sources=("x",), recall_curve=curve)
+def built(curve: tuple[RecallPoint, ...] = OPTIMISTIC, *, reason: str = "merge") -> BuildInfo:
+    return BuildInfo(IndexSettings(), 1, ("x",), curve, reason)
 
 
 def since(year: int) -> Filter:
@@ -105,12 +105,18 @@ def graph(packages: Packages) -> VectorIndex:
     )
 
 
+@pytest.fixture(scope="module")
+def damaged(packages: Packages) -> VectorIndex:
+    """Return a graph that cannot find two of five rows."""
+    return damaged_graph(packages.vectors[:ROWS], metric=MODEL.metric, lost_share=0.4)
+
+
 @pytest.fixture
 async def owner(tmp_path: Path, packages: Packages, graph: VectorIndex) -> AsyncIterator[Owner]:
     """A shard with one graph whose curve promises too much."""
     world = ShardWorld(tmp_path, collection=COLLECTION)
     place = Workplace(world.meta, world.objects, tmp_path, COLLECTION)
-    await place.add_segment("s1", rows_of(packages), index=graph, build=built(graph))
+    await place.add_segment("s1", rows_of(packages), index=graph, build=built())
     yield await world.open()
     await world.close()
 
@@ -233,6 +239,32 @@ async def test_bands_and_filters_are_told_apart_and_deletes_are_seen(
     assert {one.band: one.estimate.plans for one in result.shards}[UNFILTERED] != {"graph": 40}
 
 
+async def test_a_segment_that_a_rebuild_did_not_help_is_reported_and_left_alone(
+    tmp_path: Path,
+    packages: Packages,
+    queries: npt.NDArray[np.float32],
+    offload: Offload,
+    damaged: VectorIndex,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    world = ShardWorld(tmp_path, collection=COLLECTION)
+    try:
+        place = Workplace(world.meta, world.objects, tmp_path, COLLECTION)
+        info = built(reason=TaskReason.RECALL.value)
+        await place.add_segment("s1", rows_of(packages), index=damaged, build=info)
+        monitor = monitor_of(await world.open(), offload)
+        note(monitor, queries[:64])
+        for _ in range(10):
+            await monitor.measure(SHARD)
+    finally:
+        await world.close()
+    (segment,) = monitor.recall("c1")[0].segments
+    assert (segment.ef, segment.rebuild, segment.stuck) == (EF_CONTROL_MAX, False, True)
+    assert monitor.notes(SHARD)["s1"].stuck
+    (said,) = [record for record in caplog.records if "INV-7" in record.message]
+    assert said.levelname == "ERROR"
+
+
 class TimedOffload(Offload):
     """Adds up how long background work takes."""
 
@@ -256,7 +288,7 @@ async def test_the_work_takes_no_more_than_its_share_of_a_core(
 ) -> None:
     timed = TimedOffload()
     try:
-        monitor = monitor_of(owner, timed, cpu_share=0.1)
+        monitor = monitor_of(owner, timed, cpu_share=0.05)
         note(monitor, queries[:128])
         started_s = time.perf_counter()
         await monitor.measure(SHARD)
@@ -264,8 +296,8 @@ async def test_the_work_takes_no_more_than_its_share_of_a_core(
     finally:
         timed.close()
     assert len(monitor.recall()[0].segments) == 1
-    # Timed from outside, where the thread's own start and end count as work too.
-    assert timed.worked_s < 0.15 * took_s
+    # No rest follows the last of the four slices, and the thread's own work is counted here.
+    assert timed.worked_s < 0.1 * took_s
 
 
 async def test_what_has_not_changed_is_not_measured_again(
@@ -353,7 +385,10 @@ class Cluster:
 
 
 async def test_a_damaged_graph_is_noticed_searched_wider_and_built_anew(
-    tmp_path: Path, packages: Packages, queries: npt.NDArray[np.float32]
+    tmp_path: Path,
+    packages: Packages,
+    queries: npt.NDArray[np.float32],
+    damaged: VectorIndex,
 ) -> None:
     async with AsyncExitStack() as stack:
         meta = SqliteMetaStore(tmp_path / "meta.sqlite")
@@ -361,9 +396,8 @@ async def test_a_damaged_graph_is_noticed_searched_wider_and_built_anew(
         objects = LocalObjectStore(tmp_path / "objects")
         stack.push_async_callback(objects.close)
         place = Workplace(meta, objects, tmp_path, COLLECTION)
-        index = damaged_graph(packages.vectors[:ROWS], metric=MODEL.metric, lost_share=0.4)
         curve = tuple(RecallPoint(10, ef, 0.99) for ef in (16, 64, 512))
-        await place.add_segment("s1", rows_of(packages), index=index, build=built(index, curve))
+        await place.add_segment("s1", rows_of(packages), index=damaged, build=built(curve))
         await meta.commit([Put(shard_key("c1", 0), encode_value(Assignment("c1", 0, target="a")))])
         settings = ShardNodeSettings(
             "a",
