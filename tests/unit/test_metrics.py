@@ -14,7 +14,6 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from annheal.errors import AlreadyExists, FailedPrecondition, InvalidArgument, Unavailable
-from annheal.model.recall import SelectivityBand
 from annheal.objectstore.local import LocalObjectStore
 from annheal.objectstore.metered import MeteredObjectStore
 from annheal.runtime import metrics as module
@@ -54,9 +53,6 @@ def test_a_batch_counts_as_many_times_as_it_has_queries() -> None:
     assert found[key(f"{name}_bucket", le="0.0025", **labels)] == 3
     assert found[key(f"{name}_bucket", le="10.0", **labels)] == 3
     assert found[key(f"{name}_bucket", le="+Inf", **labels)] == 4
-    metrics.observe_node_search("things", SelectivityBand.FROM_1, queries=2, duration_s=0.0025)
-    labels = {"collection": "things", "band": "1-10%", "le": "0.0025"}
-    assert samples(metrics)[key("annheal_node_search_seconds_bucket", **labels)] == 2
 
 
 def test_writes_are_counted_in_rows() -> None:
