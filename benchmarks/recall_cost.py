@@ -1,8 +1,9 @@
-"""What measuring recall costs a node that answers as fast as it can: three ways, turn by turn.
+"""What measuring recall costs a node that answers as fast as it can, with and without, in turns.
 
-`off` samples and measures nothing, `sampling` keeps live queries at the default share, `measuring`
-re-runs them as well, without a pause between two runs: the budget is used up all the time, which
-the default interval does not do. Queries per second of the wall clock and of the process's CPU.
+`off` samples and measures nothing; `measuring` keeps live queries at the default share and re-runs
+them without a pause between two runs: the budget is used up all the time, which the default
+interval does not do. Printed are queries per second and per CPU second, and, because other work on
+the machine moves those more than the monitor does, the monitor's own share of the process's CPU.
 
     python benchmarks/recall_cost.py --base VECTORS.npy --queries QUERIES.npy
 """
@@ -16,8 +17,10 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -48,8 +51,9 @@ from shard_node.recall_sampler import RecallSampler
 from shard_node.settings import ShardNodeSettings
 from shard_node.view import SegmentView, ShardView
 
+ResultT = TypeVar("ResultT")
 DEFAULTS = ShardNodeSettings("bench")
-MODES = ("off", "sampling", "measuring")
+MODES = ("off", "measuring")
 BATCH_QUERIES = 16
 CALLERS = 4
 SHARD = ShardId("c1", 0)
@@ -69,18 +73,54 @@ class _Owned:
 class _Held:
     def __init__(self, owned: _Owned) -> None:
         self._owned = owned
-        self.held = {SHARD: owned}
+        self.measured = False
 
     def get(self, shard: ShardId) -> _Owned | None:
         return self._owned
 
+    def to_measure(self) -> dict[ShardId, _Owned]:
+        return {SHARD: self._owned} if self.measured else {}
+
+
+class _CountingOffload(Offload):
+    """Adds up the CPU seconds of background work."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.background_cpu_s = 0.0
+        self.slices = 0
+
+    async def background(self, work: Callable[[], ResultT]) -> ResultT:
+        def counted() -> ResultT:
+            started_s = time.thread_time()
+            try:
+                return work()
+            finally:
+                self.background_cpu_s += time.thread_time() - started_s
+                self.slices += 1
+
+        return await super().background(counted)
+
+
+class _CountingSampler(RecallSampler):
+    """Adds up the seconds that noting queries takes."""
+
+    note_s = 0.0
+
+    def note(self, *args: Any) -> None:
+        started_s = time.perf_counter()
+        super().note(*args)
+        self.note_s += time.perf_counter() - started_s
+
 
 @dataclass(slots=True)
 class Turns:
-    """Answers, wall seconds and CPU seconds of every turn of one mode."""
+    """Queries per second and per CPU second of every turn of one mode, and all its CPU seconds."""
 
     rates: list[float] = field(default_factory=list)
     cpu_rates: list[float] = field(default_factory=list)
+    cpu_s: float = 0.0
+    queries: int = 0
 
 
 def _load(path: Path) -> npt.NDArray[np.float32]:
@@ -116,11 +156,11 @@ def _shard(base: npt.NDArray[np.float32], queries: npt.NDArray[np.float32], root
     return _Owned(collection, ShardView((SegmentView(segment, DeleteVector.empty(len(base))),)))
 
 
-def _node(owned: _Owned, offload: Offload, mode: str) -> tuple[Node, RecallMonitor]:
+def _node(owned: _Owned, offload: Offload, mode: str) -> tuple[Node, RecallMonitor, _Held]:
     held, filters = _Held(owned), FilterCache()
     monitor = RecallMonitor(
-        lambda: held.held,
-        sampler=RecallSampler(0.0 if mode == "off" else DEFAULTS.recall_sample_share),
+        held.to_measure,
+        sampler=_CountingSampler(0.0 if mode == "off" else DEFAULTS.recall_sample_share),
         controller=EfController(),
         filters=filters,
         offload=offload,
@@ -134,7 +174,7 @@ def _node(owned: _Owned, offload: Offload, mode: str) -> tuple[Node, RecallMonit
         filters=filters,
         monitor=monitor,
     )
-    return node, monitor
+    return node, monitor, held
 
 
 async def _turn(node: Node, queries: npt.NDArray[np.float32], seconds: float, turns: Turns) -> None:
@@ -151,32 +191,39 @@ async def _turn(node: Node, queries: npt.NDArray[np.float32], seconds: float, tu
 
     started_s, started_cpu_s = time.perf_counter(), time.process_time()
     await asyncio.gather(*(ask() for _ in range(CALLERS)))
+    cpu_s = time.process_time() - started_cpu_s
     turns.rates.append(answered / (time.perf_counter() - started_s))
-    turns.cpu_rates.append(answered / (time.process_time() - started_cpu_s))
+    turns.cpu_rates.append(answered / cpu_s)
+    turns.cpu_s += cpu_s
+    turns.queries += answered
 
 
 async def compare(
     owned: _Owned, queries: npt.NDArray[np.float32], *, rounds: int, seconds: float
 ) -> dict[str, Turns]:
-    """Return the turns of each mode; the modes take turns, in a new order every round."""
+    """Return the turns of each mode; who begins changes from round to round."""
     found = {mode: Turns() for mode in MODES}
-    offload = Offload()
+    offload = _CountingOffload()
     nodes = {mode: _node(owned, offload, mode) for mode in MODES}
-    for number in range(rounds + 1):
-        turns = {mode: Turns() for mode in MODES} if number == 0 else found  # round 0 warms up
-        for place in range(len(MODES)):
-            mode = MODES[(place + number) % len(MODES)]
-            node, monitor = nodes[mode]
-            running = None
-            if mode == "measuring":
-                running = asyncio.create_task(monitor.run())
-            await _turn(node, queries, seconds, turns[mode])
-            if running is not None:
-                running.cancel()
-                await asyncio.gather(running, return_exceptions=True)
-    for result in nodes["measuring"][1].recall():
-        for shard in result.shards:
-            print("measured:", shard.band.value, shard.estimate)
+    _, monitor, held = nodes["measuring"]
+    for mode in MODES:
+        await _turn(nodes[mode][0], queries, seconds / 4, Turns())  # to warm up
+    running = asyncio.create_task(monitor.run())
+    assert isinstance(monitor.sampler, _CountingSampler)
+    monitor.sampler.note_s = 0.0
+    for number in range(rounds):
+        for mode in MODES if number % 2 else reversed(MODES):
+            held.measured = mode == "measuring"
+            await _turn(nodes[mode][0], queries, seconds, found[mode])
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    on = found["measuring"]
+    print(
+        f"monitor: {offload.slices} slices, {offload.background_cpu_s:.2f} CPU s of"
+        f" {on.cpu_s:.2f}: {100 * offload.background_cpu_s / on.cpu_s:.2f} %;"
+        f" noting {1e6 * monitor.sampler.note_s / (on.queries / BATCH_QUERIES):.1f} us a batch of"
+        f" {BATCH_QUERIES}: {100 * monitor.sampler.note_s / on.cpu_s:.2f} %"
+    )
     offload.close()
     return found
 
@@ -187,8 +234,8 @@ def main() -> None:
     parser.add_argument("--base", type=Path, required=True)
     parser.add_argument("--queries", type=Path, required=True)
     parser.add_argument("--rows", type=int, default=100_000)
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--seconds", type=float, default=2.0)
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--seconds", type=float, default=15.0)
     options = parser.parse_args()
     root = Path(tempfile.mkdtemp(prefix="recall-cost-"))
     try:

@@ -168,10 +168,10 @@ class RecallMonitor:
         try:
             for group in groups:
                 found.append(await self._slice(owned, group))
+                if self._held().get(shard) is not owned:
+                    return
         finally:
             self._runs[shard] = started
-        if self._held().get(shard) is not owned:
-            return
         result = self._result(shard, collection, owned.view, found)
         self._results[shard] = result
         objective = collection.settings.recall_objective
