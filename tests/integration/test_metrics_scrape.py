@@ -43,12 +43,17 @@ def value(found: Samples, name: str, **labels: str) -> float:
 
 
 async def measured(address: str) -> Samples:
-    """Return what is scraped once the leader tells of the recall of every live query."""
+    """Return what is scraped once the leader tells of every live query, on flushed rows."""
     async with asyncio.timeout(60):
         while True:
             found = await scrape(address)
             seen = [v for (name, _), v in found.items() if name == "annheal_searches_total"]
-            if sum(seen) == LIVE_QUERIES:
+            # A measurement before the flush tells of growing rows.
+            flushed = any(
+                name == "annheal_recall_tier_ratio" and ("tier", "hot") in labels
+                for name, labels in found
+            )
+            if sum(seen) == LIVE_QUERIES and flushed:
                 return found
             await asyncio.sleep(0.05)
 
