@@ -9,7 +9,18 @@ import typer
 from typer.core import TyperGroup
 
 from annheal.errors import AnnhealError
-from cli import cluster, collections, healing, importing, records, search, serving
+from cli import (
+    cluster,
+    collections,
+    explain,
+    filters,
+    healing,
+    importing,
+    recall,
+    records,
+    search,
+    serving,
+)
 from cli.exit_codes import MEANINGS, ExitCode, exit_code_of
 from cli.output import Output, OutputFormat, drop_stdout, print_error
 from cli.state import State, state_of
@@ -75,6 +86,7 @@ app.add_typer(serving.app, name="serve")
 app.add_typer(collections.app, name="collection")
 app.command("import")(importing.import_)
 app.command("search")(search.search)
+app.command("explain")(explain.explain)
 app.command("get")(records.get)
 app.command("delete")(records.delete)
 app.command("count")(records.count)
@@ -82,7 +94,8 @@ app.command("scan")(records.scan)
 app.command("segments")(healing.segments)
 app.command("flush")(healing.flush)
 app.command("compact")(healing.compact)
-app.command("recall")(healing.recall)
+app.command("recall")(recall.recall)
+app.command("filters")(filters.filters)
 app.command("tasks")(healing.tasks)
 app.command("status")(cluster.status)
 app.command("nodes")(cluster.nodes)

@@ -22,6 +22,7 @@ from annheal.objectstore.local import LocalObjectStore
 from annheal.rpc.server import RpcServer
 from annheal.runtime.tasks import TaskScope
 from cli.datadir import locked, published_address
+from cli.metering import Metering, metered
 from cli.roles import EmbeddedSettings, embedded_settings, settings_source, split_address
 from compactor.app import run_compactor
 from coordinator.app import Coordinator
@@ -39,11 +40,15 @@ PORT_ATTEMPTS_MAX: Final = 20
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedServer:
-    """A server that answers at `address`; `wait` raises what ends it."""
+    """A server that answers at `address`; `wait` raises what ends it.
+
+    `metrics_address` is where it is scraped, empty: nowhere.
+    """
 
     address: str
     data_dir: Path
     _scope: TaskScope
+    metrics_address: str = ""
 
     async def wait(self) -> None:
         """Wait until a role fails, and raise its error; returns only by that or by cancellation."""
@@ -77,7 +82,8 @@ async def running(settings: EmbeddedSettings) -> AsyncIterator[EmbeddedServer]:
         stack.push_async_callback(meta.close)
         # The lock says that nobody else lives: what the last process leased is free at once.
         await meta.expire_all_leases()
-        objects = LocalObjectStore(data_dir / OBJECTS_DIR)
+        metering = await stack.enter_async_context(metered(settings.process))
+        objects = metering.objects(LocalObjectStore(data_dir / OBJECTS_DIR))
         stack.push_async_callback(objects.close)
         scope = TaskScope("annheal")
         stack.push_async_callback(scope.stop)
@@ -87,15 +93,18 @@ async def running(settings: EmbeddedSettings) -> AsyncIterator[EmbeddedServer]:
         )
         scope.start(node_scope.wait(), name="shard-node")
 
+        port = metering.node(node, node_id=settings.shard_node.node_id)
+
         def connect(_: NodeRegistration) -> ShardNode:
-            return node
+            return port
 
         def coordinator_at(own: CoordinatorSettings) -> Coordinator:
             return Coordinator(own, meta, objects, connect, version=metadata.version("annheal"))
 
-        coordinator, server = listening(settings.coordinator, coordinator_at)
+        coordinator, server = listening(settings.coordinator, coordinator_at, metering)
         await coordinator.start()
         stack.push_async_callback(coordinator.stop)
+        metering.coordinator(coordinator)
         scope.start(coordinator.wait(), name="coordinator")
 
         stop_compactor = asyncio.Event()
@@ -110,11 +119,13 @@ async def running(settings: EmbeddedSettings) -> AsyncIterator[EmbeddedServer]:
         await server.set_serving(True)
         address = coordinator.settings.address
         stack.enter_context(published_address(data_dir, address))
-        yield EmbeddedServer(address, data_dir, scope)
+        yield EmbeddedServer(address, data_dir, scope, metering.address)
 
 
 def listening(
-    settings: CoordinatorSettings, make: Callable[[CoordinatorSettings], Coordinator]
+    settings: CoordinatorSettings,
+    make: Callable[[CoordinatorSettings], Coordinator],
+    metering: Metering,
 ) -> tuple[Coordinator, RpcServer]:
     """Return a coordinator and its server, bound to `settings.listen`.
 
@@ -125,7 +136,7 @@ def listening(
     for _ in range(PORT_ATTEMPTS_MAX):
         chosen = port or _free_port(host)
         coordinator = make(replace(settings, listen=f"{host}:{chosen}"))
-        server = RpcServer(services(coordinator))
+        server = RpcServer(services(coordinator, metrics=metering.metrics))
         try:
             server.listen(coordinator.settings.listen)
         except FailedPrecondition:

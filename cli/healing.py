@@ -1,4 +1,4 @@
-"""`annheal segments|flush|compact|recall|tasks`: how the indexes are, and making them better."""
+"""`annheal segments|flush|compact|tasks`: how the indexes are, and making them better."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from rich.live import Live
 
 from annheal.client import SegmentList
 from annheal.errors import FailedPrecondition
-from annheal.model.cluster import RecallReport, TaskStatus
+from annheal.model.cluster import TaskStatus
 from annheal.model.limits import TIMEOUT_MAX_S
+from annheal.model.recall import RECALL_UNKNOWN
 from annheal.model.task import TaskPhase
 from annheal.model.write import SegmentState
-from cli.output import facts, moment, share, size, table
-from cli.records import Collection, Filter
+from cli.output import moment, share, size, table
+from cli.records import Collection
 from cli.state import state_of
 
 Shard = Annotated[int | None, typer.Option("--shard", min=0, help="One shard only.")]
@@ -75,26 +76,6 @@ def compact(
         )
 
 
-def recall(
-    context: typer.Context,
-    collection: Collection,
-    k: Annotated[
-        int | None, typer.Option("-k", min=1, help="Hits; the k of the objective by default.")
-    ] = None,
-    sample: Annotated[int, typer.Option("--sample", min=1, help="Queries.")] = 200,
-    ef: Annotated[int | None, typer.Option("--ef", help="Beam width of graph walks.")] = None,
-    filter: Filter = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Chooses the sample.")] = 0,
-) -> None:
-    """Measure recall: approximate answers against exact ones, with stored vectors as queries."""
-    state = state_of(context)
-    with state.client(timeout_s=TIMEOUT_MAX_S) as client:
-        report = client.measure_recall(
-            collection, k=k, sample_size=sample, ef=ef, filter=filter, seed=seed
-        )
-    state.output.show(report, _render_recall)
-
-
 def tasks(
     context: typer.Context,
     collection: Annotated[str, typer.Argument(metavar="[COLLECTION]", help="Only its.")] = "",
@@ -120,12 +101,15 @@ def _render_segments(found: SegmentList) -> RenderableType:
             share(s.dead_rows, s.rows),
             size(s.size_bytes),
             s.generation,
+            None if s.recall == RECALL_UNKNOWN else f"{s.recall:.4f}",
+            s.ef or None,
+            "stuck" if s.stuck else "rebuild" if s.rebuild else None,
             moment(s.created_at_s),
         )
 
     columns = [
         ">SHARD", "SEGMENT", "TIER", "INDEX", ">ROWS", ">DEAD", ">SHARE", ">SIZE", ">GENERATION",
-        "CREATED",
+        ">RECALL", ">EF", "STATE", "CREATED",
     ]  # fmt: skip
     rows = sum(s.rows for s in found.segments)
     dead = sum(s.dead_rows for s in found.segments)
@@ -159,24 +143,3 @@ def _render_tasks(found: Sequence[TaskStatus]) -> RenderableType:
         "WORKER", ">ATTEMPTS", "CREATED", "ERROR",
     ]  # fmt: skip
     return table(columns, map(cells, found))
-
-
-def _render_recall(report: RecallReport) -> RenderableType:
-    met = "met" if report.recall >= report.recall_objective else "NOT met"
-    lines = facts(
-        [
-            (f"recall@{report.k}", f"{report.recall:.4f}"),
-            ("95 % interval", f"{report.recall_low:.4f} to {report.recall_high:.4f}"),
-            ("objective", f"{report.recall_objective:g} ({met})"),
-            ("queries", report.queries),
-            ("approximate search p50", f"{report.approximate_p50_s * 1e3:.2f} ms"),
-            ("exact search p50", f"{report.exact_p50_s * 1e3:.2f} ms"),
-        ]
-    )
-    if len(report.shards) <= 1:
-        return lines
-    shards = table(
-        [">SHARD", ">RECALL", ">NEIGHBOURS"],
-        ((s.shard, f"{s.recall:.4f}", s.expected) for s in report.shards),
-    )
-    return Group(lines, "", shards)

@@ -20,6 +20,7 @@ from annheal.objectstore.protocol import ObjectStore
 from annheal.rpc.shard_node import RemoteShardNode
 from annheal.runtime.logging import configure_logging
 from cli.embedded import listening, running
+from cli.metering import innermost, metered
 from cli.roles import EmbeddedSettings
 from cli.settings import ProcessSettings, require
 from compactor.service import serve_compactor
@@ -77,23 +78,29 @@ def serve_coordinator(process: ProcessSettings, settings: CoordinatorSettings) -
     async def role(stop: asyncio.Event) -> None:
         async with AsyncExitStack() as stack:
             meta, objects = await _stores(process, stack)
+            metering = await stack.enter_async_context(metered(process))
+
+            def connect(registration: NodeRegistration) -> ShardNode:
+                node = RemoteShardNode(registration.address)
+                return metering.node(node, node_id=registration.node_id)
 
             def make(own: CoordinatorSettings) -> Coordinator:
                 return Coordinator(
                     own,
                     meta,
-                    objects,
-                    _connect,
+                    metering.objects(objects),
+                    connect,
                     disconnect=_disconnect,
                     version=metadata.version("annheal"),
                 )
 
-            coordinator, server = listening(settings, make)
+            coordinator, server = listening(settings, make, metering)
             await server.start()  # health answers while the catalog is loaded
             stack.push_async_callback(coordinator.stop)
             # The last callback runs first: calls under way end before the coordinator does.
             stack.push_async_callback(server.stop, grace_s=GRACE_S)
             await coordinator.start()
+            metering.coordinator(coordinator)
             await server.set_serving(True)
             say_ready("coordinator", coordinator.settings.address, settings.coordinator_id)
             await _until(stop, coordinator.wait())
@@ -107,7 +114,8 @@ def serve_shard_node(process: ProcessSettings, settings: ShardNodeSettings) -> N
     async def role(stop: asyncio.Event) -> None:
         async with AsyncExitStack() as stack:
             meta, objects = await _stores(process, stack)
-            await run_shard_node(settings, meta, objects, stop=stop)
+            metering = await stack.enter_async_context(metered(process))
+            await run_shard_node(settings, meta, metering.objects(objects), stop=stop)
 
     run(role, process=process, constants={"role": "shard-node", "id": settings.node_id})
 
@@ -118,7 +126,8 @@ def serve_compactor_role(process: ProcessSettings, settings: CompactorSettings) 
     async def role(stop: asyncio.Event) -> None:
         async with AsyncExitStack() as stack:
             meta, objects = await _stores(process, stack)
-            await serve_compactor(settings, meta, objects, stop=stop)
+            metering = await stack.enter_async_context(metered(process))
+            await serve_compactor(settings, meta, metering.objects(objects), stop=stop)
 
     run(role, process=process, constants={"role": "compactor", "id": settings.worker_id})
 
@@ -152,10 +161,7 @@ async def _until(stop: asyncio.Event, failure: Coroutine[Any, Any, None]) -> Non
         await asyncio.gather(failing, stopping, return_exceptions=True)
 
 
-def _connect(registration: NodeRegistration) -> ShardNode:
-    return RemoteShardNode(registration.address)
-
-
 async def _disconnect(node: ShardNode) -> None:
-    if isinstance(node, RemoteShardNode):
-        await node.close()
+    inner = innermost(node)
+    if isinstance(inner, RemoteShardNode):
+        await inner.close()

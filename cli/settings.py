@@ -22,6 +22,7 @@ import msgspec
 
 from annheal.errors import AnnhealError, FieldViolation, InvalidArgument
 from annheal.runtime.logging import LEVELS
+from annheal.runtime.metrics_endpoint import split_listen
 from cli.exit_codes import CONFIGURATION
 
 ENV_PREFIX: Final = "ANNHEAL_"
@@ -50,7 +51,8 @@ class ProcessSettings:
     """What every server process needs, whatever its role.
 
     `node_id` names the process, in all roles. `metadata_url` and `object_store_url` are required
-    by `annheal serve`; `annheal up` keeps both below `data_dir`.
+    by `annheal serve`; `annheal up` keeps both below `data_dir`. `metrics_listen` is where
+    Prometheus scrapes the process, `host:port`; empty: nowhere.
     """
 
     node_id: str = ""
@@ -58,10 +60,13 @@ class ProcessSettings:
     object_store_url: str = ""
     data_dir: Path = Path("annheal-data")
     log_level: str = "info"
+    metrics_listen: str = ""
 
     def __post_init__(self) -> None:
         if self.log_level not in LEVELS:
             raise InvalidArgument.of("log_level", f"must be one of {', '.join(LEVELS)}")
+        if self.metrics_listen:
+            split_listen(self.metrics_listen)
 
 
 @dataclass(frozen=True, slots=True)

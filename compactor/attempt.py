@@ -97,6 +97,7 @@ class Attempt:
             threads=self._threads,
             created_at_s=self._now_s(),
             on_progress=self._on_progress,
+            reason=task.reason,
         )
         output = await self._in_thread(
             lambda: build_segment(sources, order, directory=directory / "output")

@@ -17,10 +17,11 @@ from annheal.index import VectorIndex, build_flat, build_hnsw, set_search_thread
 from annheal.model.collection import Collection, IndexSettings, ModelSpec, Schema
 from annheal.model.manifest import SegmentEntry, Tier
 from annheal.model.records import ARROW_TYPES, Float32Matrix, arrow_schema
+from annheal.model.task import TaskReason
 from annheal.routing import hash_ids
-from annheal.segment import BuildInfo, RecallPoint, SegmentRows, write_segment
+from annheal.segment import BuildInfo, RecallPoint, Segment, SegmentRows, write_segment
 from annheal.segment.rows import decoded
-from compactor.calibrate import PROBES, measure_recall, meets_objective
+from compactor.calibrate import PROBES, is_damaged, measure_recall, meets_objective
 from compactor.fetch import Source
 
 HNSW_ROWS_MIN = 2_000
@@ -50,6 +51,7 @@ class BuildOrder:
     threads: int
     created_at_s: float
     on_progress: Callable[[float], None]
+    reason: TaskReason = TaskReason.MERGE
 
 
 def build_segment(
@@ -65,7 +67,10 @@ def build_segment(
     rows = gather_rows(sources, model=model, schema=order.collection.schema)
     if rows is None:
         return None
-    index, settings, curve = _build_index(rows, model, order)
+    first = 0
+    if order.reason is TaskReason.RECALL:
+        first = first_strengthening([source.segment for source in sources])
+    index, settings, curve = _build_index(rows, model, order, first=first)
     return write_segment(
         directory,
         segment_id=order.segment_id,
@@ -80,6 +85,7 @@ def build_segment(
             generation=1 + max(source.segment.entry.generation for source in sources),
             sources=tuple(source.segment.id for source in sources),
             recall_curve=curve,
+            reason=order.reason.value,
         ),
     )
 
@@ -215,12 +221,22 @@ def _newest_only(
     ]
 
 
+def first_strengthening(segments: Sequence[Segment]) -> int:
+    """Return the strengthening to begin with when live queries miss too much in `segments`.
+
+    A graph that does not even find what its recall curve says is damaged: the usual one does. One
+    that does serves other queries than its rows resemble: it needs to be stronger.
+    """
+    return 0 if any(map(is_damaged, segments)) else 1
+
+
 def _build_index(
-    rows: SegmentRows, model: ModelSpec, order: BuildOrder
+    rows: SegmentRows, model: ModelSpec, order: BuildOrder, *, first: int
 ) -> tuple[VectorIndex, IndexSettings | None, tuple[RecallPoint, ...]]:
     """Return an index that meets the recall objective, its settings, and what was measured."""
     goal = order.collection.settings
-    for m_times, ef_times in STRENGTHENINGS if len(rows) >= HNSW_ROWS_MIN else ():
+    strengthenings = STRENGTHENINGS[first:] if len(rows) >= HNSW_ROWS_MIN else ()
+    for m_times, ef_times in strengthenings:
         settings = IndexSettings(
             m=min(M_MAX, order.collection.index.m * m_times),
             ef_construction=min(

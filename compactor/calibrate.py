@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from annheal.index import VectorIndex
+from annheal.model.manifest import IndexKind
 from annheal.model.records import Float32Matrix
-from annheal.segment import RecallPoint
+from annheal.segment import RecallPoint, Segment
 
 PROBES = 1_000
 """Held-out queries. The standard error of a recall of 0.95 at k 10 is then about 0.4 points."""
@@ -17,6 +18,10 @@ EF_LADDER = (16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 256, 384, 5
 EF_LIMIT = EF_LADDER[-1]
 K_WIDE = 100
 """Recall is measured at the collection's k and at this one, for callers who ask for more."""
+
+DAMAGE_PROBES = 100
+DAMAGE_RECALL = 0.05
+"""A graph that finds so much less than its recall curve says is damaged."""
 
 _TIE_TOLERANCE = np.float32(1e-6)
 
@@ -69,3 +74,21 @@ def meets_objective(curve: Sequence[RecallPoint], *, k: int, objective: float) -
     return any(
         point.k == k and point.ef <= EF_LIMIT and point.recall >= objective for point in curve
     )
+
+
+def is_damaged(segment: Segment) -> bool:
+    """Return whether the graph of a segment does not find what its recall curve says.
+
+    Asked with rows of its own, which a sound graph finds more easily than the rows that were held
+    out for the curve. False for a flat index, and without a curve.
+    """
+    if segment.kind is not IndexKind.HNSW or not segment.recall_curve:
+        return False
+    k = min(point.k for point in segment.recall_curve)
+    best = max((p for p in segment.recall_curve if p.k == k), key=lambda point: point.ef)
+    probes = min(segment.rows, DAMAGE_PROBES)
+    chosen = np.random.default_rng(segment.rows).choice(segment.rows, probes, replace=False)
+    queries = segment.index.reconstruct(chosen.astype(np.int64))
+    truth, _ = segment.index.search(queries, k=k, exact=True)
+    found, _ = segment.index.search(queries, k=k, ef=best.ef)
+    return recall_of(found, truth) < best.recall - DAMAGE_RECALL

@@ -22,6 +22,7 @@ from coordinator.fanout import Fanout
 from coordinator.gc import GarbageCollector
 from coordinator.reads import Reads
 from coordinator.recall import RecallMeter
+from coordinator.recall_view import RecallView
 from coordinator.router import Connect, Disconnect, Router, keep_connected
 from coordinator.settings import CoordinatorSettings
 from coordinator.task_book import TaskBook
@@ -40,8 +41,9 @@ def _new_id() -> str:
 class Coordinator:
     """Routes requests, and leads when elected.
 
-    The API in process: `collections`, `writes`, `reads`, `search`, `recall` and `admin`. The gRPC
-    services (`coordinator.service`) only translate to it.
+    The API in process: `collections`, `writes`, `reads`, `search`, `recall` (measures now),
+    `recall_view` (what the nodes measure all the time) and `admin`. The gRPC services
+    (`coordinator.service`) only translate to it.
 
     Args:
         settings: see `CoordinatorSettings`.
@@ -89,6 +91,9 @@ class Coordinator:
         )
         self.search = Fanout(self.router, partial_patience_s=settings.partial_patience_s)
         self.recall = RecallMeter(self.reads, self.search)
+        self.recall_view = RecallView(
+            self.catalog, self.router, timeout_s=settings.observe_timeout_s
+        )
         parts = ControlParts(
             catalog=self.catalog,
             store=meta,

@@ -4,12 +4,14 @@ Flushed segments are flat: exact, but searched row by row. The plan turns them i
 there are enough of them, when nothing was written for a while, or when too many rows have no graph.
 A graph is rewritten together with new rows only when those are a fair share of it, so that a row is
 built into a graph about log(rows / flushed rows) times and not once for every flush. Dead rows
-are rewritten away when their share is large. No segment is ever in two unfinished tasks.
+are rewritten away when their share is large. A graph whose recall on live queries stays below the
+objective although it is searched as widely as allowed is built anew, once. No segment is ever in
+two unfinished tasks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass
 
 from annheal.model.collection import Collection
@@ -20,11 +22,13 @@ from annheal.model.write import SegmentState, ShardState
 
 PRIORITY_MERGE = 0
 PRIORITY_TOMBSTONES = 5
+PRIORITY_RECALL = 7
 PRIORITY_MANUAL = 10
 
 WARM_ROWS_MAX = 250_000
 """Rows of a warm segment; larger ones are cold."""
 _LINK_BYTES = 8  # a link of the graph with FAISS's overhead (level 0 keeps 2 M of them)
+_RECALL_LINKS_TIMES = 2
 _ROW_BYTES = 128  # ids, sequences, hashes and the like while building
 
 
@@ -76,6 +80,8 @@ def plan_compactions(
     Shards that are not served are skipped. `tasks` are all tasks known; `now_s` is seconds since
     the epoch; `new_id` gives each task its id.
     """
+    tasks = tuple(tasks)
+    rebuilt = _rebuilt_segments(tasks)
     busy = busy_segments(tasks, now_s=now_s, failed_pause_s=settings.failed_pause_s)
     planned: list[CompactionTask] = []
     for shard in sorted(shards, key=lambda one: one.state.shard):
@@ -87,16 +93,9 @@ def plan_compactions(
                 _task(collection, shard.state, merge, TaskReason.MERGE, now_s=now_s, id=new_id())
             )
         taken = busy | {(shard.state.shard, segment.segment_id) for segment in merge}
-        for worn in _worn_groups(collection, shard.state, taken, settings):
+        for sources, reason in _own_rewrites(collection, shard.state, taken, rebuilt, settings):
             planned.append(
-                _task(
-                    collection,
-                    shard.state,
-                    worn,
-                    TaskReason.TOMBSTONES,
-                    now_s=now_s,
-                    id=new_id(),
-                )
+                _task(collection, shard.state, sources, reason, now_s=now_s, id=new_id())
             )
     return tuple(planned)
 
@@ -259,25 +258,49 @@ def _packed(
     return groups
 
 
-def _worn_groups(
+def _own_rewrites(
     collection: Collection,
     state: ShardState,
-    taken: set[tuple[int, str]],
+    taken: Set[tuple[int, str]],
+    rebuilt: Set[str],
     settings: CompactionSettings,
-) -> list[list[SegmentState]]:
-    """Return what to rewrite for its dead rows: each segment alone, those wholly dead together.
+) -> list[tuple[list[SegmentState], TaskReason]]:
+    """Return what to rewrite for itself and why: each segment alone, those wholly dead together.
 
     Wholly dead segments need no build; one task drops them all, so that they never queue up
     before the merges of rows that live.
     """
-    worn = [
-        segment
-        for segment in state.segments
-        if (state.shard, segment.segment_id) not in taken and _worn(collection, segment)
-    ]
-    dead = [segment for segment in worn if _live(segment) == 0][: settings.sources_max]
-    alone = [[segment] for segment in worn if _live(segment) > 0]
-    return [dead, *alone] if dead else alone
+    rewrites: list[tuple[list[SegmentState], TaskReason]] = []
+    dead: list[SegmentState] = []
+    for segment in state.segments:
+        if (state.shard, segment.segment_id) in taken:
+            continue
+        reason = _own_reason(collection, segment, rebuilt)
+        if reason is TaskReason.TOMBSTONES and _live(segment) == 0:
+            dead.append(segment)
+        elif reason is not None:
+            rewrites.append(([segment], reason))
+    if dead:
+        rewrites.insert(0, (dead[: settings.sources_max], TaskReason.TOMBSTONES))
+    return rewrites
+
+
+def _rebuilt_segments(tasks: Iterable[CompactionTask]) -> set[str]:
+    """Return the segments that were built for the recall of their predecessors."""
+    return {
+        task.output.segment_id
+        for task in tasks
+        if task.reason is TaskReason.RECALL and task.output is not None
+    }
+
+
+def _own_reason(
+    collection: Collection, segment: SegmentState, rebuilt: Set[str]
+) -> TaskReason | None:
+    """Return why a segment must be rewritten by itself, or None."""
+    if segment.rebuild and not segment.stuck and segment.segment_id not in rebuilt:
+        return TaskReason.RECALL
+    return TaskReason.TOMBSTONES if _worn(collection, segment) else None
 
 
 def _worn(collection: Collection, segment: SegmentState) -> bool:
@@ -320,6 +343,7 @@ def _task(
         TaskReason.MERGE: PRIORITY_MERGE,
         TaskReason.TOMBSTONES: PRIORITY_TOMBSTONES,
         TaskReason.MANUAL: PRIORITY_MANUAL,
+        TaskReason.RECALL: PRIORITY_RECALL,
     }
     return CompactionTask(
         id=id,
@@ -329,14 +353,18 @@ def _task(
         tier=tier_of(rows).value,
         reason=reason,
         priority=priorities[reason],
-        estimated_bytes=_estimated_bytes(collection, sources, rows),
+        estimated_bytes=_estimated_bytes(collection, sources, rows, reason),
         created_at_s=now_s,
     )
 
 
-def _estimated_bytes(collection: Collection, sources: Sequence[SegmentState], rows: int) -> int:
+def _estimated_bytes(
+    collection: Collection, sources: Sequence[SegmentState], rows: int, reason: TaskReason
+) -> int:
     """Return the memory of a build: what is read, the vectors once more, the graph, the columns."""
     vector_bytes = collection.model.dimension * 4
-    link_bytes = 2 * collection.index.m * _LINK_BYTES
+    # For its recall a graph may get more links than the collection's others.
+    denser = _RECALL_LINKS_TIMES if reason is TaskReason.RECALL else 1
+    link_bytes = 2 * collection.index.m * denser * _LINK_BYTES
     read_bytes = sum(segment.size_bytes for segment in sources)
     return read_bytes + rows * (vector_bytes + link_bytes + _ROW_BYTES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from annheal.model.recall import CollectionRecall
 from annheal.model.records import RecordSet
 from annheal.model.search import SearchAnswer, SearchRequest
 from annheal.model.task import CompactionTask
@@ -49,6 +50,13 @@ class ShardNode(Protocol):
 
     async def shard_states(self, collection_id: str = "") -> tuple[ShardState, ...]:
         """Describe the shards this node holds, of one collection or (when empty) of all."""
+        ...
+
+    async def recall(self, collection_id: str = "") -> tuple[CollectionRecall, ...]:
+        """Return what live queries measured here of one collection or (when empty) of all.
+
+        Collections without a sampled query are there too, with no slices.
+        """
         ...
 
     async def flush(self, collection_id: str, shard: int) -> None:

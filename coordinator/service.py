@@ -7,6 +7,7 @@ and equal options are one object, so that the batcher's keys are cheap to compar
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from typing import TypeAlias
 
@@ -31,12 +32,14 @@ from annheal.rpc.methods import (
 )
 from annheal.rpc.server import Context, remaining_s
 from annheal.runtime.deadline import Deadline
+from annheal.runtime.metrics import Metrics
 from annheal.v1 import admin_pb2, collections_pb2, records_pb2, search_pb2
 from annheal.wire import admin as wire_admin
 from annheal.wire import collections as wire_collections
 from annheal.wire import records as wire_records
 from annheal.wire import search as wire_search
 from annheal.wire.columns import decode_vectors
+from annheal.wire.recall import encode_recall_summary
 from annheal.wire.session import decode_freshness
 from coordinator.app import Coordinator
 from coordinator.router import check_sequences
@@ -51,12 +54,16 @@ PAGE_ROWS_MAX = 1_000
 OptionsKey: TypeAlias = tuple[object, ...]
 
 
-def services(coordinator: Coordinator) -> dict[str, object]:
-    """Return the servicers by full service name, for `annheal.rpc.server.RpcServer`."""
+def services(coordinator: Coordinator, *, metrics: Metrics | None = None) -> dict[str, object]:
+    """Return the servicers by full service name, for `annheal.rpc.server.RpcServer`.
+
+    Searches and writes are counted in `metrics`, if there are any.
+    """
+    counted = metrics or Metrics()
     return {
         COLLECTION_SERVICE: CollectionServicer(coordinator),
-        RECORD_SERVICE: RecordServicer(coordinator),
-        SEARCH_SERVICE: SearchServicer(coordinator),
+        RECORD_SERVICE: RecordServicer(coordinator, counted),
+        SEARCH_SERVICE: SearchServicer(coordinator, counted),
         ADMIN_SERVICE: AdminServicer(coordinator),
     }
 
@@ -140,18 +147,21 @@ class CollectionServicer:
 class RecordServicer:
     """`annheal.v1.RecordService`."""
 
-    def __init__(self, coordinator: Coordinator) -> None:
+    def __init__(self, coordinator: Coordinator, metrics: Metrics) -> None:
         self._coordinator = coordinator
+        self._metrics = metrics
 
     async def Upsert(
         self, request: records_pb2.UpsertRequest, context: Context
     ) -> records_pb2.UpsertResponse:
         """Insert or replace records."""
+        began_s = time.perf_counter()
         collection = await self._coordinator.collections.get(request.collection)
         batch = wire_records.decode_upsert(request, collection=collection)
         outcome = await self._coordinator.writes.upsert(
             collection, batch, deadline=deadline_of(context)
         )
+        self._wrote(collection, "upsert", outcome.upserted, began_s)
         return wire_records.encode_upsert_response(
             outcome.upserted,
             collection_id=collection.id,
@@ -162,10 +172,12 @@ class RecordServicer:
         self, request: records_pb2.DeleteByIdsRequest, context: Context
     ) -> records_pb2.DeleteByIdsResponse:
         """Delete by id."""
+        began_s = time.perf_counter()
         collection = await self._coordinator.collections.get(request.collection)
         outcome = await self._coordinator.writes.delete_ids(
             collection, list(request.ids), deadline=deadline_of(context)
         )
+        self._wrote(collection, "delete", outcome.deleted, began_s)
         return wire_records.encode_delete_ids_response(
             outcome.deleted,
             collection_id=collection.id,
@@ -176,10 +188,12 @@ class RecordServicer:
         self, request: records_pb2.DeleteByFilterRequest, context: Context
     ) -> records_pb2.DeleteByFilterResponse:
         """Delete what matches."""
+        began_s = time.perf_counter()
         collection = await self._coordinator.collections.get(request.collection)
         outcome = await self._coordinator.writes.delete_where(
             collection, wire_records.decode_delete_where(request), deadline=deadline_of(context)
         )
+        self._wrote(collection, "delete_where", outcome.deleted, began_s)
         return wire_records.encode_delete_where_response(
             outcome.deleted,
             collection_id=collection.id,
@@ -238,18 +252,25 @@ class RecordServicer:
             page.records, model=collection.model.name, next_cursor=page.cursor
         )
 
+    def _wrote(self, collection: Collection, operation: str, rows: int, began_s: float) -> None:
+        self._metrics.observe_write(
+            collection.name, operation, rows=rows, duration_s=time.perf_counter() - began_s
+        )
+
 
 class SearchServicer:
     """`annheal.v1.SearchService`."""
 
-    def __init__(self, coordinator: Coordinator) -> None:
+    def __init__(self, coordinator: Coordinator, metrics: Metrics) -> None:
         self._coordinator = coordinator
+        self._metrics = metrics
         self._options: dict[OptionsKey, SearchOptions] = {}
 
     async def Search(
         self, request: search_pb2.SearchRequest, context: Context
     ) -> search_pb2.SearchResponse:
         """Find the nearest records of each query."""
+        began_s = time.perf_counter()
         coordinator = self._coordinator
         collection = coordinator.catalog.collection_or_none(request.collection)
         if collection is None:
@@ -289,6 +310,12 @@ class SearchServicer:
         session = None
         if consistency is not Consistency.EVENTUAL:
             session = SessionToken(collection.id, answer.sequences)
+        self._metrics.observe_search(
+            collection.name,
+            filtered=options.filter is not None,
+            queries=len(queries),
+            duration_s=time.perf_counter() - began_s,
+        )
         return wire_search.encode_search_response(
             answer, metric=collection.model.metric, model=collection.model.name, session=session
         )
@@ -419,6 +446,13 @@ class AdminServicer:
             deadline=deadline_of(context),
         )
         return wire_admin.encode_recall_report(report)
+
+    async def GetRecall(
+        self, request: admin_pb2.GetRecallRequest, context: Context
+    ) -> admin_pb2.GetRecallResponse:
+        """Report the recall of live queries."""
+        collection = await self._coordinator.collections.get(request.collection)
+        return encode_recall_summary(await self._coordinator.recall_view.of(collection))
 
     async def Rebalance(
         self, request: admin_pb2.RebalanceRequest, context: Context

@@ -17,10 +17,14 @@ from annheal.model.shard import NodeRegistration
 from annheal.objectstore.protocol import ObjectStore
 from annheal.runtime.tasks import TaskScope
 from shard_node.dependencies import ShardDependencies
+from shard_node.ef_control import EfController
+from shard_node.filter_cache import FilterCache
 from shard_node.manifest_store import ManifestStore
 from shard_node.node import Node
 from shard_node.offload import Offload
 from shard_node.ownership import Ownership
+from shard_node.recall_monitor import MonitorSettings, RecallMonitor
+from shard_node.recall_sampler import RecallSampler
 from shard_node.registration import run_registration
 from shard_node.settings import ShardNodeSettings
 
@@ -64,11 +68,15 @@ async def running_node(
     ownership = Ownership(
         meta, shared, node_id=settings.node_id, opening_max=settings.shards_opening_max
     )
+    filters = FilterCache()
+    monitor = _monitor(settings, ownership, filters, offload)
     node = Node(
         ownership,
         offload,
         node_id=settings.node_id,
         search_threads=settings.search_threads or os.cpu_count() or 1,
+        filters=filters,
+        monitor=monitor,
     )
     registration = NodeRegistration(
         node_id=settings.node_id,
@@ -81,6 +89,7 @@ async def running_node(
     scope = TaskScope(f"shard node {settings.node_id}")
     registered = asyncio.Event()
     scope.start(ownership.run(), name="ownership")
+    scope.start(monitor.run(), name="recall")
     scope.start(
         run_registration(meta, registration, ttl_s=settings.lease_ttl_s, registered=registered),
         name="registration",
@@ -92,6 +101,23 @@ async def running_node(
     finally:
         await scope.stop()
         offload.close()
+
+
+def _monitor(
+    settings: ShardNodeSettings, ownership: Ownership, filters: FilterCache, offload: Offload
+) -> RecallMonitor:
+    return RecallMonitor(
+        lambda: ownership.held,
+        sampler=RecallSampler(settings.recall_sample_share),
+        controller=EfController(),
+        filters=filters,
+        offload=offload,
+        settings=MonitorSettings(
+            interval_s=settings.recall_interval_s,
+            changed_share=settings.recall_changed_share,
+            cpu_share=settings.recall_cpu_share,
+        ),
+    )
 
 
 async def _wait_registered(registered: asyncio.Event, scope: TaskScope) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from annheal.errors import DeadlineExceeded, Fenced, InvalidArgument, ResourceExhausted
 from annheal.index import set_search_threads
 from annheal.model.collection import ModelSpec
+from annheal.model.recall import CollectionRecall
 from annheal.model.records import RecordSet
 from annheal.model.search import Consistency, SearchAnswer, SearchRequest
 from annheal.model.shard import ShardId
@@ -30,8 +31,10 @@ from shard_node.offload import Offload
 from shard_node.owned_shard import OwnedShard
 from shard_node.ownership import Ownership
 from shard_node.read import count_rows, get_records, scan_page
+from shard_node.recall_monitor import RecallMonitor
+from shard_node.recall_sampler import Reach
 from shard_node.search import Searcher
-from shard_node.shard_state import describe_unserved
+from shard_node.shard_state import describe_unserved, with_recall
 from shard_node.view import ShardView
 
 QUERIES_PER_THREAD = 12
@@ -55,12 +58,20 @@ class Node:
     """Answers searches, reads and writes for the shards that this process owns."""
 
     def __init__(
-        self, ownership: Ownership, offload: Offload, *, node_id: str, search_threads: int
+        self,
+        ownership: Ownership,
+        offload: Offload,
+        *,
+        node_id: str,
+        search_threads: int,
+        filters: FilterCache,
+        monitor: RecallMonitor,
     ) -> None:
         self._ownership = ownership
         self._offload = offload
         self._node_id = node_id
-        self._filters = FilterCache()
+        self._filters = filters
+        self._monitor = monitor
         self._waiting = 0
         self._search_threads = search_threads
 
@@ -76,17 +87,21 @@ class Node:
             (shard.id.number, _view(shard, request.min_sequences.get(shard.id.number, 0)))
             for shard in owned
         ]
-        searcher = Searcher(owned[0].collection, self._filters)
+        searcher = Searcher(
+            owned[0].collection, self._filters, ef_scale=self._monitor.controller.scale
+        )
         threads = search_threads_for(len(request.queries), threads_max=self._search_threads)
         queries = np.ascontiguousarray(request.queries)
 
-        def work() -> SearchAnswer:
+        def work() -> tuple[SearchAnswer, tuple[Reach, ...]]:
             # The number of OpenMP threads belongs to the calling thread.
             set_search_threads(threads)
-            return searcher.search(views, queries, request.options)
+            return searcher.search_counted(views, queries, request.options)
 
         async with self._admitted(request.timeout_s):
-            return await self._offload.search(work)
+            answer, reaches = await self._offload.search(work)
+        self._monitor.sampler.note(request.collection_id, queries, request.options, reaches)
+        return answer
 
     async def write(self, request: WriteRequest) -> WriteAnswer:
         """Write to one shard; returns once durable and visible."""
@@ -117,10 +132,14 @@ class Node:
         return tuple(
             describe_unserved(shard, node_id=self._node_id, error=self._ownership.error(shard))
             if owned is None
-            else owned.state()
+            else with_recall(owned.state(), self._monitor.notes(shard))
             for shard, owned in sorted(self._ownership.held.items())
             if collection_id in ("", shard.collection_id)
         )
+
+    async def recall(self, collection_id: str = "") -> tuple[CollectionRecall, ...]:
+        """Return what live queries measured of one collection or (when empty) of all held."""
+        return self._monitor.recall(collection_id)
 
     async def flush(self, collection_id: str, shard: int) -> None:
         """Seal and flush what grows, checkpoint delete vectors, trim the log."""

@@ -132,7 +132,7 @@ class OwnedShard:
             self.id,
             self.view,
             node_id=self._shared.node_id,
-            model=self.collection.model.name,
+            collection=self.collection,
             epoch=self.epoch,
             wal_slots=self._shard.slot - self._publication.manifest.checkpoint_slot,
         )

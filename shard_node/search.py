@@ -14,11 +14,14 @@ import pyarrow as pa
 from annheal.filters import evaluate
 from annheal.index import LiveBitmap, TopK, merge_topk
 from annheal.model.collection import Collection
+from annheal.model.recall import band_of
 from annheal.model.records import Float32Matrix, Projection, RecordSet
 from annheal.model.search import SearchAnswer, SearchOptions, SegmentExplain
+from shard_node.ef_control import EfScale, curve_alone, scaled_ef
 from shard_node.filter_cache import FilterCache
 from shard_node.growing import GrowingView
 from shard_node.planner import PlanKind, SegmentPlan, choose_ef, plan_segment
+from shard_node.recall_sampler import Reach
 from shard_node.view import SegmentView, ShardView
 
 Hits = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]
@@ -36,23 +39,38 @@ class _Part:
 
 
 class Searcher:
-    """Runs searches of one collection; call from one search thread at a time per instance."""
+    """Runs searches of one collection; may be called from several threads.
 
-    def __init__(self, collection: Collection, filters: FilterCache) -> None:
+    `ef_scale` says by how much a segment is searched wider than its recall curve asks for.
+    """
+
+    def __init__(
+        self, collection: Collection, filters: FilterCache, *, ef_scale: EfScale = curve_alone
+    ) -> None:
         self._collection = collection
         self._filters = filters
+        self._ef_scale = ef_scale
 
     def search(
         self, views: Sequence[tuple[int, ShardView]], queries: Float32Matrix, options: SearchOptions
     ) -> SearchAnswer:
         """Return the best k of all `views` (shard number, view) for each of the queries (n, d)."""
+        return self.search_counted(views, queries, options)[0]
+
+    def search_counted(
+        self, views: Sequence[tuple[int, ShardView]], queries: Float32Matrix, options: SearchOptions
+    ) -> tuple[SearchAnswer, tuple[Reach, ...]]:
+        """Return what `search` does, and how many rows of each view the filter matches."""
         parts: list[_Part] = []
         hits: list[Hits] = []
         explain: list[SegmentExplain] = []
+        reaches: list[Reach] = []
         for shard, view in views:
+            matches = 0
             for held in view.segments:
                 started_s = time.perf_counter()
-                plan, allowed, found = self._search_segment(held, queries, options)
+                plan, allowed, found = self.search_segment(held, queries, options)
+                matches += allowed
                 if found is not None:
                     parts.append(_Part(held))
                     hits.append(found)
@@ -61,26 +79,30 @@ class Searcher:
                     explain.append(_explain(shard, held, plan, allowed, len(queries), took_s))
             for growing in view.growing:
                 started_s = time.perf_counter()
-                allowed, found = self._search_growing(growing, queries, options)
+                allowed, found = self.search_growing(growing, queries, options)
+                matches += allowed
                 if found is not None:
                     parts.append(_Part(growing))
                     hits.append(found)
                 if options.explain:
                     took_s = time.perf_counter() - started_s
                     explain.append(_explain_growing(shard, growing, allowed, len(queries), took_s))
+            reaches.append(Reach(shard, matches, view.live_rows))
         best = merge_topk(hits, k=options.k, queries=len(queries))
         counts, scores, records = _materialise(best, parts, options.projection)
-        return SearchAnswer(
+        answer = SearchAnswer(
             counts,
             scores,
             records,
             explain=tuple(explain),
             sequences={shard: view.sequence for shard, view in views},
         )
+        return answer, tuple(reaches)
 
-    def _search_segment(
+    def search_segment(
         self, held: SegmentView, queries: Float32Matrix, options: SearchOptions
     ) -> tuple[SegmentPlan, int, Hits | None]:
+        """Return the plan, how many rows live and match, and the best of them (None: no row)."""
         segment = held.segment
         live = held.deletes.live
         if options.filter is not None:
@@ -92,20 +114,22 @@ class Searcher:
             rows=segment.rows,
             allowed=allowed,
             filtered=options.filter is not None,
-            ef=self._ef(held, options),
+            ef=self._ef(held, allowed, options),
             exact=options.exact,
         )
         if plan.kind is PlanKind.SKIP:
             return plan, allowed, None
         return plan, allowed, _run_plan(held, plan, queries, options.k, live)
 
-    def _ef(self, held: SegmentView, options: SearchOptions) -> int:
+    def _ef(self, held: SegmentView, allowed: int, options: SearchOptions) -> int:
         if options.ef is not None:
             return options.ef
         objective = options.recall_objective or self._collection.settings.recall_objective
-        return choose_ef(held.segment.recall_curve, k=options.k, objective=objective)
+        ef = choose_ef(held.segment.recall_curve, k=options.k, objective=objective)
+        band = band_of(allowed, held.live_count, filtered=options.filter is not None)
+        return scaled_ef(ef, self._ef_scale(held.segment.id, band))
 
-    def _search_growing(
+    def search_growing(
         self, growing: GrowingView, queries: Float32Matrix, options: SearchOptions
     ) -> tuple[int, Hits | None]:
         """Return how many rows live and match, and the best of them."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from annheal.model.recall import CollectionRecall
 from annheal.model.records import RecordSet
 from annheal.model.search import SearchAnswer, SearchRequest
 from annheal.model.task import CompactionTask
@@ -19,6 +20,7 @@ from annheal.model.write import (
 from annheal.rpc.server import Context, remaining_s
 from annheal.v1 import internal_pb2 as pb
 from annheal.wire import internal as wire
+from annheal.wire.recall import encode_recall_reports
 
 
 class ServedNode(Protocol):
@@ -35,6 +37,8 @@ class ServedNode(Protocol):
     async def scan(self, request: ScanRequest) -> ScanPage: ...  # noqa: D102
 
     async def shard_states(self, collection_id: str = "") -> tuple[ShardState, ...]: ...  # noqa: D102
+
+    async def recall(self, collection_id: str = "") -> tuple[CollectionRecall, ...]: ...  # noqa: D102
 
     async def flush(self, collection_id: str, shard: int) -> None: ...  # noqa: D102
 
@@ -86,6 +90,12 @@ class ShardServicer:
         """Describe the shards that the node holds."""
         states = await self._node.shard_states(request.collection_id)
         return pb.ListShardStatesResponse(states=[wire.encode_shard_state(s) for s in states])
+
+    async def ReportRecall(
+        self, request: pb.ReportRecallRequest, context: Context
+    ) -> pb.ReportRecallResponse:
+        """Report what live queries measured."""
+        return encode_recall_reports(await self._node.recall(request.collection_id))
 
     async def FlushShard(
         self, request: pb.FlushShardRequest, context: Context

@@ -17,6 +17,10 @@ class ShardNodeSettings:
     `advertise` is the address that coordinators use (empty: the listen address). `data_dir` holds
     the segment cache and scratch files; losing it loses nothing. `search_threads` is the number of
     threads that FAISS uses for one batch of queries; 0 means all cores.
+
+    Recall is measured on a share `recall_sample_share` of the live queries (0: not at all), every
+    `recall_interval_s` and after a share `recall_changed_share` of a shard's rows changed, with at
+    most a share `recall_cpu_share` of one core.
     """
 
     node_id: str
@@ -29,6 +33,10 @@ class ShardNodeSettings:
     search_threads: int = 0
     shards_opening_max: int = 4
     drain_timeout_s: float = 30.0
+    recall_sample_share: float = 0.01
+    recall_interval_s: float = 60.0
+    recall_changed_share: float = 0.1
+    recall_cpu_share: float = 0.02
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work."""
@@ -42,3 +50,11 @@ class ShardNodeSettings:
             raise InvalidArgument.of("search_threads", "must be 0 (all cores) or more")
         if self.shards_opening_max < 1:
             raise InvalidArgument.of("shards_opening_max", "must be at least 1")
+        if not 0 <= self.recall_sample_share <= 1:
+            raise InvalidArgument.of("recall_sample_share", "must be from 0 to 1")
+        if self.recall_interval_s <= 0:
+            raise InvalidArgument.of("recall_interval_s", "must be positive")
+        if self.recall_changed_share <= 0:
+            raise InvalidArgument.of("recall_changed_share", "must be positive")
+        if not 0 < self.recall_cpu_share <= 1:
+            raise InvalidArgument.of("recall_cpu_share", "must be above 0 and at most 1")

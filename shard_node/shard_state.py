@@ -2,14 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from annheal.model.collection import Collection
+from annheal.model.manifest import IndexKind
+from annheal.model.recall import RECALL_UNKNOWN
 from annheal.model.shard import ShardId, ShardPhase
 from annheal.model.write import SegmentState, ShardState
 from shard_node.growing import GrowingView
+from shard_node.planner import choose_ef
 from shard_node.view import SegmentView, ShardView
 
 
+@dataclass(frozen=True, slots=True)
+class SegmentNote:
+    """What was measured of a segment on live queries, in the band that is worst off."""
+
+    recall: float
+    ef: int
+    rebuild: bool
+    stuck: bool
+
+
+def with_recall(state: ShardState, notes: Mapping[str, SegmentNote]) -> ShardState:
+    """Return `state` with what was measured of its segments, `notes` by segment id."""
+    if not notes:
+        return state
+    return replace(state, segments=tuple(_noted(one, notes) for one in state.segments))
+
+
 def describe(
-    shard: ShardId, view: ShardView, *, node_id: str, model: str, epoch: int, wal_slots: int
+    shard: ShardId,
+    view: ShardView,
+    *,
+    node_id: str,
+    collection: Collection,
+    epoch: int,
+    wal_slots: int,
 ) -> ShardState:
     """Describe a served shard; `wal_slots` are the log slots behind its checkpoint."""
     return ShardState(
@@ -25,9 +55,9 @@ def describe(
         wal_slots=wal_slots,
         memory_bytes=view.memory_bytes,
         segments=(
-            *(_of_segment(shard.number, held) for held in view.segments),
+            *(_of_segment(shard.number, held, collection) for held in view.segments),
             *(
-                _of_growing(shard.number, growing, position, model)
+                _of_growing(shard.number, growing, position, collection.model.name)
                 for position, growing in enumerate(view.growing)
             ),
         ),
@@ -53,8 +83,19 @@ def describe_unserved(shard: ShardId, *, node_id: str, error: str) -> ShardState
     )
 
 
-def _of_segment(number: int, held: SegmentView) -> SegmentState:
+def _noted(segment: SegmentState, notes: Mapping[str, SegmentNote]) -> SegmentState:
+    note = notes.get(segment.segment_id)
+    if note is None:
+        return segment
+    return replace(segment, recall=note.recall, ef=note.ef, rebuild=note.rebuild, stuck=note.stuck)
+
+
+def _of_segment(number: int, held: SegmentView, collection: Collection) -> SegmentState:
     entry = held.segment.entry
+    goal = collection.settings
+    ef = 0
+    if held.segment.kind is IndexKind.HNSW:
+        ef = choose_ef(held.segment.recall_curve, k=goal.recall_k, objective=goal.recall_objective)
     return SegmentState(
         shard=number,
         segment_id=entry.segment_id,
@@ -68,6 +109,8 @@ def _of_segment(number: int, held: SegmentView) -> SegmentState:
         created_at_s=entry.created_at_s,
         min_sequence=entry.min_sequence,
         max_sequence=entry.max_sequence,
+        recall=RECALL_UNKNOWN,
+        ef=ef,
     )
 
 

@@ -21,6 +21,7 @@ from annheal.model.cluster import (
     TaskStatus,
 )
 from annheal.model.limits import TIMEOUT_MAX_S
+from annheal.model.recall_summary import RecallSummary
 from annheal.model.task import TaskPhase
 from annheal.model.write import SegmentState
 from annheal.runtime.deadline import Deadline
@@ -193,6 +194,18 @@ class AdminCalls:
         api = self._connection.api
         return await self._connection.read(
             lambda left_s: api.measure_recall(collection, options, timeout_s=left_s),
+            deadline=self._connection.deadline(timeout_s),
+        )
+
+    async def recall(self, collection: str, *, timeout_s: float | None = None) -> RecallSummary:
+        """Return recall as the nodes measure it all the time, on a sample of the live queries.
+
+        Joined over the nodes: overall, by band of selectivity, shard, tier, model, segment and
+        filter, each with a 95 % interval and compared with the objective. Costs no searches.
+        """
+        api = self._connection.api
+        return await self._connection.read(
+            lambda left_s: api.recall(collection, timeout_s=left_s),
             deadline=self._connection.deadline(timeout_s),
         )
 

@@ -29,6 +29,7 @@ from annheal.model.collection import (
     Schema,
 )
 from annheal.model.filter import Filter
+from annheal.model.recall_summary import RecallSummary
 from annheal.model.records import Projection, RecordSet
 from annheal.model.search import Consistency, SearchOptions
 from annheal.model.session import SessionToken
@@ -41,6 +42,7 @@ from annheal.wire import admin as wire_admin
 from annheal.wire import collections as wire_collections
 from annheal.wire import records as wire_records
 from annheal.wire import search as wire_search
+from annheal.wire.recall import decode_recall_summary
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,6 +334,12 @@ class PublicApi:
         request = wire_admin.encode_measure_recall(collection, options=options)
         response = await self._call(methods.MEASURE_RECALL, request, timeout_s=timeout_s)
         return wire_admin.decode_recall_report(response)
+
+    async def recall(self, collection: str, *, timeout_s: float) -> RecallSummary:
+        """Return what the nodes measured on live queries."""
+        request = methods.GET_RECALL.request(collection=collection)
+        response = await self._call(methods.GET_RECALL, request, timeout_s=timeout_s)
+        return decode_recall_summary(response)
 
     async def rebalance(self, *, dry_run: bool, timeout_s: float) -> tuple[ShardMove, ...]:
         """Even out the shards."""

@@ -101,6 +101,7 @@ class Client:
     task = _blocking(AsyncClient.task)
     cancel_task = _blocking(AsyncClient.cancel_task)
     measure_recall = _blocking(AsyncClient.measure_recall)
+    recall = _blocking(AsyncClient.recall)
     rebalance = _blocking(AsyncClient.rebalance)
     drain = _blocking(AsyncClient.drain)
     undrain = _blocking(AsyncClient.undrain)

@@ -31,6 +31,7 @@ class TaskReason(StrEnum):
     MERGE = "merge"
     TOMBSTONES = "tombstones"
     MANUAL = "manual"
+    RECALL = "recall"
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from annheal.model.filter import Filter
+from annheal.model.recall import RECALL_UNKNOWN
 from annheal.model.records import EVERYTHING, Projection, RecordBatch, RecordSet
 from annheal.model.search import Consistency
 
@@ -108,7 +109,12 @@ class ScanPage:
 
 @dataclass(frozen=True, slots=True)
 class SegmentState:
-    """One segment as a node serves it."""
+    """One segment as a node serves it.
+
+    `recall` is what live queries measured, in the band that is worst off (-1: not measured), `ef`
+    what that band is searched with (0: no graph). `rebuild`: recall is below the objective, and a
+    wider search is not allowed or does not help. `stuck`: so it is, and a rebuild did not help.
+    """
 
     shard: int
     segment_id: str
@@ -122,6 +128,10 @@ class SegmentState:
     created_at_s: float
     min_sequence: int
     max_sequence: int
+    recall: float = RECALL_UNKNOWN
+    ef: int = 0
+    rebuild: bool = False
+    stuck: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -143,6 +143,9 @@ MEASURE_RECALL = Method(
     admin_pb2.MeasureRecallRequest,
     admin_pb2.MeasureRecallResponse,
 )
+GET_RECALL = Method(
+    ADMIN_SERVICE, "GetRecall", admin_pb2.GetRecallRequest, admin_pb2.GetRecallResponse
+)
 REBALANCE = Method(
     ADMIN_SERVICE,
     "Rebalance",
@@ -202,6 +205,12 @@ LIST_SHARD_STATES = Method(
     "ListShardStates",
     internal_pb2.ListShardStatesRequest,
     internal_pb2.ListShardStatesResponse,
+)
+REPORT_RECALL = Method(
+    SHARD_SERVICE,
+    "ReportRecall",
+    internal_pb2.ReportRecallRequest,
+    internal_pb2.ReportRecallResponse,
 )
 FLUSH_SHARD = Method(
     SHARD_SERVICE,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from annheal.model.limits import TIMEOUT_DEFAULT_S
+from annheal.model.recall import CollectionRecall
 from annheal.model.records import RecordSet
 from annheal.model.search import SearchAnswer, SearchRequest
 from annheal.model.task import CompactionTask
@@ -18,6 +19,7 @@ from annheal.model.write import (
 from annheal.rpc import methods
 from annheal.rpc.channel import ClientTls, Connection
 from annheal.wire import internal as wire
+from annheal.wire.recall import decode_recall_reports
 
 STATES_TIMEOUT_S = 10.0
 CHANGE_TIMEOUT_S = 600.0
@@ -85,6 +87,15 @@ class RemoteShardNode:
             timeout_s=STATES_TIMEOUT_S,
         )
         return tuple(wire.decode_shard_state(state) for state in response.states)
+
+    async def recall(self, collection_id: str = "") -> tuple[CollectionRecall, ...]:
+        """Return what live queries measured of one collection or (when empty) of all."""
+        response = await self._connection.call(
+            methods.REPORT_RECALL,
+            methods.REPORT_RECALL.request(collection_id=collection_id),
+            timeout_s=STATES_TIMEOUT_S,
+        )
+        return decode_recall_reports(response)
 
     async def flush(self, collection_id: str, shard: int) -> None:
         """Seal and flush what grows, checkpoint the delete vectors, and trim the WAL."""

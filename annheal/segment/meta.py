@@ -51,13 +51,15 @@ class BuildInfo:
 
     `generation` is 0 for a flushed segment and one more than the highest of its `sources` for a
     merged one. `settings` is None for a flat index. `recall_curve` is empty where nothing was
-    measured, as for a flat index, whose answers are exact.
+    measured, as for a flat index, whose answers are exact. `reason` is the compaction's, as
+    `annheal.model.task.TaskReason` says it; empty for a flushed segment and in older ones.
     """
 
     settings: IndexSettings | None = None
     generation: int = 0
     sources: tuple[str, ...] = ()
     recall_curve: tuple[RecallPoint, ...] = ()
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,6 +55,25 @@ class CompactionReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     COMPACTION_REASON_MERGE: _ClassVar[CompactionReason]
     COMPACTION_REASON_TOMBSTONES: _ClassVar[CompactionReason]
     COMPACTION_REASON_MANUAL: _ClassVar[CompactionReason]
+    COMPACTION_REASON_RECALL: _ClassVar[CompactionReason]
+
+class SelectivityBand(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    SELECTIVITY_BAND_UNSPECIFIED: _ClassVar[SelectivityBand]
+    SELECTIVITY_BAND_UNFILTERED: _ClassVar[SelectivityBand]
+    SELECTIVITY_BAND_FROM_50_PERCENT: _ClassVar[SelectivityBand]
+    SELECTIVITY_BAND_FROM_10_PERCENT: _ClassVar[SelectivityBand]
+    SELECTIVITY_BAND_FROM_1_PERCENT: _ClassVar[SelectivityBand]
+    SELECTIVITY_BAND_FROM_0_1_PERCENT: _ClassVar[SelectivityBand]
+    SELECTIVITY_BAND_BELOW_0_1_PERCENT: _ClassVar[SelectivityBand]
+
+class RecallVerdict(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    RECALL_VERDICT_UNSPECIFIED: _ClassVar[RecallVerdict]
+    RECALL_VERDICT_UNMEASURED: _ClassVar[RecallVerdict]
+    RECALL_VERDICT_MET: _ClassVar[RecallVerdict]
+    RECALL_VERDICT_UNCLEAR: _ClassVar[RecallVerdict]
+    RECALL_VERDICT_MISSED: _ClassVar[RecallVerdict]
 WORKER_ROLE_UNSPECIFIED: WorkerRole
 WORKER_ROLE_COORDINATOR: WorkerRole
 WORKER_ROLE_COMPACTOR: WorkerRole
@@ -81,6 +100,19 @@ COMPACTION_REASON_UNSPECIFIED: CompactionReason
 COMPACTION_REASON_MERGE: CompactionReason
 COMPACTION_REASON_TOMBSTONES: CompactionReason
 COMPACTION_REASON_MANUAL: CompactionReason
+COMPACTION_REASON_RECALL: CompactionReason
+SELECTIVITY_BAND_UNSPECIFIED: SelectivityBand
+SELECTIVITY_BAND_UNFILTERED: SelectivityBand
+SELECTIVITY_BAND_FROM_50_PERCENT: SelectivityBand
+SELECTIVITY_BAND_FROM_10_PERCENT: SelectivityBand
+SELECTIVITY_BAND_FROM_1_PERCENT: SelectivityBand
+SELECTIVITY_BAND_FROM_0_1_PERCENT: SelectivityBand
+SELECTIVITY_BAND_BELOW_0_1_PERCENT: SelectivityBand
+RECALL_VERDICT_UNSPECIFIED: RecallVerdict
+RECALL_VERDICT_UNMEASURED: RecallVerdict
+RECALL_VERDICT_MET: RecallVerdict
+RECALL_VERDICT_UNCLEAR: RecallVerdict
+RECALL_VERDICT_MISSED: RecallVerdict
 
 class Node(_message.Message):
     __slots__ = ("node_id", "address", "zone", "capacity", "started_at", "version", "draining", "shards", "shards_serving", "live_rows", "memory_bytes", "error")
@@ -161,7 +193,7 @@ class Shard(_message.Message):
     def __init__(self, collection: _Optional[str] = ..., collection_id: _Optional[str] = ..., shard: _Optional[int] = ..., owner: _Optional[str] = ..., epoch: _Optional[int] = ..., target: _Optional[str] = ..., replicas: _Optional[_Iterable[str]] = ..., phase: _Optional[_Union[ShardPhase, str]] = ..., live_rows: _Optional[int] = ..., dead_rows: _Optional[int] = ..., unindexed_rows: _Optional[int] = ..., applied_sequence: _Optional[int] = ..., wal_slots: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., segments: _Optional[int] = ..., error: _Optional[str] = ...) -> None: ...
 
 class Segment(_message.Message):
-    __slots__ = ("shard", "segment_id", "tier", "model", "index_kind", "rows", "dead_rows", "size_bytes", "generation", "created_at", "min_sequence", "max_sequence")
+    __slots__ = ("shard", "segment_id", "tier", "model", "index_kind", "rows", "dead_rows", "size_bytes", "generation", "created_at", "min_sequence", "max_sequence", "recall", "ef", "rebuild", "stuck")
     SHARD_FIELD_NUMBER: _ClassVar[int]
     SEGMENT_ID_FIELD_NUMBER: _ClassVar[int]
     TIER_FIELD_NUMBER: _ClassVar[int]
@@ -174,6 +206,10 @@ class Segment(_message.Message):
     CREATED_AT_FIELD_NUMBER: _ClassVar[int]
     MIN_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     MAX_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    RECALL_FIELD_NUMBER: _ClassVar[int]
+    EF_FIELD_NUMBER: _ClassVar[int]
+    REBUILD_FIELD_NUMBER: _ClassVar[int]
+    STUCK_FIELD_NUMBER: _ClassVar[int]
     shard: int
     segment_id: str
     tier: SegmentTier
@@ -186,7 +222,11 @@ class Segment(_message.Message):
     created_at: _timestamp_pb2.Timestamp
     min_sequence: int
     max_sequence: int
-    def __init__(self, shard: _Optional[int] = ..., segment_id: _Optional[str] = ..., tier: _Optional[_Union[SegmentTier, str]] = ..., model: _Optional[str] = ..., index_kind: _Optional[_Union[SegmentIndexKind, str]] = ..., rows: _Optional[int] = ..., dead_rows: _Optional[int] = ..., size_bytes: _Optional[int] = ..., generation: _Optional[int] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., min_sequence: _Optional[int] = ..., max_sequence: _Optional[int] = ...) -> None: ...
+    recall: float
+    ef: int
+    rebuild: bool
+    stuck: bool
+    def __init__(self, shard: _Optional[int] = ..., segment_id: _Optional[str] = ..., tier: _Optional[_Union[SegmentTier, str]] = ..., model: _Optional[str] = ..., index_kind: _Optional[_Union[SegmentIndexKind, str]] = ..., rows: _Optional[int] = ..., dead_rows: _Optional[int] = ..., size_bytes: _Optional[int] = ..., generation: _Optional[int] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., min_sequence: _Optional[int] = ..., max_sequence: _Optional[int] = ..., recall: _Optional[float] = ..., ef: _Optional[int] = ..., rebuild: _Optional[bool] = ..., stuck: _Optional[bool] = ...) -> None: ...
 
 class Task(_message.Message):
     __slots__ = ("task_id", "collection", "collection_id", "phase", "priority", "created_at", "finished_at", "attempts", "worker", "step", "progress", "error", "estimated_bytes", "compaction")
@@ -433,6 +473,135 @@ class ShardRecall(_message.Message):
     recall: float
     expected: int
     def __init__(self, shard: _Optional[int] = ..., recall: _Optional[float] = ..., expected: _Optional[int] = ...) -> None: ...
+
+class RecallEstimate(_message.Message):
+    __slots__ = ("k", "recall", "low", "high", "queries", "measured_at", "plans")
+    class PlansEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    K_FIELD_NUMBER: _ClassVar[int]
+    RECALL_FIELD_NUMBER: _ClassVar[int]
+    LOW_FIELD_NUMBER: _ClassVar[int]
+    HIGH_FIELD_NUMBER: _ClassVar[int]
+    QUERIES_FIELD_NUMBER: _ClassVar[int]
+    MEASURED_AT_FIELD_NUMBER: _ClassVar[int]
+    PLANS_FIELD_NUMBER: _ClassVar[int]
+    k: int
+    recall: float
+    low: float
+    high: float
+    queries: int
+    measured_at: _timestamp_pb2.Timestamp
+    plans: _containers.ScalarMap[str, int]
+    def __init__(self, k: _Optional[int] = ..., recall: _Optional[float] = ..., low: _Optional[float] = ..., high: _Optional[float] = ..., queries: _Optional[int] = ..., measured_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., plans: _Optional[_Mapping[str, int]] = ...) -> None: ...
+
+class SegmentRecall(_message.Message):
+    __slots__ = ("shard", "segment_id", "tier", "model", "band", "estimate", "ef", "ef_limit", "rebuild", "stuck")
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    SEGMENT_ID_FIELD_NUMBER: _ClassVar[int]
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    BAND_FIELD_NUMBER: _ClassVar[int]
+    ESTIMATE_FIELD_NUMBER: _ClassVar[int]
+    EF_FIELD_NUMBER: _ClassVar[int]
+    EF_LIMIT_FIELD_NUMBER: _ClassVar[int]
+    REBUILD_FIELD_NUMBER: _ClassVar[int]
+    STUCK_FIELD_NUMBER: _ClassVar[int]
+    shard: int
+    segment_id: str
+    tier: SegmentTier
+    model: str
+    band: SelectivityBand
+    estimate: RecallEstimate
+    ef: int
+    ef_limit: int
+    rebuild: bool
+    stuck: bool
+    def __init__(self, shard: _Optional[int] = ..., segment_id: _Optional[str] = ..., tier: _Optional[_Union[SegmentTier, str]] = ..., model: _Optional[str] = ..., band: _Optional[_Union[SelectivityBand, str]] = ..., estimate: _Optional[_Union[RecallEstimate, _Mapping]] = ..., ef: _Optional[int] = ..., ef_limit: _Optional[int] = ..., rebuild: _Optional[bool] = ..., stuck: _Optional[bool] = ...) -> None: ...
+
+class FilterRecall(_message.Message):
+    __slots__ = ("shard", "filter", "matches", "live_rows", "recall", "queries", "plans")
+    class PlansEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    FILTER_FIELD_NUMBER: _ClassVar[int]
+    MATCHES_FIELD_NUMBER: _ClassVar[int]
+    LIVE_ROWS_FIELD_NUMBER: _ClassVar[int]
+    RECALL_FIELD_NUMBER: _ClassVar[int]
+    QUERIES_FIELD_NUMBER: _ClassVar[int]
+    PLANS_FIELD_NUMBER: _ClassVar[int]
+    shard: int
+    filter: _filter_pb2.Filter
+    matches: int
+    live_rows: int
+    recall: float
+    queries: int
+    plans: _containers.ScalarMap[str, int]
+    def __init__(self, shard: _Optional[int] = ..., filter: _Optional[_Union[_filter_pb2.Filter, _Mapping]] = ..., matches: _Optional[int] = ..., live_rows: _Optional[int] = ..., recall: _Optional[float] = ..., queries: _Optional[int] = ..., plans: _Optional[_Mapping[str, int]] = ...) -> None: ...
+
+class RecallSlice(_message.Message):
+    __slots__ = ("name", "verdict", "estimate", "stability", "seen")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VERDICT_FIELD_NUMBER: _ClassVar[int]
+    ESTIMATE_FIELD_NUMBER: _ClassVar[int]
+    STABILITY_FIELD_NUMBER: _ClassVar[int]
+    SEEN_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    verdict: RecallVerdict
+    estimate: RecallEstimate
+    stability: float
+    seen: int
+    def __init__(self, name: _Optional[str] = ..., verdict: _Optional[_Union[RecallVerdict, str]] = ..., estimate: _Optional[_Union[RecallEstimate, _Mapping]] = ..., stability: _Optional[float] = ..., seen: _Optional[int] = ...) -> None: ...
+
+class GetRecallRequest(_message.Message):
+    __slots__ = ("collection",)
+    COLLECTION_FIELD_NUMBER: _ClassVar[int]
+    collection: str
+    def __init__(self, collection: _Optional[str] = ...) -> None: ...
+
+class GetRecallResponse(_message.Message):
+    __slots__ = ("collection", "collection_id", "recall_objective", "sampled_share", "overall", "bands", "shards", "tiers", "models", "segments", "filters", "errors")
+    class ErrorsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    COLLECTION_FIELD_NUMBER: _ClassVar[int]
+    COLLECTION_ID_FIELD_NUMBER: _ClassVar[int]
+    RECALL_OBJECTIVE_FIELD_NUMBER: _ClassVar[int]
+    SAMPLED_SHARE_FIELD_NUMBER: _ClassVar[int]
+    OVERALL_FIELD_NUMBER: _ClassVar[int]
+    BANDS_FIELD_NUMBER: _ClassVar[int]
+    SHARDS_FIELD_NUMBER: _ClassVar[int]
+    TIERS_FIELD_NUMBER: _ClassVar[int]
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    SEGMENTS_FIELD_NUMBER: _ClassVar[int]
+    FILTERS_FIELD_NUMBER: _ClassVar[int]
+    ERRORS_FIELD_NUMBER: _ClassVar[int]
+    collection: str
+    collection_id: str
+    recall_objective: float
+    sampled_share: float
+    overall: RecallSlice
+    bands: _containers.RepeatedCompositeFieldContainer[RecallSlice]
+    shards: _containers.RepeatedCompositeFieldContainer[RecallSlice]
+    tiers: _containers.RepeatedCompositeFieldContainer[RecallSlice]
+    models: _containers.RepeatedCompositeFieldContainer[RecallSlice]
+    segments: _containers.RepeatedCompositeFieldContainer[SegmentRecall]
+    filters: _containers.RepeatedCompositeFieldContainer[FilterRecall]
+    errors: _containers.ScalarMap[str, str]
+    def __init__(self, collection: _Optional[str] = ..., collection_id: _Optional[str] = ..., recall_objective: _Optional[float] = ..., sampled_share: _Optional[float] = ..., overall: _Optional[_Union[RecallSlice, _Mapping]] = ..., bands: _Optional[_Iterable[_Union[RecallSlice, _Mapping]]] = ..., shards: _Optional[_Iterable[_Union[RecallSlice, _Mapping]]] = ..., tiers: _Optional[_Iterable[_Union[RecallSlice, _Mapping]]] = ..., models: _Optional[_Iterable[_Union[RecallSlice, _Mapping]]] = ..., segments: _Optional[_Iterable[_Union[SegmentRecall, _Mapping]]] = ..., filters: _Optional[_Iterable[_Union[FilterRecall, _Mapping]]] = ..., errors: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class RebalanceRequest(_message.Message):
     __slots__ = ("dry_run",)

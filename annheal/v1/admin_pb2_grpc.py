@@ -85,6 +85,11 @@ class AdminServiceStub:
                 request_serializer=annheal_dot_v1_dot_admin__pb2.MeasureRecallRequest.SerializeToString,
                 response_deserializer=annheal_dot_v1_dot_admin__pb2.MeasureRecallResponse.FromString,
                 _registered_method=True)
+        self.GetRecall = channel.unary_unary(
+                '/annheal.v1.AdminService/GetRecall',
+                request_serializer=annheal_dot_v1_dot_admin__pb2.GetRecallRequest.SerializeToString,
+                response_deserializer=annheal_dot_v1_dot_admin__pb2.GetRecallResponse.FromString,
+                _registered_method=True)
         self.Rebalance = channel.unary_unary(
                 '/annheal.v1.AdminService/Rebalance',
                 request_serializer=annheal_dot_v1_dot_admin__pb2.RebalanceRequest.SerializeToString,
@@ -181,6 +186,13 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetRecall(self, request, context):
+        """Reports what the nodes measure all the time on a sample of the live queries.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Rebalance(self, request, context):
         """Evens out the shards among the nodes. Returns when the moves are ordered; follow them with
         ListShards.
@@ -262,6 +274,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.MeasureRecall,
                     request_deserializer=annheal_dot_v1_dot_admin__pb2.MeasureRecallRequest.FromString,
                     response_serializer=annheal_dot_v1_dot_admin__pb2.MeasureRecallResponse.SerializeToString,
+            ),
+            'GetRecall': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetRecall,
+                    request_deserializer=annheal_dot_v1_dot_admin__pb2.GetRecallRequest.FromString,
+                    response_serializer=annheal_dot_v1_dot_admin__pb2.GetRecallResponse.SerializeToString,
             ),
             'Rebalance': grpc.unary_unary_rpc_method_handler(
                     servicer.Rebalance,
@@ -555,6 +572,33 @@ class AdminService:
             '/annheal.v1.AdminService/MeasureRecall',
             annheal_dot_v1_dot_admin__pb2.MeasureRecallRequest.SerializeToString,
             annheal_dot_v1_dot_admin__pb2.MeasureRecallResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetRecall(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/annheal.v1.AdminService/GetRecall',
+            annheal_dot_v1_dot_admin__pb2.GetRecallRequest.SerializeToString,
+            annheal_dot_v1_dot_admin__pb2.GetRecallResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -223,6 +223,48 @@ class ShardState(_message.Message):
     segments: _containers.RepeatedCompositeFieldContainer[_admin_pb2.Segment]
     def __init__(self, collection_id: _Optional[str] = ..., shard: _Optional[int] = ..., node_id: _Optional[str] = ..., phase: _Optional[_Union[_admin_pb2.ShardPhase, str]] = ..., epoch: _Optional[int] = ..., live_rows: _Optional[int] = ..., dead_rows: _Optional[int] = ..., unindexed_rows: _Optional[int] = ..., applied_sequence: _Optional[int] = ..., wal_slots: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., error: _Optional[str] = ..., segments: _Optional[_Iterable[_Union[_admin_pb2.Segment, _Mapping]]] = ...) -> None: ...
 
+class ReportRecallRequest(_message.Message):
+    __slots__ = ("collection_id",)
+    COLLECTION_ID_FIELD_NUMBER: _ClassVar[int]
+    collection_id: str
+    def __init__(self, collection_id: _Optional[str] = ...) -> None: ...
+
+class ReportRecallResponse(_message.Message):
+    __slots__ = ("collections",)
+    COLLECTIONS_FIELD_NUMBER: _ClassVar[int]
+    collections: _containers.RepeatedCompositeFieldContainer[CollectionRecall]
+    def __init__(self, collections: _Optional[_Iterable[_Union[CollectionRecall, _Mapping]]] = ...) -> None: ...
+
+class CollectionRecall(_message.Message):
+    __slots__ = ("collection_id", "recall_objective", "sampled_share", "shards", "segments", "filters")
+    COLLECTION_ID_FIELD_NUMBER: _ClassVar[int]
+    RECALL_OBJECTIVE_FIELD_NUMBER: _ClassVar[int]
+    SAMPLED_SHARE_FIELD_NUMBER: _ClassVar[int]
+    SHARDS_FIELD_NUMBER: _ClassVar[int]
+    SEGMENTS_FIELD_NUMBER: _ClassVar[int]
+    FILTERS_FIELD_NUMBER: _ClassVar[int]
+    collection_id: str
+    recall_objective: float
+    sampled_share: float
+    shards: _containers.RepeatedCompositeFieldContainer[ShardBandRecall]
+    segments: _containers.RepeatedCompositeFieldContainer[_admin_pb2.SegmentRecall]
+    filters: _containers.RepeatedCompositeFieldContainer[_admin_pb2.FilterRecall]
+    def __init__(self, collection_id: _Optional[str] = ..., recall_objective: _Optional[float] = ..., sampled_share: _Optional[float] = ..., shards: _Optional[_Iterable[_Union[ShardBandRecall, _Mapping]]] = ..., segments: _Optional[_Iterable[_Union[_admin_pb2.SegmentRecall, _Mapping]]] = ..., filters: _Optional[_Iterable[_Union[_admin_pb2.FilterRecall, _Mapping]]] = ...) -> None: ...
+
+class ShardBandRecall(_message.Message):
+    __slots__ = ("shard", "band", "estimate", "stability", "seen")
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    BAND_FIELD_NUMBER: _ClassVar[int]
+    ESTIMATE_FIELD_NUMBER: _ClassVar[int]
+    STABILITY_FIELD_NUMBER: _ClassVar[int]
+    SEEN_FIELD_NUMBER: _ClassVar[int]
+    shard: int
+    band: _admin_pb2.SelectivityBand
+    estimate: _admin_pb2.RecallEstimate
+    stability: float
+    seen: int
+    def __init__(self, shard: _Optional[int] = ..., band: _Optional[_Union[_admin_pb2.SelectivityBand, str]] = ..., estimate: _Optional[_Union[_admin_pb2.RecallEstimate, _Mapping]] = ..., stability: _Optional[float] = ..., seen: _Optional[int] = ...) -> None: ...
+
 class FlushShardRequest(_message.Message):
     __slots__ = ("collection_id", "shard")
     COLLECTION_ID_FIELD_NUMBER: _ClassVar[int]

@@ -67,6 +67,11 @@ class ShardServiceStub:
                 request_serializer=annheal_dot_v1_dot_internal__pb2.ListShardStatesRequest.SerializeToString,
                 response_deserializer=annheal_dot_v1_dot_internal__pb2.ListShardStatesResponse.FromString,
                 _registered_method=True)
+        self.ReportRecall = channel.unary_unary(
+                '/annheal.v1.ShardService/ReportRecall',
+                request_serializer=annheal_dot_v1_dot_internal__pb2.ReportRecallRequest.SerializeToString,
+                response_deserializer=annheal_dot_v1_dot_internal__pb2.ReportRecallResponse.FromString,
+                _registered_method=True)
         self.FlushShard = channel.unary_unary(
                 '/annheal.v1.ShardService/FlushShard',
                 request_serializer=annheal_dot_v1_dot_internal__pb2.FlushShardRequest.SerializeToString,
@@ -127,6 +132,13 @@ class ShardServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReportRecall(self, request, context):
+        """Reports what live queries measured.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def FlushShard(self, request, context):
         """Seals, flushes, checkpoints and trims one shard.
         """
@@ -173,6 +185,11 @@ def add_ShardServiceServicer_to_server(servicer, server):
                     servicer.ListShardStates,
                     request_deserializer=annheal_dot_v1_dot_internal__pb2.ListShardStatesRequest.FromString,
                     response_serializer=annheal_dot_v1_dot_internal__pb2.ListShardStatesResponse.SerializeToString,
+            ),
+            'ReportRecall': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportRecall,
+                    request_deserializer=annheal_dot_v1_dot_internal__pb2.ReportRecallRequest.FromString,
+                    response_serializer=annheal_dot_v1_dot_internal__pb2.ReportRecallResponse.SerializeToString,
             ),
             'FlushShard': grpc.unary_unary_rpc_method_handler(
                     servicer.FlushShard,
@@ -350,6 +367,33 @@ class ShardService:
             '/annheal.v1.ShardService/ListShardStates',
             annheal_dot_v1_dot_internal__pb2.ListShardStatesRequest.SerializeToString,
             annheal_dot_v1_dot_internal__pb2.ListShardStatesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportRecall(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/annheal.v1.ShardService/ReportRecall',
+            annheal_dot_v1_dot_internal__pb2.ReportRecallRequest.SerializeToString,
+            annheal_dot_v1_dot_internal__pb2.ReportRecallResponse.FromString,
             options,
             channel_credentials,
             insecure,

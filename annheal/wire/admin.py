@@ -16,6 +16,7 @@ from annheal.model.cluster import (
     ShardStatus,
     TaskStatus,
 )
+from annheal.model.recall import RECALL_UNKNOWN
 from annheal.model.shard import NodeRegistration, WorkerRegistration, WorkerRole
 from annheal.model.task import TaskPhase, TaskReason
 from annheal.model.write import SegmentState
@@ -178,6 +179,10 @@ def encode_segment(segment: SegmentState) -> pb.Segment:
         created_at=encode_seconds(segment.created_at_s),
         min_sequence=segment.min_sequence,
         max_sequence=segment.max_sequence,
+        recall=None if segment.recall == RECALL_UNKNOWN else segment.recall,
+        ef=segment.ef,
+        rebuild=segment.rebuild,
+        stuck=segment.stuck,
     )
 
 
@@ -196,6 +201,10 @@ def decode_segment(message: pb.Segment) -> SegmentState:
         created_at_s=decode_seconds(message.created_at),
         min_sequence=message.min_sequence,
         max_sequence=message.max_sequence,
+        recall=message.recall if message.HasField("recall") else RECALL_UNKNOWN,
+        ef=message.ef,
+        rebuild=message.rebuild,
+        stuck=message.stuck,
     )
 
 

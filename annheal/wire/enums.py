@@ -9,6 +9,8 @@ from annheal.errors import InvalidArgument
 from annheal.model.collection import AttributeType, Metric
 from annheal.model.filter import ComparisonOp
 from annheal.model.manifest import IndexKind, Tier
+from annheal.model.recall import SelectivityBand
+from annheal.model.recall_summary import RecallVerdict
 from annheal.model.search import Consistency
 from annheal.model.shard import ShardPhase, WorkerRole
 from annheal.model.task import TaskPhase, TaskReason
@@ -125,5 +127,24 @@ TASK_REASON = EnumCodec(
         TaskReason.MERGE: admin_pb2.COMPACTION_REASON_MERGE,
         TaskReason.TOMBSTONES: admin_pb2.COMPACTION_REASON_TOMBSTONES,
         TaskReason.MANUAL: admin_pb2.COMPACTION_REASON_MANUAL,
+        TaskReason.RECALL: admin_pb2.COMPACTION_REASON_RECALL,
+    }
+)
+BAND = EnumCodec(
+    {
+        SelectivityBand.UNFILTERED: admin_pb2.SELECTIVITY_BAND_UNFILTERED,
+        SelectivityBand.FROM_50: admin_pb2.SELECTIVITY_BAND_FROM_50_PERCENT,
+        SelectivityBand.FROM_10: admin_pb2.SELECTIVITY_BAND_FROM_10_PERCENT,
+        SelectivityBand.FROM_1: admin_pb2.SELECTIVITY_BAND_FROM_1_PERCENT,
+        SelectivityBand.FROM_0_1: admin_pb2.SELECTIVITY_BAND_FROM_0_1_PERCENT,
+        SelectivityBand.BELOW_0_1: admin_pb2.SELECTIVITY_BAND_BELOW_0_1_PERCENT,
+    }
+)
+RECALL_VERDICT = EnumCodec(
+    {
+        RecallVerdict.UNMEASURED: admin_pb2.RECALL_VERDICT_UNMEASURED,
+        RecallVerdict.MET: admin_pb2.RECALL_VERDICT_MET,
+        RecallVerdict.UNCLEAR: admin_pb2.RECALL_VERDICT_UNCLEAR,
+        RecallVerdict.MISSED: admin_pb2.RECALL_VERDICT_MISSED,
     }
 )

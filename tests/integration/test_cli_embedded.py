@@ -99,6 +99,21 @@ def test_a_life_of_a_collection(run: Run, packages: str, tmp_path: Path) -> None
     assert {json.loads(line)["attributes"]["year"] for line in lines} == {2024}
 
 
+def test_explain_says_what_every_segment_did_and_why(run: Run, packages: str) -> None:
+    run("flush", packages)
+    ask = ("explain", packages, "--id", "pypi:env-guard-cli", "--filter", "year = 2024")
+    found = document(run(*ask, "-o", "json"))
+    matching = document(run("count", packages, "-f", "year = 2024", "-o", "json"))["count"]
+    assert (found["live_rows"], found["matches"]) == (ROWS, matching)
+    assert sum(one["matches"] for one in found["segments"]) == matching
+    assert all(one["why"] for one in found["segments"])
+    shown = run(*ask).stdout
+    assert "SELECTIVITY" in shown
+    assert f"{matching:,} (band {found['band']})" in shown
+    both = run(*ask, "--text", "x", code=ExitCode.INVALID_ARGUMENT)
+    assert "exactly one" in both.stderr
+
+
 def test_text_search_finds_by_meaning(run: Run, packages: str) -> None:
     found = document(
         run("search", packages, "--text", "environment variables", "-k", "5", "-o", "json")
@@ -120,6 +135,8 @@ def test_deletes_ask_and_compaction_heals(run: Run, packages: str) -> None:
     assert {task["phase"] for task in tasks} <= {"published", "cancelled"}
     healed = document(run("segments", packages, "-o", "json"))["segments"]
     assert sum(segment["dead_rows"] for segment in healed) == 0
+    live = document(run("recall", packages, "-o", "json"))
+    assert live["recall_objective"] == 0.95
     report = document(run("recall", packages, "--sample", "50", "-o", "json"))
     assert report["recall"] >= 0.95
     assert "objective" in run("recall", packages, "--sample", "20").stdout

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from annheal.index import VectorIndex
 from annheal.metastore.codec import decode_value, encode_value
 from annheal.metastore.keys import claim_key, collection_key, manifest_key, task_key
 from annheal.metastore.protocol import MetaStore, Put
@@ -17,6 +18,7 @@ from annheal.model.manifest import DeleteVectorEntry, Manifest, SegmentEntry
 from annheal.model.task import CompactionTask, TaskPhase, TaskReason
 from annheal.objectstore.protocol import ObjectStore
 from annheal.segment import (
+    BuildInfo,
     DeleteVector,
     Segment,
     SegmentRows,
@@ -60,7 +62,13 @@ class Workplace:
     manifest: Manifest = field(default_factory=lambda: Manifest(COLLECTION_ID, SHARD, epoch=1))
 
     async def add_segment(
-        self, segment_id: str, rows: SegmentRows, *, dead: Iterable[int] = ()
+        self,
+        segment_id: str,
+        rows: SegmentRows,
+        *,
+        dead: Iterable[int] = (),
+        index: VectorIndex | None = None,
+        build: BuildInfo | None = None,
     ) -> SegmentEntry:
         local = self.directory / "written" / segment_id
         entry = write_sample(
@@ -69,6 +77,8 @@ class Workplace:
             rows=rows,
             model=self.collection.model,
             schema=self.collection.schema,
+            index=index,
+            build=build,
         )
         await upload_segment(self.objects, COLLECTION_ID, SHARD, local, entry)
         vectors = self.manifest.delete_vectors

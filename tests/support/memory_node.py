@@ -19,6 +19,7 @@ from annheal.metastore.codec import decode_value, encode_value
 from annheal.metastore.lease_keeper import LeaseKeeper
 from annheal.metastore.mirror import Mirror
 from annheal.metastore.protocol import Compare, MetaStore, Put
+from annheal.model.recall import CollectionRecall
 from annheal.model.records import RecordSet
 from annheal.model.search import SearchAnswer, SearchRequest
 from annheal.model.shard import Assignment, NodeRegistration, ShardId
@@ -54,7 +55,7 @@ class MemoryNode:
     """One node. `failures` are raised by the next calls, in order (None: none).
 
     `gate` holds searches up until it is set; `states` changes what the node reports of its shards,
-    `silent` is raised instead.
+    `silent` is raised instead. `recalls` is what it measured.
     """
 
     node_id: str
@@ -66,6 +67,7 @@ class MemoryNode:
     flushed: list[ShardId] = field(default_factory=list)
     gate: asyncio.Event | None = None
     silent: AnnhealError | None = None
+    recalls: list[CollectionRecall] = field(default_factory=list)
     states: Callable[[ShardState], ShardState] = lambda state: state
 
     def _shard(self, collection_id: str, number: int) -> MemoryShard:
@@ -169,6 +171,11 @@ class MemoryNode:
             for shard, held in self.shards.items()
             if collection_id in ("", shard.collection_id)
         )
+
+    async def recall(self, collection_id: str = "") -> tuple[CollectionRecall, ...]:
+        if self.silent is not None:
+            raise self.silent
+        return tuple(one for one in self.recalls if collection_id in ("", one.collection_id))
 
     async def flush(self, collection_id: str, shard: int) -> None:
         self._fail()

@@ -67,6 +67,14 @@ FILE_STORE: Values = {
     "serviceAccount": {"create": False, "name": "existing"},
     "tests": {"enabled": False},
 }
+SCRAPED: Values = {
+    "metrics": {
+        "enabled": True,
+        "port": 9100,
+        "podMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
+        "prometheusRule": {"enabled": True, "labels": {"release": "prometheus"}},
+    }
+}
 CASES: dict[str, Values] = {"default": {}, "s3-tls": S3_AND_TLS, "file-store": FILE_STORE}
 
 
@@ -134,9 +142,11 @@ def test_strict_validation_refuses_an_unknown_field(chart: helm_python.Chart) ->
         kubernetes_validate.validate(manifest, KUBERNETES_VERSIONS[0], strict=True)
 
 
-def test_default_rendering_is_the_golden_one(chart: helm_python.Chart) -> None:
-    text = "".join(f"# {path}\n{body.strip()}\n\n" for path, body in render(chart, {}).items())
-    golden = GOLDEN / "default.yaml"
+@pytest.mark.parametrize("name", ["default", "scraped"])
+def test_rendering_is_the_golden_one(chart: helm_python.Chart, name: str) -> None:
+    values = SCRAPED if name == "scraped" else {}
+    text = "".join(f"# {path}\n{body.strip()}\n\n" for path, body in render(chart, values).items())
+    golden = GOLDEN / f"{name}.yaml"
     if os.environ.get(UPDATE_VARIABLE):
         golden.parent.mkdir(parents=True, exist_ok=True)
         golden.write_text(text)
@@ -325,6 +335,52 @@ def test_settings_of_a_role_become_its_environment(chart: helm_python.Chart) -> 
     assert variables["ANNHEAL_FANOUT_MAX"] == "4"
     assert "ANNHEAL_FANOUT_MAX" not in environment(nodes["spec"]["template"]["spec"])
     assert not any(name.startswith("AWS_") for name in variables)
+
+
+def test_scraped_pods_listen_where_the_monitor_looks(chart: helm_python.Chart) -> None:
+    rendered = manifests(chart, SCRAPED)
+    for spec in pod_specs([m for m in rendered if m["kind"] != "Pod"]):
+        container = spec["containers"][0]
+        assert {"name": "metrics", "containerPort": 9100} in container["ports"]
+        assert environment(spec)["ANNHEAL_METRICS_LISTEN"] == "0.0.0.0:9100"
+    for manifest in rendered:
+        if not manifest["apiVersion"].startswith("monitoring.coreos.com/"):
+            kubernetes_validate.validate(manifest, KUBERNETES_VERSIONS[0], strict=True)
+    monitor = find(rendered, "PodMonitor", "demo-annheal")
+    assert monitor["metadata"]["labels"]["release"] == "prometheus"
+    selector = monitor["spec"]["selector"]
+    (expression,) = selector["matchExpressions"]
+    pods = [
+        m["spec"]["template"]["metadata"]["labels"]
+        for m in rendered
+        if m["kind"] in {"Deployment", "StatefulSet"}
+    ]
+    assert len(pods) == 3
+    for labels in pods:
+        assert selector["matchLabels"].items() <= labels.items()
+        assert labels[expression["key"]] in expression["values"]
+    assert [one["port"] for one in monitor["spec"]["podMetricsEndpoints"]] == ["metrics"]
+
+
+def test_alert_rules_are_whole_and_documented(chart: helm_python.Chart) -> None:
+    rule = find(manifests(chart, SCRAPED), "PrometheusRule", "demo-annheal")
+    (group,) = rule["spec"]["groups"]
+    manual = (ROOT / "docs" / "operations" / "metrics.md").read_text()
+    for alert in group["rules"]:
+        assert set(alert) >= {"alert", "expr", "labels", "annotations"}
+        assert alert["expr"].count("(") == alert["expr"].count(")")
+        assert f"| {alert['alert']} |" in manual
+        assert "{{" not in alert["expr"]
+    summaries = [alert["annotations"]["summary"] for alert in group["rules"]]
+    assert any("{{ $labels.collection }}" in text for text in summaries)
+
+
+@pytest.mark.parametrize("kind", ["podMonitor", "prometheusRule"])
+def test_what_is_not_scraped_has_no_monitor(chart: helm_python.Chart, kind: str) -> None:
+    rendered = manifests(chart, {})
+    assert not [m for m in rendered if m["apiVersion"].startswith("monitoring.coreos.com/")]
+    with pytest.raises(helm_python.HelmRenderError, match=r"metrics\.enabled"):
+        render(chart, {"metrics": {kind: {"enabled": True}}})
 
 
 def test_a_changed_configuration_rolls_the_pods(chart: helm_python.Chart) -> None:

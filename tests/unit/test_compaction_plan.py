@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from annheal.model.collection import Collection, Metric, ModelSpec
+from annheal.model.manifest import IndexKind, SegmentEntry, Tier
 from annheal.model.task import CompactionTask, TaskPhase, TaskReason
 from annheal.model.write import SegmentState, ShardState
 from coordinator.compaction_plan import (
@@ -198,6 +199,33 @@ def test_failed_tasks_hold_their_segments_for_a_while():
     assert plan(*hot(4), tasks=[failed]) == []
     assert plan(*hot(4), tasks=[failed], now_s=900.0 + RULES.failed_pause_s) != []
     assert plan(*hot(4), tasks=[task("h0", phase=TaskPhase.CANCELLED)]) != []
+
+
+def low(name: str, *, stuck: bool = False, rebuild: bool = True) -> SegmentState:
+    """Return a graph whose recall on live queries is below the objective at the limit of ef."""
+    graph = segment(name, 50_000, kind="hnsw")
+    return replace(graph, recall=0.8, ef=1_024, rebuild=rebuild, stuck=stuck)
+
+
+def test_a_graph_that_stays_below_its_recall_objective_is_built_anew_by_itself():
+    assert plan(low("a"), segment("b", 50_000, kind="hnsw")) == [(TaskReason.RECALL, {"a"})]
+    assert plan(low("a", rebuild=False)) == []
+    worn = replace(low("a"), dead_rows=25_000)
+    assert plan(worn) == [(TaskReason.RECALL, {"a"})]
+    merged = plan(low("a"), *hot(4))  # a merge builds it anew as well
+    assert merged == [(MERGE, {"h0", "h1", "h2", "h3", "a"})]
+
+
+def test_a_rebuild_for_recall_is_not_repeated_when_it_failed_or_did_not_help():
+    task = CompactionTask("t0", "c1", 0, ("a",), "warm", TaskReason.RECALL)
+    assert plan(low("a"), tasks=[task]) == []
+    failed = replace(task, phase=TaskPhase.FAILED, finished_at_s=900.0)
+    assert plan(low("a"), tasks=[failed]) == []
+    assert plan(low("a"), tasks=[failed], now_s=9_000.0) == [(TaskReason.RECALL, {"a"})]
+    entry = SegmentEntry("n", Tier.WARM, "m", IndexKind.HNSW, 50_000, 1, "x", 1, 2)
+    done = replace(task, phase=TaskPhase.PUBLISHED, output=entry)
+    assert plan(low("n"), tasks=[done]) == []
+    assert plan(low("n", stuck=True, rebuild=False)) == []
 
 
 def test_growing_rows_other_models_and_shards_that_are_not_served_are_skipped():

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 
 from annheal.errors import DataCorruption, InvariantViolation
-from annheal.index import VectorIndex
+from annheal.index import VectorIndex, build_hnsw
 from annheal.model.collection import (
     AttributeField,
     AttributeType,
@@ -21,14 +21,23 @@ from annheal.model.collection import (
 )
 from annheal.model.manifest import IndexKind, Tier
 from annheal.model.records import EVERYTHING
+from annheal.model.task import TaskReason
 from annheal.objectstore.local import LocalObjectStore
-from annheal.segment import DeleteVector, RecallPoint, Segment, SegmentRows, upload_segment
+from annheal.segment import (
+    BuildInfo,
+    DeleteVector,
+    RecallPoint,
+    Segment,
+    SegmentRows,
+    upload_segment,
+)
 from compactor import build
 from compactor.build import HNSW_ROWS_MIN, BuildOrder, build_segment
-from compactor.calibrate import EF_LADDER, PROBES, meets_objective, recall_of
+from compactor.calibrate import EF_LADDER, PROBES, is_damaged, meets_objective, recall_of
 from compactor.fetch import Source
 from compactor.verify import verify_segment
 from tests.support.compaction import collection
+from tests.support.damaged_graph import damaged_graph
 from tests.support.segments import MODEL, SCHEMA, open_local, sample_rows, write_sample
 
 
@@ -42,7 +51,11 @@ def source(
 
 
 def merge(
-    directory: Path, sources: list[Source], *, into: Collection | None = None
+    directory: Path,
+    sources: list[Source],
+    *,
+    into: Collection | None = None,
+    reason: TaskReason = TaskReason.MERGE,
 ) -> Segment | None:
     order = BuildOrder(
         segment_id="out",
@@ -51,6 +64,7 @@ def merge(
         threads=1,
         created_at_s=5.0,
         on_progress=lambda share: None,
+        reason=reason,
     )
     entry = build_segment(sources, order, directory=directory / "out")
     return None if entry is None else open_local(directory / "out", entry)
@@ -225,6 +239,29 @@ def test_graph_below_the_objective_is_built_stronger_and_then_not_at_all(
     assert exact is not None
     assert len(tried) == 3
     assert (exact.kind, exact.recall_curve) == (IndexKind.FLAT, ())
+
+
+def test_rebuild_for_recall_is_stronger_unless_the_graph_was_damaged(tmp_path: Path) -> None:
+    rows = sample_rows(HNSW_ROWS_MIN)
+    curve = (RecallPoint(10, 64, 0.98), RecallPoint(10, 256, 1.0))
+    info = BuildInfo(settings=IndexSettings(), generation=1, sources=("x",), recall_curve=curve)
+    sound = build_hnsw(rows.vectors, metric=MODEL.metric, settings=IndexSettings(), threads=1)
+    cut = damaged_graph(rows.vectors, metric=MODEL.metric, lost_share=0.3)
+    for name, index, settings in (
+        ("sound", sound, IndexSettings(32, 200)),
+        ("cut", cut, IndexSettings(16, 100)),
+    ):
+        directory = tmp_path / name
+        entry = write_sample(directory, segment_id=name, rows=rows, index=index, build=info)
+        segment = open_local(directory, entry)
+        assert is_damaged(segment) == (name == "cut")
+        rebuilt = merge(
+            directory, [Source(segment, DeleteVector.empty(len(rows)))], reason=TaskReason.RECALL
+        )
+        assert rebuilt is not None
+        assert rebuilt.meta.build.settings == settings
+        assert rebuilt.meta.build.reason == TaskReason.RECALL
+        assert not is_damaged(rebuilt)
 
 
 def test_recall_counts_equal_scores_as_found_and_ignores_padding() -> None:

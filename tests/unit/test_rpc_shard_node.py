@@ -11,6 +11,7 @@ import pytest
 from annheal import errors
 from annheal.model.filter import Comparison, ComparisonOp
 from annheal.model.manifest import IndexKind, SegmentEntry, Tier
+from annheal.model.recall import CollectionRecall
 from annheal.model.records import EVERYTHING, IDS_ONLY, Projection, RecordBatch, RecordSet
 from annheal.model.search import (
     Consistency,
@@ -41,6 +42,7 @@ from annheal.rpc.shard_node import RemoteShardNode
 from coordinator.ports import ShardNode
 from shard_node.service import ServedNode, ShardServicer
 from tests.support.ports import LOOPBACK
+from tests.support.recall_reports import report
 
 CLOCK_S = 0.2
 """gRPC rounds deadlines up when it sends them."""
@@ -116,6 +118,10 @@ class RecordingNode:
     async def shard_states(self, collection_id: str = "") -> tuple[ShardState, ...]:
         await self._note(collection_id)
         return (STATE,)
+
+    async def recall(self, collection_id: str = "") -> tuple[CollectionRecall, ...]:
+        await self._note(("recall", collection_id))
+        return (report(collection_id),)
 
     async def flush(self, collection_id: str, shard: int) -> None:
         await self._note((collection_id, shard))
@@ -214,9 +220,10 @@ async def test_everything_else_is_the_same_from_afar() -> None:
         assert await far.scan(first) == page
         assert await far.scan(later) == page
         assert await far.shard_states("c1") == (STATE,)
+        assert await far.recall("c1") == (report("c1"),)
         await far.flush("c1", 1)
         await far.publish_compaction(TASK)
-    assert node.asked == [get, count, first, later, "c1", ("c1", 1), TASK]
+    assert node.asked == [get, count, first, later, "c1", ("recall", "c1"), ("c1", 1), TASK]
 
 
 @pytest.mark.parametrize(

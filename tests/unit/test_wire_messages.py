@@ -443,6 +443,7 @@ STATE = ShardState(
     memory_bytes=1 << 40,
     segments=(
         SegmentState(2, "s1", "hot", "m", "flat", 12, 2, 4096, 1, 1_700_000_000.5, 1, 99),
+        SegmentState(2, "s0", "warm", "m", "hnsw", 9, 0, 99, 1, 5.0, 1, 99, 0.75, 128, True, True),
         SegmentState(2, "growing", "growing", "m", "flat", 1, 0, 12, 0, 0.0, 100, 100),
     ),
     error="slow",
@@ -482,12 +483,13 @@ TASK = CompactionTask(
 
 def test_shards_states_and_compactions_round_trip() -> None:
     assert internal.decode_shard_state(internal.encode_shard_state(STATE)) == STATE
-    for task in (TASK, dataclasses.replace(TASK, output=None)):
+    recall = dataclasses.replace(TASK, reason=TaskReason.RECALL)
+    for task in (TASK, recall, dataclasses.replace(TASK, output=None)):
         assert internal.decode_publish(internal.encode_publish(task)) == task
     shard = ShardStatus.of(
         Assignment("c1", 2, owner="n1", epoch=4, target="n2"), STATE, collection="things"
     )
-    assert (shard.live_rows, shard.segments, shard.error) == (10, 2, "slow")
+    assert (shard.live_rows, shard.segments, shard.error) == (10, 3, "slow")
     silent = ShardStatus.of(Assignment("c1", 3), None, collection="things", error="away")
     for status in (shard, silent):
         assert admin.decode_shard(admin.encode_shard(status)) == status

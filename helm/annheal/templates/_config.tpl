@@ -78,6 +78,10 @@ log_level = {{ .Values.logLevel | quote }}
   value: {{ printf "0.0.0.0:%d" (int .port) | quote }}
 - name: ANNHEAL_DATA_DIR
   value: /var/lib/annheal
+{{- if $root.Values.metrics.enabled }}
+- name: ANNHEAL_METRICS_LISTEN
+  value: {{ printf "0.0.0.0:%d" (int $root.Values.metrics.port) | quote }}
+{{- end }}
 {{- range $key := keys .config.settings | sortAlpha }}
 {{- $value := get $.config.settings $key }}
 - name: ANNHEAL_{{ upper $key }}

@@ -61,6 +61,14 @@ topologySpreadConstraints:
 {{- end }}
 {{- end -}}
 
+{{/* Nothing unless the pods are scraped. */}}
+{{- define "annheal.metricsPort" -}}
+{{- if .Values.metrics.enabled -}}
+- name: metrics
+  containerPort: {{ .Values.metrics.port }}
+{{- end -}}
+{{- end -}}
+
 {{/* Takes (dict "root" $ "port" 7700). */}}
 {{- define "annheal.probes" -}}
 {{- $port := .port -}}

@@ -1,0 +1,222 @@
+"""Recall of live queries: as a node reports it, and joined for operators."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from annheal.model.recall import (
+    RECALL_UNKNOWN,
+    CollectionRecall,
+    FilterRecall,
+    RecallEstimate,
+    SegmentRecall,
+    SelectivityBand,
+    ShardBandRecall,
+)
+from annheal.model.recall_summary import (
+    ALL_SHARDS,
+    RecallSlice,
+    RecallSummary,
+    RecallVerdict,
+)
+from annheal.v1 import admin_pb2, internal_pb2
+from annheal.wire.enums import BAND, RECALL_VERDICT, TIER
+from annheal.wire.filters import decode_filter, encode_filter
+from annheal.wire.timestamps import decode_seconds, encode_seconds
+
+
+def encode_recall_reports(
+    reports: Iterable[CollectionRecall],
+) -> internal_pb2.ReportRecallResponse:
+    """Return what one node measured."""
+    return internal_pb2.ReportRecallResponse(
+        collections=[
+            internal_pb2.CollectionRecall(
+                collection_id=report.collection_id,
+                recall_objective=report.recall_objective,
+                sampled_share=report.sampled_share,
+                shards=[_encode_shard_band(one) for one in report.shards],
+                segments=[_encode_segment(one) for one in report.segments],
+                filters=[_encode_filter_recall(one) for one in report.filters],
+            )
+            for report in reports
+        ]
+    )
+
+
+def decode_recall_reports(
+    message: internal_pb2.ReportRecallResponse,
+) -> tuple[CollectionRecall, ...]:
+    """Return what one node measured; bands that this version does not know are left out."""
+    return tuple(
+        CollectionRecall(
+            collection_id=report.collection_id,
+            recall_objective=report.recall_objective,
+            sampled_share=report.sampled_share,
+            shards=tuple(
+                _decode_shard_band(one) for one in report.shards if BAND.decode_text(one.band)
+            ),
+            segments=_decode_segments(report.segments),
+            filters=tuple(_decode_filter_recall(one) for one in report.filters),
+        )
+        for report in message.collections
+    )
+
+
+def encode_recall_summary(summary: RecallSummary) -> admin_pb2.GetRecallResponse:
+    """Return the joined view of a collection."""
+    return admin_pb2.GetRecallResponse(
+        collection=summary.collection,
+        collection_id=summary.collection_id,
+        recall_objective=summary.recall_objective,
+        sampled_share=summary.sampled_share,
+        overall=_encode_slice(summary.overall),
+        bands=[_encode_slice(one) for one in summary.bands],
+        shards=[_encode_slice(one) for one in summary.shards],
+        tiers=[_encode_slice(one) for one in summary.tiers],
+        models=[_encode_slice(one) for one in summary.models],
+        segments=[_encode_segment(one) for one in summary.segments],
+        filters=[_encode_filter_recall(one) for one in summary.filters],
+        errors=summary.errors,
+    )
+
+
+def decode_recall_summary(message: admin_pb2.GetRecallResponse) -> RecallSummary:
+    """Return the joined view of a collection."""
+    return RecallSummary(
+        collection=message.collection,
+        collection_id=message.collection_id,
+        recall_objective=message.recall_objective,
+        sampled_share=message.sampled_share,
+        overall=_decode_slice(message.overall),
+        bands=tuple(_decode_slice(one) for one in message.bands),
+        shards=tuple(_decode_slice(one) for one in message.shards),
+        tiers=tuple(_decode_slice(one) for one in message.tiers),
+        models=tuple(_decode_slice(one) for one in message.models),
+        segments=_decode_segments(message.segments),
+        filters=tuple(_decode_filter_recall(one) for one in message.filters),
+        errors=dict(message.errors),
+    )
+
+
+def _encode_estimate(estimate: RecallEstimate) -> admin_pb2.RecallEstimate:
+    return admin_pb2.RecallEstimate(
+        k=estimate.k,
+        recall=estimate.recall,
+        low=estimate.low,
+        high=estimate.high,
+        queries=estimate.queries,
+        measured_at=encode_seconds(estimate.measured_at_s),
+        plans=estimate.plans,
+    )
+
+
+def _decode_estimate(message: admin_pb2.RecallEstimate) -> RecallEstimate:
+    return RecallEstimate(
+        k=message.k,
+        recall=message.recall,
+        low=message.low,
+        high=message.high,
+        queries=message.queries,
+        measured_at_s=decode_seconds(message.measured_at),
+        plans=dict(message.plans),
+    )
+
+
+def _encode_shard_band(one: ShardBandRecall) -> internal_pb2.ShardBandRecall:
+    return internal_pb2.ShardBandRecall(
+        shard=one.shard,
+        band=BAND.encode(one.band),
+        estimate=_encode_estimate(one.estimate),
+        stability=None if math.isnan(one.stability) else one.stability,
+        seen=one.seen,
+    )
+
+
+def _decode_shard_band(message: internal_pb2.ShardBandRecall) -> ShardBandRecall:
+    return ShardBandRecall(
+        shard=message.shard,
+        band=SelectivityBand(BAND.decode(message.band, field="band")),
+        estimate=_decode_estimate(message.estimate),
+        stability=message.stability if message.HasField("stability") else math.nan,
+        seen=message.seen,
+    )
+
+
+def _encode_segment(one: SegmentRecall) -> admin_pb2.SegmentRecall:
+    return admin_pb2.SegmentRecall(
+        shard=one.shard,
+        segment_id=one.segment_id,
+        tier=TIER.encode(one.tier),
+        model=one.model,
+        band=BAND.encode(one.band),
+        estimate=_encode_estimate(one.estimate),
+        ef=one.ef,
+        ef_limit=one.ef_limit,
+        rebuild=one.rebuild,
+        stuck=one.stuck,
+    )
+
+
+def _decode_segments(messages: Iterable[admin_pb2.SegmentRecall]) -> tuple[SegmentRecall, ...]:
+    return tuple(
+        SegmentRecall(
+            shard=message.shard,
+            segment_id=message.segment_id,
+            tier=TIER.decode_text(message.tier),
+            model=message.model,
+            band=SelectivityBand(BAND.decode(message.band, field="band")),
+            estimate=_decode_estimate(message.estimate),
+            ef=message.ef,
+            ef_limit=message.ef_limit,
+            rebuild=message.rebuild,
+            stuck=message.stuck,
+        )
+        for message in messages
+        if BAND.decode_text(message.band)
+    )
+
+
+def _encode_filter_recall(one: FilterRecall) -> admin_pb2.FilterRecall:
+    return admin_pb2.FilterRecall(
+        shard=None if one.shard == ALL_SHARDS else one.shard,
+        filter=encode_filter(one.filter),
+        matches=one.matches,
+        live_rows=one.live_rows,
+        recall=None if one.recall == RECALL_UNKNOWN else one.recall,
+        queries=one.queries,
+        plans=one.plans,
+    )
+
+
+def _decode_filter_recall(message: admin_pb2.FilterRecall) -> FilterRecall:
+    return FilterRecall(
+        shard=message.shard if message.HasField("shard") else ALL_SHARDS,
+        filter=decode_filter(message.filter),
+        matches=message.matches,
+        live_rows=message.live_rows,
+        recall=message.recall if message.HasField("recall") else RECALL_UNKNOWN,
+        queries=message.queries,
+        plans=dict(message.plans),
+    )
+
+
+def _encode_slice(one: RecallSlice) -> admin_pb2.RecallSlice:
+    return admin_pb2.RecallSlice(
+        name=one.name,
+        verdict=RECALL_VERDICT.encode(one.verdict),
+        estimate=None if one.estimate is None else _encode_estimate(one.estimate),
+        stability=one.stability,
+        seen=one.seen,
+    )
+
+
+def _decode_slice(message: admin_pb2.RecallSlice) -> RecallSlice:
+    return RecallSlice(
+        name=message.name,
+        verdict=RECALL_VERDICT.decode_or(message.verdict, RecallVerdict.UNMEASURED),
+        estimate=_decode_estimate(message.estimate) if message.HasField("estimate") else None,
+        stability=message.stability if message.HasField("stability") else None,
+        seen=message.seen,
+    )

@@ -1,0 +1,193 @@
+"""`annheal recall`, `filters` and `explain` against a server whose nodes tell planted recall."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from annheal.model.search import SegmentExplain
+from annheal.rpc.server import RpcServer
+from cli.__main__ import hoist
+from cli.app import app
+from cli.exit_codes import ExitCode
+from cli.explain import why
+from coordinator.service import services
+from tests.support.memory_cluster import memory_cluster, soon, spec
+from tests.support.memory_node import MemoryNode
+from tests.support.processes import REPOSITORY, clean_environment
+from tests.support.recall_reports import report
+
+WAIT_S = 60.0
+
+
+@dataclass(slots=True)
+class Served:
+    """A server with the collection `things`, whose recall its one node tells."""
+
+    address: str
+    collection_id: str
+    node: MemoryNode
+
+    async def run(self, *arguments: str, code: int = 0) -> Result:
+        given = hoist([*arguments, "--address", self.address])
+        found = await asyncio.to_thread(CliRunner().invoke, app, given)
+        assert found.exit_code == code, (found.stdout, found.stderr, found.exception)
+        return found
+
+
+@pytest.fixture
+async def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Served]:
+    for name in os.environ:
+        if name.startswith("ANNHEAL_"):
+            monkeypatch.delenv(name)
+    async with memory_cluster(tmp_path) as cluster:
+        node = await cluster.add_node("a")
+        coordinator = await cluster.add_coordinator()
+        made = await coordinator.collections.create(spec("things", shard_count=2), deadline=soon())
+        server = RpcServer(services(coordinator))
+        address = f"127.0.0.1:{server.listen('127.0.0.1:0')}"
+        await server.start()
+        try:
+            yield Served(address, made.id, node)
+        finally:
+            await server.stop(grace_s=0)
+
+
+def document(found: Result) -> Any:
+    return json.loads(found.stdout)
+
+
+async def test_recall_shows_slices_segments_and_what_is_done(served: Served) -> None:
+    served.node.recalls.append(report(served.collection_id, shards=[0, 1]))
+    shown = (await served.run("recall", "things")).stdout
+    lines = {" ".join(line.split()) for line in shown.splitlines()}
+    assert "objective 0.95 (met)" in lines
+    assert "live queries 10,000; 1.00% of them are sampled" in lines
+    assert "0.1-1% 1,000 10.0% 0.8000 0.7000 to 0.9000 40 50.0% selector 100% missed" in lines
+    assert "unfiltered 9,000 90.0% 0.9800 0.9700 to 0.9900 100 100.0% graph 100% met" in lines
+    assert "cold 0.8000 0.7000 to 0.9000 40 missed" in lines
+    assert any(line.startswith("segment cold-0 (shard 0, 0.1-1%): ef 512 of at") for line in lines)
+    assert any("although it was built anew" in line for line in lines)
+    whole = document(await served.run("recall", "things", "-o", "json"))
+    assert whole["overall"]["estimate"]["recall"] == pytest.approx(0.962)
+    assert whole["bands"][1]["verdict"] == "missed"
+    assert {one["segment_id"] for one in whole["segments"] if one["stuck"]} == {"cold-1"}
+    assert (
+        whole["filters"][0]["filter"] == 'ecosystem = "pypi" and year >= 2024'
+        or whole["filters"][0]["filter"] == "ecosystem = 'pypi' and year >= 2024"
+    )
+    assert whole["filters"][1]["recall"] is None
+
+
+async def test_filters_gives_a_verdict_on_every_band(served: Served) -> None:
+    empty = (await served.run("filters", "things")).stdout
+    assert "no live queries were seen yet" in empty
+    served.node.recalls.append(report(served.collection_id))
+    shown = (await served.run("filters", "things")).stdout
+    assert "unfiltered: validated; recall@10 0.9800" in shown
+    assert "0.1-1%: NOT met; recall@10 0.8000 (0.7000 to 0.9000) on 40 sampled queries" in shown
+    assert "90.0% of the live queries are in bands that are validated" in shown
+    assert "year >= 2024" in shown
+    whole = document(await served.run("filters", "things", "-o", "json"))
+    assert whole["validated_share"] == pytest.approx(0.9)
+    assert [one["validated"] for one in whole["bands"]] == [True, False]
+    selective, broad = whole["filters"]
+    assert selective["selectivity"] == pytest.approx(0.005)
+    assert (selective["recall"], selective["plans"]) == (pytest.approx(0.8), {"selector": 40})
+    assert broad["filter"] == "year >= 2000"
+
+
+async def test_without_live_queries_recall_measures_at_once(served: Served) -> None:
+    found = await served.run("recall", "things", code=ExitCode.FAILED_PRECONDITION)
+    assert "no live query was measured yet" in found.stderr
+    assert "holds no records" in found.stderr  # the measurement was tried
+    quiet = document(await served.run("recall", "things", "-o", "json"))
+    assert quiet["overall"]["verdict"] == "unmeasured"
+    both = await served.run(
+        "recall", "things", "--watch", "--sample", "5", code=ExitCode.INVALID_ARGUMENT
+    )
+    assert "--measure" in both.stderr
+    await served.run("recall", "absent", "--watch", code=ExitCode.NOT_FOUND)
+
+
+async def watch(served: Served, *options: str, stdout: int) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-m", "cli", "recall", "things", "--watch", "--interval", "0.1", *options),
+        *("--address", served.address),
+        cwd=REPOSITORY,
+        env=clean_environment(),
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "sign"),
+    [
+        ((), lambda line: "recall@10 0.9620 [" in line and "0.1-1% 0.8000" in line),
+        (("-o", "json"), lambda line: json.loads(line)["collection"] == "things"),
+    ],
+    ids=["lines", "json"],
+)
+async def test_a_watch_prints_lines_for_programs_and_ends_on_interrupt(
+    served: Served, options: tuple[str, ...], sign: Callable[[str], bool]
+) -> None:
+    served.node.recalls.append(report(served.collection_id))
+    process = await watch(served, *options, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    async with asyncio.timeout(WAIT_S):
+        for _ in range(3):
+            assert sign((await process.stdout.readline()).decode())
+        process.send_signal(signal.SIGINT)
+        _, errors = await process.communicate()
+    assert (process.returncode, errors) == (0, b"")
+
+
+async def test_a_watch_on_a_terminal_changes_in_place_and_ends_on_interrupt(
+    served: Served,
+) -> None:
+    served.node.recalls.append(report(served.collection_id))
+    ours, theirs = pty.openpty()
+    process = await watch(served, stdout=theirs)
+    os.close(theirs)
+    shown = b""
+    try:
+        async with asyncio.timeout(WAIT_S):
+            while shown.count(b"objective") < 3:
+                shown += await asyncio.to_thread(os.read, ours, 65_536)
+            process.send_signal(signal.SIGINT)
+            with suppress(OSError):  # EIO: the other end is closed
+                while await asyncio.to_thread(os.read, ours, 65_536):
+                    pass
+            _, errors = await process.communicate()
+    finally:
+        os.close(ours)
+    assert b"\x1b[" in shown  # moved the cursor
+    assert (process.returncode, errors) == (0, b"")
+
+
+def test_every_plan_has_a_reason() -> None:
+    def entry(plan: str, segment: str = "s") -> SegmentExplain:
+        return SegmentExplain(0, segment, plan, 100, 90, 9, 64, 50, 0.001)
+
+    assert "no live row matches" in why(entry("skip"))
+    assert "only 9 rows match" in why(entry("rows"))
+    assert "memory" in why(entry("scan", "growing-0"))
+    assert "no graph" in why(entry("scan"))
+    assert "ef 64" in why(entry("graph"))
+    assert "10.0%" in why(entry("selector"))
+    assert "'quantum'" in why(entry("quantum"))
