@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from annheal.filters import evaluate
+from annheal.filters import filter_key
 from annheal.index import LiveBitmap, TopK, merge_topk
 from annheal.model.collection import Collection
 from annheal.model.records import Float32Matrix, Projection, RecordSet
@@ -49,10 +49,11 @@ class Searcher:
         parts: list[_Part] = []
         hits: list[Hits] = []
         explain: list[SegmentExplain] = []
+        key = None if options.filter is None else filter_key(options.filter)
         for shard, view in views:
             for held in view.segments:
                 started_s = time.perf_counter()
-                plan, allowed, found = self._search_segment(held, queries, options)
+                plan, allowed, found = self._search_segment(held, queries, options, key)
                 if found is not None:
                     parts.append(_Part(held))
                     hits.append(found)
@@ -60,7 +61,7 @@ class Searcher:
                     took_s = time.perf_counter() - started_s
                     explain.append(_explain(shard, held, plan, allowed, len(queries), took_s))
             for growing in view.growing:
-                found = self._search_growing(growing, queries, options)
+                found = self._search_growing(growing, queries, options, key)
                 if found is not None:
                     parts.append(_Part(growing))
                     hits.append(found)
@@ -75,12 +76,12 @@ class Searcher:
         )
 
     def _search_segment(
-        self, held: SegmentView, queries: Float32Matrix, options: SearchOptions
+        self, held: SegmentView, queries: Float32Matrix, options: SearchOptions, key: bytes | None
     ) -> tuple[SegmentPlan, int, Hits | None]:
         segment = held.segment
         live = held.deletes.live
         if options.filter is not None:
-            matching = self._filters.matches(segment, options.filter)
+            matching = self._filters.matches(segment, options.filter, key=key)
             live = matching if live is None else matching & live
         allowed = segment.rows if live is None else live.count
         plan = plan_segment(
@@ -102,11 +103,15 @@ class Searcher:
         return choose_ef(held.segment.recall_curve, k=options.k, objective=objective)
 
     def _search_growing(
-        self, growing: GrowingView, queries: Float32Matrix, options: SearchOptions
+        self,
+        growing: GrowingView,
+        queries: Float32Matrix,
+        options: SearchOptions,
+        key: bytes | None,
     ) -> Hits | None:
         allowed: npt.NDArray[np.bool_] | None = None
         if options.filter is not None:
-            allowed = evaluate(options.filter, growing.attributes(), row_count=growing.rows)
+            allowed = self._filters.growing_matches(growing, options.filter, key=key)
         if growing.dead is not None:
             allowed = ~growing.dead if allowed is None else allowed & ~growing.dead
         if allowed is not None and not allowed.any():
