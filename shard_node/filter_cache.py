@@ -1,22 +1,33 @@
-"""Which rows of a segment match a filter, remembered: segments never change."""
+"""Which rows match a filter, remembered: segments never change, growing rows are only added to."""
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Collection
+
+import numpy as np
+import numpy.typing as npt
 
 from annheal.filters import evaluate, filter_key
 from annheal.index import LiveBitmap
 from annheal.model.filter import Filter
 from annheal.segment import Segment
+from shard_node.growing import GrowingView
 
 CACHE_BYTES_MAX = 64 << 20
 CACHE_ENTRIES_MAX = 8_192
 """Bitmaps of small segments are smaller than the objects around them: count those too."""
 
+Mask = npt.NDArray[np.bool_]
+
 
 class FilterCache:
-    """Least recently used bitmaps by (segment, canonical filter), within both limits."""
+    """Least recently used answers by (segment, canonical filter), within both limits.
+
+    `key` is `annheal.filters.filter_key(filter)`, which a caller that asks several segments makes
+    once. For any number of threads: two that miss at once compute the same answer.
+    """
 
     def __init__(
         self, *, bytes_max: int = CACHE_BYTES_MAX, entries_max: int = CACHE_ENTRIES_MAX
@@ -24,30 +35,80 @@ class FilterCache:
         self._bytes_max = bytes_max
         self._entries_max = entries_max
         self._bytes = 0
-        self._bitmaps: OrderedDict[tuple[str, bytes], LiveBitmap] = OrderedDict()
+        self._answers: OrderedDict[tuple[str | int, bytes], LiveBitmap | Mask] = OrderedDict()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        return len(self._bitmaps)
+        return len(self._answers)
 
-    def matches(self, segment: Segment, filter: Filter) -> LiveBitmap:
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the answers held."""
+        return self._bytes
+
+    def matches(self, segment: Segment, filter: Filter, *, key: bytes | None = None) -> LiveBitmap:
         """Return the rows of `segment` that match the validated `filter`, dead ones included."""
-        key = (segment.id, filter_key(filter))
-        with self._lock:
-            found = self._bitmaps.get(key)
-            if found is not None:
-                self._bitmaps.move_to_end(key)
-                return found
-        mask = evaluate(filter, segment.attributes, row_count=segment.rows)
-        bitmap = LiveBitmap.from_mask(mask)
-        with self._lock:
-            if key not in self._bitmaps:
-                self._bitmaps[key] = bitmap
-                self._bytes += bitmap.packed.nbytes
-            while self._is_over() and len(self._bitmaps) > 1:
-                _, evicted = self._bitmaps.popitem(last=False)
-                self._bytes -= evicted.packed.nbytes
+        place = (segment.id, filter_key(filter) if key is None else key)
+        found = self._recall(place)
+        if isinstance(found, LiveBitmap):
+            return found
+        bitmap = segment.matches(filter)
+        self._remember(place, bitmap)
         return bitmap
 
+    def growing_matches(
+        self, growing: GrowingView, filter: Filter, *, key: bytes | None = None
+    ) -> Mask:
+        """Return which of the growing rows match, dead ones included: (rows,) bool, read-only.
+
+        Only the rows that came since the last time are evaluated.
+        """
+        place = (growing.number, filter_key(filter) if key is None else key)
+        found = self._recall(place)
+        known = np.empty(0, dtype=np.bool_) if found is None else _as_mask(found)
+        if len(known) >= growing.rows:
+            return known[: growing.rows]
+        added = growing.attributes_from(len(known))
+        mask = evaluate(filter, added, row_count=growing.rows - len(known))
+        if len(known):
+            mask = np.concatenate([known, mask])
+        mask.flags.writeable = False
+        self._remember(place, mask)
+        return mask
+
+    def forget(self, segment_ids: Collection[str]) -> None:
+        """Drop the answers of segments that are no longer held."""
+        gone = set(segment_ids)
+        with self._lock:
+            for place in [place for place in self._answers if place[0] in gone]:
+                self._bytes -= _size_bytes(self._answers.pop(place))
+
+    def _recall(self, place: tuple[str | int, bytes]) -> LiveBitmap | Mask | None:
+        with self._lock:
+            found = self._answers.get(place)
+            if found is not None:
+                self._answers.move_to_end(place)
+            return found
+
+    def _remember(self, place: tuple[str | int, bytes], answer: LiveBitmap | Mask) -> None:
+        with self._lock:
+            known = self._answers.get(place)
+            if known is not None and _size_bytes(known) >= _size_bytes(answer):
+                return  # another thread was faster, or saw more growing rows
+            self._bytes += _size_bytes(answer) - (0 if known is None else _size_bytes(known))
+            self._answers[place] = answer
+            self._answers.move_to_end(place)
+            while self._is_over() and len(self._answers) > 1:
+                _, evicted = self._answers.popitem(last=False)
+                self._bytes -= _size_bytes(evicted)
+
     def _is_over(self) -> bool:
-        return self._bytes > self._bytes_max or len(self._bitmaps) > self._entries_max
+        return self._bytes > self._bytes_max or len(self._answers) > self._entries_max
+
+
+def _size_bytes(answer: LiveBitmap | Mask) -> int:
+    return answer.packed.nbytes if isinstance(answer, LiveBitmap) else answer.nbytes
+
+
+def _as_mask(answer: LiveBitmap | Mask) -> Mask:
+    return answer.mask() if isinstance(answer, LiveBitmap) else answer

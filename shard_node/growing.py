@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -14,6 +15,7 @@ from annheal.model.records import Float32Matrix, Projection, RecordBatch, Record
 from annheal.wal.codec import empty_attributes
 
 _ROWS_INITIAL = 1_024
+_numbers = itertools.count()
 _PARTS_MAX = 64
 """Column parts held before they are joined into one: single-row writes must not pile up."""
 SCORES_BYTES_MAX = 32 << 20
@@ -39,8 +41,10 @@ class GrowingView:
 
     The arrays are shared with the growing segment, which only ever writes behind `rows` and
     replaces (never changes) `dead`. `newest` is the growing segment's own map from id to row: it
-    may name rows behind this view.
+    may name rows behind this view. `number` tells growing segments of this process apart.
     """
+
+    number: int
 
     vectors: Float32Matrix
     ids: list[str]
@@ -66,6 +70,14 @@ class GrowingView:
         if not self._attributes:
             self._attributes.append(_joined_attributes(self.parts))
         return self._attributes[0]
+
+    def attributes_from(self, first: int) -> pa.RecordBatch:
+        """Return the attribute columns of the rows from `first` < rows on, joining no others."""
+        start, end = self.rows, len(self.parts)
+        while start > first:
+            end -= 1
+            start -= len(self.parts[end].payloads)
+        return _joined_attributes(self.parts[end:]).slice(first - start)
 
     def payloads(self) -> pa.BinaryArray:
         """Return the payload column of all rows."""
@@ -149,6 +161,7 @@ class GrowingSegment:
     """
 
     def __init__(self, dimension: int) -> None:
+        self._number = next(_numbers)
         self._vectors: Float32Matrix = np.empty((_ROWS_INITIAL, dimension), dtype=np.float32)
         self._sequences = np.empty(_ROWS_INITIAL, dtype=np.int64)
         self._ids: list[str] = []
@@ -200,6 +213,7 @@ class GrowingSegment:
     def view(self) -> GrowingView:
         """Return the present rows as an immutable view."""
         return GrowingView(
+            number=self._number,
             vectors=self._vectors,
             ids=self._ids,
             newest=self._newest,

@@ -148,6 +148,7 @@ class Node:
     async def publish_compaction(self, task: CompactionTask) -> None:
         """Swap a finished task's sources for its output."""
         await self._owned(task.collection_id, task.shard).publish_compaction(task)
+        self._filters.forget(task.sources)
 
     async def flush_all(self, shards: Iterable[ShardId]) -> None:
         """Flush every shard named that is open here; used when the node is about to leave.

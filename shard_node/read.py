@@ -32,7 +32,7 @@ def live_mask(source: Source, filter: Filter | None) -> npt.NDArray[np.bool_]:
     rows = source.segment.rows
     live = np.ones(rows, dtype=np.bool_) if bitmap is None else bitmap.mask().copy()
     if filter is not None:
-        live &= evaluate(filter, source.segment.attributes, row_count=rows)
+        live &= source.segment.matches(filter).mask()
     return live
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from annheal.filters import evaluate
+from annheal.filters import filter_key
 from annheal.index import LiveBitmap, TopK, merge_topk
 from annheal.model.collection import Collection
 from annheal.model.recall import band_of
@@ -65,11 +65,12 @@ class Searcher:
         hits: list[Hits] = []
         explain: list[SegmentExplain] = []
         reaches: list[Reach] = []
+        key = None if options.filter is None else filter_key(options.filter)
         for shard, view in views:
             matches = 0
             for held in view.segments:
                 started_s = time.perf_counter()
-                plan, allowed, found = self.search_segment(held, queries, options)
+                plan, allowed, found = self.search_segment(held, queries, options, key=key)
                 matches += allowed
                 if found is not None:
                     parts.append(_Part(held))
@@ -79,7 +80,7 @@ class Searcher:
                     explain.append(_explain(shard, held, plan, allowed, len(queries), took_s))
             for growing in view.growing:
                 started_s = time.perf_counter()
-                allowed, found = self.search_growing(growing, queries, options)
+                allowed, found = self.search_growing(growing, queries, options, key=key)
                 matches += allowed
                 if found is not None:
                     parts.append(_Part(growing))
@@ -100,13 +101,18 @@ class Searcher:
         return answer, tuple(reaches)
 
     def search_segment(
-        self, held: SegmentView, queries: Float32Matrix, options: SearchOptions
+        self,
+        held: SegmentView,
+        queries: Float32Matrix,
+        options: SearchOptions,
+        *,
+        key: bytes | None = None,
     ) -> tuple[SegmentPlan, int, Hits | None]:
         """Return the plan, how many rows live and match, and the best of them (None: no row)."""
         segment = held.segment
         live = held.deletes.live
         if options.filter is not None:
-            matching = self._filters.matches(segment, options.filter)
+            matching = self._filters.matches(segment, options.filter, key=key)
             live = matching if live is None else matching & live
         allowed = segment.rows if live is None else live.count
         plan = plan_segment(
@@ -130,12 +136,17 @@ class Searcher:
         return scaled_ef(ef, self._ef_scale(held.segment.id, band))
 
     def search_growing(
-        self, growing: GrowingView, queries: Float32Matrix, options: SearchOptions
+        self,
+        growing: GrowingView,
+        queries: Float32Matrix,
+        options: SearchOptions,
+        *,
+        key: bytes | None = None,
     ) -> tuple[int, Hits | None]:
         """Return how many rows live and match, and the best of them."""
         mask: npt.NDArray[np.bool_] | None = None
         if options.filter is not None:
-            mask = evaluate(options.filter, growing.attributes(), row_count=growing.rows)
+            mask = self._filters.growing_matches(growing, options.filter, key=key)
         if growing.dead is not None:
             mask = ~growing.dead if mask is None else mask & ~growing.dead
         allowed = growing.rows if mask is None else int(np.count_nonzero(mask))

@@ -53,9 +53,9 @@ def number_mask(column: Any, test: NumberTest) -> Mask:
     if pa.types.is_boolean(column.type):
         values = _bits(column.buffers()[1], column.offset, len(column))
     elif pa.types.is_timestamp(column.type) and column.type.unit == "us":
-        values = _primitives(column, np.dtype(np.int64))
+        values = primitives(column, np.dtype(np.int64))
     elif pa.types.is_int64(column.type) or pa.types.is_float64(column.type):
-        values = _primitives(column, np.dtype(column.type.to_pandas_dtype()))
+        values = primitives(column, np.dtype(column.type.to_pandas_dtype()))
     else:
         raise InvariantViolation(f"a filter compares a number with a column of type {column.type}")
     hits = test(values)
@@ -70,7 +70,7 @@ def _by_code(column: Any, passes: Mask) -> Mask:
     winners = np.flatnonzero(passes)
     if len(winners) == 0:
         return np.zeros(len(column), dtype=np.bool_)
-    codes = _primitives(indices, np.dtype(indices.type.to_pandas_dtype()))
+    codes = primitives(indices, np.dtype(indices.type.to_pandas_dtype()))
     if len(winners) == 1:
         hits: Mask = codes == winners[0].astype(codes.dtype)
         return hits if valid is None else hits & valid
@@ -99,7 +99,7 @@ def _valid(column: Any) -> Mask | None:
     return _bits(column.buffers()[0], column.offset, len(column))
 
 
-def _primitives(column: Any, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+def primitives(column: Any, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     """Return the values of a fixed-width column without a copy, whatever lies under nulls."""
     if len(column) == 0:
         return np.empty(0, dtype=dtype)

@@ -2,29 +2,40 @@
 
 from __future__ import annotations
 
+from annheal.index.compiled import WarmUp, start_warm_up, warm_up
+from annheal.index.costs import WalkCosts, measure_costs
+from annheal.index.filtered_walk import ROW_MISSING, SCORE_MISSING, WalkResult
 from annheal.index.live import LiveBitmap
 from annheal.index.topk import TopK, merge_topk
 from annheal.index.vector_index import (
     EF_DEFAULT,
-    ROW_MISSING,
-    SCORE_MISSING,
     VectorIndex,
     build_flat,
     build_hnsw,
     load_mapped,
     set_search_threads,
 )
+from annheal.index.walk_layout import ABORTED, OK, STARVED
 
 __all__ = [
+    "ABORTED",
     "EF_DEFAULT",
+    "OK",
     "ROW_MISSING",
     "SCORE_MISSING",
+    "STARVED",
     "LiveBitmap",
     "TopK",
     "VectorIndex",
+    "WalkCosts",
+    "WalkResult",
+    "WarmUp",
     "build_flat",
     "build_hnsw",
     "load_mapped",
+    "measure_costs",
     "merge_topk",
     "set_search_threads",
+    "start_warm_up",
+    "warm_up",
 ]

@@ -23,13 +23,15 @@ import numpy as np
 import numpy.typing as npt
 
 from annheal.errors import DataCorruption
+from annheal.index import filtered_walk
+from annheal.index.compiled import ready_kernels
+from annheal.index.filtered_walk import ROW_MISSING, SCORE_MISSING, WalkResult
+from annheal.index.graph import ForeignMemory, HnswGraph, graph_of
 from annheal.index.live import LiveBitmap
 from annheal.model.collection import IndexSettings, Metric
 from annheal.model.manifest import IndexKind
 from annheal.model.records import Float32Matrix
 
-SCORE_MISSING = np.float32(-np.inf)
-ROW_MISSING = -1
 EF_DEFAULT = 64
 
 BUILD_BATCH_ROWS = 10_000
@@ -72,7 +74,17 @@ class VectorIndex:
         kind: flat or HNSW.
     """
 
-    __slots__ = ("_index", "_storage", "_view", "dimension", "kind", "metric", "rows")
+    __slots__ = (
+        "_flat",
+        "_graph",
+        "_index",
+        "_storage",
+        "_view",
+        "dimension",
+        "kind",
+        "metric",
+        "rows",
+    )
 
     def __init__(self, index: Any, *, metric: Metric) -> None:
         """Wrap a FAISS index; for `annheal.index` alone."""
@@ -87,6 +99,10 @@ class VectorIndex:
         self.dimension: int = index.d
         self.metric = metric
         self._view = _stored_vectors(self._storage, owner=index)
+        self._flat = self._view.reshape(-1)
+        self._graph: HnswGraph | None = None
+        if self.kind is IndexKind.HNSW and self.rows:
+            self._graph = graph_of(index)
 
     @property
     def vectors(self) -> Float32Matrix:
@@ -118,8 +134,7 @@ class VectorIndex:
         short although more live rows exist. `queries`: (n, dimension) float32, C-contiguous.
         """
         self._check_queries(queries, k)
-        if live is not None and live.rows != self.rows:
-            raise ValueError(f"a bitmap of {live.rows} rows for an index of {self.rows}")
+        self._check_bitmap(live)
         n = queries.shape[0]
         found = min(k, self.rows if live is None else live.count)
         if n == 0 or found == 0:
@@ -160,12 +175,14 @@ class VectorIndex:
             return _padded(n, k)
         if m and (int(rows.min()) < 0 or int(rows.max()) >= self.rows):
             raise ValueError(f"row numbers outside [0, {self.rows})")
+        wanted = np.ascontiguousarray(rows, dtype=np.int64)
+        if ready_kernels() is not None:
+            return filtered_walk.compare_rows(self._flat, queries, l2=self._is_l2, k=k, rows=wanted)
         gathered_bytes = m * self.dimension * 4
         if n >= GATHER_QUERIES_MIN and gathered_bytes <= GATHER_BYTES_MAX:
             return self._search_gathered(queries, rows, found=found, k=k)
         scores = np.empty((n, found), dtype=np.float32)
         found_rows = np.empty((n, found), dtype=np.int64)
-        wanted = np.ascontiguousarray(rows, dtype=np.int64)
         one_subset_for_all_queries = 0
         _by_rows(self.metric)(
             faiss.swig_ptr(queries),
@@ -181,6 +198,67 @@ class VectorIndex:
             one_subset_for_all_queries,
         )
         return self._finish(scores, found_rows, k)
+
+    def search_matching(
+        self, queries: Float32Matrix, *, matching: LiveBitmap, k: int
+    ) -> tuple[Scores, Rows]:
+        """Compare the queries exactly with the rows of a bitmap; returns as `search` does.
+
+        As `search_rows` without a list of row numbers: costs `matching.count` comparisons a query
+        and a look at every word of the bitmap. Until the kernels are compiled, FAISS answers.
+        """
+        self._check_queries(queries, k)
+        self._check_bitmap(matching)
+        if len(queries) == 0 or matching.count == 0:
+            return _padded(len(queries), k)
+        if ready_kernels() is None:
+            return self.search_rows(queries, rows=matching.members(), k=k)
+        return filtered_walk.compare_bitmap(
+            self._flat, queries, l2=self._is_l2, k=k, matching=matching
+        )
+
+    def walk_filtered(
+        self,
+        queries: Float32Matrix,
+        *,
+        k: int,
+        ef: int,
+        matching: LiveBitmap | None,
+        ef_far: int | None = None,
+        seeds: Rows | None = None,
+        work_max: int | None = None,
+    ) -> WalkResult:
+        """Walk the graph and return only rows of `matching` (all when None).
+
+        `ef` is the number of matching rows kept while walking, at least `k`. `ef_far` takes its
+        place for a query around which rows match less than half as often as elsewhere; with
+        0 such a query is ABORTED at once. `seeds` are matching rows to begin at; without them 32
+        are chosen over the whole index. A query is ABORTED when it compared more than `work_max`
+        rows, 32 bit tests counting as one. Results may be short, even when status is OK, only
+        where fewer rows match than k. Waits for the kernels unless `warm_up` has run.
+
+        Raises ValueError for an index without a graph, and where `search` does.
+        """
+        self._check_queries(queries, k)
+        self._check_bitmap(matching)
+        if self.kind is not IndexKind.HNSW:
+            raise ValueError("a flat index has no graph to walk")
+        if seeds is not None and len(seeds) and not 0 <= seeds.min() <= seeds.max() < self.rows:
+            raise ValueError(f"seeds outside [0, {self.rows})")
+        if seeds is not None and matching is not None and not matching.contains(seeds).all():
+            raise ValueError("seeds that are not in the bitmap")
+        return filtered_walk.walk(
+            self._graph,
+            self._flat,
+            queries,
+            l2=self._is_l2,
+            k=k,
+            ef=ef,
+            ef_far=ef_far,
+            matching=matching,
+            seeds=seeds,
+            work_max=work_max,
+        )
 
     def write(self, path: Path) -> None:
         """Write the index to a file that `load_mapped` reads."""
@@ -206,6 +284,14 @@ class VectorIndex:
         wide_scores[:, :found] = scores
         wide_rows[:, :found] = rows
         return wide_scores, wide_rows
+
+    @property
+    def _is_l2(self) -> bool:
+        return self.metric is Metric.L2
+
+    def _check_bitmap(self, bitmap: LiveBitmap | None) -> None:
+        if bitmap is not None and bitmap.rows != self.rows:
+            raise ValueError(f"a bitmap of {bitmap.rows} rows for an index of {self.rows}")
 
     def _check_queries(self, queries: Float32Matrix, k: int) -> None:
         valid = (
@@ -301,21 +387,11 @@ def _padded(n: int, k: int) -> tuple[Scores, Rows]:
     return scores, np.full((n, k), ROW_MISSING, dtype=np.int64)
 
 
-class _Storage:
-    """What a view of FAISS's memory has as its base, so that the index outlives the view."""
-
-    def __init__(self, address: int, shape: tuple[int, int], owner: Any) -> None:
-        self.owner = owner
-        self.__array_interface__ = {
-            "shape": shape,
-            "typestr": "<f4",
-            "data": (address, True),
-            "version": 3,
-        }
-
-
 def _stored_vectors(storage: Any, *, owner: Any) -> Float32Matrix:
     if storage.ntotal == 0:
         return np.empty((0, storage.d), dtype=np.float32)
-    address = int(storage.get_xb())
-    return np.asarray(_Storage(address, (storage.ntotal, storage.d), owner))
+    return np.asarray(
+        ForeignMemory(
+            int(storage.get_xb()), shape=(storage.ntotal, storage.d), typestr="<f4", owner=owner
+        )
+    )

@@ -11,15 +11,17 @@ from annheal.errors import DataCorruption, FailedPrecondition
 from annheal.model.collection import IndexSettings, ModelSpec, Schema
 from annheal.model.manifest import IndexKind, Tier
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 META_FILE = "segment.json"
 INDEX_FILE = "index.faiss"
 ROWS_FILE = "rows.arrow"
 HASHES_FILE = "hashes.npy"
 ORDER_FILE = "order.npy"
-DATA_FILES = (INDEX_FILE, ROWS_FILE, HASHES_FILE, ORDER_FILE)
-"""Every file of format 1 beside `segment.json`."""
+FIELDS_FILE = "fields.arrow"
+DATA_FILES = (INDEX_FILE, ROWS_FILE, FIELDS_FILE, HASHES_FILE, ORDER_FILE)
+"""Every file of the present format beside `segment.json`."""
+_DATA_FILES_BEFORE = {1: (INDEX_FILE, ROWS_FILE, HASHES_FILE, ORDER_FILE)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,9 +120,11 @@ def decode_meta(body: bytes, *, segment_id: str) -> SegmentMeta:
             f" {meta.rows} rows, format {meta.format_version}",
             metadata=facts,
         )
-    if sorted(file.name for file in meta.files) != sorted(DATA_FILES):
+    expected = _DATA_FILES_BEFORE.get(meta.format_version, DATA_FILES)
+    if sorted(file.name for file in meta.files) != sorted(expected):
         raise DataCorruption(
-            f"{META_FILE} of segment {segment_id} names other files than format 1 has",
+            f"{META_FILE} of segment {segment_id} names other files than format"
+            f" {meta.format_version} has",
             metadata=facts,
         )
     return meta

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from annheal.filters import sorted_dictionary
 from annheal.model.collection import AttributeType, Schema
 from annheal.model.records import ARROW_TYPES, Float32Matrix, RecordBatch
 
@@ -71,33 +72,46 @@ def file_schema(schema: Schema) -> pa.Schema:
     return pa.schema(fields)
 
 
-def write_rows(path: Path, rows: SegmentRows, *, schema: Schema) -> None:
-    """Write `rows.arrow` as one uncompressed Arrow IPC record batch, so that it can be mapped."""
+def encode_rows(rows: SegmentRows, *, schema: Schema) -> pa.RecordBatch:
+    """Return the record batch of `rows.arrow`."""
     columns: list[pa.Array[Any]] = [rows.ids, pa.array(rows.sequences, type=pa.int64())]
     for number, field in enumerate(schema):
         columns.append(_encoded(rows.attributes.column(number), stored_type(field.type)))
     # Payloads of one segment can exceed the 2 GiB that 32-bit offsets reach.
     columns.append(rows.payloads.cast(pa.large_binary()))
-    target = file_schema(schema)
-    batch = pa.RecordBatch.from_arrays(columns, schema=target)
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, target) as writer:
+    return pa.RecordBatch.from_arrays(columns, schema=file_schema(schema))
+
+
+def attribute_columns(batch: pa.RecordBatch) -> list[Any]:
+    """Return the attribute columns of a batch of `rows.arrow`, in schema order."""
+    return batch.columns[_ATTRIBUTES_START:-1]
+
+
+def write_batch(path: Path, batch: pa.RecordBatch) -> None:
+    """Write an Arrow IPC file of one uncompressed record batch, so that it can be mapped."""
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
         writer.write_batch(batch)
 
 
-def open_rows(path: Path, *, schema: Schema, rows: int) -> MappedRows:
-    """Map `rows.arrow`. Raises `ValueError` when it is not what `segment.json` says."""
+def map_batch(path: Path) -> pa.RecordBatch:
+    """Map what `write_batch` wrote. Raises `ValueError` when it is something else."""
     with pa.memory_map(str(path)) as source:
         reader = pa.ipc.open_file(source)
         if reader.num_record_batches != 1:
             raise ValueError(f"{reader.num_record_batches} record batches instead of one")
-        batch = reader.get_batch(0)
+        return reader.get_batch(0)
+
+
+def open_rows(path: Path, *, schema: Schema, rows: int) -> MappedRows:
+    """Map `rows.arrow`. Raises `ValueError` when it is not what `segment.json` says."""
+    batch = map_batch(path)
     expected = file_schema(schema)
     if not batch.schema.equals(expected):
         raise ValueError(f"its columns are {batch.schema}, not {expected}")
     if batch.num_rows != rows:
         raise ValueError(f"it has {batch.num_rows} rows, not {rows}")
     columns = batch.columns
-    attributes = columns[_ATTRIBUTES_START:-1]
+    attributes = attribute_columns(batch)
     return MappedRows(
         ids=cast(pa.StringArray, columns[0]),
         sequences=columns[1].to_numpy(zero_copy_only=True),
@@ -118,7 +132,8 @@ def decoded(attributes: pa.RecordBatch) -> pa.RecordBatch:
 def _encoded(column: pa.Array[Any], wanted: pa.DataType) -> pa.Array[Any]:
     if not pa.types.is_dictionary(wanted):
         return column.dictionary_decode() if isinstance(column, pa.DictionaryArray) else column
-    if not isinstance(column, pa.DictionaryArray):
-        return column.dictionary_encode()
-    # A slice or selection drags along the values of rows that are no longer there.
-    return column.dictionary_decode().dictionary_encode()
+    if isinstance(column, pa.DictionaryArray):
+        # A slice or selection drags along the values of rows that are no longer there.
+        column = column.dictionary_decode()
+    encoded: pa.Array[Any] = sorted_dictionary(column.dictionary_encode())
+    return encoded

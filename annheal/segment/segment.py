@@ -11,12 +11,16 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from annheal.errors import DataCorruption
-from annheal.index import VectorIndex, load_mapped
+from annheal.filters import IndexedColumns, evaluate
+from annheal.index import LiveBitmap, VectorIndex, load_mapped
+from annheal.model.filter import Filter
 from annheal.model.manifest import IndexKind, SegmentEntry
 from annheal.model.records import Float32Matrix, Projection, RecordSet
+from annheal.segment.fields import open_fields
 from annheal.segment.files import SegmentFiles
 from annheal.segment.lookup import IdLookup, open_lookup
 from annheal.segment.meta import (
+    FIELDS_FILE,
     HASHES_FILE,
     INDEX_FILE,
     ORDER_FILE,
@@ -39,7 +43,7 @@ class Segment:
         index: answers searches by row number.
     """
 
-    __slots__ = ("_columns", "_lookup", "entry", "index", "meta")
+    __slots__ = ("_columns", "_indexed", "_lookup", "entry", "index", "meta")
 
     def __init__(
         self,
@@ -49,12 +53,14 @@ class Segment:
         index: VectorIndex,
         columns: MappedRows,
         lookup: IdLookup,
+        indexed: IndexedColumns | None,
     ) -> None:
         self.entry = entry
         self.meta = meta
         self.index = index
         self._columns = columns
         self._lookup = lookup
+        self._indexed = indexed
 
     @classmethod
     def open(cls, files: SegmentFiles, entry: SegmentEntry) -> Segment:
@@ -71,6 +77,13 @@ class Segment:
             columns = open_rows(paths[ROWS_FILE], schema=meta.schema, rows=meta.rows)
         except ValueError as error:  # pa.ArrowInvalid is one too
             raise _unreadable(files, ROWS_FILE, error) from error
+        indexed = None
+        if FIELDS_FILE in paths:
+            try:
+                postings = open_fields(paths[FIELDS_FILE], schema=meta.schema, rows=meta.rows)
+            except ValueError as error:
+                raise _unreadable(files, FIELDS_FILE, error) from error
+            indexed = IndexedColumns(columns.attributes, postings, row_count=meta.rows)
         index = load_mapped(paths[INDEX_FILE], metric=meta.model.metric)
         found = (index.rows, index.dimension, index.kind)
         expected = (meta.rows, meta.model.dimension, meta.index_kind)
@@ -78,7 +91,9 @@ class Segment:
             raise _unreadable(
                 files, INDEX_FILE, f"it has (rows, dimension, kind) {found}, not {expected}"
             )
-        return cls(entry=entry, meta=meta, index=index, columns=columns, lookup=lookup)
+        return cls(
+            entry=entry, meta=meta, index=index, columns=columns, lookup=lookup, indexed=indexed
+        )
 
     @property
     def id(self) -> str:
@@ -137,6 +152,17 @@ class Segment:
     def hash_order(self) -> npt.NDArray[np.int32]:
         """The rows in the order of (id hash, id in UTF-8), (rows,) int32: the order of scans."""
         return self._lookup.order
+
+    def matches(self, filter: Filter) -> LiveBitmap:
+        """Return the rows that match a filter from `validate_filter`, dead ones included.
+
+        By the field indexes; a segment of format 1 has none and compares every row. Raises
+        `InvariantViolation` when the filter was validated against another schema.
+        """
+        if self._indexed is not None:
+            packed, count = self._indexed.matches(filter)
+            return LiveBitmap(packed, rows=self.rows, count=count)
+        return LiveBitmap.from_mask(evaluate(filter, self.attributes, row_count=self.rows))
 
     def ids_at(self, rows: npt.NDArray[np.int64]) -> list[str]:
         """Return the ids of `rows`."""

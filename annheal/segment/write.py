@@ -12,9 +12,11 @@ from annheal.model.collection import ModelSpec, Schema
 from annheal.model.manifest import SegmentEntry, Tier
 from annheal.routing import hash_ids
 from annheal.segment.checksum import checksum_of, checksum_of_file
+from annheal.segment.fields import encode_fields
 from annheal.segment.lookup import IdLookup, save_lookup
 from annheal.segment.meta import (
     DATA_FILES,
+    FIELDS_FILE,
     FORMAT_VERSION,
     HASHES_FILE,
     INDEX_FILE,
@@ -26,7 +28,7 @@ from annheal.segment.meta import (
     SegmentMeta,
     encode_meta,
 )
-from annheal.segment.rows import SegmentRows, write_rows
+from annheal.segment.rows import SegmentRows, encode_rows, write_batch
 
 _FLUSHED = BuildInfo()
 
@@ -56,7 +58,9 @@ def write_segment(
     _check(rows, index=index, model=model, schema=schema)
     directory.mkdir(parents=True, exist_ok=True)
     index.write(directory / INDEX_FILE)
-    write_rows(directory / ROWS_FILE, rows, schema=schema)
+    batch = encode_rows(rows, schema=schema)
+    write_batch(directory / ROWS_FILE, batch)
+    write_batch(directory / FIELDS_FILE, encode_fields(batch, schema=schema))
     lookup = IdLookup.build(rows.ids, hashes=hash_ids(rows.ids))
     save_lookup(lookup, hashes_path=directory / HASHES_FILE, order_path=directory / ORDER_FILE)
     meta = SegmentMeta(

@@ -20,7 +20,7 @@ from tests.support.cluster import EmbeddedServer
 from tests.support.processes import ProcessGroup, wait_until_async
 
 DIMENSION = 16
-SHARDS = 7
+SHARDS = 8
 ROWS = 900
 # Nothing is flushed but by order, so that the log keeps a tail.
 NO_FLUSH = {"seal_age_s": 3_600.0}

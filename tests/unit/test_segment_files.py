@@ -26,7 +26,7 @@ from annheal.segment import (
     segment_prefix,
     upload_segment,
 )
-from annheal.segment.meta import DATA_FILES, META_FILE, decode_meta, encode_meta
+from annheal.segment.meta import DATA_FILES, FORMAT_VERSION, META_FILE, decode_meta, encode_meta
 from tests.support.segments import open_local, sample_rows, write_sample
 
 ALL_FILES = (*DATA_FILES, META_FILE)
@@ -191,7 +191,7 @@ def rewrite_meta(directory: Path, entry: SegmentEntry, body: bytes) -> SegmentEn
 def test_newer_format_asks_for_an_upgrade(tmp_path: Path) -> None:
     entry = write_sample(tmp_path)
     content = msgspec.json.decode((tmp_path / META_FILE).read_bytes())
-    content["format_version"] = 2
+    content["format_version"] = FORMAT_VERSION + 1
     del content["files"]  # a newer format may look quite different
     newer = rewrite_meta(tmp_path, entry, msgspec.json.encode(content))
     with pytest.raises(FailedPrecondition, match="upgrade"):

@@ -1,0 +1,174 @@
+"""The compiled kernels: made once a process, from a cache on disk where one can be written.
+
+Compiling takes tens of seconds on a busy machine, reading the cache well under one. So a process
+calls `start_warm_up` early, and searches that have an alternative ask `ready_kernels` meanwhile.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import stat
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_logger = logging.getLogger(__name__)
+
+_KERNEL_MODULES = ("distances.py", "exact_kernel.py", "walk_kernel.py", "walk_layout.py")
+
+
+@dataclass(frozen=True, slots=True)
+class Kernels:
+    """The machine code of this process; signatures as in `walk_kernel` and `exact_kernel`."""
+
+    walk: Callable[..., None]
+    compare_bitmap: Callable[..., None]
+    compare_rows: Callable[..., None]
+
+
+@dataclass(frozen=True, slots=True)
+class WarmUp:
+    """What `warm_up` did: the seconds it took, and the directory of the cache (None: no cache)."""
+
+    took_s: float
+    cache: Path | None
+
+
+_lock = threading.Lock()
+_kernels: Kernels | None = None
+
+
+def ready_kernels() -> Kernels | None:
+    """Return the kernels if they are compiled, without waiting."""
+    return _kernels
+
+
+def kernels() -> Kernels:
+    """Return the kernels, compiling them if nobody did; waits for a compilation under way."""
+    if _kernels is None:
+        warm_up()
+    assert _kernels is not None
+    return _kernels
+
+
+def warm_up(*, cache: Path | None = None) -> WarmUp:
+    """Compile the kernels or read them from the cache; does nothing the second time.
+
+    `cache` is a directory for the machine code, such as one in a node's data directory; without
+    it NUMBA_CACHE_DIR, then the user's cache directory. It need not exist. A directory that others
+    can write is not used, because the cache holds code. Without any the kernels are compiled anew
+    in each process.
+    """
+    global _kernels
+    started = time.perf_counter()
+    with _lock:
+        if _kernels is not None:
+            return WarmUp(0.0, None)
+        directory = _writable_cache(cache)
+        _kernels = _compile(directory)
+    took_s = time.perf_counter() - started
+    _logger.info("search kernels are ready after %.1f s (cache: %s)", took_s, directory)
+    return WarmUp(took_s, directory)
+
+
+def start_warm_up(*, cache: Path | None = None) -> threading.Thread:
+    """Run `warm_up` in a thread of its own; the caller may join it."""
+    thread = threading.Thread(
+        target=warm_up, kwargs={"cache": cache}, name="kernel-warm-up", daemon=True
+    )
+    thread.start()
+    return thread
+
+
+def _writable_cache(cache: Path | None) -> Path | None:
+    digest = _source_digest()
+    for parent in _cache_candidates(cache):
+        # numba notices a changed function but not a changed callee in another file: the
+        # directory's name covers all of them.
+        directory = parent / f"kernels-{digest}"
+        try:
+            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if not _is_ours_alone(directory):
+                continue
+            with tempfile.TemporaryFile(dir=directory):
+                return directory
+        except OSError:
+            continue
+    return None
+
+
+def _is_ours_alone(directory: Path) -> bool:
+    found = directory.stat()
+    return found.st_uid == os.geteuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def _cache_candidates(cache: Path | None) -> Iterator[Path]:
+    if cache is not None:
+        yield cache
+    if chosen := os.environ.get("NUMBA_CACHE_DIR"):
+        yield Path(chosen)
+    if home := os.environ.get("XDG_CACHE_HOME"):
+        yield Path(home) / "annheal"
+    elif home := os.environ.get("HOME"):
+        yield Path(home) / ".cache" / "annheal"
+
+
+def _source_digest() -> str:
+    digest = hashlib.sha256()
+    for name in _KERNEL_MODULES:
+        digest.update((Path(__file__).parent / name).read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _compile(directory: Path | None) -> Kernels:
+    from numba import config
+
+    from annheal.index import exact_kernel, walk_kernel
+
+    settings: Any = config
+    functions: dict[str, Any] = {
+        "walk": walk_kernel.walk,
+        "compare_bitmap": exact_kernel.compare_bitmap,
+        "compare_rows": exact_kernel.compare_rows,
+    }
+    signatures = _signatures()
+    for name, function in functions.items():
+        if directory is not None:
+            before, settings.CACHE_DIR = settings.CACHE_DIR, os.fspath(directory)
+            try:
+                function.enable_caching()
+            finally:
+                settings.CACHE_DIR = before
+        function.compile(signatures[name])
+        # Another type of argument is a mistake of the caller, not a reason to compile again.
+        function.disable_compile()
+    return Kernels(**functions)
+
+
+def _signatures() -> dict[str, tuple[Any, ...]]:
+    """Return argument types: what FAISS owns may be read-only and, when mapped, unaligned."""
+    from numba import types
+
+    def given(dtype: Any, dimensions: int = 1) -> Any:
+        return types.Array(dtype, dimensions, "C", readonly=True, aligned=False)
+
+    def own(dtype: Any, dimensions: int = 1) -> Any:
+        return types.Array(dtype, dimensions, "C")
+
+    i4, i8, u1, f4 = types.int32, types.int64, types.uint8, types.float32
+    results = (own(f4, 2), own(i8, 2))
+    compared = (own(i4), own(f4), own(i8, 2), own(i8))
+    graph = (given(i4), given(i8), given(i8), given(f4), given(f4), given(u1))
+    scratch = (own(u1), own(i8), own(i4), own(f4), own(i4), own(i8))
+    vectors = (given(f4), i8, given(f4), types.boolean)
+    return {
+        "walk": (*graph, given(i4), given(i8), *scratch, *results, own(i8, 2), own(u1)),
+        "compare_bitmap": (*vectors, given(types.uint64), given(u1), *compared, *results),
+        "compare_rows": (*vectors, given(i8), *compared, *results),
+    }

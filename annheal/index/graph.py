@@ -1,0 +1,60 @@
+"""Views of the arrays of a FAISS HNSW index, without copies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+
+
+class ForeignMemory:
+    """What a view of FAISS's memory has as its base, so that the index outlives the view."""
+
+    def __init__(self, address: int, *, shape: tuple[int, ...], typestr: str, owner: Any) -> None:
+        self.owner = owner
+        self.__array_interface__ = {
+            "shape": shape,
+            "typestr": typestr,
+            "data": (address, True),
+            "version": 3,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class HnswGraph:
+    """The links of an HNSW graph, read-only and in place.
+
+    neighbors: int32; the links of row i begin at offsets[i], those of level 0 first, padded with
+    -1. In a mapped index they may be unaligned. offsets: (rows + 1,) int64. layout: int64, see
+    `walk_layout`. width: links of level 0.
+    """
+
+    neighbors: npt.NDArray[np.int32]
+    offsets: npt.NDArray[np.int64]
+    layout: npt.NDArray[np.int64]
+    width: int
+
+
+def graph_of(index: Any) -> HnswGraph:
+    """Return the views of an HNSW index with at least one row; they keep it alive."""
+    hnsw = index.hnsw
+    starts = faiss.vector_to_array(hnsw.cum_nneighbor_per_level).astype(np.int64)
+    head = [hnsw.entry_point, hnsw.max_level, index.d, index.ntotal]
+    neighbors = ForeignMemory(
+        int(hnsw.neighbors.data()),
+        shape=(hnsw.neighbors.size(),),
+        typestr="<i4",
+        owner=index,
+    )
+    offsets = ForeignMemory(
+        int(hnsw.offsets.data()), shape=(hnsw.offsets.size(),), typestr="<i8", owner=index
+    )
+    return HnswGraph(
+        neighbors=np.asarray(neighbors),
+        offsets=np.asarray(offsets),
+        layout=np.concatenate([np.array(head, dtype=np.int64), starts]),
+        width=int(starts[1]),
+    )
