@@ -89,7 +89,13 @@ async def running(settings: EmbeddedSettings) -> AsyncIterator[EmbeddedServer]:
         stack.push_async_callback(scope.stop)
 
         node, node_scope = await stack.enter_async_context(
-            running_node(settings.shard_node, meta, objects, listen=not_listening)
+            running_node(
+                settings.shard_node,
+                meta,
+                objects,
+                listen=not_listening,
+                metrics=metering.metrics,
+            )
         )
         scope.start(node_scope.wait(), name="shard-node")
 

@@ -115,7 +115,9 @@ def serve_shard_node(process: ProcessSettings, settings: ShardNodeSettings) -> N
         async with AsyncExitStack() as stack:
             meta, objects = await _stores(process, stack)
             metering = await stack.enter_async_context(metered(process))
-            await run_shard_node(settings, meta, metering.objects(objects), stop=stop)
+            await run_shard_node(
+                settings, meta, metering.objects(objects), stop=stop, metrics=metering.metrics
+            )
 
     run(role, process=process, constants={"role": "shard-node", "id": settings.node_id})
 

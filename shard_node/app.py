@@ -15,6 +15,7 @@ from importlib import metadata
 from annheal.metastore.protocol import MetaStore
 from annheal.model.shard import NodeRegistration
 from annheal.objectstore.protocol import ObjectStore
+from annheal.runtime.metrics import Metrics
 from annheal.runtime.tasks import TaskScope
 from shard_node.dependencies import ShardDependencies
 from shard_node.ef_control import EfController
@@ -43,16 +44,23 @@ async def not_listening(node: Node) -> str:
 
 @asynccontextmanager
 async def running_node(
-    settings: ShardNodeSettings, meta: MetaStore, objects: ObjectStore, *, listen: Listen
+    settings: ShardNodeSettings,
+    meta: MetaStore,
+    objects: ObjectStore,
+    *,
+    listen: Listen,
+    metrics: Metrics | None = None,
 ) -> AsyncIterator[tuple[Node, TaskScope]]:
     """Run a node in this process: yields its port and its tasks' scope (watch it for failure).
 
-    `listen` is given the node before it registers and returns the address to register.
+    `listen` is given the node before it registers and returns the address to register; searches
+    and the monitor's work are counted in `metrics`, if there are any.
 
     On leaving, the node flushes what it holds within `drain_timeout_s` (whatever is not flushed
     is in the log), then ends its lease, so that others take over. Raises what a task of the node
     fails with before it is registered.
     """
+    metrics = metrics or Metrics()
     scratch = settings.data_dir / "scratch"
     shutil.rmtree(scratch, ignore_errors=True)
     offload = Offload()
@@ -69,7 +77,7 @@ async def running_node(
         meta, shared, node_id=settings.node_id, opening_max=settings.shards_opening_max
     )
     filters = FilterCache()
-    monitor = _monitor(settings, ownership, filters, offload)
+    monitor = _monitor(settings, ownership, filters, offload, metrics)
     node = Node(
         ownership,
         offload,
@@ -77,6 +85,7 @@ async def running_node(
         search_threads=settings.search_threads or os.cpu_count() or 1,
         filters=filters,
         monitor=monitor,
+        metrics=metrics,
     )
     registration = NodeRegistration(
         node_id=settings.node_id,
@@ -104,7 +113,11 @@ async def running_node(
 
 
 def _monitor(
-    settings: ShardNodeSettings, ownership: Ownership, filters: FilterCache, offload: Offload
+    settings: ShardNodeSettings,
+    ownership: Ownership,
+    filters: FilterCache,
+    offload: Offload,
+    metrics: Metrics,
 ) -> RecallMonitor:
     return RecallMonitor(
         lambda: ownership.held,
@@ -112,6 +125,7 @@ def _monitor(
         controller=EfController(),
         filters=filters,
         offload=offload,
+        on_cost=metrics.monitor_cpu_seconds.add,
         settings=MonitorSettings(
             interval_s=settings.recall_interval_s,
             changed_share=settings.recall_changed_share,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
@@ -12,7 +13,7 @@ import numpy as np
 from annheal.errors import DeadlineExceeded, Fenced, InvalidArgument, ResourceExhausted
 from annheal.index import set_search_threads
 from annheal.model.collection import ModelSpec
-from annheal.model.recall import CollectionRecall
+from annheal.model.recall import CollectionRecall, band_of
 from annheal.model.records import RecordSet
 from annheal.model.search import Consistency, SearchAnswer, SearchRequest
 from annheal.model.shard import ShardId
@@ -26,6 +27,7 @@ from annheal.model.write import (
     WriteAnswer,
     WriteRequest,
 )
+from annheal.runtime.metrics import Metrics
 from shard_node.filter_cache import FilterCache
 from shard_node.offload import Offload
 from shard_node.owned_shard import OwnedShard
@@ -66,17 +68,20 @@ class Node:
         search_threads: int,
         filters: FilterCache,
         monitor: RecallMonitor,
+        metrics: Metrics | None = None,
     ) -> None:
         self._ownership = ownership
         self._offload = offload
         self._node_id = node_id
         self._filters = filters
         self._monitor = monitor
+        self._metrics = metrics or Metrics()
         self._waiting = 0
         self._search_threads = search_threads
 
     async def search(self, request: SearchRequest) -> SearchAnswer:
         """Search the named shards on one view each; merge their hits."""
+        began_s = time.perf_counter()
         if not request.shards:
             raise InvalidArgument.of("shards", "name at least one")
         owned = [self._owned(request.collection_id, number) for number in request.shards]
@@ -101,6 +106,17 @@ class Node:
         async with self._admitted(request.timeout_s):
             answer, reaches = await self._offload.search(work)
         self._monitor.sampler.note(request.collection_id, queries, request.options, reaches)
+        band = band_of(
+            sum(reach.matches for reach in reaches),
+            sum(reach.live_rows for reach in reaches),
+            filtered=request.options.filter is not None,
+        )
+        self._metrics.observe_node_search(
+            owned[0].collection.name,
+            band,
+            queries=len(queries),
+            duration_s=time.perf_counter() - began_s,
+        )
         return answer
 
     async def write(self, request: WriteRequest) -> WriteAnswer:

@@ -107,6 +107,7 @@ class RecallMonitor:
         controller: is told every estimate, and scales ef.
         filters: the node's cache of filter bitmaps.
         offload: whose background threads do the work.
+        on_cost: is told the CPU seconds of every slice of work.
         settings: how often and how much.
         now_s: seconds since the epoch, for results.
         clock: seconds that never go back.
@@ -121,6 +122,7 @@ class RecallMonitor:
         filters: FilterCache,
         offload: Offload,
         settings: MonitorSettings,
+        on_cost: Callable[[float], None] = lambda _: None,
         now_s: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -130,6 +132,7 @@ class RecallMonitor:
         self._filters = filters
         self._offload = offload
         self._settings = settings
+        self._on_cost = on_cost
         self._now_s = now_s
         self._clock = clock
         self._rests_until_s = -math.inf
@@ -209,13 +212,14 @@ class RecallMonitor:
         searcher = Searcher(owned.collection, self._filters, ef_scale=self.controller.scale)
         view = owned.view
 
-        def work() -> tuple[GroupFinding, float]:
-            began_s = time.perf_counter()
-            set_search_threads(1)
+        def work() -> tuple[GroupFinding, float, float]:
+            began_s, began_cpu_s = time.perf_counter(), time.thread_time()
+            set_search_threads(1)  # so this thread's time is all there is
             finding = measure_group(searcher, view, group)
-            return finding, time.perf_counter() - began_s
+            return finding, time.perf_counter() - began_s, time.thread_time() - began_cpu_s
 
-        finding, took_s = await self._offload.background(work)
+        finding, took_s, cpu_s = await self._offload.background(work)
+        self._on_cost(cpu_s)
         self._rests_until_s = self._clock() + took_s * (1.0 / self._settings.cpu_share - 1.0)
         return finding
 

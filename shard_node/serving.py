@@ -10,6 +10,7 @@ from annheal.metastore.protocol import MetaStore
 from annheal.objectstore.protocol import ObjectStore
 from annheal.rpc.methods import SHARD_SERVICE
 from annheal.rpc.server import RpcServer, ServerTls
+from annheal.runtime.metrics import Metrics
 from shard_node.app import running_node
 from shard_node.node import Node
 from shard_node.service import ShardServicer
@@ -28,6 +29,7 @@ async def run_shard_node(
     *,
     stop: asyncio.Event,
     tls: ServerTls | None = None,
+    metrics: Metrics | None = None,
     on_ready: Callable[[int], Awaitable[None]] | None = None,
 ) -> None:
     """Serve on `settings.listen` until `stop` is set; then flush, hand over and stop.
@@ -48,7 +50,10 @@ async def run_shard_node(
 
     stopping = asyncio.create_task(stop.wait(), name="shard-node-stop")
     try:
-        async with running_node(settings, meta, objects, listen=listen) as (_, scope):
+        async with running_node(settings, meta, objects, listen=listen, metrics=metrics) as (
+            _,
+            scope,
+        ):
             assert server is not None
             await server.set_serving(True)
             _log.info("shard node %s serves on port %d", settings.node_id, port)

@@ -31,6 +31,7 @@ from prometheus_client.metrics_core import (
 from prometheus_client.registry import Collector
 
 from annheal.errors import AnnhealError
+from annheal.model.recall import SelectivityBand
 
 SERIES_MAX: Final = 1_000
 """Series of one metric; further label values are joined under `other`."""
@@ -187,6 +188,11 @@ class Metrics:
             " share it.",
             labels=("collection", "filtered"),
         )
+        self.node_search_seconds = self.histogram(
+            "annheal_node_search_seconds",
+            "Time of a query inside this node; queries of one batch share it.",
+            labels=("collection", "band"),
+        )
         self.call_seconds = self.histogram(
             "annheal_node_call_seconds",
             "Time of a call from this coordinator to a shard node.",
@@ -205,6 +211,9 @@ class Metrics:
             "annheal_write_seconds",
             "Time until a write request was durable and visible.",
             labels=("collection", "operation"),
+        )
+        self.monitor_cpu_seconds = self.counter(
+            "annheal_recall_monitor_cpu_seconds", "CPU time of measuring recall on this node."
         )
         self.store_seconds = self.histogram(
             "annheal_object_store_seconds",
@@ -257,6 +266,12 @@ class Metrics:
         self.search_seconds.observe(
             duration_s, collection, "yes" if filtered else "no", weight=queries
         )
+
+    def observe_node_search(
+        self, collection: str, band: SelectivityBand, *, queries: int, duration_s: float
+    ) -> None:
+        """Count a batch of `queries` that a node answered `duration_s` after it came."""
+        self.node_search_seconds.observe(duration_s, collection, band.value, weight=queries)
 
     def observe_write(
         self, collection: str, operation: str, *, rows: int, duration_s: float

@@ -83,6 +83,10 @@ async def test_a_server_tells_what_it_does(tmp_path: Path) -> None:
         assert value(found, "annheal_search_batch_queries_sum", node="local") == 25
         assert value(found, "annheal_node_call_seconds_count", call="write") >= 2
         assert value(found, "annheal_object_store_seconds_count", operation="put", part="wal") >= 2
+        node = "annheal_node_search_seconds_count"
+        assert value(found, node, band="unfiltered", **here) == 5
+        assert value(found, node, **here) == LIVE_QUERIES
+        assert value(found, "annheal_recall_monitor_cpu_seconds_total") > 0
         assert value(found, "annheal_live_rows", **here) == ROWS - 2
         assert value(found, "annheal_segment_rows", tier="hot", **here) >= ROWS - 2
         assert value(found, "annheal_shards_serving", **here) == 2
