@@ -31,6 +31,7 @@ import pyarrow as pa
 from annheal.index import build_hnsw
 from annheal.model.collection import Collection, IndexSettings, Metric, ModelSpec
 from annheal.model.manifest import Tier
+from annheal.model.recall import SelectivityBand
 from annheal.model.search import SearchOptions, SearchRequest
 from annheal.model.shard import ShardId
 from annheal.segment import (
@@ -224,6 +225,8 @@ async def compare(
         f" noting {1e6 * monitor.sampler.note_s / (on.queries / BATCH_QUERIES):.1f} us a batch of"
         f" {BATCH_QUERIES}: {100 * monitor.sampler.note_s / on.cpu_s:.2f} %"
     )
+    found_scale = monitor.controller.scale("s1", SelectivityBand.UNFILTERED)
+    print(f"ef is {found_scale:.2f} times the curve's with monitoring")
     offload.close()
     return found
 

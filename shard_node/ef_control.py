@@ -22,12 +22,16 @@ SHORT_FAR, SHORT_MORE = 4.0, 2.0
 STEP_FAR, STEP_MORE = 4.0, 2.0
 QUERIES_MIN = 16
 """Fewer queries decide nothing, unless their whole interval is below the objective."""
+DOUBT = 0.4
+"""Probably below: this share of the way from the mean to the interval's end is (about 80 %)."""
 BELOW_RUNS = 3
-"""Runs in a row with a mean below the objective that ask for a step up without certainty."""
+"""Fresh samples in a row probably below the objective that ask for a step up."""
 LIMIT_RUNS = 2
-"""Runs in a row below the objective at the limit that ask for a rebuild."""
+"""Runs in a row certainly below the objective at the limit that ask for a rebuild."""
 ABOVE_RUNS = 5
-"""Runs in a row well above the objective that allow a step down."""
+"""Fresh samples in a row well above the objective that allow a step down."""
+FRESH_SHARE = 0.5
+"""A sample is fresh, and so new evidence, when so much of it is new since the last that counted."""
 ABOVE_MARGIN = 0.25
 """Well above: the whole interval, and this share of the allowed misses more."""
 FLOOR_RUNS = 120
@@ -38,9 +42,13 @@ _ROUNDING = 1.001
 
 @dataclass(frozen=True, slots=True)
 class EfState:
-    """How one segment is searched in one band: the curve's ef times `scale` (at least 1)."""
+    """How one segment is searched in one band: the curve's ef times `scale` (at least 1).
+
+    `sample_version` is that of the last sample that counted.
+    """
 
     scale: float = 1.0
+    sample_version: int = 0
     below_runs: int = 0
     above_runs: int = 0
     floor: float = 0.0
@@ -60,62 +68,81 @@ def next_state(
     state: EfState,
     *,
     estimate: RecallEstimate,
+    sample_version: int,
     curve_ef: int,
     objective: float,
     rebuilt: bool = False,
 ) -> EfState:
     """Return the state after one more measurement, made with the present scale.
 
-    `curve_ef` is what the curve says for the collection's k and `objective`; `rebuilt` whether the
-    segment comes from a rebuild for its recall, so that one more would not help.
+    `sample_version` grows by one with every query sampled: running the same queries again proves
+    nothing new. `curve_ef` is what the curve says for the collection's k and `objective`; `rebuilt`
+    whether the segment comes from a rebuild for its recall, so that one more would not help.
     """
+    fresh = sample_version - state.sample_version >= FRESH_SHARE * estimate.queries
     floor_runs = max(0, state.floor_runs - 1)
-    state = replace(state, floor_runs=floor_runs, floor=state.floor if floor_runs else 0.0)
-    below = estimate.queries >= QUERIES_MIN and estimate.recall < objective
-    certain = estimate.high < objective
-    if below or certain:
-        return _below(
-            replace(state, below_runs=state.below_runs + 1, above_runs=0),
-            estimate=estimate,
-            certain=certain,
-            curve_ef=curve_ef,
-            objective=objective,
-            rebuilt=rebuilt,
+    state = replace(
+        state,
+        floor_runs=floor_runs,
+        floor=state.floor if floor_runs else 0.0,
+        sample_version=sample_version if fresh else state.sample_version,
+    )
+    if estimate.high < objective:
+        return _certainly_below(
+            state, recall=estimate.recall, curve_ef=curve_ef, objective=objective, rebuilt=rebuilt
         )
     if estimate.queries < QUERIES_MIN:
         return state
-    state = replace(state, below_runs=0, rebuild=False, stuck=False)
+    likely_high = estimate.recall + DOUBT * (estimate.high - estimate.recall)
+    if likely_high < objective:
+        return _probably_below(
+            state, recall=estimate.recall, curve_ef=curve_ef, objective=objective, fresh=fresh
+        )
+    if estimate.recall >= objective:
+        state = replace(state, rebuild=False, stuck=False)
+    state = replace(state, below_runs=0)
+    return _perhaps_above(state, low=estimate.low, objective=objective, fresh=fresh)
+
+
+def _certainly_below(
+    state: EfState, *, recall: float, curve_ef: int, objective: float, rebuilt: bool
+) -> EfState:
+    state = replace(state, below_runs=state.below_runs + 1, above_runs=0)
+    if scaled_ef(curve_ef, state.scale) < EF_CONTROL_MAX:
+        return _raised(state, recall=recall, curve_ef=curve_ef, objective=objective)
+    asks = state.below_runs >= LIMIT_RUNS
+    return replace(
+        state,
+        rebuild=(state.rebuild or asks) and not rebuilt,
+        stuck=(state.stuck or asks) and rebuilt,
+    )
+
+
+def _probably_below(
+    state: EfState, *, recall: float, curve_ef: int, objective: float, fresh: bool
+) -> EfState:
+    state = replace(state, below_runs=state.below_runs + fresh, above_runs=0)
+    at_limit = scaled_ef(curve_ef, state.scale) >= EF_CONTROL_MAX
+    if at_limit or state.below_runs < BELOW_RUNS:
+        return state
+    return _raised(state, recall=recall, curve_ef=curve_ef, objective=objective)
+
+
+def _perhaps_above(state: EfState, *, low: float, objective: float, fresh: bool) -> EfState:
     margin = ABOVE_MARGIN * (1.0 - objective)
-    if state.scale <= 1.0 or estimate.low <= min(objective + margin, 1.0):
+    if state.scale <= 1.0 or low <= objective + margin:
         return replace(state, above_runs=0)
-    if state.above_runs + 1 < ABOVE_RUNS:
-        return replace(state, above_runs=state.above_runs + 1)
+    above_runs = state.above_runs + fresh
+    if above_runs < ABOVE_RUNS:
+        return replace(state, above_runs=above_runs)
     lower = max(1.0, state.scale / STEP)
     if lower <= state.floor * _ROUNDING:
         return replace(state, above_runs=0)
     return replace(state, scale=lower, above_runs=0)
 
 
-def _below(
-    state: EfState,
-    *,
-    estimate: RecallEstimate,
-    certain: bool,
-    curve_ef: int,
-    objective: float,
-    rebuilt: bool,
-) -> EfState:
-    at_limit = scaled_ef(curve_ef, state.scale) >= EF_CONTROL_MAX
-    if at_limit:
-        asks = state.below_runs >= LIMIT_RUNS
-        return replace(
-            state,
-            rebuild=(state.rebuild or asks) and not rebuilt,
-            stuck=(state.stuck or asks) and rebuilt,
-        )
-    if not certain and state.below_runs < BELOW_RUNS:
-        return state
-    scale = state.scale * _step(estimate.recall, objective)
+def _raised(state: EfState, *, recall: float, curve_ef: int, objective: float) -> EfState:
+    scale = state.scale * _step(recall, objective)
     return replace(
         state,
         scale=min(scale, EF_CONTROL_MAX / curve_ef),

@@ -175,7 +175,7 @@ class RecallMonitor:
                     return
         finally:
             self._runs[shard] = started
-        result = self._result(shard, collection, owned.view, found)
+        result = self._result(shard, owned, found, version=started.sample_version)
         self._results[shard] = result
         objective = collection.settings.recall_objective
         below = any(one.estimate.recall < objective for one in result.segments)
@@ -258,12 +258,14 @@ class RecallMonitor:
     def _result(
         self,
         shard: ShardId,
-        collection: Collection,
-        view: ShardView,
+        owned: MeasuredShard,
         found: Sequence[GroupFinding],
+        *,
+        version: int,
     ) -> ShardResult:
         now_s = self._now_s()
-        present = {held.segment.id: held.segment for held in view.segments}
+        goal = owned.collection.settings
+        present = {held.segment.id: held.segment for held in owned.view.segments}
         estimates = segment_estimates(found, measured_at_s=now_s)
         seen = {
             band: self.sampler.seen(shard.collection_id, shard.number, band)
@@ -272,7 +274,7 @@ class RecallMonitor:
         return ShardResult(
             bands=band_recalls(shard.number, found, seen=seen, measured_at_s=now_s),
             segments=tuple(
-                self._of_segment(shard, collection.settings, present[segment_id], band, estimate)
+                self._of_segment(shard, goal, present[segment_id], band, estimate, version=version)
                 for (segment_id, band), estimate in estimates.items()
                 if segment_id in present
             ),
@@ -286,6 +288,8 @@ class RecallMonitor:
         segment: Segment,
         band: SelectivityBand,
         estimate: RecallEstimate,
+        *,
+        version: int,
     ) -> SegmentRecall:
         """Let the controller draw its conclusion from an estimate; return both."""
         before = after = self.controller.state(segment.id, band)
@@ -297,6 +301,7 @@ class RecallMonitor:
             after = next_state(
                 before,
                 estimate=estimate,
+                sample_version=version,
                 curve_ef=curve_ef,
                 objective=goal.recall_objective,
                 rebuilt=segment.meta.build.reason == TaskReason.RECALL,

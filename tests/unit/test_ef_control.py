@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,6 +22,7 @@ from shard_node.ef_control import (
     next_state,
     scaled_ef,
 )
+from shard_node.recall_estimate import estimate_interval
 
 CURVE_EF = 32
 OBJECTIVE = 0.95
@@ -32,15 +34,28 @@ def measured(recall: float, low: float, high: float, *, queries: int = 128) -> R
 
 GOOD = measured(0.999, 0.985, 1.0)
 FAIR = measured(0.96, 0.94, 0.98)
-DOUBTFUL = measured(0.945, 0.93, 0.96)
+DOUBTFUL = measured(0.94, 0.92, 0.955)
+UNKNOWN = measured(0.945, 0.92, 0.965)
 SHORT = measured(0.93, 0.91, 0.94)
 BROKEN = measured(0.5, 0.4, 0.6)
 
 
-def after(*runs: RecallEstimate, state: EfState | None = None, **how: bool) -> EfState:
+def after(
+    *runs: RecallEstimate, state: EfState | None = None, rebuilt: bool = False, renewed: int = 128
+) -> EfState:
+    """Return the state after `runs`, between which `renewed` queries were sampled."""
     state = state or EfState()
+    version = state.sample_version
     for run in runs:
-        state = next_state(state, estimate=run, curve_ef=CURVE_EF, objective=OBJECTIVE, **how)
+        version += renewed
+        state = next_state(
+            state,
+            estimate=run,
+            sample_version=version,
+            curve_ef=CURVE_EF,
+            objective=OBJECTIVE,
+            rebuilt=rebuilt,
+        )
     return state
 
 
@@ -58,15 +73,25 @@ def test_certainly_below_is_answered_at_once_and_harder_the_farther() -> None:
     assert ef(after(BROKEN)) == 128
 
 
-def test_doubtfully_below_is_answered_after_several_runs_in_a_row() -> None:
+def test_probably_below_is_answered_after_several_samples_in_a_row() -> None:
     assert ef(after(*[DOUBTFUL] * (BELOW_RUNS - 1))) == CURVE_EF
     assert ef(after(*[DOUBTFUL] * BELOW_RUNS)) > CURVE_EF
     interrupted = [DOUBTFUL] * (BELOW_RUNS - 1) + [FAIR]
     assert ef(after(*interrupted, *interrupted, *interrupted)) == CURVE_EF
+    assert ef(after(*[UNKNOWN] * 50)) == CURVE_EF
+
+
+def test_the_same_queries_again_are_no_new_evidence() -> None:
+    assert ef(after(*[DOUBTFUL] * 20, renewed=0)) == CURVE_EF
+    assert ef(after(*[DOUBTFUL] * 4, renewed=16)) == CURVE_EF
+    assert ef(after(*[DOUBTFUL] * 4 * BELOW_RUNS, renewed=16)) > CURVE_EF
+    assert after(*[GOOD] * 50, state=EfState(scale=4.0), renewed=0).scale == 4.0
+    assert ef(after(*[BROKEN] * 3, renewed=0)) == EF_CONTROL_MAX
+    assert after(*[BROKEN] * (3 + LIMIT_RUNS), renewed=0).rebuild
 
 
 def test_few_queries_decide_only_when_certain() -> None:
-    assert after(*[measured(0.9, 0.5, 0.99, queries=5)] * 20) == EfState()
+    assert ef(after(*[measured(0.9, 0.5, 0.99, queries=5)] * 20)) == CURVE_EF
     assert after(*[measured(1.0, 0.96, 1.0, queries=5)] * 20, state=EfState(4.0)).scale == 4.0
     assert ef(after(measured(0.0, 0.0, 0.4, queries=5))) > CURVE_EF
 
@@ -110,8 +135,14 @@ def test_ef_stays_between_the_curve_and_the_limit(
     runs: Sequence[RecallEstimate], curve_ef: int, objective: float
 ) -> None:
     state = EfState()
-    for run in runs:
-        state = next_state(state, estimate=run, curve_ef=curve_ef, objective=objective)
+    for version, run in enumerate(runs):
+        state = next_state(
+            state,
+            estimate=run,
+            sample_version=128 * version,
+            curve_ef=curve_ef,
+            objective=objective,
+        )
         assert curve_ef <= scaled_ef(curve_ef, state.scale) <= max(curve_ef, EF_CONTROL_MAX)
         assert not state.rebuild or scaled_ef(curve_ef, state.scale) >= EF_CONTROL_MAX
         assert not state.stuck
@@ -126,3 +157,28 @@ def test_states_of_segments_that_are_gone_are_forgotten() -> None:
     controller.forget_all_but({"b"})
     assert (controller.scale("a", band), controller.scale("b", band)) == (1.0, 2.0)
     assert controller.scale("b", SelectivityBand.FROM_50) == 1.0
+
+
+def test_a_segment_that_meets_its_objective_is_left_alone_for_long() -> None:
+    """Recall 0.96, samples of 128 renewed by half: how often is ef above the curve's?"""
+    rng = np.random.default_rng(11)
+    raised = {}
+    for truth in (0.96, 0.93):
+        state, sample, above = EfState(), np.empty(0), 0
+        for version in range(64, 64 * 1_000, 64):
+            chances = rng.beta(8 * truth, 8 * (1 - truth), 64)
+            sample = np.concatenate([sample, rng.binomial(10, chances) / 10])[-128:]
+            low, high = estimate_interval(sample, k=10)
+            state = next_state(
+                state,
+                estimate=measured(float(sample.mean()), low, high, queries=len(sample)),
+                sample_version=version,
+                curve_ef=CURVE_EF,
+                objective=OBJECTIVE,
+            )
+            above += state.scale > 1.0
+            if truth < OBJECTIVE and state.scale > 1.0:
+                break
+        raised[truth] = (above, version // 64)
+    assert raised[0.96][0] < 300  # of 1,000 runs; a raise lasts at least 120
+    assert raised[0.93][1] < 20
