@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -18,6 +19,15 @@ pytest.register_assert_rewrite(
     "tests.support.packages",
     "tests.support.records_oracle",
 )
+
+
+def pytest_configure() -> None:
+    """Listen to Ctrl-C again where a shell runs the tests in its background.
+
+    Such a shell has SIGINT ignored, and every process that a test starts would inherit that.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True)
