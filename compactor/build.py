@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from annheal.model.records import ARROW_TYPES, Float32Matrix, arrow_schema
 from annheal.routing import hash_ids
 from annheal.segment import BuildInfo, RecallPoint, SegmentRows, write_segment
 from annheal.segment.rows import decoded
+from compactor.bands import budget_s, measure_bands
 from compactor.calibrate import PROBES, measure_recall, meets_objective
 from compactor.fetch import Source
 
@@ -233,7 +235,10 @@ def _build_index(
         _log.warning(
             "segment %s: recall %.4f with %s is below the objective of %s",
             order.segment_id,
-            max((point.recall for point in curve if point.k == goal.recall_k), default=0.0),
+            max(
+                (point.recall for point in curve if point.k == goal.recall_k and not point.band),
+                default=0.0,
+            ),
             settings,
             goal.recall_objective,
         )
@@ -249,9 +254,13 @@ def _build_graph(
 ) -> tuple[VectorIndex, tuple[RecallPoint, ...]]:
     queries = np.ascontiguousarray(vectors[-PROBES:])
     curve: list[RecallPoint] = []
+    k = order.collection.settings.recall_k
+    started_s = time.monotonic()
 
     def measure(part: VectorIndex) -> None:
-        curve.extend(measure_recall(part, queries, k=order.collection.settings.recall_k))
+        limit_s = budget_s(time.monotonic() - started_s)
+        curve.extend(measure_recall(part, queries, k=k))
+        curve.extend(measure_bands(part, queries, k=k, limit_s=limit_s))
 
     index = build_hnsw(
         vectors,

@@ -10,6 +10,8 @@ import numpy.typing as npt
 from annheal.index import VectorIndex
 from annheal.model.records import Float32Matrix
 from annheal.segment import RecallPoint
+from compactor.bands import plain_visits
+from compactor.recalls import recalls_of
 
 PROBES = 500
 """Held-out queries. The standard error of a recall of 0.95 at k 10 is then below half a point."""
@@ -17,24 +19,6 @@ EF_LADDER = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 EF_LIMIT = EF_LADDER[-1]
 K_WIDE = 100
 """Recall is measured at the collection's k and at this one, for callers who ask for more."""
-
-_TIE_TOLERANCE = np.float32(1e-6)
-
-
-def recalls_of(
-    found: npt.NDArray[np.float32], truth: npt.NDArray[np.float32]
-) -> npt.NDArray[np.float64]:
-    """Return each query's recall of scores `found` (n, k) against the exact best `truth` (n, k).
-
-    Compared by score and not by row, so that equal vectors count for one another. Both are
-    higher = better, best first; -inf pads.
-    """
-    worst = np.where(np.isfinite(truth), truth, np.inf).min(axis=1, keepdims=True)
-    worst -= np.abs(worst) * _TIE_TOLERANCE
-    wanted = np.count_nonzero(np.isfinite(truth), axis=1)
-    hits = np.minimum(np.count_nonzero(found >= worst, axis=1), wanted)
-    recalls: npt.NDArray[np.float64] = hits / np.maximum(wanted, 1)
-    return recalls
 
 
 def recall_of(found: npt.NDArray[np.float32], truth: npt.NDArray[np.float32]) -> float:
@@ -60,12 +44,21 @@ def measure_recall(
             found, _ = index.search(queries, k=wanted, ef=ef)
             recalls = recalls_of(found, truth)
             error = float(recalls.std() / np.sqrt(len(recalls)))
-            points.append(RecallPoint(wanted, ef, round(float(recalls.mean()), 4), round(error, 5)))
+            points.append(
+                RecallPoint(
+                    wanted,
+                    ef,
+                    round(float(recalls.mean()), 4),
+                    round(error, 5),
+                    visited=plain_visits(index, queries, ef=ef, k=wanted),
+                )
+            )
     return tuple(points)
 
 
 def meets_objective(curve: Sequence[RecallPoint], *, k: int, objective: float) -> bool:
     """Return whether some ef up to `EF_LIMIT` reaches `objective` at `k`."""
     return any(
-        point.k == k and point.ef <= EF_LIMIT and point.recall >= objective for point in curve
+        point.k == k and not point.band and point.ef <= EF_LIMIT and point.recall >= objective
+        for point in curve
     )

@@ -12,16 +12,17 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from annheal.filters import filter_key
-from annheal.index import LiveBitmap, TopK, merge_topk
+from annheal.index import TopK, merge_topk
+from annheal.index.compiled import ready_kernels
 from annheal.model.collection import Collection
 from annheal.model.records import Float32Matrix, Projection, RecordSet
 from annheal.model.search import SearchAnswer, SearchOptions, SegmentExplain
+from shard_node.costs import COSTS, CostBook
 from shard_node.filter_cache import FilterCache
 from shard_node.growing import GrowingView
-from shard_node.planner import PlanKind, SegmentPlan, choose_ef, plan_segment
+from shard_node.planner import PlanKind, SegmentFacts, SegmentPlan, Wanted, plan_segment
+from shard_node.segment_search import Hits, Ran, run_plan
 from shard_node.view import SegmentView, ShardView
-
-Hits = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +39,12 @@ class _Part:
 class Searcher:
     """Runs searches of one collection; call from one search thread at a time per instance."""
 
-    def __init__(self, collection: Collection, filters: FilterCache) -> None:
+    def __init__(
+        self, collection: Collection, filters: FilterCache, *, costs: CostBook = COSTS
+    ) -> None:
         self._collection = collection
         self._filters = filters
+        self._costs = costs
 
     def search(
         self, views: Sequence[tuple[int, ShardView]], queries: Float32Matrix, options: SearchOptions
@@ -53,13 +57,13 @@ class Searcher:
         for shard, view in views:
             for held in view.segments:
                 started_s = time.perf_counter()
-                plan, allowed, found = self._search_segment(held, queries, options, key)
-                if found is not None:
+                plan, allowed, ran = self._search_segment(held, queries, options, key)
+                if ran is not None:
                     parts.append(_Part(held))
-                    hits.append(found)
+                    hits.append(ran.hits)
                 if options.explain:
                     took_s = time.perf_counter() - started_s
-                    explain.append(_explain(shard, held, plan, allowed, len(queries), took_s))
+                    explain.append(_explain(shard, held, plan, allowed, ran, took_s))
             for growing in view.growing:
                 found = self._search_growing(growing, queries, options, key)
                 if found is not None:
@@ -77,7 +81,7 @@ class Searcher:
 
     def _search_segment(
         self, held: SegmentView, queries: Float32Matrix, options: SearchOptions, key: bytes | None
-    ) -> tuple[SegmentPlan, int, Hits | None]:
+    ) -> tuple[SegmentPlan, int, Ran | None]:
         segment = held.segment
         live = held.deletes.live
         if options.filter is not None:
@@ -85,22 +89,27 @@ class Searcher:
             live = matching if live is None else matching & live
         allowed = segment.rows if live is None else live.count
         plan = plan_segment(
-            index_kind=segment.kind,
-            rows=segment.rows,
-            allowed=allowed,
-            filtered=options.filter is not None,
-            ef=self._ef(held, options),
-            exact=options.exact,
+            SegmentFacts(
+                index_kind=segment.kind,
+                rows=segment.rows,
+                allowed=allowed,
+                curve=segment.recall_curve,
+                costs=self._costs.costs_of(segment.index),
+                walk_ready=ready_kernels() is not None,
+            ),
+            Wanted(
+                k=options.k,
+                objective=options.recall_objective or self._collection.settings.recall_objective,
+                ef=options.ef,
+                exact=options.exact,
+                filtered=options.filter is not None,
+            ),
         )
         if plan.kind is PlanKind.SKIP:
             return plan, allowed, None
-        return plan, allowed, _run_plan(held, plan, queries, options.k, live)
-
-    def _ef(self, held: SegmentView, options: SearchOptions) -> int:
-        if options.ef is not None:
-            return options.ef
-        objective = options.recall_objective or self._collection.settings.recall_objective
-        return choose_ef(held.segment.recall_curve, k=options.k, objective=objective)
+        # A bitmap of all rows says nothing, and the plain walk is cheaper without it.
+        limit = None if allowed == segment.rows else live
+        return plan, allowed, run_plan(segment.index, plan, queries, k=options.k, live=limit)
 
     def _search_growing(
         self,
@@ -119,39 +128,6 @@ class Searcher:
         return growing.search(
             queries, k=options.k, metric=self._collection.model.metric, allowed=allowed
         )
-
-
-def _run_plan(
-    held: SegmentView, plan: SegmentPlan, queries: Float32Matrix, k: int, live: LiveBitmap | None
-) -> Hits:
-    index = held.segment.index
-    if plan.kind is PlanKind.ROWS and live is not None:
-        return index.search_rows(queries, rows=live.members(), k=k)
-    if plan.kind in (PlanKind.ROWS, PlanKind.SCAN):
-        return index.search(queries, k=k, live=live, exact=True)
-    found = index.search(queries, k=k, ef=plan.ef, live=live)
-    if live is None:
-        return found
-    return _complete(held, queries, k, live, found)
-
-
-def _complete(
-    held: SegmentView, queries: Float32Matrix, k: int, live: LiveBitmap, found: Hits
-) -> Hits:
-    """Answer exactly where the walk returned fewer hits than rows are allowed.
-
-    A walk limited by a selector can miss rows far from the query altogether; a caller gets fewer
-    than k only when fewer than k rows match.
-    """
-    wanted = min(k, live.count)
-    short = np.flatnonzero(np.count_nonzero(found[1] >= 0, axis=1) < wanted)
-    if not len(short):
-        return found
-    scores, rows = held.segment.index.search(
-        np.ascontiguousarray(queries[short]), k=k, live=live, exact=True
-    )
-    found[0][short], found[1][short] = scores, rows
-    return found
 
 
 def _materialise(
@@ -216,13 +192,8 @@ def _plain(column: pa.Array[Any]) -> pa.Array[Any]:
 
 
 def _explain(
-    shard: int, held: SegmentView, plan: SegmentPlan, allowed: int, queries: int, took_s: float
+    shard: int, held: SegmentView, plan: SegmentPlan, allowed: int, ran: Ran | None, took_s: float
 ) -> SegmentExplain:
-    compared = {
-        PlanKind.SKIP: 0,
-        PlanKind.SCAN: held.segment.rows * queries,
-        PlanKind.ROWS: allowed * queries,
-    }
     return SegmentExplain(
         shard=shard,
         segment_id=held.segment.id,
@@ -231,6 +202,6 @@ def _explain(
         live_rows=held.live_count,
         matches=allowed,
         ef=plan.ef,
-        visited=compared.get(plan.kind, 0),
+        visited=0 if ran is None else ran.visited,
         duration_s=took_s,
     )

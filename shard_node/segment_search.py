@@ -1,0 +1,110 @@
+"""Carrying out a plan on one segment, with exact comparison where a walk fell short."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from annheal.index import OK, LiveBitmap, VectorIndex
+from annheal.model.records import Float32Matrix
+from shard_node.planner import WALK_COMPARISONS_PER_EF, PlanKind, SegmentPlan
+
+Hits = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]
+
+NEAR_SHARE = 0.5
+"""A plain walk is believed where at least this part of the expected rows in its beam is allowed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """Hits (n, k) and rows compared, over all queries; those that were repeated exactly."""
+
+    hits: Hits
+    visited: int
+    repeated: int = 0
+
+
+def run_plan(
+    index: VectorIndex,
+    plan: SegmentPlan,
+    queries: Float32Matrix,
+    *,
+    k: int,
+    live: LiveBitmap | None,
+) -> Ran:
+    """Answer `queries` (n, d) as planned; only rows of `live` (all when None) are returned.
+
+    Fewer than k hits only where fewer than k rows are allowed.
+    """
+    n = len(queries)
+    if live is None or plan.kind is PlanKind.SCAN:
+        exact = plan.kind is not PlanKind.GRAPH
+        hits = index.search(queries, k=k, ef=max(plan.ef, 1), live=live, exact=exact)
+        allowed = index.rows if live is None else live.count
+        return Ran(hits, n * (allowed if exact else plan.ef * WALK_COMPARISONS_PER_EF))
+    if plan.kind is PlanKind.IN_GRAPH:
+        return _walk(index, plan, queries, k=k, live=live)
+    if plan.kind is PlanKind.SELECTOR:
+        return _select(index, plan, queries, k=k, live=live)
+    return Ran(index.search_matching(queries, matching=live, k=k), n * live.count)
+
+
+def _walk(
+    index: VectorIndex, plan: SegmentPlan, queries: Float32Matrix, *, k: int, live: LiveBitmap
+) -> Ran:
+    walked = index.walk_filtered(
+        queries, k=k, ef=plan.ef, ef_far=plan.ef_far, matching=live, work_max=plan.work_max
+    )
+    last = walked.rows[:, min(k, live.count) - 1]
+    short = np.flatnonzero((walked.status != OK) | (last < 0))
+    visited = int(walked.visited.sum())
+    hits = (walked.scores, walked.rows)
+    _compare(index, queries, short, hits, k=k, live=live)
+    return Ran(hits, visited + len(short) * live.count, len(short))
+
+
+def _select(
+    index: VectorIndex, plan: SegmentPlan, queries: Float32Matrix, *, k: int, live: LiveBitmap
+) -> Ran:
+    """Walk without the filter, and keep what is allowed of the beam.
+
+    How many of the beam's rows are allowed tells whether the query lies where rows match: if they
+    are much fewer than overall, better rows may lie beyond the beam, and the query is asked anew.
+    """
+    kept = max(plan.ef, k)
+    scores, rows = index.search(queries, k=kept, ef=kept)
+    inside = (rows >= 0) & live.contains(np.maximum(rows, 0))
+    expected = NEAR_SHARE * kept * live.count / index.rows
+    few = np.flatnonzero(inside.sum(axis=1) < max(min(k, live.count), expected))
+    first = np.argsort(~inside, axis=1, kind="stable")[:, :k]
+    allowed = np.take_along_axis(inside, first, axis=1)
+    best = np.where(allowed, np.take_along_axis(scores, first, axis=1), np.float32(-np.inf))
+    best_rows = np.where(allowed, np.take_along_axis(rows, first, axis=1), -1)
+    hits = (best, best_rows)
+    visited = len(queries) * kept * WALK_COMPARISONS_PER_EF
+    if not len(few):
+        return Ran(hits, visited)
+    if not plan.ef_far:
+        _compare(index, queries, few, hits, k=k, live=live)
+        return Ran(hits, visited + len(few) * live.count, len(few))
+    wider = SegmentPlan(PlanKind.IN_GRAPH, plan.ef_far, plan.ef_far, plan.work_max)
+    again = _walk(index, wider, np.ascontiguousarray(queries[few]), k=k, live=live)
+    hits[0][few], hits[1][few] = again.hits
+    return Ran(hits, visited + again.visited, again.repeated)
+
+
+def _compare(
+    index: VectorIndex,
+    queries: Float32Matrix,
+    which: npt.NDArray[np.int64],
+    hits: Hits,
+    *,
+    k: int,
+    live: LiveBitmap,
+) -> None:
+    """Replace the hits of some queries with exact ones."""
+    if len(which):
+        chosen = np.ascontiguousarray(queries[which])
+        hits[0][which], hits[1][which] = index.search_matching(chosen, matching=live, k=k)
