@@ -20,20 +20,20 @@ BAND_ROWS_MIN = 4_000
 """With fewer matching rows exact comparison is cheaper than every walk (0.3 ms at 384 floats)."""
 SELECTOR_BANDS = ("0.5", "0.2")
 """Bands in which the plain walk can be cheaper: its beam grows by 1 / share."""
-BAND_EFS = (32, 48, 64, 80, 96, 128, 192, 256, 384, 512)
-FAR_EFS = (64, 128, 256, 512)
-BAND_FILTERS, BAND_PROBES = 4, 240
+BAND_EFS = (32, 48, 64, 80, 96, 128, 192, 256)
+FAR_EFS = (64, 128, 256, 384)
+BAND_FILTERS, BAND_PROBES = 4, 200
 """Random filters of a band, and the probes that they share."""
-FAR_FILTERS, FAR_PROBES = 12, 10
+FAR_FILTERS, FAR_PROBES = 8, 10
 """Filters of a far band, each with as many probes that are near one another."""
-FAR_CENTRES = 64
 FAR_ABORT_CHECKS = 32
 """Bit tests that cost as much as one comparison, as in the walk's own limit of work."""
-RECALL_ENOUGH = 0.99
+RECALL_ENOUGH = 0.98
 """A curve ends at the first point that is surely this good."""
 CALIBRATION_SHARE = 0.1
-CALIBRATION_MIN_S = 2.0
+CALIBRATION_MIN_S = 4.0
 PLAIN_VISIT_PROBES = 32
+_CHUNK_ROWS = 10_000
 
 _Filtered = list[tuple[Float32Matrix, LiveBitmap]]
 """Queries, and the filter that they are asked with."""
@@ -77,13 +77,14 @@ def measure_bands(
         points.extend(_curve(index, near, band=band, k=k, deadline_s=deadline_s))
         if band in SELECTOR_BANDS:
             points.extend(_selector_curve(index, near, band=band, k=k, deadline_s=deadline_s))
-    centres = _Clusters.of(index, rng) if points else None
+    if time.monotonic() > deadline_s:
+        return tuple(points)
+    order = _far_order(index, queries[:FAR_FILTERS])
     for band in sorted({point.band for point in points}, key=float, reverse=True):
-        assert centres is not None
         if time.monotonic() > deadline_s:
             break
         matches = int(float(band) * index.rows)
-        far = _with_truth(index, centres.far_filters(matches, queries), k=k)
+        far = _with_truth(index, _far_filters(order, matches, queries), k=k)
         points.extend(_curve(index, far, band=band, k=k, deadline_s=deadline_s, far=True))
     return tuple(points)
 
@@ -110,38 +111,27 @@ def _random_filters(
     ]
 
 
-@dataclass(frozen=True, slots=True)
-class _Clusters:
-    """Rows by the nearest of some rows: `nearest` (rows,), `centres` (c, d)."""
-
-    centres: Float32Matrix
-    nearest: npt.NDArray[np.int64]
-
-    @classmethod
-    def of(cls, index: VectorIndex, rng: np.random.Generator) -> _Clusters:
-        centres = index.reconstruct(rng.choice(index.rows, FAR_CENTRES, replace=False))
-        nearest = np.empty(index.rows, dtype=np.int64)
-        for start in range(0, index.rows, 10_000):
-            rows = np.arange(start, min(start + 10_000, index.rows))
-            nearest[rows] = _closeness(index.reconstruct(rows), centres).argmax(axis=1)
-        return cls(centres, nearest)
-
-    def far_filters(self, matches: int, queries: Float32Matrix) -> _Filtered:
-        """Return probes that are near one another with the rows of clusters far from them."""
-        filters: _Filtered = []
-        for anchor in range(min(FAR_FILTERS, len(queries))):
-            close = _closeness(queries[anchor : anchor + 1], queries)[0]
-            group = np.argsort(-close)[:FAR_PROBES]
-            distant = np.argsort(_closeness(queries[anchor : anchor + 1], self.centres)[0])
-            place = np.empty(len(distant), dtype=np.int64)
-            place[distant] = np.arange(len(distant))
-            farthest = np.argsort(place[self.nearest], kind="stable")[:matches]
-            bitmap = LiveBitmap.from_rows(farthest, rows=len(self.nearest))
-            filters.append((np.ascontiguousarray(queries[group]), bitmap))
-        return filters
+def _far_order(index: VectorIndex, anchors: Float32Matrix) -> npt.NDArray[np.int64]:
+    """Return the rows from the farthest to the nearest of each anchor, (anchors, rows)."""
+    nearness = np.empty((len(anchors), index.rows), dtype=np.float32)
+    for start in range(0, index.rows, _CHUNK_ROWS):
+        rows = np.arange(start, min(start + _CHUNK_ROWS, index.rows))
+        nearness[:, rows] = _nearness(anchors, index.reconstruct(rows))
+    order: npt.NDArray[np.int64] = np.argsort(nearness, axis=1)
+    return order
 
 
-def _closeness(left: Float32Matrix, right: Float32Matrix) -> npt.NDArray[np.float32]:
+def _far_filters(order: npt.NDArray[np.int64], matches: int, queries: Float32Matrix) -> _Filtered:
+    """Return for each of the first probes those near it, with the rows farthest from it."""
+    filters: _Filtered = []
+    for anchor, rows in enumerate(order):
+        close = _nearness(queries[anchor : anchor + 1], queries)[0]
+        group = np.ascontiguousarray(queries[np.argsort(-close)[:FAR_PROBES]])
+        filters.append((group, LiveBitmap.from_rows(rows[:matches], rows=len(rows))))
+    return filters
+
+
+def _nearness(left: Float32Matrix, right: Float32Matrix) -> npt.NDArray[np.float32]:
     """Return (l, r) values that order the right side by nearness under every metric."""
     products: npt.NDArray[np.float32] = 2 * left @ right.T - (right * right).sum(axis=1)
     return products
