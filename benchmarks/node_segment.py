@@ -128,7 +128,6 @@ def build_node_segment(
     assert merged is not None
     build_s = time.perf_counter() - started_s
     segment = _open(directory / "merged", merged)
-    # One query runs in one thread, whatever the number.
     set_search_threads(threads)
     costs = CostBook()
     costs.measure(segment.index)
@@ -136,7 +135,7 @@ def build_node_segment(
     return NodeSegment(
         collection,
         ShardView(segments=(held,)),
-        Searcher(collection, FilterCache(), costs=costs),
+        Searcher(collection, FilterCache(), costs=costs, threads=threads),
         build_s,
         costs.costs_of(segment.index),
     )

@@ -65,8 +65,8 @@ class Node:
             (shard.id.number, _view(shard, request.min_sequences.get(shard.id.number, 0)))
             for shard in owned
         ]
-        searcher = Searcher(owned[0].collection, self._filters)
         threads = self._search_threads
+        searcher = Searcher(owned[0].collection, self._filters, threads=threads)
         queries = np.ascontiguousarray(request.queries)
 
         def work() -> SearchAnswer:

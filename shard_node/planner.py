@@ -23,6 +23,8 @@ WALK_SHARE_MIN = 0.05
 """Below it, without a measurement, only exact comparison is certain to find what matches."""
 UNCALIBRATED_WIDENING = ((0.5, 1.0), (0.1, 1.25), (WALK_SHARE_MIN, 2.0))
 """Beam of a filtered walk by that of a plain one, from a share on; measured at 100,000 x 384."""
+SELECTOR_KEPT_NS = 400.0
+"""Taking one row of the beam out of FAISS and asking the bitmap about it."""
 FAR_MARGIN = 0.8
 """A wider walk for a far query must cost less than this part of comparing exactly."""
 
@@ -210,7 +212,7 @@ def _selector_plans(facts: SegmentFacts, wanted: Wanted) -> Iterator[SegmentPlan
         ef = math.ceil(_plain_ef(facts, wanted) / share)
     if wanted.k <= ef * share and ef <= EF_MAX:
         visited = _plain_visited(facts.curve, ef)
-        cost_ns = facts.costs.walk_ns(visited=visited, checked=0)
+        cost_ns = facts.costs.walk_ns(visited=visited, checked=0) + SELECTOR_KEPT_NS * ef
         yield SegmentPlan(PlanKind.SELECTOR, ef, cost_ns=cost_ns)
 
 

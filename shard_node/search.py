@@ -21,7 +21,8 @@ from shard_node.costs import COSTS, CostBook
 from shard_node.filter_cache import FilterCache
 from shard_node.growing import GrowingView
 from shard_node.planner import PlanKind, SegmentFacts, SegmentPlan, Wanted, plan_segment
-from shard_node.segment_search import Hits, Ran, run_plan
+from shard_node.segment_search import Ran, run_plan
+from shard_node.split import Hits
 from shard_node.view import SegmentView, ShardView
 
 
@@ -40,11 +41,18 @@ class Searcher:
     """Runs searches of one collection; call from one search thread at a time per instance."""
 
     def __init__(
-        self, collection: Collection, filters: FilterCache, *, costs: CostBook = COSTS
+        self,
+        collection: Collection,
+        filters: FilterCache,
+        *,
+        costs: CostBook = COSTS,
+        threads: int = 1,
     ) -> None:
+        """Take what outlives a search; one search uses at most `threads` threads."""
         self._collection = collection
         self._filters = filters
         self._costs = costs
+        self._threads = threads
 
     def search(
         self, views: Sequence[tuple[int, ShardView]], queries: Float32Matrix, options: SearchOptions
@@ -109,7 +117,8 @@ class Searcher:
             return plan, allowed, None
         # A bitmap of all rows says nothing, and the plain walk is cheaper without it.
         limit = None if allowed == segment.rows else live
-        return plan, allowed, run_plan(segment.index, plan, queries, k=options.k, live=limit)
+        ran = run_plan(segment.index, plan, queries, k=options.k, live=limit, threads=self._threads)
+        return plan, allowed, ran
 
     def _search_growing(
         self,

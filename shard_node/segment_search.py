@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -10,8 +11,9 @@ import numpy.typing as npt
 from annheal.index import OK, LiveBitmap, VectorIndex
 from annheal.model.records import Float32Matrix
 from shard_node.planner import WALK_COMPARISONS_PER_EF, PlanKind, SegmentPlan
+from shard_node.split import Hits, compare_matching, in_parts, query_parts
 
-Hits = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]
+ScalarT = TypeVar("ScalarT", bound=np.generic)
 
 NEAR_SHARE = 0.5
 """A plain walk is believed where at least this part of the expected rows in its beam is allowed."""
@@ -33,10 +35,12 @@ def run_plan(
     *,
     k: int,
     live: LiveBitmap | None,
+    threads: int = 1,
 ) -> Ran:
     """Answer `queries` (n, d) as planned; only rows of `live` (all when None) are returned.
 
-    Fewer than k hits only where fewer than k rows are allowed.
+    Fewer than k hits only where fewer than k rows are allowed. What FAISS does not do uses at
+    most `threads` threads; for FAISS the caller has set their number.
     """
     n = len(queries)
     if live is None or plan.kind is PlanKind.SCAN:
@@ -45,28 +49,44 @@ def run_plan(
         allowed = index.rows if live is None else live.count
         return Ran(hits, n * (allowed if exact else plan.ef * WALK_COMPARISONS_PER_EF))
     if plan.kind is PlanKind.IN_GRAPH:
-        return _walk(index, plan, queries, k=k, live=live)
+        return _walk(index, plan, queries, k=k, live=live, threads=threads)
     if plan.kind is PlanKind.SELECTOR:
-        return _select(index, plan, queries, k=k, live=live)
-    return Ran(index.search_matching(queries, matching=live, k=k), n * live.count)
+        return _select(index, plan, queries, k=k, live=live, threads=threads)
+    hits = compare_matching(index, queries, matching=live, k=k, threads=threads)
+    return Ran(hits, n * live.count)
 
 
 def _walk(
-    index: VectorIndex, plan: SegmentPlan, queries: Float32Matrix, *, k: int, live: LiveBitmap
+    index: VectorIndex,
+    plan: SegmentPlan,
+    queries: Float32Matrix,
+    *,
+    k: int,
+    live: LiveBitmap,
+    threads: int,
 ) -> Ran:
-    walked = index.walk_filtered(
-        queries, k=k, ef=plan.ef, ef_far=plan.ef_far, matching=live, work_max=plan.work_max
+    walks = in_parts(
+        query_parts(queries, threads=threads),
+        lambda part: index.walk_filtered(
+            part, k=k, ef=plan.ef, ef_far=plan.ef_far, matching=live, work_max=plan.work_max
+        ),
     )
-    last = walked.rows[:, min(k, live.count) - 1]
-    short = np.flatnonzero((walked.status != OK) | (last < 0))
-    visited = int(walked.visited.sum())
-    hits = (walked.scores, walked.rows)
-    _compare(index, queries, short, hits, k=k, live=live)
+    hits = _joined([walk.scores for walk in walks]), _joined([walk.rows for walk in walks])
+    status = _joined([walk.status for walk in walks])
+    short = np.flatnonzero((status != OK) | (hits[1][:, min(k, live.count) - 1] < 0))
+    visited = sum(int(walk.visited.sum()) for walk in walks)
+    _compare(index, queries, short, hits, k=k, live=live, threads=threads)
     return Ran(hits, visited + len(short) * live.count, len(short))
 
 
 def _select(
-    index: VectorIndex, plan: SegmentPlan, queries: Float32Matrix, *, k: int, live: LiveBitmap
+    index: VectorIndex,
+    plan: SegmentPlan,
+    queries: Float32Matrix,
+    *,
+    k: int,
+    live: LiveBitmap,
+    threads: int,
 ) -> Ran:
     """Walk without the filter, and keep what is allowed of the beam.
 
@@ -87,10 +107,11 @@ def _select(
     if not len(few):
         return Ran(hits, visited)
     if not plan.ef_far:
-        _compare(index, queries, few, hits, k=k, live=live)
+        _compare(index, queries, few, hits, k=k, live=live, threads=threads)
         return Ran(hits, visited + len(few) * live.count, len(few))
     wider = SegmentPlan(PlanKind.IN_GRAPH, plan.ef_far, plan.ef_far, plan.work_max)
-    again = _walk(index, wider, np.ascontiguousarray(queries[few]), k=k, live=live)
+    asked = np.ascontiguousarray(queries[few])
+    again = _walk(index, wider, asked, k=k, live=live, threads=threads)
     hits[0][few], hits[1][few] = again.hits
     return Ran(hits, visited + again.visited, again.repeated)
 
@@ -103,8 +124,15 @@ def _compare(
     *,
     k: int,
     live: LiveBitmap,
+    threads: int,
 ) -> None:
     """Replace the hits of some queries with exact ones."""
     if len(which):
         chosen = np.ascontiguousarray(queries[which])
-        hits[0][which], hits[1][which] = index.search_matching(chosen, matching=live, k=k)
+        hits[0][which], hits[1][which] = compare_matching(
+            index, chosen, matching=live, k=k, threads=threads
+        )
+
+
+def _joined(parts: list[npt.NDArray[ScalarT]]) -> npt.NDArray[ScalarT]:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)

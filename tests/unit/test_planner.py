@@ -102,7 +102,7 @@ def test_the_plain_walk_wins_where_most_rows_are_allowed() -> None:
     found = plan(replace(WANTED, filtered=False), allowed=95_000, walk_ready=False)
     assert (found.kind, found.ef) == (PlanKind.SELECTOR, math.ceil(32 / 0.95))
     point = RecallPoint(10, 96, 0.97, band="0.5", selector=True)
-    cheap = tuple(replace(p, visited=10.0 * p.ef) if not p.band else p for p in BANDS)
+    cheap = tuple(replace(p, visited=4.0 * p.ef) if not p.band else p for p in BANDS)
     assert plan(allowed=50_000, curve=(*cheap, point)).kind is PlanKind.SELECTOR
 
 

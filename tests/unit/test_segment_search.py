@@ -7,7 +7,7 @@ import pytest
 
 from annheal.index import LiveBitmap, VectorIndex, build_hnsw, warm_up
 from annheal.model.collection import IndexSettings, Metric
-from shard_node import segment_search
+from shard_node import segment_search, split
 from shard_node.planner import PlanKind, SegmentPlan
 from shard_node.segment_search import run_plan
 from tests.support.segments import unit_vectors
@@ -49,6 +49,35 @@ def test_every_plan_finds_the_best_of_the_allowed(
     assert live.contains(ran.hits[1].ravel()).all()
     assert (np.diff(ran.hits[0], axis=1) <= 0).all()
     assert ran.visited > 0
+
+
+@pytest.mark.parametrize("plan", [*WALKS, SegmentPlan(PlanKind.ROWS)])
+def test_threads_change_nothing(
+    index: VectorIndex, plan: SegmentPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(split, "PART_COMPARISONS_MIN", 100)
+    many = unit_vectors(23, 8, seed=5)
+    for share in (0.9, 0.2, 0.004):
+        live = LiveBitmap.from_mask(np.random.default_rng(8).random(ROWS) < share)
+        for queries in (many, many[:1]):
+            alone = run_plan(index, plan, queries, k=K, live=live)
+            shared = run_plan(index, plan, queries, k=K, live=live, threads=4)
+            np.testing.assert_allclose(shared.hits[0], alone.hits[0], rtol=1e-5)
+            np.testing.assert_array_equal(shared.hits[1], alone.hits[1])
+            assert (shared.visited, shared.repeated) == (alone.visited, alone.repeated)
+
+
+def test_a_failing_part_fails_the_whole() -> None:
+    def run(part: int) -> int:
+        if part == 2:
+            raise ValueError("part 2")
+        return part * 10
+
+    assert split.in_parts([1, 3, 4], run) == [10, 30, 40]
+    with pytest.raises(ValueError, match="part 2"):
+        split.in_parts([1, 2, 3], run)
+    with pytest.raises(ValueError, match="part 2"):
+        split.in_parts([2, 1], run)
 
 
 @pytest.mark.parametrize("plan", WALKS)
