@@ -31,6 +31,7 @@ class CostBook:
         self._measured: dict[tuple[int, IndexKind], tuple[int, WalkCosts]] = {}
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
+        self._tried: set[tuple[int, IndexKind, int]] = set()
 
     def costs_of(self, index: VectorIndex) -> WalkCosts:
         """Return what is known by now, without waiting."""
@@ -52,6 +53,11 @@ class CostBook:
         with self._lock:
             if self._thread is not None and self._thread.is_alive():
                 return
+            # A measurement that failed is in the log, and would fail again.
+            attempt = (index.dimension, index.kind, index.rows)
+            if attempt in self._tried:
+                return
+            self._tried.add(attempt)
             self._thread = threading.Thread(
                 target=self.measure, args=(index,), name="walk-costs", daemon=True
             )
