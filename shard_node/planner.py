@@ -51,6 +51,7 @@ class SegmentPlan:
 
     `ef_far` is the beam for queries around which few rows are allowed; 0 compares exactly.
     `work_max` is the number of comparisons at which a walk costs more than exact comparison.
+    `visited` is what FAISS's walk, which does not count, is expected to compare for one query.
     """
 
     kind: PlanKind
@@ -58,6 +59,7 @@ class SegmentPlan:
     ef_far: int = 0
     work_max: int | None = None
     cost_ns: float = 0.0
+    visited: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +109,8 @@ def plan_segment(facts: SegmentFacts, wanted: Wanted) -> SegmentPlan:
         sparse = wanted.filtered and facts.allowed * 2 < facts.rows
         return SegmentPlan(PlanKind.ROWS if sparse else PlanKind.SCAN)
     if facts.allowed == facts.rows:
-        return SegmentPlan(PlanKind.GRAPH, _plain_ef(facts, wanted))
+        ef = _plain_ef(facts, wanted)
+        return SegmentPlan(PlanKind.GRAPH, ef, visited=_plain_visited(facts, ef))
     exact = SegmentPlan(PlanKind.ROWS, cost_ns=facts.costs.exact_ns(facts.allowed))
     if facts.allowed <= wanted.k:
         return exact
@@ -211,9 +214,9 @@ def _selector_plans(facts: SegmentFacts, wanted: Wanted) -> Iterator[SegmentPlan
     else:
         ef = math.ceil(_plain_ef(facts, wanted) / share)
     if wanted.k <= ef * share and ef <= EF_MAX:
-        visited = _plain_visited(facts.curve, ef)
+        visited = _plain_visited(facts, ef)
         cost_ns = facts.costs.walk_ns(visited=visited, checked=0) + SELECTOR_KEPT_NS * ef
-        yield SegmentPlan(PlanKind.SELECTOR, ef, cost_ns=cost_ns)
+        yield SegmentPlan(PlanKind.SELECTOR, ef, cost_ns=cost_ns, visited=visited)
 
 
 def _in_graph_plans(facts: SegmentFacts, wanted: Wanted) -> Iterator[SegmentPlan]:
@@ -235,17 +238,18 @@ def _in_graph_beam(facts: SegmentFacts, wanted: Wanted) -> _Beam | None:
         if share < WALK_SHARE_MIN:
             return None
         ef = math.ceil(ef * next(times for low, times in UNCALIBRATED_WIDENING if share >= low))
-    visited = _plain_visited(facts.curve, ef)
+    visited = _plain_visited(facts, ef)
     return _Beam(ef, visited, visited / share)
 
 
-def _plain_visited(curve: Sequence[RecallPoint], ef: int) -> float:
+def _plain_visited(facts: SegmentFacts, ef: int) -> int:
     """Return the rows that a walk without a filter compares at `ef`."""
-    measured = [point for point in curve if not point.band and point.visited]
-    if not measured:
-        return float(ef * WALK_COMPARISONS_PER_EF)
-    nearest = min(measured, key=lambda point: abs(math.log(point.ef / ef)))
-    return nearest.visited * ef / nearest.ef
+    measured = [point for point in facts.curve if not point.band and point.visited]
+    per_ef = float(WALK_COMPARISONS_PER_EF)
+    if measured:
+        nearest = min(measured, key=lambda point: abs(math.log(point.ef / ef)))
+        per_ef = nearest.visited / nearest.ef
+    return min(facts.rows, round(per_ef * ef))
 
 
 def _far_ef(facts: SegmentFacts, wanted: Wanted, exact_ns: float) -> int:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from annheal.index import OK, LiveBitmap, VectorIndex
 from annheal.model.records import Float32Matrix
-from shard_node.planner import WALK_COMPARISONS_PER_EF, PlanKind, SegmentPlan
+from shard_node.planner import PlanKind, SegmentPlan
 from shard_node.split import Hits, compare_matching, in_parts, query_parts
 
 ScalarT = TypeVar("ScalarT", bound=np.generic)
@@ -21,7 +21,10 @@ NEAR_SHARE = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """Hits (n, k) and rows compared, over all queries; those that were repeated exactly."""
+    """Hits (n, k), rows compared over all queries, and how many queries were repeated exactly.
+
+    FAISS's walks count by the plan's expectation.
+    """
 
     hits: Hits
     visited: int
@@ -47,7 +50,7 @@ def run_plan(
         exact = plan.kind is not PlanKind.GRAPH
         hits = index.search(queries, k=k, ef=max(plan.ef, 1), live=live, exact=exact)
         allowed = index.rows if live is None else live.count
-        return Ran(hits, n * (allowed if exact else plan.ef * WALK_COMPARISONS_PER_EF))
+        return Ran(hits, n * (allowed if exact else plan.visited))
     if plan.kind is PlanKind.IN_GRAPH:
         return _walk(index, plan, queries, k=k, live=live, threads=threads)
     if plan.kind is PlanKind.SELECTOR:
@@ -103,7 +106,7 @@ def _select(
     best = np.where(allowed, np.take_along_axis(scores, first, axis=1), np.float32(-np.inf))
     best_rows = np.where(allowed, np.take_along_axis(rows, first, axis=1), -1)
     hits = (best, best_rows)
-    visited = len(queries) * kept * WALK_COMPARISONS_PER_EF
+    visited = len(queries) * plan.visited
     if not len(few):
         return Ran(hits, visited)
     if not plan.ef_far:

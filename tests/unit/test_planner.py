@@ -13,6 +13,7 @@ from annheal.segment import RecallPoint
 from shard_node.planner import (
     EF_MIN,
     EF_UNCALIBRATED_MAX,
+    WALK_COMPARISONS_PER_EF,
     PlanKind,
     SegmentFacts,
     SegmentPlan,
@@ -53,8 +54,11 @@ def test_nothing_allowed_is_skipped() -> None:
 
 
 def test_the_whole_graph_is_walked_with_the_ef_of_the_curve_or_the_callers() -> None:
-    assert plan() == SegmentPlan(PlanKind.GRAPH, 32)
-    assert plan(replace(WANTED, ef=200)) == SegmentPlan(PlanKind.GRAPH, 200)
+    assert plan() == SegmentPlan(PlanKind.GRAPH, 32, visited=32 * WALK_COMPARISONS_PER_EF)
+    assert plan(replace(WANTED, ef=200)).ef == 200
+    measured = (RecallPoint(10, 32, 0.96, visited=650), RecallPoint(10, 64, 0.97, visited=1_000))
+    assert plan(curve=measured).visited == 650
+    assert plan(replace(WANTED, ef=40), curve=measured).visited == round(650 * 40 / 32)
 
 
 def test_a_flat_index_and_an_exact_search_compare() -> None:

@@ -17,8 +17,8 @@ pytestmark = pytest.mark.timeout(400)
 
 ROWS, K = 3_000, 10
 WALKS = (
-    SegmentPlan(PlanKind.SELECTOR, 400, 0),
-    SegmentPlan(PlanKind.SELECTOR, 400, 400),
+    SegmentPlan(PlanKind.SELECTOR, 400, 0, visited=900),
+    SegmentPlan(PlanKind.SELECTOR, 400, 400, visited=900),
     SegmentPlan(PlanKind.IN_GRAPH, 400, 0),
     SegmentPlan(PlanKind.IN_GRAPH, 400, 400, work_max=1_000_000),
 )
