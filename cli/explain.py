@@ -100,6 +100,9 @@ _REASONS: dict[str, Callable[[SegmentExplain], str]] = {
     ),
     "graph": _why_graph,
     "selector": _why_walk,
+    "in-graph": lambda entry: (
+        f"a walk that compares matching rows only and looks through the others, ef {entry.ef}"
+    ),
     "walk": _why_walk,
 }
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Awaitable, Callable
 from importlib import metadata
 
+from annheal.index import start_warm_up
 from annheal.metastore.protocol import MetaStore
 from annheal.model.shard import WorkerRegistration, WorkerRole
 from annheal.objectstore.protocol import ObjectStore
@@ -37,6 +38,8 @@ async def run_compactor(
     end, such as a bug.
     """
     await asyncio.to_thread(shutil.rmtree, settings.worker_dir, ignore_errors=True)
+    # Merged segments are measured with the kernels; in one process with a node these are its own.
+    start_warm_up(cache=settings.scratch_dir / "kernels")
     registration = WorkerRegistration(
         worker_id=settings.worker_id,
         role=WorkerRole.COMPACTOR,

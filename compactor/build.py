@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,8 @@ from annheal.model.task import TaskReason
 from annheal.routing import hash_ids
 from annheal.segment import BuildInfo, RecallPoint, Segment, SegmentRows, write_segment
 from annheal.segment.rows import decoded
-from compactor.calibrate import PROBES, is_damaged, measure_recall, meets_objective
+from compactor.bands import budget_s, measure_bands
+from compactor.calibrate import is_damaged, measure_recall, meets_objective, probe_count
 from compactor.fetch import Source
 
 HNSW_ROWS_MIN = 2_000
@@ -59,8 +61,8 @@ def build_segment(
 ) -> SegmentEntry | None:
     """Write the live rows of `sources` as one segment; None when no row lives.
 
-    Rows keep their sequences and their order, but for `PROBES` random ones that move to the end
-    of a segment with a graph: they measure its recall before they are added to it.
+    Rows keep their sequences and their order, but for `probe_count` random ones that move to the
+    end of a segment with a graph: they measure its recall before they are added to it.
     """
     set_search_threads(order.threads)
     model = _common_model(sources)
@@ -127,7 +129,7 @@ def _held_out(total: int) -> npt.NDArray[np.int64]:
     """Return the rows that measure the graph; the choice depends on nothing but their number."""
     if total < HNSW_ROWS_MIN:
         return np.empty(0, dtype=np.int64)
-    chosen = np.random.default_rng(total).choice(total, PROBES, replace=False)
+    chosen = np.random.default_rng(total).choice(total, probe_count(total), replace=False)
     return np.sort(chosen).astype(np.int64)
 
 
@@ -249,7 +251,10 @@ def _build_index(
         _log.warning(
             "segment %s: recall %.4f with %s is below the objective of %s",
             order.segment_id,
-            max((point.recall for point in curve if point.k == goal.recall_k), default=0.0),
+            max(
+                (point.recall for point in curve if point.k == goal.recall_k and not point.band),
+                default=0.0,
+            ),
             settings,
             goal.recall_objective,
         )
@@ -263,11 +268,16 @@ def _build_index(
 def _build_graph(
     vectors: Float32Matrix, model: ModelSpec, order: BuildOrder, settings: IndexSettings
 ) -> tuple[VectorIndex, tuple[RecallPoint, ...]]:
-    queries = np.ascontiguousarray(vectors[-PROBES:])
+    probes = probe_count(len(vectors))
+    queries = np.ascontiguousarray(vectors[len(vectors) - probes :])
     curve: list[RecallPoint] = []
+    k = order.collection.settings.recall_k
+    started_s = time.monotonic()
 
     def measure(part: VectorIndex) -> None:
-        curve.extend(measure_recall(part, queries, k=order.collection.settings.recall_k))
+        limit_s = budget_s(time.monotonic() - started_s)
+        curve.extend(measure_recall(part, queries, k=k))
+        curve.extend(measure_bands(part, queries, k=k, limit_s=limit_s))
 
     index = build_hnsw(
         vectors,
@@ -275,7 +285,7 @@ def _build_graph(
         settings=settings,
         threads=order.threads,
         on_progress=lambda done: order.on_progress(done / len(vectors)),
-        probe_rows=PROBES,
+        probe_rows=probes,
         probe=measure,
     )
     return index, tuple(curve)

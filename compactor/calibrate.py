@@ -11,6 +11,8 @@ from annheal.index import VectorIndex
 from annheal.model.manifest import IndexKind
 from annheal.model.records import Float32Matrix
 from annheal.segment import RecallPoint, Segment
+from compactor.bands import plain_visits
+from compactor.recalls import recalls_of
 
 PROBES = 1_000
 """Held-out queries. The standard error of a recall of 0.95 at k 10 is then about 0.4 points."""
@@ -19,27 +21,22 @@ EF_LIMIT = EF_LADDER[-1]
 K_WIDE = 100
 """Recall is measured at the collection's k and at this one, for callers who ask for more."""
 
+PROBES_SHARE_MAX = 0.1
+"""Of a small segment's rows, so that the graph that is measured is nearly the whole one."""
+PROBES_FEW = 250
+"""Probes where a walk is long: for the wide k, and for beams wider than `EF_SHORT_MAX`."""
+EF_SHORT_MAX = 128
+RECALL_FULL = 0.998
+"""A curve ends here; a wider beam than that is not worth its measuring."""
+
 DAMAGE_PROBES = 100
 DAMAGE_RECALL = 0.05
 """A graph that finds so much less than its recall curve says is damaged."""
 
-_TIE_TOLERANCE = np.float32(1e-6)
 
-
-def recalls_of(
-    found: npt.NDArray[np.float32], truth: npt.NDArray[np.float32]
-) -> npt.NDArray[np.float64]:
-    """Return each query's recall of scores `found` (n, k) against the exact best `truth` (n, k).
-
-    Compared by score and not by row, so that equal vectors count for one another. Both are
-    higher = better, best first; -inf pads.
-    """
-    worst = np.where(np.isfinite(truth), truth, np.inf).min(axis=1, keepdims=True)
-    worst -= np.abs(worst) * _TIE_TOLERANCE
-    wanted = np.count_nonzero(np.isfinite(truth), axis=1)
-    hits = np.minimum(np.count_nonzero(found >= worst, axis=1), wanted)
-    recalls: npt.NDArray[np.float64] = hits / np.maximum(wanted, 1)
-    return recalls
+def probe_count(rows: int) -> int:
+    """Return how many of `rows` rows are held out to measure the graph of the others."""
+    return min(PROBES, int(rows * PROBES_SHARE_MAX))
 
 
 def recall_of(found: npt.NDArray[np.float32], truth: npt.NDArray[np.float32]) -> float:
@@ -52,27 +49,41 @@ def measure_recall(
 ) -> tuple[RecallPoint, ...]:
     """Return recall@`k` and recall@`K_WIDE` of `index` at every ef that is not below k.
 
-    `queries` (n, d) must not be rows of the index, whose own links would lead to them.
+    `queries` (n, d) must not be rows of the index, whose own links would lead to them. Long walks
+    are measured with the first `PROBES_FEW` of them.
     """
     points: list[RecallPoint] = []
     for wanted in sorted({k, K_WIDE}):
         if wanted > index.rows:
             continue
-        truth, _ = index.search(queries, k=wanted, exact=True)
+        asked = queries if wanted == k else queries[:PROBES_FEW]
+        truth, _ = index.search(asked, k=wanted, exact=True)
         for ef in efs:
             if ef < wanted:
                 continue
-            found, _ = index.search(queries, k=wanted, ef=ef)
-            recalls = recalls_of(found, truth)
+            probes = len(asked) if ef <= EF_SHORT_MAX else PROBES_FEW
+            found, _ = index.search(asked[:probes], k=wanted, ef=ef)
+            recalls = recalls_of(found, truth[:probes])
             error = float(recalls.std() / np.sqrt(len(recalls)))
-            points.append(RecallPoint(wanted, ef, round(float(recalls.mean()), 4), round(error, 5)))
+            points.append(
+                RecallPoint(
+                    wanted,
+                    ef,
+                    round(float(recalls.mean()), 4),
+                    round(error, 5),
+                    visited=plain_visits(index, queries, ef=ef, k=wanted),
+                )
+            )
+            if points[-1].recall >= RECALL_FULL:
+                break
     return tuple(points)
 
 
 def meets_objective(curve: Sequence[RecallPoint], *, k: int, objective: float) -> bool:
     """Return whether some ef up to `EF_LIMIT` reaches `objective` at `k`."""
     return any(
-        point.k == k and point.ef <= EF_LIMIT and point.recall >= objective for point in curve
+        point.k == k and not point.band and point.ef <= EF_LIMIT and point.recall >= objective
+        for point in curve
     )
 
 

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from importlib import metadata
 
+from annheal.index import start_warm_up
 from annheal.metastore.protocol import MetaStore
 from annheal.model.shard import NodeRegistration
 from annheal.objectstore.protocol import ObjectStore
@@ -63,6 +64,7 @@ async def running_node(
     metrics = metrics or Metrics()
     scratch = settings.data_dir / "scratch"
     shutil.rmtree(scratch, ignore_errors=True)
+    start_warm_up(cache=settings.data_dir / "kernels")
     offload = Offload()
     shared = ShardDependencies(
         objects=objects,

@@ -92,10 +92,13 @@ class Node:
             (shard.id.number, _view(shard, request.min_sequences.get(shard.id.number, 0)))
             for shard in owned
         ]
-        searcher = Searcher(
-            owned[0].collection, self._filters, ef_scale=self._monitor.controller.scale
-        )
         threads = search_threads_for(len(request.queries), threads_max=self._search_threads)
+        searcher = Searcher(
+            owned[0].collection,
+            self._filters,
+            ef_scale=self._monitor.controller.scale,
+            threads=self._search_threads,
+        )
         queries = np.ascontiguousarray(request.queries)
 
         def work() -> tuple[SearchAnswer, tuple[Reach, ...]]:

@@ -1,11 +1,13 @@
-"""How one segment answers a query: pure decisions from counts (DESIGN section 6)."""
+"""How one segment answers a query: pure decisions from counts, curves and costs (DESIGN 6)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from annheal.index import WalkCosts
 from annheal.model.limits import EF_MAX
 from annheal.model.manifest import IndexKind
 from annheal.segment import RecallPoint
@@ -13,69 +15,256 @@ from annheal.segment import RecallPoint
 EF_MIN, EF_UNCALIBRATED_MAX, EF_PER_K = 64, 512, 8
 CONFIDENCE_Z = 1.96
 """97.5 % of the normal distribution."""
+PROBE_OPTIMISM = 0.005
+"""Rows of the collection are a little easier to find than queries from outside: 0.958 against
+0.951 at ef 64 on 100,000 package embeddings and 1,500 other packages as queries."""
 WALK_COMPARISONS_PER_EF = 12
 """Vectors that a walk compares per unit of ef: 600 to 900 at ef 64, M 16 on the sample data."""
+PLAIN_SHARE = 0.9
+"""With this share of rows allowed, the curve without a filter holds for a beam wider by 1/share."""
+WALK_SHARE_MIN = 0.05
+"""Below it, without a measurement, only exact comparison is certain to find what matches."""
+UNCALIBRATED_WIDENING = ((0.5, 1.0), (0.1, 1.25), (WALK_SHARE_MIN, 2.0))
+"""Beam of a filtered walk by that of a plain one, from a share on; measured at 100,000 x 384."""
+SELECTOR_KEPT_NS = 400.0
+"""Taking one row of the beam out of FAISS and asking the bitmap about it."""
+FAR_MARGIN = 0.8
+"""A wider walk for a far query must cost less than this part of comparing exactly."""
 
 
 class PlanKind(StrEnum):
-    """Ways to answer inside one segment."""
+    """Ways to answer inside one segment.
+
+    SCAN compares every row, ROWS the allowed ones. GRAPH is FAISS's walk over all rows; SELECTOR
+    the same, keeping the allowed ones of the rows in its beam; IN_GRAPH compares allowed rows
+    only and looks through the others.
+    """
 
     SKIP = "skip"
     SCAN = "scan"
     ROWS = "rows"
     GRAPH = "graph"
     SELECTOR = "selector"
+    IN_GRAPH = "in-graph"
 
 
 @dataclass(frozen=True, slots=True)
 class SegmentPlan:
-    """The way chosen and its beam width (0 where no graph is walked)."""
+    """The way chosen, its beam width (0 where no graph is walked) and its expected cost.
+
+    `ef_far` is the beam for queries around which few rows are allowed; 0 compares exactly.
+    `work_max` is the number of comparisons at which a walk costs more than exact comparison.
+    `visited` is what FAISS's walk, which does not count, is expected to compare for one query.
+    """
 
     kind: PlanKind
     ef: int = 0
+    ef_far: int = 0
+    work_max: int | None = None
+    cost_ns: float = 0.0
+    visited: int = 0
 
 
-def plan_segment(
-    *,
-    index_kind: IndexKind,
-    rows: int,
-    allowed: int,
-    filtered: bool,
-    ef: int,
-    exact: bool,
-) -> SegmentPlan:
-    """Return how to find the best of `allowed` rows among `rows`.
+@dataclass(frozen=True, slots=True)
+class SegmentFacts:
+    """What a plan depends on, of the segment and the node.
 
-    `allowed` rows live and match. The comparison of only these rows (ROWS) is exact and costs
-    `allowed` comparisons; a walk whose results are limited by a selector needs a beam wider by
-    the share of rows that do not count.
+    `allowed` of `rows` live and match. `walk_ready`: the kernels of IN_GRAPH are compiled.
     """
-    if allowed == 0:
+
+    index_kind: IndexKind
+    rows: int
+    allowed: int
+    curve: Sequence[RecallPoint]
+    costs: WalkCosts
+    walk_ready: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a plan depends on, of the query. `ef` None: the smallest that meets `objective`."""
+
+    k: int
+    objective: float
+    ef: int | None = None
+    exact: bool = False
+    filtered: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Beam:
+    """A beam width and the rows that a walk with it compares and tests."""
+
+    ef: int
+    visited: float
+    checked: float
+
+
+def plan_segment(facts: SegmentFacts, wanted: Wanted) -> SegmentPlan:
+    """Return the cheapest way that meets the objective by the segment's measured curves.
+
+    Exact comparison of the allowed rows always does. Without curves the beams are those measured
+    elsewhere, wide enough to be safe.
+    """
+    if facts.allowed == 0:
         return SegmentPlan(PlanKind.SKIP)
-    if exact or index_kind is IndexKind.FLAT:
-        sparse = filtered and allowed * 2 < rows
+    if wanted.exact or facts.index_kind is IndexKind.FLAT:
+        sparse = wanted.filtered and facts.allowed * 2 < facts.rows
         return SegmentPlan(PlanKind.ROWS if sparse else PlanKind.SCAN)
-    if allowed == rows:
-        return SegmentPlan(PlanKind.GRAPH, ef)
-    widened = min(EF_MAX, -(-ef * rows // allowed))
-    if allowed <= widened * WALK_COMPARISONS_PER_EF:
-        return SegmentPlan(PlanKind.ROWS)
-    return SegmentPlan(PlanKind.SELECTOR, widened)
+    if facts.allowed == facts.rows:
+        ef = _plain_ef(facts, wanted)
+        return SegmentPlan(PlanKind.GRAPH, ef, visited=_plain_visited(facts, ef))
+    exact = SegmentPlan(PlanKind.ROWS, cost_ns=facts.costs.exact_ns(facts.allowed))
+    if facts.allowed <= wanted.k:
+        return exact
+    candidates = [exact, *_selector_plans(facts, wanted), *_in_graph_plans(facts, wanted)]
+    best = min(candidates, key=lambda plan: plan.cost_ns)
+    if best.kind is PlanKind.ROWS:
+        return exact
+    work_max = max(1, int(exact.cost_ns / facts.costs.walk_row_ns))
+    return replace(best, ef_far=_far_ef(facts, wanted, exact.cost_ns), work_max=work_max)
 
 
 def choose_ef(curve: Sequence[RecallPoint], *, k: int, objective: float) -> int:
-    """Return the smallest ef that meets `objective` on this segment with 97.5 % confidence.
+    """Return the smallest ef that meets `objective` without a filter, with 97.5 % confidence.
 
-    A point meets it when its measured recall less `CONFIDENCE_Z` standard errors does, or when its
-    recall is perfect. Read from the curve of the smallest k that is at least the one asked for:
-    recall at a given ef falls as k grows. When even the largest measured ef falls short, that one;
-    without a measurement, `EF_PER_K` times k within stated bounds.
+    A point meets it when its measured recall less `CONFIDENCE_Z` standard errors and
+    `PROBE_OPTIMISM` does, or when its recall is perfect. Read from the curve of the smallest k
+    that is at least the one asked for: recall at a given ef falls as k grows. When even the
+    largest measured ef falls short, that one; without a measurement, `EF_PER_K` times k within
+    stated bounds.
     """
-    measured_k = min((p.k for p in curve if p.k >= k), default=None)
-    points = sorted((p for p in curve if p.k == measured_k), key=lambda point: point.ef)
+    points = _points(curve, k=k)
     if not points:
         return max(EF_MIN, min(EF_UNCALIBRATED_MAX, EF_PER_K * k), k)
+    return max((_meeting(points, objective) or points[-1]).ef, k)
+
+
+def choose_band_ef(
+    curve: Sequence[RecallPoint],
+    *,
+    k: int,
+    objective: float,
+    share: float,
+    far: bool = False,
+    selector: bool = False,
+) -> RecallPoint | None:
+    """Return the first point that meets `objective` where `share` of the rows is allowed.
+
+    Read from the nearest band at or below `share`, which is the harder one. None when there is
+    no such band, or none of its points meets the objective. For a k above those measured, the
+    beam grows as it does without a filter.
+    """
+    of_kind = [p for p in curve if p.band and p.far == far and p.selector == selector]
+    band = max((p.band for p in of_kind if float(p.band) <= share), key=float, default=None)
+    in_band = [p for p in of_kind if p.band == band]
+    points = _points(in_band, k=k, band=band or "")
+    if points:
+        return _meeting(points, objective)
+    if not in_band:
+        return None
+    measured_k = max(point.k for point in in_band)
+    found = _meeting(_points(in_band, k=measured_k, band=band or ""), objective)
+    if found is None:
+        return None
+    plain = choose_ef(curve, k=measured_k, objective=objective)
+    times = max(1.0, choose_ef(curve, k=k, objective=objective) / plain)
+    return replace(
+        found,
+        ef=math.ceil(found.ef * times),
+        visited=found.visited * times,
+        checked=found.checked * times,
+    )
+
+
+def _points(curve: Sequence[RecallPoint], *, k: int, band: str = "") -> list[RecallPoint]:
+    """Return the points of one band at the smallest measured k from `k` on, by rising ef."""
+    of_band = [point for point in curve if point.band == band]
+    measured_k = min((p.k for p in of_band if p.k >= k), default=None)
+    return sorted((p for p in of_band if p.k == measured_k), key=lambda point: point.ef)
+
+
+def _meeting(points: Sequence[RecallPoint], objective: float) -> RecallPoint | None:
     for point in points:
-        if point.recall - CONFIDENCE_Z * point.error >= objective or point.recall >= 1.0:
-            return max(point.ef, k)
-    return max(points[-1].ef, k)
+        sure = point.recall - CONFIDENCE_Z * point.error - PROBE_OPTIMISM
+        if sure >= objective or point.recall >= 1.0:
+            return point
+    return None
+
+
+def _plain_ef(facts: SegmentFacts, wanted: Wanted) -> int:
+    if wanted.ef is not None:
+        return wanted.ef
+    return choose_ef(facts.curve, k=wanted.k, objective=wanted.objective)
+
+
+def _share(facts: SegmentFacts) -> float:
+    return facts.allowed / facts.rows
+
+
+def _has_bands(facts: SegmentFacts) -> bool:
+    return any(point.band for point in facts.curve)
+
+
+def _selector_plans(facts: SegmentFacts, wanted: Wanted) -> Iterator[SegmentPlan]:
+    """Yield the plain walk whose beam holds enough allowed rows, if there is one."""
+    share = _share(facts)
+    if wanted.ef is None and share < PLAIN_SHARE and _has_bands(facts):
+        point = choose_band_ef(
+            facts.curve, k=wanted.k, objective=wanted.objective, share=share, selector=True
+        )
+        if point is None:
+            return
+        ef = point.ef
+    else:
+        ef = math.ceil(_plain_ef(facts, wanted) / share)
+    if wanted.k <= ef * share and ef <= EF_MAX:
+        visited = _plain_visited(facts, ef)
+        cost_ns = facts.costs.walk_ns(visited=visited, checked=0) + SELECTOR_KEPT_NS * ef
+        yield SegmentPlan(PlanKind.SELECTOR, ef, cost_ns=cost_ns, visited=visited)
+
+
+def _in_graph_plans(facts: SegmentFacts, wanted: Wanted) -> Iterator[SegmentPlan]:
+    if not facts.walk_ready:
+        return
+    beam = _in_graph_beam(facts, wanted)
+    if beam is not None and beam.ef <= EF_MAX:
+        cost_ns = facts.costs.walk_ns(visited=beam.visited, checked=beam.checked)
+        yield SegmentPlan(PlanKind.IN_GRAPH, beam.ef, cost_ns=cost_ns)
+
+
+def _in_graph_beam(facts: SegmentFacts, wanted: Wanted) -> _Beam | None:
+    share = _share(facts)
+    if wanted.ef is None and share < PLAIN_SHARE and _has_bands(facts):
+        point = choose_band_ef(facts.curve, k=wanted.k, objective=wanted.objective, share=share)
+        return None if point is None else _Beam(point.ef, point.visited, point.checked)
+    ef = _plain_ef(facts, wanted)
+    if wanted.ef is None:
+        if share < WALK_SHARE_MIN:
+            return None
+        ef = math.ceil(ef * next(times for low, times in UNCALIBRATED_WIDENING if share >= low))
+    visited = _plain_visited(facts, ef)
+    return _Beam(ef, visited, visited / share)
+
+
+def _plain_visited(facts: SegmentFacts, ef: int) -> int:
+    """Return the rows that a walk without a filter compares at `ef`."""
+    measured = [point for point in facts.curve if not point.band and point.visited]
+    per_ef = float(WALK_COMPARISONS_PER_EF)
+    if measured:
+        nearest = min(measured, key=lambda point: abs(math.log(point.ef / ef)))
+        per_ef = nearest.visited / nearest.ef
+    return min(facts.rows, round(per_ef * ef))
+
+
+def _far_ef(facts: SegmentFacts, wanted: Wanted, exact_ns: float) -> int:
+    """Return the beam that finds far rows for less than comparing them all; 0 without one."""
+    if not facts.walk_ready:
+        return 0
+    point = choose_band_ef(
+        facts.curve, k=wanted.k, objective=wanted.objective, share=_share(facts), far=True
+    )
+    if point is None or point.ef > EF_MAX:
+        return 0
+    cost_ns = facts.costs.walk_ns(visited=point.visited, checked=point.checked)
+    return point.ef if cost_ns < FAR_MARGIN * exact_ns else 0

@@ -17,7 +17,8 @@ from annheal.model.search import SearchOptions
 from shard_node.planner import PlanKind
 from shard_node.recall_estimate import estimate_interval, query_recalls
 from shard_node.recall_sampler import SampledQuery
-from shard_node.search import Hits, Searcher
+from shard_node.search import Searcher
+from shard_node.split import Hits
 from shard_node.view import ShardView
 
 GROUP_QUERIES = 32
@@ -95,14 +96,14 @@ def measure_group(searcher: Searcher, view: ShardView, group: QueryGroup) -> Gro
     segments: list[SegmentFinding] = []
     matches = 0
     for held in view.segments:
-        plan, allowed, found = searcher.search_segment(held, queries, options)
+        plan, allowed, ran = searcher.search_segment(held, queries, options)
         matches += allowed
-        if found is None:
+        if ran is None:
             continue
-        best = again = found
+        best = again = found = ran.hits
         if plan.kind not in _EXACT:
-            again = searcher.search_segment(held, queries, options)[2] or found
-            best = searcher.search_segment(held, queries, exactly)[2] or found
+            again = (searcher.search_segment(held, queries, options)[2] or ran).hits
+            best = (searcher.search_segment(held, queries, exactly)[2] or ran).hits
         planned.append(found)
         repeated.append(again)
         truth.append(best)

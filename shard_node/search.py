@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,19 +12,21 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from annheal.filters import filter_key
-from annheal.index import LiveBitmap, TopK, merge_topk
+from annheal.index import TopK, merge_topk
+from annheal.index.compiled import ready_kernels
 from annheal.model.collection import Collection
 from annheal.model.recall import band_of
 from annheal.model.records import Float32Matrix, Projection, RecordSet
 from annheal.model.search import SearchAnswer, SearchOptions, SegmentExplain
+from shard_node.costs import COSTS, CostBook
 from shard_node.ef_control import EfScale, curve_alone, scaled_ef
 from shard_node.filter_cache import FilterCache
 from shard_node.growing import GrowingView
-from shard_node.planner import PlanKind, SegmentPlan, choose_ef, plan_segment
+from shard_node.planner import PlanKind, SegmentFacts, SegmentPlan, Wanted, plan_segment
 from shard_node.recall_sampler import Reach
+from shard_node.segment_search import Ran, run_plan
+from shard_node.split import Hits
 from shard_node.view import SegmentView, ShardView
-
-Hits = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,15 +43,24 @@ class _Part:
 class Searcher:
     """Runs searches of one collection; may be called from several threads.
 
-    `ef_scale` says by how much a segment is searched wider than its recall curve asks for.
+    `ef_scale` says by how much a segment is searched wider than its recall curve asks for; one
+    search uses at most `threads` threads.
     """
 
     def __init__(
-        self, collection: Collection, filters: FilterCache, *, ef_scale: EfScale = curve_alone
+        self,
+        collection: Collection,
+        filters: FilterCache,
+        *,
+        ef_scale: EfScale = curve_alone,
+        costs: CostBook = COSTS,
+        threads: int = 1,
     ) -> None:
         self._collection = collection
         self._filters = filters
         self._ef_scale = ef_scale
+        self._costs = costs
+        self._threads = threads
 
     def search(
         self, views: Sequence[tuple[int, ShardView]], queries: Float32Matrix, options: SearchOptions
@@ -70,14 +81,14 @@ class Searcher:
             matches = 0
             for held in view.segments:
                 started_s = time.perf_counter()
-                plan, allowed, found = self.search_segment(held, queries, options, key=key)
+                plan, allowed, ran = self.search_segment(held, queries, options, key=key)
                 matches += allowed
-                if found is not None:
+                if ran is not None:
                     parts.append(_Part(held))
-                    hits.append(found)
+                    hits.append(ran.hits)
                 if options.explain:
                     took_s = time.perf_counter() - started_s
-                    explain.append(_explain(shard, held, plan, allowed, len(queries), took_s))
+                    explain.append(_explain(shard, held, plan, allowed, ran, took_s))
             for growing in view.growing:
                 started_s = time.perf_counter()
                 allowed, found = self.search_growing(growing, queries, options, key=key)
@@ -107,7 +118,7 @@ class Searcher:
         options: SearchOptions,
         *,
         key: bytes | None = None,
-    ) -> tuple[SegmentPlan, int, Hits | None]:
+    ) -> tuple[SegmentPlan, int, Ran | None]:
         """Return the plan, how many rows live and match, and the best of them (None: no row)."""
         segment = held.segment
         live = held.deletes.live
@@ -116,24 +127,42 @@ class Searcher:
             live = matching if live is None else matching & live
         allowed = segment.rows if live is None else live.count
         plan = plan_segment(
-            index_kind=segment.kind,
-            rows=segment.rows,
-            allowed=allowed,
-            filtered=options.filter is not None,
-            ef=self._ef(held, allowed, options),
-            exact=options.exact,
+            SegmentFacts(
+                index_kind=segment.kind,
+                rows=segment.rows,
+                allowed=allowed,
+                curve=segment.recall_curve,
+                costs=self._costs.costs_of(segment.index),
+                walk_ready=ready_kernels() is not None,
+            ),
+            Wanted(
+                k=options.k,
+                objective=options.recall_objective or self._collection.settings.recall_objective,
+                ef=options.ef,
+                exact=options.exact,
+                filtered=options.filter is not None,
+            ),
         )
         if plan.kind is PlanKind.SKIP:
             return plan, allowed, None
-        return plan, allowed, _run_plan(held, plan, queries, options.k, live)
+        if options.ef is None:
+            plan = self._scaled(plan, held, allowed, filtered=options.filter is not None)
+        # A bitmap of all rows says nothing, and the plain walk is cheaper without it.
+        limit = None if allowed == segment.rows else live
+        ran = run_plan(segment.index, plan, queries, k=options.k, live=limit, threads=self._threads)
+        return plan, allowed, ran
 
-    def _ef(self, held: SegmentView, allowed: int, options: SearchOptions) -> int:
-        if options.ef is not None:
-            return options.ef
-        objective = options.recall_objective or self._collection.settings.recall_objective
-        ef = choose_ef(held.segment.recall_curve, k=options.k, objective=objective)
-        band = band_of(allowed, held.live_count, filtered=options.filter is not None)
-        return scaled_ef(ef, self._ef_scale(held.segment.id, band))
+    def _scaled(
+        self, plan: SegmentPlan, held: SegmentView, allowed: int, *, filtered: bool
+    ) -> SegmentPlan:
+        """Widen the beams of `plan` where measured recall asks for more than the curve says."""
+        scale = self._ef_scale(
+            held.segment.id, band_of(allowed, held.live_count, filtered=filtered)
+        )
+        if scale <= 1.0 or not plan.ef:
+            return plan
+        ef_far = scaled_ef(plan.ef_far, scale) if plan.ef_far else 0
+        return replace(plan, ef=scaled_ef(plan.ef, scale), ef_far=ef_far)
 
     def search_growing(
         self,
@@ -155,39 +184,6 @@ class Searcher:
         return allowed, growing.search(
             queries, k=options.k, metric=self._collection.model.metric, allowed=mask
         )
-
-
-def _run_plan(
-    held: SegmentView, plan: SegmentPlan, queries: Float32Matrix, k: int, live: LiveBitmap | None
-) -> Hits:
-    index = held.segment.index
-    if plan.kind is PlanKind.ROWS and live is not None:
-        return index.search_rows(queries, rows=live.members(), k=k)
-    if plan.kind in (PlanKind.ROWS, PlanKind.SCAN):
-        return index.search(queries, k=k, live=live, exact=True)
-    found = index.search(queries, k=k, ef=plan.ef, live=live)
-    if live is None:
-        return found
-    return _complete(held, queries, k, live, found)
-
-
-def _complete(
-    held: SegmentView, queries: Float32Matrix, k: int, live: LiveBitmap, found: Hits
-) -> Hits:
-    """Answer exactly where the walk returned fewer hits than rows are allowed.
-
-    A walk limited by a selector can miss rows far from the query altogether; a caller gets fewer
-    than k only when fewer than k rows match.
-    """
-    wanted = min(k, live.count)
-    short = np.flatnonzero(np.count_nonzero(found[1] >= 0, axis=1) < wanted)
-    if not len(short):
-        return found
-    scores, rows = held.segment.index.search(
-        np.ascontiguousarray(queries[short]), k=k, live=live, exact=True
-    )
-    found[0][short], found[1][short] = scores, rows
-    return found
 
 
 def _materialise(
@@ -252,13 +248,8 @@ def _plain(column: pa.Array[Any]) -> pa.Array[Any]:
 
 
 def _explain(
-    shard: int, held: SegmentView, plan: SegmentPlan, allowed: int, queries: int, took_s: float
+    shard: int, held: SegmentView, plan: SegmentPlan, allowed: int, ran: Ran | None, took_s: float
 ) -> SegmentExplain:
-    compared = {
-        PlanKind.SKIP: 0,
-        PlanKind.SCAN: held.segment.rows * queries,
-        PlanKind.ROWS: allowed * queries,
-    }
     return SegmentExplain(
         shard=shard,
         segment_id=held.segment.id,
@@ -267,7 +258,7 @@ def _explain(
         live_rows=held.live_count,
         matches=allowed,
         ef=plan.ef,
-        visited=compared.get(plan.kind, 0),
+        visited=0 if ran is None else ran.visited,
         duration_s=took_s,
     )
 

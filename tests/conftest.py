@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.support.cluster import EmbeddedServer
 from tests.support.etcd_server import EtcdServer
 from tests.support.processes import ProcessGroup, take_logs
+
+# Every server process of a test has a data directory of its own: without a common cache each would
+# spend its first 20 seconds on compiling the kernels.
+os.environ.setdefault(
+    "NUMBA_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"annheal-tests-{os.geteuid()}" / "numba")
+)
 
 pytest_plugins = ("tests.support.s3_server",)
 

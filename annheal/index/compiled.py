@@ -60,10 +60,10 @@ def kernels() -> Kernels:
 def warm_up(*, cache: Path | None = None) -> WarmUp:
     """Compile the kernels or read them from the cache; does nothing the second time.
 
-    `cache` is a directory for the machine code, such as one in a node's data directory; without
-    it NUMBA_CACHE_DIR, then the user's cache directory. It need not exist. A directory that others
-    can write is not used, because the cache holds code. Without any the kernels are compiled anew
-    in each process.
+    The machine code is kept in NUMBA_CACHE_DIR where that is set, else in `cache`, such as a folder
+    of a node's data directory, else in the user's cache directory. It need not exist. A
+    directory that others can write is not used, because the cache holds code. Without any the
+    kernels are compiled anew in each process.
     """
     global _kernels
     started = time.perf_counter()
@@ -109,10 +109,10 @@ def _is_ours_alone(directory: Path) -> bool:
 
 
 def _cache_candidates(cache: Path | None) -> Iterator[Path]:
-    if cache is not None:
-        yield cache
     if chosen := os.environ.get("NUMBA_CACHE_DIR"):
         yield Path(chosen)
+    if cache is not None:
+        yield cache
     if home := os.environ.get("XDG_CACHE_HOME"):
         yield Path(home) / "annheal"
     elif home := os.environ.get("HOME"):

@@ -39,12 +39,23 @@ class RecallPoint:
 
     `error` is the standard error of that mean over the probes (hits of one query are correlated,
     so it is taken over queries, not over hits); 0 when it was not measured.
+
+    `band` is the share of rows that matched a filter, such as "0.05"; "" without a filter. `far`:
+    the matching rows were those far from the query, otherwise random ones. `selector`: the plain
+    walk with the filter applied to the rows it kept, otherwise the walk that compares matching
+    rows only. `visited` and `checked` are means over the probes of the rows compared and tested
+    against the filter; 0 when they were not measured.
     """
 
     k: int
     ef: int
     recall: float
     error: float = 0.0
+    band: str = ""
+    far: bool = False
+    selector: bool = False
+    visited: float = 0.0
+    checked: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,63 +2,168 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import pytest
 
-from annheal.model.limits import EF_MAX
+from annheal.index import WalkCosts
 from annheal.model.manifest import IndexKind
 from annheal.segment import RecallPoint
-from shard_node.planner import EF_MIN, EF_UNCALIBRATED_MAX, PlanKind, choose_ef, plan_segment
+from shard_node.planner import (
+    EF_MIN,
+    EF_UNCALIBRATED_MAX,
+    WALK_COMPARISONS_PER_EF,
+    PlanKind,
+    SegmentFacts,
+    SegmentPlan,
+    Wanted,
+    choose_band_ef,
+    choose_ef,
+    plan_segment,
+)
 
 CURVE = (RecallPoint(10, 16, 0.9), RecallPoint(10, 64, 0.99), RecallPoint(10, 32, 0.96))
+COSTS = WalkCosts(exact_row_ns=70.0, walk_row_ns=160.0, check_ns=2.0, call_ns=10_000.0)
+BANDS = (
+    *CURVE,
+    RecallPoint(10, 64, 0.94, band="0.5", visited=700, checked=2_000),
+    RecallPoint(10, 96, 0.97, band="0.5", visited=1_000, checked=3_000),
+    RecallPoint(10, 128, 0.97, band="0.1", visited=1_000, checked=9_000),
+    RecallPoint(10, 256, 0.96, band="0.1", far=True, visited=1_500, checked=20_000),
+    RecallPoint(10, 512, 0.80, band="0.5", far=True, visited=3_500, checked=20_000),
+)
+FACTS = SegmentFacts(
+    index_kind=IndexKind.HNSW,
+    rows=100_000,
+    allowed=100_000,
+    curve=BANDS,
+    costs=COSTS,
+    walk_ready=True,
+)
+WANTED = Wanted(k=10, objective=0.95, filtered=True)
 
 
-def plan(**changes: object) -> tuple[PlanKind, int]:
-    arguments = {
-        "index_kind": IndexKind.HNSW,
-        "rows": 100_000,
-        "allowed": 100_000,
-        "filtered": False,
-        "ef": 64,
-        "exact": False,
-    }
-    found = plan_segment(**{**arguments, **changes})  # type: ignore[arg-type]
-    return found.kind, found.ef
+def plan(wanted: Wanted = WANTED, **changes: object) -> SegmentPlan:
+    return plan_segment(replace(FACTS, **changes), wanted)  # type: ignore[arg-type]
 
 
 def test_nothing_allowed_is_skipped() -> None:
-    assert plan(allowed=0) == (PlanKind.SKIP, 0)
-    assert plan(allowed=0, exact=True) == (PlanKind.SKIP, 0)
+    assert plan(allowed=0).kind is PlanKind.SKIP
+    assert plan(replace(WANTED, exact=True), allowed=0).kind is PlanKind.SKIP
 
 
-def test_the_whole_graph_is_walked_with_the_chosen_ef() -> None:
-    assert plan() == (PlanKind.GRAPH, 64)
+def test_the_whole_graph_is_walked_with_the_ef_of_the_curve_or_the_callers() -> None:
+    assert plan() == SegmentPlan(PlanKind.GRAPH, 32, visited=32 * WALK_COMPARISONS_PER_EF)
+    assert plan(replace(WANTED, ef=200)).ef == 200
+    measured = (RecallPoint(10, 32, 0.96, visited=650), RecallPoint(10, 64, 0.97, visited=1_000))
+    assert plan(curve=measured).visited == 650
+    assert plan(replace(WANTED, ef=40), curve=measured).visited == round(650 * 40 / 32)
 
 
 def test_a_flat_index_and_an_exact_search_compare() -> None:
-    assert plan(index_kind=IndexKind.FLAT) == (PlanKind.SCAN, 0)
-    assert plan(exact=True) == (PlanKind.SCAN, 0)
-    assert plan(exact=True, allowed=99_000) == (PlanKind.SCAN, 0)
+    exact = replace(WANTED, exact=True)
+    assert plan(index_kind=IndexKind.FLAT).kind is PlanKind.SCAN
+    assert plan(exact, allowed=99_000).kind is PlanKind.SCAN
+    assert plan(exact, allowed=1_000).kind is PlanKind.ROWS
+    assert plan(replace(exact, filtered=False), allowed=1_000).kind is PlanKind.SCAN
 
 
-def test_few_matches_are_compared_alone() -> None:
-    assert plan(index_kind=IndexKind.FLAT, allowed=10, filtered=True)[0] is PlanKind.ROWS
-    assert plan(allowed=500, filtered=True)[0] is PlanKind.ROWS
+def test_few_matches_are_compared_alone_and_many_walked_to() -> None:
+    assert plan(allowed=500).kind is PlanKind.ROWS
+    assert plan(allowed=2_000).kind is PlanKind.ROWS
+    found = plan(allowed=10_000)
+    assert (found.kind, found.ef) == (PlanKind.IN_GRAPH, 128)
+    assert (plan(allowed=60_000).kind, plan(allowed=60_000).ef) == (PlanKind.IN_GRAPH, 96)
 
 
-def test_tombstones_widen_the_beam() -> None:
-    assert plan(allowed=80_000) == (PlanKind.SELECTOR, 80)
+def test_the_cheaper_way_depends_on_what_the_machine_measured() -> None:
+    slow_walk = replace(COSTS, walk_row_ns=1_000.0)
+    assert plan(allowed=10_000, costs=slow_walk).kind is PlanKind.ROWS
+    slow_rows = replace(COSTS, exact_row_ns=700.0)
+    assert plan(allowed=10_000, costs=slow_rows).kind is PlanKind.IN_GRAPH
 
 
-def test_the_beam_has_a_limit() -> None:
-    kind, ef = plan(rows=10_000_000, allowed=300_000, filtered=True, ef=4_096)
-    assert (kind, ef) == (PlanKind.SELECTOR, EF_MAX)
+def test_a_walk_may_not_cost_more_than_comparing_everything() -> None:
+    found = plan(allowed=10_000)
+    assert found.work_max == int(COSTS.exact_ns(10_000) / COSTS.walk_row_ns)
+    assert found.cost_ns == COSTS.walk_ns(visited=1_000, checked=9_000)
+
+
+def test_far_queries_get_the_wider_beam_where_it_is_measured_and_cheaper() -> None:
+    assert plan(allowed=10_000).ef_far == 256
+    assert plan(allowed=20_000).ef_far == 256
+    dear = tuple(replace(p, visited=9_000.0) if p.far else p for p in BANDS)
+    assert plan(allowed=10_000, curve=dear).ef_far == 0
+    assert plan(allowed=60_000).ef_far == 0  # its curve stays below the objective
+
+
+def test_a_band_that_misses_the_objective_is_compared_exactly() -> None:
+    assert plan(replace(WANTED, objective=0.98), allowed=10_000).kind is PlanKind.ROWS
+
+
+def test_the_plain_walk_wins_where_most_rows_are_allowed() -> None:
+    found = plan(replace(WANTED, filtered=False), allowed=95_000, walk_ready=False)
+    assert (found.kind, found.ef) == (PlanKind.SELECTOR, math.ceil(32 / 0.95))
+    point = RecallPoint(10, 96, 0.97, band="0.5", selector=True)
+    cheap = tuple(replace(p, visited=4.0 * p.ef) if not p.band else p for p in BANDS)
+    assert plan(allowed=50_000, curve=(*cheap, point)).kind is PlanKind.SELECTOR
+
+
+def test_without_kernels_nothing_waits_for_them() -> None:
+    kinds = {plan(allowed=n, walk_ready=False).kind for n in (500, 10_000, 60_000, 95_000)}
+    assert PlanKind.IN_GRAPH not in kinds
+    assert plan(allowed=10_000, walk_ready=False).kind is PlanKind.ROWS
+
+
+def test_without_curves_beams_are_wide_and_rare_matches_compared() -> None:
+    found = plan(allowed=40_000, curve=())
+    assert (found.kind, found.ef, found.ef_far) == (PlanKind.IN_GRAPH, 100, 0)
+    assert plan(allowed=4_000, curve=()).kind is PlanKind.ROWS
+
+
+def test_an_explicit_ef_wins_over_the_curves() -> None:
+    found = plan(replace(WANTED, ef=40), allowed=20_000)
+    assert (found.kind, found.ef) == (PlanKind.IN_GRAPH, 40)
+
+
+def test_no_beam_is_narrower_than_what_it_must_hold() -> None:
+    found = plan(replace(WANTED, ef=10), allowed=95_000, walk_ready=False)
+    assert found.kind is PlanKind.SELECTOR
+    assert found.ef * 0.95 >= 10
 
 
 @pytest.mark.parametrize(
-    ("objective", "ef"), [(0.5, 16), (0.9, 16), (0.91, 32), (0.96, 32), (0.97, 64), (0.999, 64)]
+    ("objective", "ef"), [(0.5, 16), (0.89, 16), (0.9, 32), (0.95, 32), (0.96, 64), (0.999, 64)]
 )
 def test_the_smallest_ef_that_meets_the_objective(objective: float, ef: int) -> None:
-    assert choose_ef(CURVE, k=10, objective=objective) == ef
+    assert choose_ef(BANDS, k=10, objective=objective) == ef
+
+
+def test_a_band_is_read_at_or_below_the_share() -> None:
+    def chosen(share: float, **more: object) -> int | None:
+        point = choose_band_ef(BANDS, k=10, objective=0.95, share=share, **more)  # type: ignore[arg-type]
+        return None if point is None else point.ef
+
+    assert chosen(0.5) == 96
+    assert chosen(0.49) == 128
+    assert chosen(0.09) is None
+    assert chosen(0.3, far=True) == 256
+    assert chosen(0.3, selector=True) is None
+
+
+def test_uncertain_points_do_not_count() -> None:
+    unsure = (RecallPoint(10, 64, 0.96, 0.01, band="0.1"), RecallPoint(10, 96, 0.98, band="0.1"))
+    point = choose_band_ef(unsure, k=10, objective=0.95, share=0.2)
+    assert point is not None
+    assert point.ef == 96
+
+
+def test_more_neighbours_than_measured_widen_the_beam_as_without_a_filter() -> None:
+    curve = (*BANDS, RecallPoint(100, 128, 0.97))
+    point = choose_band_ef(curve, k=100, objective=0.95, share=0.1)
+    assert point is not None
+    assert (point.ef, point.visited) == (128 * 4, 4_000)
 
 
 def test_ef_is_never_below_k() -> None:

@@ -1,0 +1,59 @@
+"""Costs are measured once, in the background, and used from then on."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+
+from annheal.index import build_flat, build_hnsw, warm_up
+from annheal.model.collection import IndexSettings, Metric
+from shard_node import costs
+from shard_node.costs import DEFAULT_COSTS, MEASURED_ROWS_MIN, CostBook
+from tests.support.segments import unit_vectors
+
+# The first test of a machine compiles the kernels.
+pytestmark = pytest.mark.timeout(400)
+
+
+def measuring(book: CostBook) -> threading.Thread | None:
+    return book._thread
+
+
+def test_defaults_until_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = unit_vectors(MEASURED_ROWS_MIN, 8)
+    index = build_hnsw(vectors, metric=Metric.COSINE, settings=IndexSettings(), threads=1)
+    book = CostBook()
+    monkeypatch.setattr(costs, "ready_kernels", lambda: None)
+    assert book.costs_of(index) is DEFAULT_COSTS
+    assert measuring(book) is None
+    monkeypatch.undo()
+    warm_up()
+    book.costs_of(index)
+    thread = measuring(book)
+    assert thread is not None
+    thread.join(timeout=60)
+    measured = book.costs_of(index)
+    assert measured is not DEFAULT_COSTS
+    assert 0 < measured.exact_ns(1_000) < measured.exact_ns(10_000)
+    assert measured.walk_row_ns > 0
+    assert book.costs_of(index) is measured
+
+
+def test_small_segments_and_other_kinds_say_nothing() -> None:
+    warm_up()
+    book = CostBook()
+    small = build_flat(unit_vectors(100, 8), metric=Metric.L2)
+    assert book.costs_of(small) is DEFAULT_COSTS
+    assert measuring(book) is None
+    flat = build_flat(unit_vectors(MEASURED_ROWS_MIN, 8), metric=Metric.L2)
+    book.measure(flat)
+    assert book.costs_of(flat) is not DEFAULT_COSTS
+    graph = build_hnsw(
+        np.ascontiguousarray(flat.vectors[:1_000]),
+        metric=Metric.L2,
+        settings=IndexSettings(),
+        threads=1,
+    )
+    assert book.costs_of(graph) is DEFAULT_COSTS
