@@ -307,24 +307,35 @@ class MetaStoreContract:
     async def test_list_then_watch_leaves_no_gap_under_load(
         self, target: StoreUnderTest, store: MetaStore
     ) -> None:
+        listed = asyncio.Event()
+        written: list[int] = []
+        final: list[int] = []
+
         async def write() -> None:
             client = target.open()
-            for n in range(200):
-                await client.commit([Put(f"w/{n:03d}/a", b""), Put(f"w/{n:03d}/b", b"")])
+            after_listing = 100
+            while after_listing:
+                n = len(written)
+                after_listing -= listed.is_set()
+                written.append(n)
+                if not after_listing:
+                    final.append(n)  # before its commit, so that the watch knows it as the last
+                await client.commit([Put(f"w/{n:04d}/a", b""), Put(f"w/{n:04d}/b", b"")])
             await client.close()
 
         writing = asyncio.create_task(write())
         await eventually_listed(store, "w/", at_least=40)
         snapshot = await store.list("w/")
+        listed.set()
         batches = await collect(
             store.watch("w/", after_revision=snapshot.revision),
-            until=lambda got: got[-1][-1].key.startswith("w/199"),
+            until=lambda got: bool(final) and got[-1][-1].key.startswith(f"w/{final[0]:04d}"),
         )
         await writing
         assert all(len(batch) == 2 for batch in batches)
         seen = [item.key for item in snapshot.items]
         seen += [change.key for batch in batches for change in sorted(batch, key=lambda c: c.key)]
-        assert seen == [f"w/{n:03d}/{part}" for n in range(200) for part in "ab"]
+        assert seen == [f"w/{n:04d}/{part}" for n in written for part in "ab"]
 
     async def test_large_revisions_are_never_split(self, store: MetaStore) -> None:
         # 12 revisions of 1 MiB: etcd sends what a late watch missed in fragments.
