@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from annheal.client.results import SearchBatch, SearchResult
-from annheal.errors import AnnhealError, DeadlineExceeded, InvalidArgument, ResourceExhausted
+from annheal.errors import DeadlineExceeded, InvalidArgument, ResourceExhausted
 from annheal.model.limits import SEARCH_HITS_MAX, SEARCH_QUERIES_MAX
 from annheal.model.records import Float32Matrix
 from annheal.model.search import Consistency, SearchOptions
@@ -139,7 +139,8 @@ class SearchGatherer:
                 return
             for item in batch:
                 await self._send(key, [item])
-        except AnnhealError as error:
+        except Exception as error:  # noqa: BLE001 - handed to the callers
+            # Whatever it is, it belongs to those who wait: they would be cancelled instead.
             _fail(batch, error)
         else:
             for number, item in enumerate(batch):
@@ -155,7 +156,7 @@ class _Queue:
         self.calls = 0
 
 
-def _fail(batch: list[_Waiting], error: AnnhealError) -> None:
+def _fail(batch: list[_Waiting], error: Exception) -> None:
     for item in batch:
         if not item.answer.done():
             item.answer.set_exception(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
@@ -43,7 +44,10 @@ class ServerConnection:
 
     def deadline(self, timeout_s: float | None) -> Deadline:
         """Return the deadline of a call that may take `timeout_s` (the client's by default)."""
-        return Deadline.after(self.timeout_s if timeout_s is None else timeout_s)
+        given_s = self.timeout_s if timeout_s is None else timeout_s
+        if not math.isfinite(given_s):
+            raise InvalidArgument.of("timeout_s", f"{given_s} is no number of seconds")
+        return Deadline.after(given_s)
 
     async def read(
         self, attempt: Callable[[float], Awaitable[ValueT]], *, deadline: Deadline

@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from annheal.errors import InvalidArgument
 from annheal.filters import parse_expression
@@ -78,7 +79,16 @@ def as_ids(ids: Iterable[Any], *, field: str = "ids") -> list[str]:
     for row, text in enumerate(texts):
         if not isinstance(text, str):
             raise InvalidArgument.of(f"{field}[{row}]", f"{text!r} is no text")
+        _check_text(text, field=f"{field}[{row}]")
     return texts
+
+
+def _check_text(text: str, *, field: str) -> None:
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidArgument.of(field, f"is no valid Unicode text: {error}") from error
 
 
 def as_matrix(vectors: Any, *, field: str = "vectors") -> npt.NDArray[Any]:
@@ -159,6 +169,8 @@ def as_column(values: Any, *, kind: AttributeType, field: str) -> Column:
             column = pa.array(cast("Any", values))
         elif kind is AttributeType.TIMESTAMP:
             return pa.array([_moment(value) for value in values], type=target)
+        elif kind is AttributeType.KEYWORD_LIST:
+            column = pa.array(_lists(values, field=field), type=target)
         elif kind is AttributeType.INT64 and any(isinstance(value, float) for value in values):
             column = pa.array(values)  # the cast below refuses what would be rounded
         else:
@@ -166,9 +178,32 @@ def as_column(values: Any, *, kind: AttributeType, field: str) -> Column:
         if pa.types.is_dictionary(column.type):
             column = column.dictionary_decode()
         # Moments finer than a microsecond are cut off, as the server would; nothing else is.
-        return column.cast(target, safe=not pa.types.is_timestamp(column.type))
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
+        column = column.cast(target, safe=not pa.types.is_timestamp(column.type))
+    except (
+        UnicodeEncodeError,
+        pa.ArrowInvalid,
+        pa.ArrowTypeError,
+        pa.ArrowNotImplementedError,
+    ) as error:
         raise InvalidArgument.of(field, f"cannot be read as {kind}: {error}") from error
+    if kind is AttributeType.KEYWORD_LIST:
+        _check_elements(column, field=field)
+    return column
+
+
+def _lists(values: Any, *, field: str) -> Any:
+    """Return `values`; a text among them, which Arrow would take for a list, is refused."""
+    for row, value in enumerate(values):
+        if isinstance(value, str):
+            raise InvalidArgument.of(f"{field}[{row}]", "must be a list of texts")
+    return values
+
+
+def _check_elements(column: Column, *, field: str) -> None:
+    """Refuse missing values inside lists: the wire has none, they would become empty texts."""
+    elements: Any = pc.list_flatten(column)
+    if elements.null_count:
+        raise InvalidArgument.of(field, "a list holds a missing value; leave it out")
 
 
 def _moment(value: Any) -> Any:

@@ -118,7 +118,11 @@ def _encode_value(value: FilterValue) -> filter_pb2.FilterValue:
         return filter_pb2.FilterValue(float64_value=value)
     if isinstance(value, datetime):
         return filter_pb2.FilterValue(timestamp_value=encode_datetime(value))
-    return filter_pb2.FilterValue(string_value=value)
+    try:
+        return filter_pb2.FilterValue(string_value=value)
+    except UnicodeEncodeError as error:
+        text = f"holds no valid Unicode text: {error}"
+        raise InvalidArgument.of("filter", text) from error
 
 
 def _decode_value(message: filter_pb2.FilterValue, *, field: str) -> FilterValue:

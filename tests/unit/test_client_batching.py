@@ -140,3 +140,17 @@ async def test_closing_cancels_who_waits() -> None:
     await gatherer.close()
     answers = await asyncio.gather(*tasks, return_exceptions=True)
     assert all(isinstance(answer, asyncio.CancelledError) for answer in answers)
+
+
+async def test_what_nobody_foresaw_reaches_those_who_wait() -> None:
+    server = Server()
+    server.error = lambda firsts: UnicodeError("odd") if 0.0 in firsts else None
+    gatherer = SearchGatherer(server.call, calls_max=1)
+    tasks = await started(gatherer, range(1))
+    await asyncio.sleep(0)
+    tasks += await started(gatherer, range(1, 4))
+    server.gate.set()
+    answers = await asyncio.gather(*tasks, return_exceptions=True)
+    assert isinstance(answers[0], UnicodeError)
+    assert answers[1:] == ["1", "2", "3"]
+    await gatherer.close()

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from annheal.client.async_client import AsyncClient
 from annheal.client.inputs import (
     as_attributes,
     as_ids,
@@ -174,3 +175,25 @@ def test_results_are_columns_with_views_of_rows() -> None:
     records = Records(columns)
     assert [record.payload for record in records] == [{"x": 1}, None, 2]
     assert records[1:][0].id == "b"
+
+
+@pytest.mark.parametrize(
+    "rows", [[{"tags": "abc"}], [{"tags": [None]}], [{"tags": ["x", None]}], [{"tags": ["\ud800"]}]]
+)
+def test_lists_that_would_arrive_as_something_else_are_refused(rows: list[dict[str, Any]]) -> None:
+    with pytest.raises(InvalidArgument, match="tags"):
+        as_attributes(rows, rows=1, schema=as_schema({"tags": "keyword_list"}))
+
+
+def test_ids_that_are_no_valid_text_are_refused() -> None:
+    with pytest.raises(InvalidArgument, match=r"ids\[1\]"):
+        as_ids(["a", "\ud800"])
+
+
+@pytest.mark.parametrize("timeout_s", [float("nan"), float("inf")])
+async def test_a_timeout_is_a_number_of_seconds(timeout_s: float) -> None:
+    async with AsyncClient("127.0.0.1:9") as client:
+        with pytest.raises(InvalidArgument, match="timeout_s"):
+            await client.search("c", [1.0], timeout_s=timeout_s)
+        with pytest.raises(InvalidArgument, match="Unicode"):
+            await client.search("c", [1.0], filter="a = '\ud800'", timeout_s=5.0)
