@@ -20,6 +20,10 @@ _PARTS_MAX = 64
 """Column parts held before they are joined into one: single-row writes must not pile up."""
 SCORES_BYTES_MAX = 32 << 20
 """Scores that one comparison of several queries with all rows may hold at a time."""
+L2_ROUNDING = 32 * float(np.finfo(np.float32).eps)
+"""Error of an L2 score from products, relative to the squared lengths; generous."""
+DIFFERENCES_ROWS = 1_024
+"""Rows whose differences from a query are held at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,14 +138,20 @@ class GrowingView:
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
         rows = self.vectors[: self.rows]
         scores = queries @ rows.T
+        rounding: npt.NDArray[np.float64] | None = None
         if metric is Metric.L2:
+            row_squares = np.einsum("ij,ij->i", rows, rows)
+            query_squares = np.einsum("ij,ij->i", queries, queries)
             scores *= 2.0
-            scores -= np.einsum("ij,ij->i", rows, rows)
-            scores -= np.einsum("ij,ij->i", queries, queries)[:, None]
+            scores -= row_squares
+            scores -= query_squares[:, None]
             np.minimum(scores, 0.0, out=scores)
+            rounding = L2_ROUNDING * (float(row_squares.max()) + query_squares.astype(np.float64))
         if allowed is not None:
             scores[:, ~allowed] = -np.inf
         width = min(k, self.rows)
+        if rounding is not None:
+            _compare_near(scores, queries, rows, width=width, rounding=rounding)
         if width < self.rows:
             best = np.argpartition(scores, self.rows - width, axis=1)[:, self.rows - width :]
         else:
@@ -152,6 +162,29 @@ class GrowingView:
         found_scores = np.take_along_axis(best_scores, order, axis=1)
         found[np.isneginf(found_scores)] = -1
         return found_scores, found
+
+
+def _compare_near(
+    scores: npt.NDArray[np.float32],
+    queries: Float32Matrix,
+    rows: Float32Matrix,
+    *,
+    width: int,
+    rounding: npt.NDArray[np.float64],
+) -> None:
+    """Replace the L2 scores that may be among the best `width` with those of the differences.
+
+    |a|^2 - 2ab + |b|^2 loses what vectors far from the origin differ in; each score is wrong by
+    at most the query's `rounding`.
+    """
+    count = len(rows)
+    for query, found, error in zip(queries, scores, rounding.tolist(), strict=True):
+        last = float(np.partition(found, count - width)[count - width])
+        near = np.flatnonzero((found >= last - 2.0 * error) & (found > -np.inf))
+        for start in range(0, len(near), DIFFERENCES_ROWS):
+            part = near[start : start + DIFFERENCES_ROWS]
+            apart = rows[part] - query
+            found[part] = -np.einsum("ij,ij->i", apart, apart)
 
 
 class GrowingSegment:

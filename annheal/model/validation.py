@@ -54,6 +54,8 @@ UNIT_TOLERANCE = 1e-6
 _NAME = re.compile(NAME_PATTERN)
 _ATTRIBUTE_NAME = re.compile(ATTRIBUTE_NAME_PATTERN)
 _JSON = msgspec.json.Decoder(msgspec.Raw)
+L2_SQUARE_MAX = float(np.finfo(np.float32).max) / 4.1
+"""Squared length up to which the squared distance of any two vectors is finite in float32."""
 
 
 # ----------------------------------------------------------------------------------- collections
@@ -242,12 +244,15 @@ def validate_vectors(
     with np.errstate(over="ignore", invalid="ignore"):
         squares = np.einsum("ij,ij->i", rows, rows)
     odd = ~np.isfinite(squares)
+    if model.metric is Metric.L2:
+        odd |= squares > L2_SQUARE_MAX
     if odd.any():
         _check_finite(rows, odd, field=field)
         if model.metric is not Metric.COSINE:
             raise InvalidArgument.of(
                 f"{field}[{_first(odd)}]",
-                "is so long that its squared length overflows float32; scale the vectors down",
+                "is so long that its squared length or distance overflows float32;"
+                " scale the vectors down",
             )
     if model.metric is not Metric.COSINE:
         return rows
@@ -397,6 +402,8 @@ def _check_payloads(payloads: pa.BinaryArray) -> None:
             _JSON.decode(payload)
         except msgspec.DecodeError as error:
             raise InvalidArgument.of(f"payloads[{row}]", f"is not valid JSON: {error}") from error
+        except RecursionError as error:
+            raise InvalidArgument.of(f"payloads[{row}]", "is nested too deeply") from error
 
 
 # ------------------------------------------------------------------------------------------ reads

@@ -128,6 +128,8 @@ def test_zero_vectors_are_refused_under_cosine_only():
 def test_lengths_that_overflow_and_wrong_dimensions_are_refused():
     with pytest.raises(InvalidArgument, match="overflows"):
         validate_vectors(matrix([3e38] * 4), model=L2)
+    with pytest.raises(InvalidArgument, match="overflows"):  # to its opposite it is infinitely far
+        validate_vectors(matrix([1.8e19, 0, 0, 0]), model=L2)
     for wrong in (np.ones((1, 3)), np.ones(4)):
         with pytest.raises(InvalidArgument, match="dimension"):
             validate_vectors(wrong.astype(np.float32), model=L2)
@@ -165,6 +167,7 @@ def test_a_good_batch_passes_as_it_is():
         ({"payload": b"{"}, "payloads[1]"),
         ({"payload": b'"' + b"x" * (1 << 20) + b'"'}, "payloads[1]"),
         ({"payload": b'"\xff"'}, "payloads"),
+        ({"payload": b"[" * 5_000 + b"]" * 5_000}, "payloads[1]"),
     ],
 )
 def test_values_beyond_their_limits_are_named(changes: dict[str, Any], field: str):

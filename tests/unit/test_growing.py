@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -112,3 +114,22 @@ def test_attributes_that_do_not_exist_are_left_out() -> None:
     taken = filled(3).view().take(np.array([1]), Projection(attributes=("size", "nothing")))
     assert taken.attributes is not None
     assert taken.attributes.schema.names == ["size"]
+
+
+@pytest.mark.parametrize("k", [1, 10, 200])
+def test_l2_tells_rows_far_from_the_origin_apart(k: int) -> None:
+    rng = np.random.default_rng(5)
+    segment = GrowingSegment(DIMENSION)
+    batch = record_batch([f"r{i}" for i in range(200)], version=1)
+    far = 1000.0 + 0.1 * rng.standard_normal((200, DIMENSION))
+    segment.append(replace(batch, vectors=far.astype(np.float32)), first_sequence=1)
+    view = segment.view()
+    vectors = view.vectors[:200]
+    allowed = rng.random(200) < 0.5
+    for usable in (None, allowed):
+        scores, found = view.search(vectors[:20], k=k, metric=Metric.L2, allowed=usable)
+        for query, query_scores, rows in zip(vectors[:20], scores, found, strict=True):
+            truth = brute_force(vectors.astype(np.float64), query, metric=Metric.L2)
+            best = np.sort(truth if usable is None else truth[usable])[::-1][:k]
+            np.testing.assert_allclose(query_scores[: len(best)], best, rtol=1e-3)
+            assert (rows[len(best) :] == -1).all()
