@@ -33,7 +33,7 @@ def search(
     vector_file: Annotated[
         Path | None,
         typer.Option(
-            "--vector-file", help="Queries: .npy, .fvecs, .hdf5, or a JSON list (- is stdin)."
+            "--vector-file", help="Queries: .npy, .fvecs, .bvecs, .hdf5, or JSON (- is stdin)."
         ),
     ] = None,
     k: Annotated[int, typer.Option("-k", help="Hits wanted.")] = 10,

@@ -32,7 +32,8 @@ Advertise = Annotated[
 ]
 NodeId = Annotated[str | None, typer.Option("--node-id", help="Identity of the process.")]
 MetadataUrl = Annotated[
-    str | None, typer.Option("--metadata-url", help="etcd://HOST:PORT,…/CLUSTER")
+    str | None,
+    typer.Option("--metadata-url", help="etcd://HOST:PORT,…/CLUSTER or sqlite:///PATH"),
 ]
 ObjectStoreUrl = Annotated[
     str | None, typer.Option("--object-store-url", help="s3://BUCKET/PREFIX or file:///PATH")
