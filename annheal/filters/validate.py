@@ -142,8 +142,8 @@ class _Validator:
         if len(known) > NAMES_SHOWN_MAX:
             listed += f" and {len(known) - NAMES_SHOWN_MAX} more"
         close = difflib.get_close_matches(name[:FIELD_CHARACTERS_SHOWN_MAX], known, n=1)
-        question = f"did you mean {close[0]}? " if close else ""
-        raise InvalidArgument.of(path, f"unknown field; {question}The fields are: {listed}")
+        question = f"; did you mean {close[0]}?" if close else "."
+        raise InvalidArgument.of(path, f"unknown field{question} The fields are: {listed}")
 
 
 def _several(violations: list[FieldViolation]) -> InvalidArgument:

@@ -115,7 +115,7 @@ def test_values_become_the_type_of_their_field() -> None:
     ("filter", "path", "words"),
     [
         ("yaer = 1", "filter.yaer", "unknown field; did you mean year? The fields are: created, "),
-        ("zzz = 1", "filter.zzz", "unknown field; The fields are: created, ecosystem, score"),
+        ("zzz = 1", "filter.zzz", "unknown field. The fields are: created, ecosystem, score"),
         ("year = 'x'", "filter.year", "has type int64, but 'x' is a string; write for example 20"),
         ("year = true", "filter.year", "has type int64, but true is a boolean"),
         ("year >= 2023.5", "filter.year", "2023.5 has a fraction and the field has type int64; wr"),
