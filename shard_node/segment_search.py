@@ -50,7 +50,15 @@ def run_plan(
         exact = plan.kind is not PlanKind.GRAPH
         hits = index.search(queries, k=k, ef=max(plan.ef, 1), live=live, exact=exact)
         allowed = index.rows if live is None else live.count
-        return Ran(hits, n * (allowed if exact else plan.visited))
+        if exact:
+            return Ran(hits, n * allowed)
+        # Parts of the graph may be out of reach, where many rows are equal for example.
+        short = np.flatnonzero(hits[1][:, min(k, allowed) - 1] < 0)
+        if len(short):
+            asked = np.ascontiguousarray(queries[short])
+            again = index.search(asked, k=k, ef=1, live=live, exact=True)
+            hits[0][short], hits[1][short] = again
+        return Ran(hits, n * plan.visited + len(short) * allowed, len(short))
     if plan.kind is PlanKind.IN_GRAPH:
         return _walk(index, plan, queries, k=k, live=live, threads=threads)
     if plan.kind is PlanKind.SELECTOR:

@@ -124,3 +124,16 @@ def test_the_plain_walk_is_believed_near_matches_only(
     assert run_plan(index, plan, queries, k=K, live=everywhere).repeated == 0
     monkeypatch.setattr(segment_search, "NEAR_SHARE", 2.1)
     assert run_plan(index, plan, queries, k=K, live=everywhere).repeated == len(queries)
+
+
+def test_a_plain_walk_that_finds_too_few_is_repeated_exactly() -> None:
+    vectors = unit_vectors(2_000, 8)
+    vectors[:1_000] = vectors[0]  # equal rows link to each other only
+    index = build_hnsw(vectors, metric=Metric.L2, settings=IndexSettings(), threads=1)
+    plan = SegmentPlan(PlanKind.GRAPH, 2_000, visited=2_000)
+    assert (index.search(vectors[:1], k=2_000, ef=2_000)[1] < 0).any()
+    ran = run_plan(index, plan, vectors[[0, 1_500]], k=2_000, live=None)
+    for rows in ran.hits[1]:
+        assert sorted(rows.tolist()) == list(range(2_000))
+    assert (np.diff(ran.hits[0], axis=1) <= 0).all()
+    assert ran.repeated >= 1
