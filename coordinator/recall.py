@@ -76,7 +76,8 @@ class RecallMeter:
             )
         wanted = options.filter
         canonical = None if wanted is None else validate_filter(wanted, collection.schema)
-        approximate = SearchOptions(k=k + 1, filter=canonical, ef=options.ef)
+        # Explained searches are not live traffic: the monitor on the nodes does not sample them.
+        approximate = SearchOptions(k=k + 1, filter=canonical, ef=options.ef, explain=True)
         validate_search_options(approximate, model=collection.model)
         sample = await self._sample(collection, options, deadline=deadline)
         exact = replace(approximate, exact=True, ef=None)

@@ -537,3 +537,7 @@ async def test_recall_of_exact_nodes_is_one(cluster: MemoryCluster):
     assert (report.queries, report.k) == (40, 5)
     assert sum(one.expected for one in report.shards) == 200
     assert {one.recall for one in report.shards} == {1.0}
+    # The monitor must not take them for live traffic: it samples neither exact nor explained ones.
+    asked = [request.options for node in cluster.nodes.values() for request in node.searches]
+    assert asked
+    assert all(options.exact or options.explain for options in asked)
