@@ -20,7 +20,10 @@ BANNED_MODULES = {
     "common", "data", "helper", "helpers", "info", "manager", "misc", "util", "utils",
 }  # fmt: skip
 # "path:qualified name" -> why it is better whole. Empty is the aim.
-LONG_FUNCTIONS_ALLOWED: dict[str, str] = {}
+LONG_FUNCTIONS_ALLOWED: dict[str, str] = {
+    "annheal/client/search_calls.py:SearchCalls.search": "its arguments and their manual",
+    "cli/importing.py:import_": "one declared option of the command line for each argument",
+}
 # Spelled apart, so that this file does not find itself.
 LEFTOVER = re.compile(
     r"\b(" + "|".join(("TO" + "DO", "FIX" + "ME", "X" + "XX", "HA" + "CK")) + r")\b"
@@ -42,17 +45,7 @@ def modules(folders: tuple[str, ...]) -> list[Path]:
 
 
 def functions(path: Path) -> Iterator[tuple[str, int]]:
-    """Yields `path:qualified name` and the body lines of every function, nested ones too.
-
-    A body counts without signature and docstring: what a command line or an API takes and says
-    may be long, what a function does may not.
-    """
-
-    def body_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
-        body = function.body
-        if ast.get_docstring(function, clean=False) is not None:
-            body = body[1:]
-        return (function.end_lineno or 0) - body[0].lineno + 1 if body else 0
+    """Yields `path:qualified name` and the number of lines of every function, nested ones too."""
 
     def walk(node: ast.AST, prefix: str) -> Iterator[tuple[str, int]]:
         for child in ast.iter_child_nodes(node):
@@ -60,7 +53,8 @@ def functions(path: Path) -> Iterator[tuple[str, int]]:
                 yield from walk(child, prefix)
                 continue
             if not isinstance(child, ast.ClassDef):
-                yield f"{relative(path)}:{prefix}{child.name}", body_lines(child)
+                lines = (child.end_lineno or child.lineno) - child.lineno + 1
+                yield f"{relative(path)}:{prefix}{child.name}", lines
             yield from walk(child, f"{prefix}{child.name}.")
 
     yield from walk(ast.parse(path.read_text(), filename=str(path)), "")
@@ -87,10 +81,7 @@ def test_length_of_nested_functions_and_methods_is_seen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = tmp_path / "module.py"
-    source.write_text(
-        "class A:\n    if True:\n        def f(\n            self\n        ):\n"
-        '            """Say."""\n            x = 1\n            return x\n'
-    )
+    source.write_text("class A:\n    if True:\n        def f(self):\n            return 1\n")
     monkeypatch.setitem(globals(), "ROOT", tmp_path)
     assert dict(functions(source)) == {"module.py:A.f": 2}
 
