@@ -36,7 +36,7 @@ _ROW_BYTES = 128  # ids, sequences, hashes and the like while building
 class CompactionSettings:
     """When to merge.
 
-    While a shard is written to, `flat_segments_max` flat segments or `flat_rows_max` rows in them
+    Without `automatic` only what somebody asks for is compacted. While a shard is written to, `flat_segments_max` flat segments or `flat_rows_max` rows in them
     start a merge; after `quiet_s` without a write two are enough. A graph joins a merge when it
     has at most `growth_busy` (`growth_quiet` when quiet) times the rows of the others together. A
     lone flat segment below `graph_rows_min` rows stays as it is. More than `graphs_max` graphs in a
@@ -44,6 +44,7 @@ class CompactionSettings:
     for `failed_pause_s`.
     """
 
+    automatic: bool = True
     flat_segments_max: int = 4
     flat_rows_max: int = 100_000
     quiet_s: float = 3.0

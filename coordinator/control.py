@@ -235,7 +235,7 @@ class _Compaction:
 
     async def _plan(self) -> tuple[tuple[Stored[CompactionTask], ...], Observation]:
         """Add what the rules ask for; return the tasks and states that it was planned from."""
-        parts = self._parts
+        parts, rules = self._parts, self._settings.compaction
         async with parts.tasks.planning:
             # Tasks before states: a task that is published in between still keeps its sources.
             tasks = parts.catalog.tasks()
@@ -244,13 +244,13 @@ class _Compaction:
             )
             quiet = self._quiet(observation)
             planned: list[CompactionTask] = []
-            for collection in parts.catalog.collections():
+            for collection in parts.catalog.collections() if rules.automatic else ():
                 planned += plan_compactions(
                     collection,
                     _observed(collection, observation, quiet),
                     [one.value for one in tasks if one.value.collection_id == collection.id],
                     now_s=parts.wall_clock(),
-                    settings=self._settings.compaction,
+                    settings=rules,
                     new_id=parts.new_id,
                 )
             if planned:

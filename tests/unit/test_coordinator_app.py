@@ -33,6 +33,7 @@ from annheal.model.shard import Assignment, ShardId
 from annheal.model.task import CompactionTask, TaskPhase, TaskReason
 from annheal.model.write import SegmentState, ShardState
 from coordinator.app import Coordinator
+from coordinator.compaction_plan import CompactionSettings
 from tests.support.memory_cluster import (
     MemoryCluster,
     batch,
@@ -475,6 +476,29 @@ async def test_a_stale_task_is_cancelled(cluster: MemoryCluster):
     assert "gone" in (await coordinator.admin.task("t1")).error
     with pytest.raises(NotFound):
         await coordinator.admin.task("t2")
+
+
+async def test_without_automatic_compaction_only_what_is_asked_for_is_planned(
+    cluster: MemoryCluster,
+):
+    await cluster.add_node("a")
+    coordinator = await cluster.add_coordinator(compaction=CompactionSettings(automatic=False))
+    collection = await coordinator.collections.create(
+        spec("packages", shard_count=1), deadline=soon()
+    )
+    with_segments(cluster, 5_000, 5_000, 5_000, 5_000)
+    for looks, name in enumerate(("t1", "t2"), start=1):
+        # A stale task is cancelled by the look that would have planned: two looks have passed.
+        task = CompactionTask(name, collection.id, 0, ("gone",), "warm", TaskReason.MERGE)
+        await cluster.meta.commit([Put(keys.task_key(name), encode_value(task))])
+        cancelled = [TaskPhase.CANCELLED] * looks
+        await eventually(lambda: phases(coordinator) == cancelled)  # noqa: B023 - awaited here
+    asked = await coordinator.admin.compact("packages", deadline=soon())
+    assert len(asked) == 1
+
+
+def phases(coordinator: Coordinator) -> list[TaskPhase]:
+    return [stored.value.phase for stored in coordinator.catalog.tasks()]
 
 
 async def test_manual_compaction_flushes_and_returns_the_tasks(cluster: MemoryCluster):
