@@ -36,7 +36,8 @@ _ROW_BYTES = 128  # ids, sequences, hashes and the like while building
 class CompactionSettings:
     """When to merge.
 
-    Without `automatic` only what somebody asks for is compacted. While a shard is written to, `flat_segments_max` flat segments or `flat_rows_max` rows in them
+    Without `automatic` only what somebody asks for is compacted. While a shard is written to,
+    `flat_segments_max` flat segments or `flat_rows_max` rows in them
     start a merge; after `quiet_s` without a write two are enough. A graph joins a merge when it
     has at most `growth_busy` (`growth_quiet` when quiet) times the rows of the others together. A
     lone flat segment below `graph_rows_min` rows stays as it is. More than `graphs_max` graphs in a
