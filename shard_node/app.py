@@ -22,6 +22,7 @@ from shard_node.dependencies import ShardDependencies
 from shard_node.ef_control import EfController
 from shard_node.filter_cache import FilterCache
 from shard_node.manifest_store import ManifestStore
+from shard_node.metrics import register_reports
 from shard_node.node import Node
 from shard_node.offload import Offload
 from shard_node.ownership import Ownership
@@ -79,6 +80,7 @@ async def running_node(
         meta, shared, node_id=settings.node_id, opening_max=settings.shards_opening_max
     )
     filters = FilterCache()
+    register_reports(metrics, filters=filters)
     monitor = _monitor(settings, ownership, filters, offload, metrics)
     node = Node(
         ownership,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Collection
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,20 @@ CACHE_ENTRIES_MAX = 8_192
 Mask = npt.NDArray[np.bool_]
 
 
+@dataclass(frozen=True, slots=True)
+class CacheState:
+    """How a cache is doing: questions since the start, and what it holds now.
+
+    A `hit` was answered without evaluating anything; a question about growing rows of which some
+    came since is a miss.
+    """
+
+    hits: int
+    misses: int
+    entries: int
+    size_bytes: int
+
+
 class FilterCache:
     """Least recently used answers by (segment, canonical filter), within both limits.
 
@@ -35,6 +50,8 @@ class FilterCache:
         self._bytes_max = bytes_max
         self._entries_max = entries_max
         self._bytes = 0
+        self._hits = 0
+        self._asked = 0
         self._answers: OrderedDict[tuple[str | int, bytes], LiveBitmap | Mask] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -46,10 +63,16 @@ class FilterCache:
         """Bytes of the answers held."""
         return self._bytes
 
+    def state(self) -> CacheState:
+        """Return how the cache is doing."""
+        with self._lock:
+            misses = self._asked - self._hits
+            return CacheState(self._hits, misses, len(self._answers), self._bytes)
+
     def matches(self, segment: Segment, filter: Filter, *, key: bytes | None = None) -> LiveBitmap:
         """Return the rows of `segment` that match the validated `filter`, dead ones included."""
         place = (segment.id, filter_key(filter) if key is None else key)
-        found = self._recall(place)
+        found = self._recall(place, rows=segment.rows)
         if isinstance(found, LiveBitmap):
             return found
         bitmap = segment.matches(filter)
@@ -64,7 +87,7 @@ class FilterCache:
         Only the rows that came since the last time are evaluated.
         """
         place = (growing.number, filter_key(filter) if key is None else key)
-        found = self._recall(place)
+        found = self._recall(place, rows=growing.rows)
         known = np.empty(0, dtype=np.bool_) if found is None else _as_mask(found)
         if len(known) >= growing.rows:
             return known[: growing.rows]
@@ -76,6 +99,13 @@ class FilterCache:
         self._remember(place, mask)
         return mask
 
+    def forget_all_but(self, kept: Collection[str | int]) -> None:
+        """Drop the answers of everything but these segments (ids) and growing rows (numbers)."""
+        present = frozenset(kept)
+        with self._lock:
+            for place in [place for place in self._answers if place[0] not in present]:
+                self._bytes -= _size_bytes(self._answers.pop(place))
+
     def forget(self, segment_ids: Collection[str]) -> None:
         """Drop the answers of segments that are no longer held."""
         gone = set(segment_ids)
@@ -83,10 +113,13 @@ class FilterCache:
             for place in [place for place in self._answers if place[0] in gone]:
                 self._bytes -= _size_bytes(self._answers.pop(place))
 
-    def _recall(self, place: tuple[str | int, bytes]) -> LiveBitmap | Mask | None:
+    def _recall(self, place: tuple[str | int, bytes], *, rows: int) -> LiveBitmap | Mask | None:
+        """Return what is known of `place`; a hit when that covers all its `rows`."""
         with self._lock:
             found = self._answers.get(place)
+            self._asked += 1
             if found is not None:
+                self._hits += _covers(found, rows)
                 self._answers.move_to_end(place)
             return found
 
@@ -108,6 +141,10 @@ class FilterCache:
 
 def _size_bytes(answer: LiveBitmap | Mask) -> int:
     return answer.packed.nbytes if isinstance(answer, LiveBitmap) else answer.nbytes
+
+
+def _covers(answer: LiveBitmap | Mask, rows: int) -> bool:
+    return isinstance(answer, LiveBitmap) or len(answer) >= rows
 
 
 def _as_mask(answer: LiveBitmap | Mask) -> Mask:

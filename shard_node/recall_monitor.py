@@ -139,6 +139,7 @@ class RecallMonitor:
         self._runs: dict[ShardId, _Run] = {}
         self._first_seen_s: dict[ShardId, float] = {}
         self._results: dict[ShardId, ShardResult] = {}
+        self._present = (frozenset[str](), frozenset[int]())
 
     async def run(self) -> None:
         """Measure what is due, until cancelled."""
@@ -336,14 +337,13 @@ class RecallMonitor:
             for gone in [shard for shard in kept if shard not in held]:
                 del kept[gone]
         self.sampler.forget_all_but(shard.collection_id for shard in held)
-        self.controller.forget_all_but(
-            {
-                one.segment.id
-                for owned in held.values()
-                if owned is not None
-                for one in owned.view.segments
-            }
-        )
+        views = [owned.view for owned in held.values() if owned is not None]
+        segments = frozenset(one.segment.id for view in views for one in view.segments)
+        growing = frozenset(one.number for view in views for one in view.growing)
+        self.controller.forget_all_but(segments)
+        if (segments, growing) != self._present:
+            self._present = segments, growing
+            self._filters.forget_all_but([*segments, *growing])
 
 
 def _ids(view: ShardView) -> frozenset[str]:

@@ -87,6 +87,9 @@ async def test_a_server_tells_what_it_does(tmp_path: Path) -> None:
         assert value(found, node, band="unfiltered", **here) == 5
         assert value(found, node, **here) == LIVE_QUERIES
         assert value(found, "annheal_recall_monitor_cpu_seconds_total") > 0
+        lookups = "annheal_filter_cache_lookups_total"
+        assert value(found, lookups, result="miss") >= 2
+        assert value(found, "annheal_filter_cache_bytes") > 0
         assert value(found, "annheal_live_rows", **here) == ROWS - 2
         assert value(found, "annheal_segment_rows", tier="hot", **here) >= ROWS - 2
         assert value(found, "annheal_shards_serving", **here) == 2
@@ -103,6 +106,10 @@ async def test_a_server_tells_what_it_does(tmp_path: Path) -> None:
         assert value(found, "annheal_nodes", answers="yes") == 1
         assert value(found, "annheal_event_loop_lag_seconds_count") >= 0
         assert value(found, "process_cpu_seconds_total") > 0
+        # The monitor has asked the flushed segments of both shards with this filter.
+        await client.search_batch("things", vectors[:20], filter="year < 100")
+        again = await scrape(server.metrics_address)
+        assert value(again, lookups, result="hit") >= value(found, lookups, result="hit") + 2
         await client.drop_collection("things")
         gone = await scrape(server.metrics_address)
         assert ("annheal_live_rows", frozenset(here.items())) not in gone
@@ -118,7 +125,11 @@ def test_the_manual_names_every_metric() -> None:
     """Names in the code, in the manual's table and in the alert rules are the same."""
     code = "\n".join(
         (ROOT / path).read_text()
-        for path in ("annheal/runtime/metrics.py", "coordinator/metrics.py")
+        for path in (
+            "annheal/runtime/metrics.py",
+            "coordinator/metrics.py",
+            "shard_node/metrics.py",
+        )
     )
     made = set(re.findall(r'"(annheal_[a-z_]+)"', code))
     manual = MANUAL.read_text()

@@ -12,7 +12,7 @@ from annheal.model.filter import Comparison, ComparisonOp, Filter
 from annheal.model.records import RecordBatch
 from annheal.segment import Segment
 from shard_node import filter_cache
-from shard_node.filter_cache import FilterCache
+from shard_node.filter_cache import CacheState, FilterCache
 from shard_node.growing import GrowingSegment, GrowingView
 from tests.support.segments import MODEL, open_local, sample_rows, write_sample
 
@@ -108,3 +108,30 @@ def test_answers_handed_out_cannot_be_changed() -> None:
     growing.append(batch(0, 4), first_sequence=0)
     with pytest.raises(ValueError, match="read-only"):
         cache.growing_matches(growing.view(), SMALL)[0] = True
+
+
+def test_questions_are_counted(segment: Segment) -> None:
+    cache, growing = FilterCache(), GrowingSegment(MODEL.dimension)
+    for _ in range(3):
+        held = cache.matches(segment, SMALL)
+    assert cache.state() == CacheState(2, 1, 1, held.packed.nbytes)
+    for number in range(2):
+        growing.append(batch(100 * number, 5), first_sequence=10 * number)
+        for _ in range(2):
+            cache.growing_matches(growing.view(), SMALL)
+    # Rows that came since are evaluated: no hit.
+    assert (cache.state().hits, cache.state().misses) == (4, 3)
+
+
+def test_only_what_is_held_keeps_its_room(segment: Segment) -> None:
+    cache = FilterCache()
+    grown = [GrowingSegment(MODEL.dimension) for _ in range(2)]
+    for one in grown:
+        one.append(batch(0, 8), first_sequence=0)
+        cache.growing_matches(one.view(), SMALL)
+    cache.matches(segment, SMALL)
+    cache.forget_all_but([grown[1].view().number])
+    assert (len(cache), cache.size_bytes) == (1, 8)
+    before = cache.state().hits
+    cache.growing_matches(grown[1].view(), SMALL)
+    assert cache.state().hits == before + 1
