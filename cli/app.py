@@ -14,6 +14,7 @@ from cli import (
     collections,
     explain,
     filters,
+    garbage,
     healing,
     importing,
     recall,
@@ -97,6 +98,7 @@ app.command("compact")(healing.compact)
 app.command("recall")(recall.recall)
 app.command("filters")(filters.filters)
 app.command("tasks")(healing.tasks)
+app.command("gc")(garbage.gc)
 app.command("status")(cluster.status)
 app.command("nodes")(cluster.nodes)
 app.command("shards")(cluster.shards)

@@ -37,6 +37,7 @@ CLIENT_VARIABLES: Final = frozenset(
         "ANNHEAL_ETCD_USER",
         "ANNHEAL_ETCD_PASSWORD",
         "ANNHEAL_UPDATE_GOLDEN",
+        "ANNHEAL_FAIL_POINT",
     }
 )
 """Variables with the prefix that are no settings of a role."""

@@ -106,7 +106,12 @@ class Attempt:
         if output is not None:
             self._step("uploading")
             await upload_segment(
-                self._objects, task.collection_id, task.shard, directory / "output", output
+                self._objects,
+                task.collection_id,
+                task.shard,
+                directory / "output",
+                output,
+                on_stored=lambda _: fail_point("compactor.uploading"),
             )
             fail_point("compactor.uploaded")
             self._step("verifying")

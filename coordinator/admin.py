@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from annheal.errors import AnnhealError, FailedPrecondition
 from annheal.metastore import keys
@@ -12,6 +12,7 @@ from annheal.metastore.codec import decode_value
 from annheal.model.cluster import (
     ClusterStatus,
     CollectionStatus,
+    GarbageReport,
     NodeStatus,
     ShardMove,
     ShardStatus,
@@ -49,11 +50,13 @@ class Admin:
         scope: TaskScope,
         settings: CoordinatorSettings,
         version: str,
+        leading: Callable[[], bool],
     ) -> None:
         self._parts = parts
         self._scope = scope
         self._settings = settings
         self._version = version
+        self._leading = leading
         self._rebalancing: asyncio.Task[None] | None = None
 
     # ------------------------------------------------------------------------------ seeing
@@ -225,6 +228,22 @@ class Admin:
         if moves and not dry_run and idle:
             self._rebalancing = self._scope.start(self._rebalance(), name="rebalance")
         return moves
+
+    async def collect_garbage(self, *, dry_run: bool = False) -> GarbageReport:
+        """Look for objects that nothing names, once; delete those that are due unless `dry_run`.
+
+        Raises `FailedPrecondition` (NOT_LEADER) on a coordinator that does not lead: it does not
+        know for how long an object has been unnamed.
+        """
+        if not self._leading():
+            leader = await self._parts.store.get(keys.LEADER_KEY)
+            address = "" if leader is None else _worker(leader.value, keys.LEADER_KEY).address
+            raise FailedPrecondition(
+                f"only the leader collects garbage; it is at {address or 'no known address'}",
+                reason="NOT_LEADER",
+                metadata={"address": address},
+            )
+        return await self._parts.garbage.collect(dry_run=dry_run)
 
     async def drain(self, node_id: str, *, deadline: Deadline) -> tuple[ShardMove, ...]:
         """Give the node no more shards and move away those it has; return those moves."""

@@ -110,7 +110,7 @@ class Coordinator:
             new_id=new_id,
             wall_clock=wall_clock,
         )
-        self.admin = Admin(parts, scope=self._scope, settings=settings, version=version)
+        self.admin = self._make_admin(parts, version)
         self._control = Control(parts, settings=settings)
         registration = WorkerRegistration(
             worker_id=settings.coordinator_id,
@@ -124,6 +124,15 @@ class Coordinator:
             registration,
             lease_ttl_s=settings.lease_ttl_s,
             retry_s=settings.store_retry_s,
+        )
+
+    def _make_admin(self, parts: ControlParts, version: str) -> Admin:
+        return Admin(
+            parts,
+            scope=self._scope,
+            settings=self.settings,
+            version=version,
+            leading=lambda: self.leading,
         )
 
     @property

@@ -18,6 +18,7 @@ from annheal.model.collection import Collection
 from annheal.model.shard import Assignment, ShardId, ShardPhase
 from annheal.model.task import CompactionTask, TaskPhase
 from annheal.runtime.deadline import Deadline
+from annheal.runtime.fail_points import fail_point
 from annheal.runtime.tasks import run_loop
 from coordinator.catalog import Catalog
 from coordinator.compaction_plan import ShardObservation, plan_compactions
@@ -187,6 +188,7 @@ class _Publication:
             await node.publish_compaction(task)
 
         phase, problem = TaskPhase.PUBLISHED, ""
+        fail_point("coordinator.proposing")
         try:
             await self._parts.router.call(
                 ShardId(task.collection_id, task.shard),
@@ -203,8 +205,10 @@ class _Publication:
                 self._under_way.discard(task.id)
                 return
             phase, problem = TaskPhase.FAILED, error.message
+        fail_point("coordinator.proposed")
         try:
             await self._parts.tasks.finish(stored, phase, error=problem, term=self._term)
+            fail_point("coordinator.finished")
         except AnnhealError as error:
             if not error.retryable:
                 raise

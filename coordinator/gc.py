@@ -8,6 +8,7 @@ Objects of unknown collections are left alone unless a `dropped/` mark says that
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,10 +17,12 @@ from annheal.errors import DataCorruption
 from annheal.metastore import keys
 from annheal.metastore.codec import decode_value
 from annheal.metastore.protocol import MetaStore
+from annheal.model.cluster import GarbageKind, GarbageReport
 from annheal.model.collection import Collection
 from annheal.model.manifest import Manifest
 from annheal.model.task import CompactionTask, TaskPhase
 from annheal.objectstore.protocol import ObjectStat, ObjectStore
+from annheal.runtime.fail_points import fail_point
 from coordinator.catalog import Catalog
 from coordinator.collections import DROPPED_PREFIX, forget_shards
 
@@ -36,10 +39,14 @@ _CLOCK_SKEW_S = 300.0
 
 @dataclass(frozen=True, slots=True)
 class Garbage:
-    """What to delete now, and what to remember for the next look: name -> seen unnamed since."""
+    """What to delete now, and what to remember for the next look: name -> seen unnamed since.
+
+    `waiting` are the objects that nothing names and whose grace period is not over.
+    """
 
     delete: tuple[str, ...] = ()
     unnamed_since: Mapping[str, float] = field(default_factory=dict)
+    waiting: tuple[str, ...] = ()
 
 
 def plan_collection(
@@ -68,6 +75,7 @@ def plan_collection(
         if unit is not None:
             members.setdefault(unit, []).append(stat)
     delete: list[str] = []
+    waiting: list[str] = []
     for unit, stats in members.items():
         kind, collection_id, shard, rest = _parse(unit)
         if collection_id in collections:
@@ -85,9 +93,10 @@ def plan_collection(
         if now_s - since < grace_s or young:
             if len(seen) < UNNAMED_MAX:
                 seen[unit] = since
+            waiting.extend(stat.key for stat in stats)
             continue
         delete.extend(stat.key for stat in stats)
-    return Garbage(tuple(delete), seen)
+    return Garbage(tuple(delete), seen, tuple(waiting))
 
 
 def _protected_since(tasks: Iterable[CompactionTask]) -> dict[tuple[str, int], float]:
@@ -120,6 +129,20 @@ def _named(manifest: Manifest, kind: str, unit: str, rest: str) -> bool:
     return any(entry.key == unit for entry in manifest.delete_vectors)
 
 
+def report_of(
+    garbage: Garbage, listing: Iterable[ObjectStat], *, dry_run: bool, grace_s: float
+) -> GarbageReport:
+    """Return counts and bytes by kind."""
+    sizes = {stat.key: stat.size_bytes for stat in listing}
+    kinds: list[GarbageKind] = []
+    for prefix in (SEGMENTS_PREFIX, DELETES_PREFIX, WAL_PREFIX):
+        gone = [sizes[key] for key in garbage.delete if key.startswith(prefix)]
+        waiting = [sizes[key] for key in garbage.waiting if key.startswith(prefix)]
+        kind = prefix.removesuffix("/")
+        kinds.append(GarbageKind(kind, len(gone), sum(gone), len(waiting), sum(waiting)))
+    return GarbageReport(tuple(kinds), dry_run, grace_s)
+
+
 class GarbageCollector:
     """Looks through the object store and deletes what `plan_collection` says; leader only."""
 
@@ -138,9 +161,17 @@ class GarbageCollector:
         self._grace_s = grace_s
         self._wall_clock = wall_clock
         self._unnamed_since: Mapping[str, float] = {}
+        self._turn = asyncio.Lock()
 
-    async def collect(self) -> int:
-        """Look once; return how many objects were deleted."""
+    async def collect(self, *, dry_run: bool = False) -> GarbageReport:
+        """Look once, and delete what is due unless `dry_run`; one look at a time.
+
+        A report without kinds: metadata could not be decoded, so nothing was collected.
+        """
+        async with self._turn:
+            return await self._collect(dry_run=dry_run)
+
+    async def _collect(self, *, dry_run: bool) -> GarbageReport:
         listing: list[ObjectStat] = []
         for prefix in (SEGMENTS_PREFIX, DELETES_PREFIX, WAL_PREFIX):
             async for stat in self._objects.list(prefix):
@@ -152,7 +183,7 @@ class GarbageCollector:
         manifests = await self._manifests()
         tasks = await self._tasks()
         if collections is None or tasks is None:
-            return 0
+            return GarbageReport(dry_run=dry_run, grace_s=self._grace_s)
         garbage = plan_collection(
             listing,
             manifests,
@@ -163,14 +194,19 @@ class GarbageCollector:
             now_s=self._wall_clock(),
             grace_s=self._grace_s,
         )
+        report = report_of(garbage, listing, dry_run=dry_run, grace_s=self._grace_s)
+        if dry_run:
+            return report
         self._unnamed_since = garbage.unnamed_since
         await self._forget_shards(dropped - collections)
         for first in range(0, len(garbage.delete), DELETE_BATCH):
+            fail_point("coordinator.collecting")
             await self._objects.delete(garbage.delete[first : first + DELETE_BATCH])
+            fail_point("coordinator.collected")
         if garbage.delete:
             _log.info("%d objects that nothing names were deleted", len(garbage.delete))
         await self._forget_marks(dropped - collections, listing, garbage.delete)
-        return len(garbage.delete)
+        return report
 
     async def _forget_shards(self, dropped: frozenset[str]) -> None:
         """Delete what a drop that was cut short, or a late owner, left in the metadata store."""

@@ -461,6 +461,13 @@ class AdminServicer:
         moves = await self._admin.rebalance(dry_run=request.dry_run)
         return admin_pb2.RebalanceResponse(moves=wire_admin.encode_moves(moves))
 
+    async def CollectGarbage(
+        self, request: admin_pb2.CollectGarbageRequest, context: Context
+    ) -> admin_pb2.CollectGarbageResponse:
+        """Collect garbage."""
+        report = await self._admin.collect_garbage(dry_run=request.dry_run)
+        return wire_admin.encode_garbage(report)
+
     async def DrainNode(
         self, request: admin_pb2.DrainNodeRequest, context: Context
     ) -> admin_pb2.DrainNodeResponse:

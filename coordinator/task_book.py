@@ -14,6 +14,7 @@ from annheal.metastore.limits import COMMIT_OPERATIONS_MAX
 from annheal.metastore.protocol import Compare, Delete, MetaStore, Put
 from annheal.model.task import CompactionTask, TaskClaim, TaskPhase
 from annheal.runtime.deadline import Deadline
+from annheal.runtime.fail_points import fail_point
 from annheal.runtime.retry import RetryPolicy, retry
 from coordinator.catalog import Catalog
 from coordinator.election import Leadership
@@ -82,6 +83,7 @@ class TaskBook:
                 [Put(keys.task_key(task.id), encode_value(task)) for task in part],
                 compares=compares,
             )
+            fail_point("coordinator.planned")
             await self._shown(revision)
         for task in tasks:
             _log.info(

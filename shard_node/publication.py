@@ -20,6 +20,7 @@ from annheal.errors import (
 from annheal.model.manifest import Manifest
 from annheal.model.shard import ShardId
 from annheal.model.task import CompactionTask
+from annheal.runtime.fail_points import fail_point
 from annheal.segment import DeleteVector
 from annheal.wal.codec import wal_key
 from shard_node.checkpoint import DeleteVectorStore, Flushed, Flusher, carry_over
@@ -94,8 +95,11 @@ class Publication:
                 async with self._mutation:
                     self._shard.seal()
             for sealed in self._shard.sealed:
-                await self._publish_checkpoint(await self._flusher.flush(self._shard, sealed))
+                flushed = await self._flusher.flush(self._shard, sealed)
+                fail_point("shard_node.flushed")
+                await self._publish_checkpoint(flushed)
             await self._trim()
+            fail_point("shard_node.trimmed")
 
     async def _publish_checkpoint(self, flushed: Flushed) -> None:
         # Taken in one moment: every delete of the log up to the checkpoint is in these views.
@@ -113,6 +117,7 @@ class Publication:
                 last_sequence=flushed.sealed.last_sequence,
             )
         )
+        fail_point("shard_node.checkpointed")
         async with self._mutation:
             # Rows that died since are in the log behind the checkpoint, and are dead here.
             await self._shared.offload.change(
@@ -152,10 +157,12 @@ class Publication:
                 delete_vector=None,
             )
             loaded = None if output is None else await self._loader.load_view(output, None)
+            fail_point("shard_node.loaded")
             carrier = DeleteCarrier(self._shard, set(task.sources))
             loaded = await self._shared.offload.change(lambda: carrier.first_carry(loaded))
             vectors = [] if loaded is None else [loaded]
             entries = await self._deletes.checkpoint(vectors, self.manifest)
+            fail_point("shard_node.carried")
             await self._commit(
                 transitions.swap_segments(
                     self.manifest,
@@ -166,11 +173,14 @@ class Publication:
                 )
             )
 
+            fail_point("shard_node.swapped")
+
             def replace() -> None:
                 self._shard.replace_segments(carrier.sources, carrier.carry(loaded))
 
             async with self._mutation:
                 await self._shared.offload.change(replace)
+        fail_point("shard_node.replaced")
         await self._loader.discard(task.sources)
 
     async def _commit(self, manifest: Manifest) -> None:

@@ -13,6 +13,7 @@ from annheal.errors import DeadlineExceeded, NotFound
 from annheal.model.cluster import (
     RECALL_SAMPLE_DEFAULT,
     ClusterStatus,
+    GarbageReport,
     NodeStatus,
     RecallOptions,
     RecallReport,
@@ -216,6 +217,20 @@ class AdminCalls:
         api = self._connection.api
         return await self._connection.write(
             lambda left_s: api.rebalance(dry_run=dry_run, timeout_s=left_s),
+            deadline=self._connection.deadline(timeout_s),
+        )
+
+    async def collect_garbage(
+        self, *, dry_run: bool = False, timeout_s: float | None = None
+    ) -> GarbageReport:
+        """Delete the objects that nothing has named for the grace period; say what there is.
+
+        Raises `FailedPrecondition` with reason NOT_LEADER, and the leader's address in its
+        metadata, when the client talks to a coordinator that does not lead.
+        """
+        api = self._connection.api
+        return await self._connection.write(
+            lambda left_s: api.collect_garbage(dry_run=dry_run, timeout_s=left_s),
             deadline=self._connection.deadline(timeout_s),
         )
 

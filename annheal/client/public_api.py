@@ -14,6 +14,7 @@ from annheal.errors import FailedPrecondition
 from annheal.model.cluster import (
     ClusterStatus,
     CollectionStatus,
+    GarbageReport,
     NodeStatus,
     RecallOptions,
     RecallReport,
@@ -346,6 +347,12 @@ class PublicApi:
         request = methods.REBALANCE.request(dry_run=dry_run)
         response = await self._call(methods.REBALANCE, request, timeout_s=timeout_s)
         return wire_admin.decode_moves(response.moves)
+
+    async def collect_garbage(self, *, dry_run: bool, timeout_s: float) -> GarbageReport:
+        """Collect garbage."""
+        request = methods.COLLECT_GARBAGE.request(dry_run=dry_run)
+        response = await self._call(methods.COLLECT_GARBAGE, request, timeout_s=timeout_s)
+        return wire_admin.decode_garbage(response)
 
     async def drain(self, node_id: str, *, timeout_s: float) -> tuple[ShardMove, ...]:
         """Drain a node."""

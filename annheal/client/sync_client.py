@@ -103,6 +103,7 @@ class Client:
     measure_recall = _blocking(AsyncClient.measure_recall)
     recall = _blocking(AsyncClient.recall)
     rebalance = _blocking(AsyncClient.rebalance)
+    collect_garbage = _blocking(AsyncClient.collect_garbage)
     drain = _blocking(AsyncClient.drain)
     undrain = _blocking(AsyncClient.undrain)
     move_shard = _blocking(AsyncClient.move_shard)

@@ -26,6 +26,37 @@ class CollectionStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class GarbageKind:
+    """Objects of one kind (segments, deletes, wal) that nothing names.
+
+    `deleted_*`: whose grace period was over; `waiting_*`: the others.
+    """
+
+    kind: str
+    deleted_objects: int = 0
+    deleted_bytes: int = 0
+    waiting_objects: int = 0
+    waiting_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class GarbageReport:
+    """What one look for garbage found; in a `dry_run` nothing was deleted.
+
+    `grace_s`: how long an object must have been unnamed.
+    """
+
+    kinds: tuple[GarbageKind, ...] = ()
+    dry_run: bool = False
+    grace_s: float = 0.0
+
+    @property
+    def deleted_objects(self) -> int:
+        """Objects deleted, of all kinds."""
+        return sum(kind.deleted_objects for kind in self.kinds)
+
+
+@dataclass(frozen=True, slots=True)
 class NodeStatus:
     """A live shard node; `error` says why it could not be asked, and is empty when it was."""
 

@@ -153,6 +153,13 @@ REBALANCE = Method(
     admin_pb2.RebalanceResponse,
     mutates=True,
 )
+COLLECT_GARBAGE = Method(
+    ADMIN_SERVICE,
+    "CollectGarbage",
+    admin_pb2.CollectGarbageRequest,
+    admin_pb2.CollectGarbageResponse,
+    mutates=True,
+)
 DRAIN_NODE = Method(
     ADMIN_SERVICE,
     "DrainNode",

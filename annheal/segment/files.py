@@ -51,16 +51,19 @@ async def upload_segment(
     shard: int,
     directory: Path,
     entry: SegmentEntry,
+    *,
+    on_stored: Callable[[str], None] = lambda name: None,
 ) -> None:
     """Store every file of the segment that `write_segment` put into `directory`.
 
     `segment.json` comes last, so a prefix without it is an upload that never finished. Repeating
-    the call after an error is safe.
+    the call after an error is safe. `on_stored` is called with the name of each file stored.
     """
     meta = await asyncio.to_thread(_read_meta, directory / META_FILE, entry=entry)
     for name in (*(file.name for file in meta.files), META_FILE):
         key = segment_key(collection_id, shard, entry.segment_id, name)
         await store.put_file_if_absent(key, directory / name)
+        on_stored(name)
 
 
 async def fetch_segment(

@@ -652,3 +652,33 @@ class MoveShardResponse(_message.Message):
     MOVE_FIELD_NUMBER: _ClassVar[int]
     move: ShardMove
     def __init__(self, move: _Optional[_Union[ShardMove, _Mapping]] = ...) -> None: ...
+
+class CollectGarbageRequest(_message.Message):
+    __slots__ = ("dry_run",)
+    DRY_RUN_FIELD_NUMBER: _ClassVar[int]
+    dry_run: bool
+    def __init__(self, dry_run: _Optional[bool] = ...) -> None: ...
+
+class CollectGarbageResponse(_message.Message):
+    __slots__ = ("kinds", "dry_run", "grace_seconds")
+    KINDS_FIELD_NUMBER: _ClassVar[int]
+    DRY_RUN_FIELD_NUMBER: _ClassVar[int]
+    GRACE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    kinds: _containers.RepeatedCompositeFieldContainer[GarbageKind]
+    dry_run: bool
+    grace_seconds: float
+    def __init__(self, kinds: _Optional[_Iterable[_Union[GarbageKind, _Mapping]]] = ..., dry_run: _Optional[bool] = ..., grace_seconds: _Optional[float] = ...) -> None: ...
+
+class GarbageKind(_message.Message):
+    __slots__ = ("kind", "deleted_objects", "deleted_bytes", "waiting_objects", "waiting_bytes")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    DELETED_OBJECTS_FIELD_NUMBER: _ClassVar[int]
+    DELETED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    WAITING_OBJECTS_FIELD_NUMBER: _ClassVar[int]
+    WAITING_BYTES_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    deleted_objects: int
+    deleted_bytes: int
+    waiting_objects: int
+    waiting_bytes: int
+    def __init__(self, kind: _Optional[str] = ..., deleted_objects: _Optional[int] = ..., deleted_bytes: _Optional[int] = ..., waiting_objects: _Optional[int] = ..., waiting_bytes: _Optional[int] = ...) -> None: ...

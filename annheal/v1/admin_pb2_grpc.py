@@ -110,6 +110,11 @@ class AdminServiceStub:
                 request_serializer=annheal_dot_v1_dot_admin__pb2.MoveShardRequest.SerializeToString,
                 response_deserializer=annheal_dot_v1_dot_admin__pb2.MoveShardResponse.FromString,
                 _registered_method=True)
+        self.CollectGarbage = channel.unary_unary(
+                '/annheal.v1.AdminService/CollectGarbage',
+                request_serializer=annheal_dot_v1_dot_admin__pb2.CollectGarbageRequest.SerializeToString,
+                response_deserializer=annheal_dot_v1_dot_admin__pb2.CollectGarbageResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer:
@@ -222,6 +227,15 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CollectGarbage(self, request, context):
+        """Looks for objects that nothing names and deletes those whose grace period is over, as the
+        leader does by itself from time to time. Only the leader can: any other coordinator refuses
+        with NOT_LEADER and the leader's address.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -299,6 +313,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.MoveShard,
                     request_deserializer=annheal_dot_v1_dot_admin__pb2.MoveShardRequest.FromString,
                     response_serializer=annheal_dot_v1_dot_admin__pb2.MoveShardResponse.SerializeToString,
+            ),
+            'CollectGarbage': grpc.unary_unary_rpc_method_handler(
+                    servicer.CollectGarbage,
+                    request_deserializer=annheal_dot_v1_dot_admin__pb2.CollectGarbageRequest.FromString,
+                    response_serializer=annheal_dot_v1_dot_admin__pb2.CollectGarbageResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -707,6 +726,33 @@ class AdminService:
             '/annheal.v1.AdminService/MoveShard',
             annheal_dot_v1_dot_admin__pb2.MoveShardRequest.SerializeToString,
             annheal_dot_v1_dot_admin__pb2.MoveShardResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CollectGarbage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/annheal.v1.AdminService/CollectGarbage',
+            annheal_dot_v1_dot_admin__pb2.CollectGarbageRequest.SerializeToString,
+            annheal_dot_v1_dot_admin__pb2.CollectGarbageResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -8,6 +8,8 @@ from annheal.errors import InvalidArgument
 from annheal.model.cluster import (
     RECALL_SAMPLE_DEFAULT,
     ClusterStatus,
+    GarbageKind,
+    GarbageReport,
     NodeStatus,
     RecallOptions,
     RecallReport,
@@ -367,3 +369,35 @@ def decode_recall_report(message: pb.MeasureRecallResponse) -> RecallReport:
             ShardRecall(shard=s.shard, recall=s.recall, expected=s.expected) for s in message.shards
         ),
     )
+
+
+def encode_garbage(report: GarbageReport) -> pb.CollectGarbageResponse:
+    """Return the message."""
+    kinds = [
+        pb.GarbageKind(
+            kind=one.kind,
+            deleted_objects=one.deleted_objects,
+            deleted_bytes=one.deleted_bytes,
+            waiting_objects=one.waiting_objects,
+            waiting_bytes=one.waiting_bytes,
+        )
+        for one in report.kinds
+    ]
+    return pb.CollectGarbageResponse(
+        kinds=kinds, dry_run=report.dry_run, grace_seconds=report.grace_s
+    )
+
+
+def decode_garbage(message: pb.CollectGarbageResponse) -> GarbageReport:
+    """Return the report; kinds that this version does not know are kept."""
+    kinds = tuple(
+        GarbageKind(
+            kind=one.kind,
+            deleted_objects=one.deleted_objects,
+            deleted_bytes=one.deleted_bytes,
+            waiting_objects=one.waiting_objects,
+            waiting_bytes=one.waiting_bytes,
+        )
+        for one in message.kinds
+    )
+    return GarbageReport(kinds, message.dry_run, message.grace_seconds)

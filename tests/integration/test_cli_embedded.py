@@ -155,6 +155,20 @@ def test_the_cluster_is_shown(run: Run, packages: str) -> None:
     run("drain", "absent-node", code=ExitCode.NOT_FOUND)
 
 
+def test_garbage_is_counted_before_it_is_collected(run: Run, packages: str) -> None:
+    run("compact", packages, "--full")
+    report = document(run("gc", "--dry-run", "-o", "json"))
+    assert report["dry_run"] is True
+    segments = next(kind for kind in report["kinds"] if kind["kind"] == "segments")
+    assert segments["waiting_objects"] > 0, "the sources of the compaction wait for their end"
+    assert segments["waiting_bytes"] > segments["waiting_objects"]
+    assert segments["deleted_objects"] == 0
+    shown = run("gc").stdout
+    assert "DELETED" in shown
+    assert "3600 s" in shown
+    assert document(run("count", packages, "-o", "json"))["count"] == ROWS
+
+
 def test_collections_by_hand_and_exit_codes(run: Run) -> None:
     run("collection", "create", "cli-hand", "-d", "4", "-a", "n:int64", "--set", "recall_k=5")
     run("collection", "create", "cli-hand", "-d", "4", code=ExitCode.CONFLICT)

@@ -270,8 +270,8 @@ async def test_output_that_changed_on_its_way_is_not_proposed(
     monkeypatch.setattr(claim_module, "BACKOFF_FIRST_S", 0.01)
     real = attempt_module.upload_segment
 
-    async def damaging(*arguments: object) -> None:
-        await real(*arguments)  # type: ignore[arg-type]
+    async def damaging(*arguments: object, **options: object) -> None:
+        await real(*arguments, **options)  # type: ignore[arg-type]
         entry = arguments[-1]
         key = segment_key(COLLECTION_ID, SHARD, entry.segment_id, "rows.arrow")  # type: ignore[attr-defined]
         path = await place.objects.fetch(key, place.directory / "unused")

@@ -335,6 +335,19 @@ async def test_exactly_one_coordinator_leads_and_another_follows_it(cluster: Mem
     await second.collections.create(spec("packages"), deadline=soon())
 
 
+async def test_garbage_is_collected_by_the_leader_alone(cluster: MemoryCluster):
+    first = await cluster.add_coordinator("first", listen="127.0.0.1:7701")
+    await eventually(lambda: first.leading)
+    second = await cluster.add_coordinator("second", listen="127.0.0.1:7702")
+    with pytest.raises(FailedPrecondition, match=r"127\.0\.0\.1:7701") as refused:
+        await second.admin.collect_garbage()
+    assert refused.value.reason == "NOT_LEADER"
+    assert refused.value.metadata == {"address": "127.0.0.1:7701"}
+    report = await first.admin.collect_garbage(dry_run=True)
+    assert report.dry_run
+    assert [kind.kind for kind in report.kinds] == ["segments", "deletes", "wal"]
+
+
 async def test_a_leader_whose_key_is_gone_stops_leading_and_campaigns_again(
     cluster: MemoryCluster,
 ):

@@ -1,11 +1,21 @@
 from __future__ import annotations
 
+import time
 from dataclasses import replace
+from pathlib import Path
 
+from annheal.metastore import keys
+from annheal.metastore.codec import encode_value
+from annheal.metastore.protocol import Put
+from annheal.metastore.sqlite import SqliteMetaStore
+from annheal.model.cluster import GarbageKind
 from annheal.model.manifest import DeleteVectorEntry, IndexKind, Manifest, SegmentEntry, Tier
 from annheal.model.task import CompactionTask, TaskPhase, TaskReason
+from annheal.objectstore.local import LocalObjectStore
 from annheal.objectstore.protocol import ObjectStat
-from coordinator.gc import Garbage, plan_collection
+from coordinator.catalog import Catalog
+from coordinator.gc import Garbage, GarbageCollector, plan_collection, report_of
+from tests.support.memory_cluster import spec
 
 NOW = 100_000.0
 GRACE = 3_600.0
@@ -133,3 +143,51 @@ def test_the_output_of_an_unfinished_task_is_kept():
 def test_keys_of_other_shapes_are_not_touched():
     odd = [stat("segments/c1/readme"), stat("other/c1/00000/x/y"), stat("wal/c1/x/1")]
     assert plan(odd, before=Garbage((), {one.key: 0.0 for one in odd})).delete == ()
+
+
+def test_the_report_counts_objects_and_bytes_by_kind():
+    first = plan(LISTING)
+    waiting = report_of(first, LISTING, dry_run=True, grace_s=GRACE)
+    assert waiting.dry_run
+    assert waiting.kinds == (
+        GarbageKind("segments", waiting_objects=2, waiting_bytes=20),
+        GarbageKind("deletes", waiting_objects=1, waiting_bytes=10),
+        GarbageKind("wal"),
+    )
+    late = plan(LISTING, now_s=NOW + GRACE, before=first)
+    deleted = report_of(late, LISTING, dry_run=False, grace_s=GRACE)
+    assert deleted.kinds[0] == GarbageKind("segments", deleted_objects=2, deleted_bytes=20)
+    assert deleted.deleted_objects == 3
+
+
+async def test_a_dry_run_deletes_nothing_and_a_real_one_what_is_due(tmp_path: Path):
+    now = [time.time()]
+    meta, objects = SqliteMetaStore(tmp_path / "meta"), LocalObjectStore(tmp_path / "objects")
+    await meta.commit(
+        [
+            Put(keys.manifest_key("c1", 0), encode_value(MANIFEST)),
+            Put(keys.collection_key("c"), encode_value(replace(spec("c"), id="c1"))),
+        ]
+    )
+    for one in LISTING:
+        await objects.put_if_absent(one.key, b"0123456789")
+    collector = GarbageCollector(
+        Catalog(meta), meta, objects, grace_s=GRACE, wall_clock=lambda: now[0]
+    )
+
+    async def left() -> set[str]:
+        return {stat.key async for stat in objects.list("")}
+
+    assert (await collector.collect()).kinds[0].waiting_objects == 2
+    now[0] += GRACE + 1
+    would = await collector.collect(dry_run=True)
+    assert (would.deleted_objects, would.kinds[0].deleted_bytes) == (3, 20)
+    assert await left() == {one.key for one in LISTING}
+    did = await collector.collect()
+    assert did == replace(would, dry_run=False)
+    assert await left() == {one.key for one in LISTING} - DEAD
+    assert (await collector.collect()).deleted_objects == 0
+    await meta.commit([Put(keys.task_key("t"), b"not a task")])
+    assert (await collector.collect()).kinds == (), "unreadable metadata: hands off"
+    await meta.close()
+    await objects.close()
