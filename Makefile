@@ -62,9 +62,10 @@ test-integration: setup ## tests over real processes, etcd and S3
 test-chaos: setup ## kill processes at random moments and check the invariants
 	@$(BIN)/python -m pytest $(PYTEST_ARGS) tests/chaos
 
-bench: setup ## ingest and search benchmarks (BENCH_ARGS='--base x.npy --queries y.npy')
-	@$(BIN)/python benchmarks/ingest.py $(BENCH_ARGS)
-	@$(BIN)/python benchmarks/search.py $(BENCH_ARGS)
+BENCHMARKS := ingest search filters unfiltered growth
+
+bench: setup ## every benchmark, on the samples (BENCH_ARGS='--base x.npy --queries y.npy')
+	@for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py $(BENCH_ARGS); done
 
 lock: ## rewrite constraints.txt from a clean install of the newest versions
 	@bash scripts/lock.sh

@@ -13,7 +13,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.options import SAMPLE_BASE, SAMPLE_QUERIES, Options
+from benchmarks.options import HALF, SAMPLE_BASE, SAMPLE_QUERIES, Options
+from benchmarks.synthetic import clustered_vectors
 
 SAMPLE_VECTORS = "minilm_l6"
 QUERIES_HELD_OUT = 1_000
@@ -50,17 +51,30 @@ class Dataset:
 
     def truth(self, k: int) -> npt.NDArray[np.int64]:
         """Return the rows of the k best by cosine of every query, (q, k), by comparing all."""
-        exact = faiss.IndexFlatIP(self.dimension)
-        exact.add(self.vectors)
-        rows: npt.NDArray[np.int64] = exact.search(self.queries, k)[1]
+        rows: npt.NDArray[np.int64] = self._exact(k, self.rows)[1]
         return rows
+
+    def best_scores(self, k: int, *, rows: int) -> npt.NDArray[np.float32]:
+        """Return the k best cosines of every query, (q, k), among the first `rows` rows."""
+        scores: npt.NDArray[np.float32] = self._exact(k, rows)[0]
+        return scores
+
+    def _exact(self, k: int, rows: int) -> tuple[Any, Any]:
+        exact = faiss.IndexFlatIP(self.dimension)
+        exact.add(self.vectors[:rows])
+        scores, found = exact.search(self.queries, k)
+        return scores, found
 
 
 def load_dataset(options: Options) -> Dataset:
     """Read what `options` names; raises ValueError when the files do not fit one another."""
     queries: npt.NDArray[Any] | None
     meta: pa.Table | None
-    if options.base is None:
+    if options.synthetic is not None:
+        rows, dimension = options.synthetic
+        vectors, queries = clustered_vectors(rows, dimension=dimension, queries=QUERIES_HELD_OUT)
+        meta, name = None, f"synthetic {rows:,} x {dimension}"
+    elif options.base is None:
         meta = pq.read_table(SAMPLE_BASE)
         vectors = _column(meta, SAMPLE_VECTORS)
         queries = _column(pq.read_table(SAMPLE_QUERIES), SAMPLE_VECTORS)
@@ -74,6 +88,7 @@ def load_dataset(options: Options) -> Dataset:
     if queries is None:
         held_out = min(QUERIES_HELD_OUT, len(vectors) // 10)
         vectors, queries = vectors[:-held_out], vectors[-held_out:]
+    queries = _from(queries, options)
     rows = min(options.limit or len(vectors), len(vectors))
     meta = meta.slice(0, rows) if meta is not None else None
     ids, attributes, schema, payloads = _columns(meta, rows)
@@ -86,6 +101,14 @@ def load_dataset(options: Options) -> Dataset:
         schema=schema,
         payloads=payloads,
     )
+
+
+def _from(queries: npt.NDArray[Any], options: Options) -> npt.NDArray[Any]:
+    """Return the queries that are asked; raises ValueError when none is left."""
+    first = len(queries) // 2 if options.queries_from == HALF else options.queries_from
+    if first >= len(queries):
+        raise ValueError(f"there are {len(queries)} queries: none is left from {first} on")
+    return queries[first:]
 
 
 def _matrix(path: Path) -> npt.NDArray[Any]:

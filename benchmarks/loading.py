@@ -12,6 +12,7 @@ import faiss
 import numpy as np
 
 from annheal import AsyncClient
+from annheal.model.task import TaskPhase
 from benchmarks.dataset import Dataset
 
 COLLECTION = "bench"
@@ -62,6 +63,34 @@ async def load(client: AsyncClient, dataset: Dataset, *, compact: bool) -> Loade
         await client.compact(COLLECTION, timeout_s=INDEX_TIMEOUT_S)
     await _wait_indexed(client, dataset.rows, compact=compact)
     return Loaded(acknowledged_s, time.perf_counter() - started_s)
+
+
+async def grow(client: AsyncClient, dataset: Dataset, *, start: int, stop: int) -> None:
+    """Add the rows from `start` to `stop` to the collection, flush, and compact until nothing is
+    left to do; the first rows create it, with default settings.
+
+    Raises `RuntimeError` when a compaction failed and `TimeoutError` when they do not end.
+    """
+    if not start:
+        await client.create_collection(
+            COLLECTION, dataset.dimension, metric="cosine", attributes=dataset.schema
+        )
+    await client.upsert(
+        COLLECTION,
+        dataset.ids[start:stop],
+        dataset.vectors[start:stop],
+        attributes=dataset.attributes.slice(start, stop - start),
+        payloads=None if dataset.payloads is None else dataset.payloads[start:stop],
+        timeout_s=INDEX_TIMEOUT_S,
+    )
+    await client.flush(COLLECTION, timeout_s=INDEX_TIMEOUT_S)
+    deadline_s = time.monotonic() + INDEX_TIMEOUT_S
+    while tasks := await client.compact(COLLECTION, timeout_s=INDEX_TIMEOUT_S):
+        failed = [task.error for task in tasks if task.phase is TaskPhase.FAILED]
+        if failed:
+            raise RuntimeError(f"a compaction failed: {failed[0]}")
+        if time.monotonic() > deadline_s:
+            raise TimeoutError(f"compactions went on for {INDEX_TIMEOUT_S:g} s")
 
 
 async def _wait_indexed(client: AsyncClient, rows: int, *, compact: bool) -> None:

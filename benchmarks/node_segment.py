@@ -25,6 +25,7 @@ from annheal.model.manifest import SegmentEntry, Tier
 from annheal.model.records import ARROW_TYPES, arrow_schema
 from annheal.model.search import SearchAnswer, SearchOptions
 from annheal.segment import DeleteVector, Segment, SegmentRows, local_segment, write_segment
+from annheal.segment.meta import INDEX_FILE
 from benchmarks.dataset import Dataset
 from compactor.build import BuildOrder, build_segment
 from compactor.fetch import Source
@@ -42,6 +43,7 @@ class NodeSegment:
     collection: Collection
     view: ShardView
     searcher: Searcher
+    index_file: Path
     build_s: float
     costs: WalkCosts
 
@@ -136,6 +138,7 @@ def build_node_segment(
         collection,
         ShardView(segments=(held,)),
         Searcher(collection, FilterCache(), costs=costs, threads=threads),
+        directory / "merged" / INDEX_FILE,
         build_s,
         costs.costs_of(segment.index),
     )

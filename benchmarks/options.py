@@ -6,12 +6,15 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SAMPLE_BASE = REPOSITORY / "samples" / "packages-10k.parquet"
 SAMPLE_QUERIES = REPOSITORY / "samples" / "packages-queries.parquet"
 
 MODES = ("embedded", "cluster")
+HALF: Literal["half"] = "half"
+QueriesFrom = int | Literal["half"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +22,9 @@ class Options:
     """What to measure, on which data.
 
     `base`, `meta` and `queries` are files; None for `base` means the samples of the repository,
-    whose Parquet files then also stand in for `meta` and `queries`. `json` is a file, or a folder
+    whose Parquet files then also stand in for `meta` and `queries`. `synthetic` (rows, dimension)
+    generates data instead. `queries_from` leaves out the queries before that number ("half": the
+    first half), and `sizes` are those of a growing collection. `json` is a file, or a folder
     that gets `<benchmark>.json`. `seconds` is the length of one round of one configuration, and
     `repeats` the number of rounds of which the median is reported.
     """
@@ -27,6 +32,8 @@ class Options:
     base: Path | None
     meta: Path | None
     queries: Path | None
+    synthetic: tuple[int, int] | None
+    queries_from: QueriesFrom
     limit: int | None
     json: Path | None
     repeats: int
@@ -34,11 +41,12 @@ class Options:
     k: int
     callers: tuple[int, ...]
     modes: tuple[str, ...]
+    sizes: tuple[int, ...] | None
 
     @property
     def on_samples(self) -> bool:
         """Whether the data is that of the repository."""
-        return self.base is None
+        return self.base is None and self.synthetic is None
 
 
 def parse_options(
@@ -48,10 +56,15 @@ def parse_options(
     repeats: int = 3,
     seconds: float = 1.0,
     modes: Sequence[str] = MODES,
+    queries_from: QueriesFrom = 0,
 ) -> Options:
     """Return the options in `arguments` (the command line when None); exits with 2 on bad ones."""
-    parser = _parser(description, repeats=repeats, seconds=seconds, modes=modes)
+    parser = _parser(
+        description, repeats=repeats, seconds=seconds, modes=modes, queries_from=queries_from
+    )
     given = parser.parse_args(arguments)
+    if given.synthetic is not None and given.base is not None:
+        parser.error("--synthetic takes the place of --base: give one of them")
     if given.base is None and (given.meta is not None or given.queries is not None):
         parser.error("--meta and --queries describe the rows of --base: give it as well")
     for name in ("base", "meta", "queries"):
@@ -62,6 +75,8 @@ def parse_options(
         base=given.base,
         meta=given.meta,
         queries=given.queries,
+        synthetic=given.synthetic,
+        queries_from=given.queries_from,
         limit=given.limit,
         json=given.json,
         repeats=given.repeats,
@@ -69,11 +84,17 @@ def parse_options(
         k=given.k,
         callers=given.callers,
         modes=given.modes,
+        sizes=given.sizes,
     )
 
 
 def _parser(
-    description: str, *, repeats: int, seconds: float, modes: Sequence[str]
+    description: str,
+    *,
+    repeats: int,
+    seconds: float,
+    modes: Sequence[str],
+    queries_from: QueriesFrom,
 ) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=description,
@@ -88,6 +109,19 @@ def _parser(
         type=Path,
         metavar="FILE.npy",
         help="query vectors, (q, d); by default the last rows of --base, which are then not loaded",
+    )
+    add(
+        "--synthetic",
+        type=_shape,
+        metavar="ROWSxDIM",
+        help="generated vectors in clusters, as word embeddings have them, instead of --base",
+    )
+    add(
+        "--queries-from",
+        type=_queries_from,
+        default=queries_from,
+        metavar="N|half",
+        help=f"leave out the queries before this one ({queries_from})",
     )
     add("--limit", type=_positive_int, metavar="N", help="use the first N rows only")
     add("--json", type=Path, metavar="OUT", help="write the figures here; a folder gets NAME.json")
@@ -108,6 +142,7 @@ def _parser(
         metavar="MODE,MODE",
         help=f"of {', '.join(MODES)}: one process, or one for each role on etcd",
     )
+    add("--sizes", type=_rising, metavar="N,N", help="rows of a growing collection (growth only)")
     return parser
 
 
@@ -127,6 +162,28 @@ def _positive_float(text: str) -> float:
 
 def _counts(text: str) -> tuple[int, ...]:
     return tuple(_positive_int(part) for part in text.split(","))
+
+
+def _rising(text: str) -> tuple[int, ...]:
+    found = _counts(text)
+    if sorted(set(found)) != list(found):
+        raise argparse.ArgumentTypeError(f"{text} does not grow")
+    return found
+
+
+def _shape(text: str) -> tuple[int, int]:
+    rows, found, dimension = text.partition("x")
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text} is not like 1000000x50")
+    return _positive_int(rows), _positive_int(dimension)
+
+
+def _queries_from(text: str) -> QueriesFrom:
+    if text == HALF:
+        return HALF
+    if int(text) < 0:
+        raise argparse.ArgumentTypeError(f"{text} is below 0")
+    return int(text)
 
 
 def _modes(text: str) -> tuple[str, ...]:

@@ -125,6 +125,8 @@ def _cell(row: Mapping[str, Any], column: Column) -> str:
         return ""
     if isinstance(value, int | float):
         return f"{value:,.{column.digits}f}"
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
     return str(value)
 
 

@@ -126,7 +126,7 @@ def test_every_key_of_the_environment_is_documented(files: Path) -> None:
     manual = (Path(__file__).resolve().parents[2] / "docs" / "benchmarks.md").read_text()
     missing = [key for key in facts if f"`{key}`" not in manual]
     assert not missing
-    flags = [field.name for field in dataclasses.fields(Options)]
+    flags = [field.name.replace("_", "-") for field in dataclasses.fields(Options)]
     assert not [flag for flag in flags if f"`--{flag}" not in manual]
 
 
