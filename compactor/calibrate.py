@@ -12,7 +12,7 @@ from annheal.model.manifest import IndexKind
 from annheal.model.records import Float32Matrix
 from annheal.segment import RecallPoint, Segment
 from compactor.bands import plain_visits
-from compactor.recalls import recalls_of
+from compactor.recalls import best_scores, recalls_of
 
 PROBES = 1_000
 """Held-out queries. The standard error of a recall of 0.95 at k 10 is then about 0.4 points."""
@@ -29,7 +29,8 @@ EF_SHORT_MAX = 128
 RECALL_FULL = 0.998
 """A curve ends here; a wider beam than that is not worth its measuring."""
 
-DAMAGE_PROBES = 100
+OWN_PROBES = 100
+"""Rows of a graph that it is asked for itself."""
 DAMAGE_RECALL = 0.05
 """A graph that finds so much less than its recall curve says is damaged."""
 
@@ -57,7 +58,7 @@ def measure_recall(
         if wanted > index.rows:
             continue
         asked = queries if wanted == k else queries[:PROBES_FEW]
-        truth, _ = index.search(asked, k=wanted, exact=True)
+        truth = best_scores(index, asked, k=wanted)
         for ef in efs:
             if ef < wanted:
                 continue
@@ -87,19 +88,34 @@ def meets_objective(curve: Sequence[RecallPoint], *, k: int, objective: float) -
     )
 
 
+def own_recall(index: VectorIndex, *, k: int, ef: int = EF_LIMIT) -> float:
+    """Return recall@`k` for rows of the index itself, compared by score.
+
+    Which rows depends on their number alone, so that the same graph always gives the same answer.
+    A sound graph finds its own rows more easily than others, unless many of its vectors are equal:
+    their links lead to one another, and the walk does not leave them.
+    """
+    probes = min(index.rows, OWN_PROBES)
+    chosen = np.random.default_rng(index.rows).choice(index.rows, probes, replace=False)
+    queries = index.reconstruct(chosen.astype(np.int64))
+    found, _ = index.search(queries, k=k, ef=ef)
+    return recall_of(found, best_scores(index, queries, k=k))
+
+
+def finds_less(index: VectorIndex, curve: Sequence[RecallPoint]) -> bool:
+    """Return whether a graph does not find of its own rows what its recall curve says."""
+    plain = [point for point in curve if not point.band]
+    k = min(point.k for point in plain)
+    best = max((point for point in plain if point.k == k), key=lambda point: point.ef)
+    return own_recall(index, k=k, ef=best.ef) < best.recall - DAMAGE_RECALL
+
+
 def is_damaged(segment: Segment) -> bool:
     """Return whether the graph of a segment does not find what its recall curve says.
 
-    Asked with rows of its own, which a sound graph finds more easily than the rows that were held
-    out for the curve. False for a flat index, and without a curve.
+    False for a flat index, and without a curve. A graph that was never better than that is not
+    written (`build.py`).
     """
     if segment.kind is not IndexKind.HNSW or not segment.recall_curve:
         return False
-    k = min(point.k for point in segment.recall_curve)
-    best = max((p for p in segment.recall_curve if p.k == k), key=lambda point: point.ef)
-    probes = min(segment.rows, DAMAGE_PROBES)
-    chosen = np.random.default_rng(segment.rows).choice(segment.rows, probes, replace=False)
-    queries = segment.index.reconstruct(chosen.astype(np.int64))
-    truth, _ = segment.index.search(queries, k=k, exact=True)
-    found, _ = segment.index.search(queries, k=k, ef=best.ef)
-    return recall_of(found, truth) < best.recall - DAMAGE_RECALL
+    return finds_less(segment.index, segment.recall_curve)

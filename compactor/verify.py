@@ -12,7 +12,7 @@ from annheal.model.collection import CollectionSettings
 from annheal.model.manifest import IndexKind, SegmentEntry
 from annheal.objectstore.protocol import ObjectStore
 from annheal.segment import Segment, SegmentFiles, fetch_segment
-from compactor.calibrate import EF_LIMIT, recall_of
+from compactor.calibrate import EF_LIMIT, own_recall
 
 SAMPLE_ROWS = 100
 
@@ -29,7 +29,8 @@ async def verify_segment(
 ) -> None:
     """Raise `DataCorruption` unless the stored segment has `rows` rows and meets the objective.
 
-    Every checksum is verified again, from the store.
+    Every checksum is verified again, from the store. A build keeps only graphs that find their own
+    rows, and asks with the same ones: what does not find them here is not what was built.
     """
     files = await fetch_segment(objects, collection_id, shard, entry, cache_dir=directory)
     await asyncio.to_thread(_check, files, rows=rows, goal=goal)
@@ -48,10 +49,7 @@ def _check(files: SegmentFiles, *, rows: int, goal: CollectionSettings) -> None:
         raise DataCorruption(f"segment {segment.id} holds an id twice", metadata=facts)
     if segment.kind is IndexKind.FLAT:
         return
-    queries = segment.index.reconstruct(sample)
-    truth, _ = segment.index.search(queries, k=goal.recall_k, exact=True)
-    found, _ = segment.index.search(queries, k=goal.recall_k, ef=EF_LIMIT)
-    recall = recall_of(found, truth)
+    recall = own_recall(segment.index, k=goal.recall_k)
     if recall < goal.recall_objective:
         raise DataCorruption(
             f"segment {segment.id} as stored reaches recall {recall:.4f} at ef {EF_LIMIT},"

@@ -2,6 +2,7 @@
 
 Flushed segments are flat: exact, but searched row by row. The plan turns them into graphs when
 there are enough of them, when nothing was written for a while, or when too many rows have no graph.
+Rows that a compactor left flat, because no graph served them, count as if they had one.
 A graph is rewritten together with new rows only when those are a fair share of it, so that a row is
 built into a graph about log(rows / flushed rows) times and not once for every flush. Dead rows
 are rewritten away when their share is large. A graph whose recall on live queries stays below the
@@ -176,8 +177,8 @@ def _merge_sources(
     """Return the segments to merge now, or none."""
     rows_max = collection.settings.segment_rows_max
     free = sorted(_free(collection, shard.state, busy), key=_by_size)
-    graphs = [segment for segment in free if segment.index_kind != IndexKind.FLAT]
-    flats = [segment for segment in free if segment.index_kind == IndexKind.FLAT]
+    graphs = [segment for segment in free if _settled(segment, settings)]
+    flats = [segment for segment in free if not _settled(segment, settings)]
     quiet = shard.quiet_s >= settings.quiet_s
     if _flats_are_due(flats, graphs, quiet=quiet, settings=settings):
         chosen = _within(flats, rows_max, settings.sources_max)
@@ -321,6 +322,16 @@ def _clean(segment: SegmentState, settings: CompactionSettings) -> bool:
     if segment.dead_rows:
         return False
     return segment.index_kind != IndexKind.FLAT or segment.rows < settings.graph_rows_min
+
+
+def _settled(segment: SegmentState, settings: CompactionSettings) -> bool:
+    """Return whether a segment is as good as a build makes it, dead rows apart.
+
+    A compactor that leaves a large segment flat has found that no graph serves it: building it
+    again would find the same, for ever.
+    """
+    refused = segment.tier != Tier.HOT and segment.rows >= settings.graph_rows_min
+    return segment.index_kind != IndexKind.FLAT or refused
 
 
 def _live(segment: SegmentState) -> int:

@@ -103,16 +103,18 @@ class _Beam:
 def plan_segment(facts: SegmentFacts, wanted: Wanted) -> SegmentPlan:
     """Return the cheapest way that meets the objective by the segment's measured curves.
 
-    Exact comparison of the allowed rows always does. Without curves the beams are those measured
-    elsewhere, wide enough to be safe.
+    Exact comparison of the allowed rows always does, and nothing else meets an objective of 1.
+    Without curves the beams are those measured elsewhere, wide enough to be safe.
     """
     if facts.allowed == 0:
         return SegmentPlan(PlanKind.SKIP)
-    if wanted.exact or facts.index_kind is IndexKind.FLAT:
+    if wanted.exact or facts.index_kind is IndexKind.FLAT or _must_miss_nothing(wanted):
         sparse = wanted.filtered and facts.allowed * 2 < facts.rows
         return SegmentPlan(PlanKind.ROWS if sparse else PlanKind.SCAN)
     if facts.allowed == facts.rows:
         ef = _plain_ef(facts, wanted)
+        if ef is None:
+            return SegmentPlan(PlanKind.SCAN, cost_ns=facts.costs.exact_ns(facts.rows))
         return SegmentPlan(PlanKind.GRAPH, ef, visited=_plain_visited(facts, ef))
     exact = SegmentPlan(PlanKind.ROWS, cost_ns=facts.costs.exact_ns(facts.allowed))
     if facts.allowed <= wanted.k:
@@ -138,6 +140,20 @@ def choose_ef(curve: Sequence[RecallPoint], *, k: int, objective: float) -> int:
     if not points:
         return max(EF_MIN, min(EF_UNCALIBRATED_MAX, EF_PER_K * k), k)
     return max((_meeting(points, objective) or points[-1]).ef, k)
+
+
+def plain_ef(curve: Sequence[RecallPoint], *, k: int, objective: float) -> int | None:
+    """Return `choose_ef`, or None where only exact comparison meets `objective`.
+
+    That is an objective of 1, and one above the mean recall of the widest walk measured: what
+    holds for the largest k measured holds for every larger one. A mean that meets the objective,
+    but without the confidence of `choose_ef`, is good enough for the widest walk.
+    """
+    measured = {point.k for point in curve if not point.band}
+    points = _points(curve, k=min(k, max(measured, default=k)))
+    if objective >= 1.0 or (points and max(point.recall for point in points) < objective):
+        return None
+    return choose_ef(curve, k=k, objective=objective)
 
 
 def choose_band_ef(
@@ -167,8 +183,10 @@ def choose_band_ef(
     found = _meeting(_points(in_band, k=measured_k, band=band or ""), objective)
     if found is None:
         return None
-    plain = choose_ef(curve, k=measured_k, objective=objective)
-    times = max(1.0, choose_ef(curve, k=k, objective=objective) / plain)
+    wider = plain_ef(curve, k=k, objective=objective)
+    if wider is None:
+        return None
+    times = max(1.0, wider / choose_ef(curve, k=measured_k, objective=objective))
     return replace(
         found,
         ef=math.ceil(found.ef * times),
@@ -192,10 +210,15 @@ def _meeting(points: Sequence[RecallPoint], objective: float) -> RecallPoint | N
     return None
 
 
-def _plain_ef(facts: SegmentFacts, wanted: Wanted) -> int:
+def _must_miss_nothing(wanted: Wanted) -> bool:
+    """Return whether the objective is 1 and no beam is given in its place."""
+    return wanted.ef is None and wanted.objective >= 1.0
+
+
+def _plain_ef(facts: SegmentFacts, wanted: Wanted) -> int | None:
     if wanted.ef is not None:
         return wanted.ef
-    return choose_ef(facts.curve, k=wanted.k, objective=wanted.objective)
+    return plain_ef(facts.curve, k=wanted.k, objective=wanted.objective)
 
 
 def _share(facts: SegmentFacts) -> float:
@@ -217,7 +240,10 @@ def _selector_plans(facts: SegmentFacts, wanted: Wanted) -> Iterator[SegmentPlan
             return
         ef = point.ef
     else:
-        ef = math.ceil(_plain_ef(facts, wanted) / share)
+        plain = _plain_ef(facts, wanted)
+        if plain is None:
+            return
+        ef = math.ceil(plain / share)
     if wanted.k <= ef * share and ef <= EF_MAX:
         visited = _plain_visited(facts, ef)
         cost_ns = facts.costs.walk_ns(visited=visited, checked=0) + SELECTOR_KEPT_NS * ef
@@ -239,6 +265,8 @@ def _in_graph_beam(facts: SegmentFacts, wanted: Wanted) -> _Beam | None:
         point = choose_band_ef(facts.curve, k=wanted.k, objective=wanted.objective, share=share)
         return None if point is None else _Beam(point.ef, point.visited, point.checked)
     ef = _plain_ef(facts, wanted)
+    if ef is None:
+        return None
     if wanted.ef is None:
         if share < WALK_SHARE_MIN:
             return None

@@ -11,7 +11,7 @@ from annheal.model.recall import RECALL_UNKNOWN
 from annheal.model.shard import ShardId, ShardPhase
 from annheal.model.write import SegmentState, ShardState
 from shard_node.growing import GrowingView
-from shard_node.planner import choose_ef
+from shard_node.planner import plain_ef
 from shard_node.view import SegmentView, ShardView
 
 
@@ -95,7 +95,8 @@ def _of_segment(number: int, held: SegmentView, collection: Collection) -> Segme
     goal = collection.settings
     ef = 0
     if held.segment.kind is IndexKind.HNSW:
-        ef = choose_ef(held.segment.recall_curve, k=goal.recall_k, objective=goal.recall_objective)
+        curve = held.segment.recall_curve
+        ef = plain_ef(curve, k=goal.recall_k, objective=goal.recall_objective) or 0
     return SegmentState(
         shard=number,
         segment_id=entry.segment_id,

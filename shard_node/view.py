@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from annheal.model.manifest import IndexKind
+from annheal.model.manifest import IndexKind, Tier
 from annheal.segment import DeleteVector, Segment
 from shard_node.growing import GrowingView
 
@@ -43,11 +43,18 @@ class ShardView:
 
     @property
     def unindexed_rows(self) -> int:
-        """Rows that no graph covers, so that every search compares them."""
-        flat = sum(s.segment.rows for s in self.segments if s.segment.kind is IndexKind.FLAT)
+        """Rows that wait for a graph, so that every search compares them.
+
+        Those that a compactor left flat, because no graph serves them, do not wait.
+        """
+        flat = sum(s.segment.rows for s in self.segments if _waits(s.segment))
         return flat + sum(g.rows for g in self.growing)
 
     @property
     def memory_bytes(self) -> int:
         """Bytes of vectors held in memory (growing rows); segments are mapped."""
         return sum(g.rows * g.vectors.shape[1] * 4 for g in self.growing)
+
+
+def _waits(segment: Segment) -> bool:
+    return segment.kind is IndexKind.FLAT and segment.entry.tier is Tier.HOT

@@ -230,6 +230,29 @@ async def test_compaction_heals_and_recall_is_measured(client: AsyncClient) -> N
     assert await client.rebalance(dry_run=True) == ()
 
 
+async def test_many_equal_vectors_compact_and_stay_findable(client: AsyncClient) -> None:
+    rng = np.random.default_rng(2)
+    vectors = rng.standard_normal((ROWS, 128)).astype(np.float32)
+    vectors[rng.permutation(ROWS)[: ROWS * 9 // 10]] = vectors[0]
+    vectors[1] = -vectors[0]
+    await client.create_collection("sdk-equal", 128)
+    await client.upsert("sdk-equal", IDS, vectors)
+    await client.flush("sdk-equal")
+    await client.compact("sdk-equal", full=True)
+    tasks = await client.tasks("sdk-equal")
+    assert TaskPhase.PUBLISHED in {task.phase for task in tasks}
+    assert [
+        task.error for task in tasks if task.phase is not TaskPhase.CANCELLED and task.error
+    ] == []
+    (segment,) = (await client.segments("sdk-equal")).segments
+    assert segment.rows == ROWS
+    assert (await client.search("sdk-equal", vectors[1], k=1)).ids == ["r1"]
+    among_equals = await client.search("sdk-equal", vectors[0], k=100)
+    assert among_equals.scores == pytest.approx(np.ones(100), abs=1e-5)
+    status = await client.search("sdk-equal", vectors[1], k=1, recall_objective=1.0, explain=True)
+    assert {entry.plan for entry in status.explain} == {"scan"}
+
+
 async def test_errors_name_the_field_and_nothing_is_repeated_for_ever(client: AsyncClient) -> None:
     with pytest.raises(NotFound, match="sdk-absent"):
         await client.upsert("sdk-absent", ["a"], [[1.0]])

@@ -119,6 +119,17 @@ def test_many_unindexed_rows_merge_however_few_segments():
     assert plan(segment("h", 99_999)) == []
 
 
+def test_rows_that_no_graph_serves_are_not_built_again_and_again():
+    refused = segment("f", 200_000, tier="warm")
+    assert plan(refused, quiet_s=1e6) == []
+    assert plan(refused, segment("h", 10), quiet_s=1e6) == []
+    assert plan(refused, *hot(4)) == [(MERGE, {"h0", "h1", "h2", "h3"})]
+    assert plan(segment("f", 1_000, tier="warm"), segment("h", 1_500), quiet_s=5.0) == [
+        (MERGE, {"f", "h"})
+    ]
+    assert manual(refused) == [{"f"}], "who asks for it may try again"
+
+
 def test_a_large_graph_is_not_rewritten_for_a_few_rows():
     large = segment("g", 400_000, kind="hnsw")
     assert plan(large, *hot(4)) == [(MERGE, {"h0", "h1", "h2", "h3"})]

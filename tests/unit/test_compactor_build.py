@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 
 from annheal.errors import DataCorruption, InvariantViolation
-from annheal.index import VectorIndex, build_hnsw
+from annheal.index import VectorIndex, build_flat, build_hnsw
 from annheal.model.collection import (
     AttributeField,
     AttributeType,
@@ -38,14 +38,23 @@ from compactor.calibrate import (
     RECALL_FULL,
     is_damaged,
     meets_objective,
+    own_recall,
     probe_count,
     recall_of,
 )
 from compactor.fetch import Source
+from compactor.recalls import best_scores
 from compactor.verify import verify_segment
 from tests.support.compaction import collection
 from tests.support.damaged_graph import damaged_graph
-from tests.support.segments import MODEL, SCHEMA, open_local, sample_rows, write_sample
+from tests.support.segments import (
+    MODEL,
+    SCHEMA,
+    open_local,
+    sample_rows,
+    unit_vectors,
+    write_sample,
+)
 
 
 def source(
@@ -153,6 +162,68 @@ def test_recall_is_measured_with_rows_that_the_graph_has_not_seen(
     [(rows, queries)] = seen
     assert rows == HNSW_ROWS_MIN - probe_count(HNSW_ROWS_MIN)
     np.testing.assert_array_equal(queries, merged.vectors[rows:])
+
+
+def with_equal(rows: SegmentRows, share: float) -> SegmentRows:
+    """Return `rows` with one and the same vector in a random share of them."""
+    vectors = rows.vectors.copy()
+    equal = np.random.default_rng(2).permutation(len(rows))[: int(share * len(rows))]
+    vectors[equal] = vectors[equal[0]]
+    return replace(rows, vectors=vectors)
+
+
+@pytest.mark.parametrize(("dimension", "share"), [(8, 0.9), (128, 0.5), (128, 0.9), (8, 1.0)])
+async def test_many_equal_vectors_are_merged_and_found(
+    tmp_path: Path, dimension: int, share: float
+) -> None:
+    """A walk does not leave equal vectors: a graph that misses the others is not kept."""
+    model = ModelSpec("m", dimension, Metric.COSINE)
+    rows = with_equal(sample_rows(3_000, model=model), share)
+    merged = merge(tmp_path, [source(tmp_path, rows, model=model)], into=collection(model=model))
+    assert merged is not None
+    store = LocalObjectStore(tmp_path / "objects")
+    await upload_segment(store, "c1", 0, tmp_path / "out", merged.entry)
+    await verify_segment(
+        store,
+        collection_id="c1",
+        shard=0,
+        entry=merged.entry,
+        rows=3_000,
+        goal=CollectionSettings(),
+        directory=tmp_path / "stored",
+    )
+    await store.close()
+    assert not is_damaged(merged)
+    if merged.kind is IndexKind.HNSW:
+        assert own_recall(merged.index, k=10) >= CollectionSettings().recall_objective
+
+
+def test_rows_that_no_graph_serves_are_left_flat_and_the_log_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(build, "own_recall", lambda index, *, k: 0.9)
+    merged = merge(tmp_path, [source(tmp_path, sample_rows(HNSW_ROWS_MIN))])
+    assert merged is not None
+    assert merged.kind is IndexKind.FLAT
+    assert merged.recall_curve == ()
+    assert "recall 0.9000 of its own rows" in caplog.text
+    assert "many vectors are equal" in caplog.text
+
+
+def test_an_objective_of_one_needs_no_graph(tmp_path: Path) -> None:
+    into = collection(settings=CollectionSettings(recall_objective=1.0))
+    merged = merge(tmp_path, [source(tmp_path, sample_rows(HNSW_ROWS_MIN))], into=into)
+    assert merged is not None
+    assert merged.kind is IndexKind.FLAT
+
+
+def test_neighbours_much_nearer_than_they_are_long_count_as_found() -> None:
+    """FAISS rounds squared distances of long vectors when it is asked for many at once."""
+    noise = 1e-3 * np.random.default_rng(5).standard_normal((500, 384))
+    vectors = (20 * unit_vectors(1, 384) + noise).astype(np.float32)
+    index = build_flat(vectors, metric=Metric.L2)
+    alone = np.concatenate([index.search(vectors[i : i + 1], k=10)[0] for i in range(500)])
+    assert recall_of(alone, best_scores(index, vectors, k=10)) == 1.0
 
 
 async def test_stored_graph_below_the_objective_is_refused(tmp_path: Path) -> None:

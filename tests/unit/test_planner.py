@@ -69,6 +69,32 @@ def test_a_flat_index_and_an_exact_search_compare() -> None:
     assert plan(replace(exact, filtered=False), allowed=1_000).kind is PlanKind.SCAN
 
 
+def test_an_objective_of_one_misses_nothing() -> None:
+    perfect = (RecallPoint(10, 64, 1.0), *BANDS)
+    everything = replace(WANTED, objective=1.0, filtered=False)
+    assert plan(everything, curve=perfect).kind is PlanKind.SCAN
+    assert plan(everything, curve=()).kind is PlanKind.SCAN
+    for allowed in (99_000, 60_000, 10_000):
+        kind = plan(replace(WANTED, objective=1.0), allowed=allowed, curve=perfect).kind
+        assert kind in (PlanKind.SCAN, PlanKind.ROWS)
+    assert plan(replace(everything, ef=40), curve=perfect).ef == 40, "a given beam is used"
+
+
+def test_no_walk_that_was_measured_below_the_objective_is_planned() -> None:
+    unsure = (*CURVE, RecallPoint(10, 512, 0.996, error=0.004))
+    assert plan(replace(WANTED, objective=0.995), curve=unsure).ef == 512, "its mean is enough"
+    for k in (10, 50, 1_000):
+        high = Wanted(k=k, objective=0.995)
+        assert plan(high).kind is PlanKind.SCAN
+        for walk_ready in (True, False):
+            found = plan(high, allowed=95_000, walk_ready=walk_ready)
+            assert found.kind is PlanKind.ROWS
+    hard = (*BANDS, RecallPoint(100, 512, 0.6))
+    assert plan(curve=hard).kind is PlanKind.GRAPH
+    assert plan(Wanted(k=100, objective=0.95), curve=hard).kind is PlanKind.SCAN
+    assert plan(Wanted(k=100, objective=0.95), curve=hard, allowed=60_000).kind is PlanKind.ROWS
+
+
 def test_few_matches_are_compared_alone_and_many_walked_to() -> None:
     assert plan(allowed=500).kind is PlanKind.ROWS
     assert plan(allowed=2_000).kind is PlanKind.ROWS
