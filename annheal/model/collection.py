@@ -65,7 +65,7 @@ class CollectionSettings:
     A growing segment is sealed at `seal_rows_max` rows, `seal_bytes_max` bytes of vectors or
     `seal_age_s` seconds after its first row. Compaction rewrites a segment when its dead rows
     reach `tombstone_ratio_max` and `tombstone_rows_min`. Writes are refused with a retry hint
-    while a shard holds more than `unindexed_rows_max` rows that no graph covers.
+    while a shard holds more than `unindexed_rows_max` rows that wait for a graph.
     """
 
     recall_objective: float = 0.95
