@@ -21,6 +21,7 @@ from annheal.model.cluster import RECALL_SAMPLE_DEFAULT, RecallReport
 from annheal.model.limits import TIMEOUT_MAX_S
 from annheal.model.recall import RECALL_UNKNOWN, FilterRecall, RecallEstimate, SegmentRecall
 from annheal.model.recall_summary import RecallSlice, RecallSummary, RecallVerdict, verdict_of
+from cli.latency import render_latency
 from cli.output import facts, moment, print_error, share, table
 from cli.records import Collection, Filter
 from cli.state import State, state_of
@@ -186,6 +187,8 @@ def render_summary(summary: RecallSummary) -> RenderableType:
             parts += ["", _render_slices(title, slices)]
     if summary.segments:
         parts += ["", _render_segments(summary)]
+    if summary.latency:
+        parts += ["", render_latency(summary.latency)]
     parts += [Text(sentence) for sentence in actions(summary)]
     parts += [
         Text(f"node {node} was not asked: {error}", style="yellow")

@@ -160,7 +160,30 @@ def _state_families(states: Iterable[ShardState], names: dict[str, str]) -> list
 def recall_families(summaries: Iterable[RecallSummary], *, now_s: float) -> list[Family]:
     """Return measured recall as metrics; estimates and interval bounds are apart by `bound`."""
     summaries = list(summaries)
-    return [*_slice_families(summaries, now_s=now_s), *_segment_families(summaries)]
+    return [
+        *_slice_families(summaries, now_s=now_s),
+        *_segment_families(summaries),
+        _trend_family(summaries),
+    ]
+
+
+def _trend_family(summaries: list[RecallSummary]) -> Family:
+    """Return how searches take now; without a series where nothing can be compared."""
+    trend = Family(
+        "annheal_search_trend_ratio",
+        "Searches now against earlier ones of the same volume, with the 95 % interval.",
+        ("collection", "node", "measure", "bound"),
+    )
+    for one in summaries:
+        for node, found in one.latency.items():
+            for measure, ratio in (
+                ("p50", found.p50), ("p99", found.p99), ("visited", found.visited)
+            ):  # fmt: skip
+                if ratio is None:
+                    continue
+                for bound, value in zip(_BOUNDS, (ratio.ratio, ratio.low, ratio.high), strict=True):
+                    trend.add(value, one.collection, node, measure, bound)
+    return trend
 
 
 def _slice_families(summaries: list[RecallSummary], *, now_s: float) -> list[Family]:

@@ -24,6 +24,7 @@ from typing import TypeVar
 
 from annheal.errors import AnnhealError, DeadlineExceeded
 from annheal.model.collection import Collection
+from annheal.model.latency import LatencyTrend
 from annheal.model.recall import (
     FILTERS_REPORTED_MAX,
     RECALL_UNKNOWN,
@@ -87,6 +88,11 @@ class RecallView:
                     for name, report in reports
                     if report.collection_id == collection.id
                 ],
+                latency={
+                    name: report.latency
+                    for name, report in reports
+                    if report.collection_id == collection.id and report.latency is not None
+                },
                 errors=errors,
             )
             for collection in collections
@@ -126,6 +132,7 @@ def summarise(
     collection: Collection,
     reports: Sequence[CollectionRecall],
     *,
+    latency: Mapping[str, LatencyTrend] | None = None,
     errors: Mapping[str, str] | None = None,
 ) -> RecallSummary:
     """Return the reports of all nodes on `collection` as one; each shard is in one of them."""
@@ -151,6 +158,7 @@ def summarise(
             sorted(segments, key=lambda one: (one.shard, one.segment_id, _rank(one.band)))
         ),
         filters=_join_filters([one for report in reports for one in report.filters]),
+        latency=dict(latency or {}),
         errors=dict(errors or {}),
     )
 

@@ -114,12 +114,17 @@ class Node:
             sum(reach.live_rows for reach in reaches),
             filtered=request.options.filter is not None,
         )
+        took_s = time.perf_counter() - began_s
         self._metrics.observe_node_search(
-            owned[0].collection.name,
-            band,
-            queries=len(queries),
-            duration_s=time.perf_counter() - began_s,
+            owned[0].collection.name, band, queries=len(queries), duration_s=took_s
         )
+        if not (request.options.exact or request.options.explain):
+            self._monitor.latency.note(
+                request.collection_id,
+                queries=len(queries),
+                duration_s=took_s,
+                visited=sum(reach.visited for reach in reaches),
+            )
         return answer
 
     async def write(self, request: WriteRequest) -> WriteAnswer:

@@ -37,6 +37,7 @@ from shard_node.ef_control import (
     scaled_ef,
 )
 from shard_node.filter_cache import FilterCache
+from shard_node.latency_history import LatencyHistory
 from shard_node.offload import Offload
 from shard_node.planner import choose_ef
 from shard_node.recall_measure import GroupFinding, QueryGroup, group_queries, measure_group
@@ -107,6 +108,7 @@ class RecallMonitor:
         controller: is told every estimate, and scales ef.
         filters: the node's cache of filter bitmaps.
         offload: whose background threads do the work.
+        latency: is told by the node what searches took, and reported with recall.
         on_cost: is told the CPU seconds of every slice of work.
         settings: how often and how much.
         now_s: seconds since the epoch, for results.
@@ -122,12 +124,14 @@ class RecallMonitor:
         filters: FilterCache,
         offload: Offload,
         settings: MonitorSettings,
+        latency: LatencyHistory | None = None,
         on_cost: Callable[[float], None] = lambda _: None,
         now_s: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.sampler = sampler
         self.controller = controller
+        self.latency = latency or LatencyHistory()
         self._held = held
         self._filters = filters
         self._offload = offload
@@ -197,6 +201,7 @@ class RecallMonitor:
                 shards=tuple(one for result in results for one in result.bands),
                 segments=tuple(one for result in results for one in result.segments),
                 filters=tuple(one for result in results for one in result.filters),
+                latency=self.latency.trend(name),
             )
             for name, collection in sorted(collections.items())
             for results in [self._results_of(name)]
@@ -337,6 +342,7 @@ class RecallMonitor:
             for gone in [shard for shard in kept if shard not in held]:
                 del kept[gone]
         self.sampler.forget_all_but(shard.collection_id for shard in held)
+        self.latency.forget_all_but(shard.collection_id for shard in held)
         views = [owned.view for owned in held.values() if owned is not None]
         segments = frozenset(one.segment.id for view in views for one in view.segments)
         growing = frozenset(one.number for view in views for one in view.growing)

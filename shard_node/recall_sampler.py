@@ -41,11 +41,15 @@ class SampledQuery:
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """How many of the live rows of a shard a query's filter matches, as of its view."""
+    """How many of the live rows of a shard a query's filter matches, as of its view.
+
+    `visited` is how many rows were compared, over all queries of the batch.
+    """
 
     shard: int
     matches: int
     live_rows: int
+    visited: int = 0
 
 
 @dataclass(slots=True)

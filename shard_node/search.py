@@ -78,7 +78,7 @@ class Searcher:
         reaches: list[Reach] = []
         key = None if options.filter is None else filter_key(options.filter)
         for shard, view in views:
-            matches = 0
+            matches = visited = 0
             for held in view.segments:
                 started_s = time.perf_counter()
                 plan, allowed, ran = self.search_segment(held, queries, options, key=key)
@@ -86,6 +86,7 @@ class Searcher:
                 if ran is not None:
                     parts.append(_Part(held))
                     hits.append(ran.hits)
+                    visited += ran.visited
                 if options.explain:
                     took_s = time.perf_counter() - started_s
                     explain.append(_explain(shard, held, plan, allowed, ran, took_s))
@@ -93,13 +94,14 @@ class Searcher:
                 started_s = time.perf_counter()
                 allowed, found = self.search_growing(growing, queries, options, key=key)
                 matches += allowed
+                visited += allowed * len(queries)
                 if found is not None:
                     parts.append(_Part(growing))
                     hits.append(found)
                 if options.explain:
                     took_s = time.perf_counter() - started_s
                     explain.append(_explain_growing(shard, growing, allowed, len(queries), took_s))
-            reaches.append(Reach(shard, matches, view.live_rows))
+            reaches.append(Reach(shard, matches, view.live_rows, visited))
         best = merge_topk(hits, k=options.k, queries=len(queries))
         counts, scores, records = _materialise(best, parts, options.projection)
         answer = SearchAnswer(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from annheal.model.filter import Filter
+from annheal.model.latency import LatencyTrend
 
 
 class SelectivityBand(StrEnum):
@@ -114,6 +115,7 @@ class CollectionRecall:
 
     `sampled_share` is the configured share of queries that is kept for measuring. `filters` are
     the sampled filters, those that match least first, at most `FILTERS_REPORTED_MAX` a shard.
+    `latency` is how the node's searches of the collection take now against earlier ones.
     """
 
     collection_id: str
@@ -122,3 +124,4 @@ class CollectionRecall:
     shards: tuple[ShardBandRecall, ...]
     segments: tuple[SegmentRecall, ...]
     filters: tuple[FilterRecall, ...] = ()
+    latency: LatencyTrend | None = None

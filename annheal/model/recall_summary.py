@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from annheal.model.latency import LatencyTrend
 from annheal.model.recall import FilterRecall, RecallEstimate, SegmentRecall
 
 ALL_SHARDS = -1
@@ -54,6 +55,7 @@ class RecallSummary:
     """What is known of a collection's recall; `errors` says which nodes did not answer, and why.
 
     `filters` are joined over the shards (`shard` is `ALL_SHARDS`), those that match least first.
+    `latency` is by node: machines and what else they do differ, so their times are not joined.
     """
 
     collection: str
@@ -67,4 +69,5 @@ class RecallSummary:
     models: tuple[RecallSlice, ...] = ()
     segments: tuple[SegmentRecall, ...] = ()
     filters: tuple[FilterRecall, ...] = ()
+    latency: Mapping[str, LatencyTrend] = field(default_factory=dict)
     errors: Mapping[str, str] = field(default_factory=dict)

@@ -74,6 +74,14 @@ class RecallVerdict(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     RECALL_VERDICT_MET: _ClassVar[RecallVerdict]
     RECALL_VERDICT_UNCLEAR: _ClassVar[RecallVerdict]
     RECALL_VERDICT_MISSED: _ClassVar[RecallVerdict]
+
+class TrendVerdict(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    TREND_VERDICT_UNSPECIFIED: _ClassVar[TrendVerdict]
+    TREND_VERDICT_UNKNOWN: _ClassVar[TrendVerdict]
+    TREND_VERDICT_STEADY: _ClassVar[TrendVerdict]
+    TREND_VERDICT_SLOWER: _ClassVar[TrendVerdict]
+    TREND_VERDICT_FASTER: _ClassVar[TrendVerdict]
 WORKER_ROLE_UNSPECIFIED: WorkerRole
 WORKER_ROLE_COORDINATOR: WorkerRole
 WORKER_ROLE_COMPACTOR: WorkerRole
@@ -113,6 +121,11 @@ RECALL_VERDICT_UNMEASURED: RecallVerdict
 RECALL_VERDICT_MET: RecallVerdict
 RECALL_VERDICT_UNCLEAR: RecallVerdict
 RECALL_VERDICT_MISSED: RecallVerdict
+TREND_VERDICT_UNSPECIFIED: TrendVerdict
+TREND_VERDICT_UNKNOWN: TrendVerdict
+TREND_VERDICT_STEADY: TrendVerdict
+TREND_VERDICT_SLOWER: TrendVerdict
+TREND_VERDICT_FASTER: TrendVerdict
 
 class Node(_message.Message):
     __slots__ = ("node_id", "address", "zone", "capacity", "started_at", "version", "draining", "shards", "shards_serving", "live_rows", "memory_bytes", "error")
@@ -562,6 +575,40 @@ class RecallSlice(_message.Message):
     seen: int
     def __init__(self, name: _Optional[str] = ..., verdict: _Optional[_Union[RecallVerdict, str]] = ..., estimate: _Optional[_Union[RecallEstimate, _Mapping]] = ..., stability: _Optional[float] = ..., seen: _Optional[int] = ...) -> None: ...
 
+class TrendRatio(_message.Message):
+    __slots__ = ("now", "ratio", "low", "high")
+    NOW_FIELD_NUMBER: _ClassVar[int]
+    RATIO_FIELD_NUMBER: _ClassVar[int]
+    LOW_FIELD_NUMBER: _ClassVar[int]
+    HIGH_FIELD_NUMBER: _ClassVar[int]
+    now: float
+    ratio: float
+    low: float
+    high: float
+    def __init__(self, now: _Optional[float] = ..., ratio: _Optional[float] = ..., low: _Optional[float] = ..., high: _Optional[float] = ...) -> None: ...
+
+class LatencyTrend(_message.Message):
+    __slots__ = ("verdict", "reason", "window_s", "queries_per_s", "windows", "baseline_windows", "p50", "p99", "visited")
+    VERDICT_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_S_FIELD_NUMBER: _ClassVar[int]
+    QUERIES_PER_S_FIELD_NUMBER: _ClassVar[int]
+    WINDOWS_FIELD_NUMBER: _ClassVar[int]
+    BASELINE_WINDOWS_FIELD_NUMBER: _ClassVar[int]
+    P50_FIELD_NUMBER: _ClassVar[int]
+    P99_FIELD_NUMBER: _ClassVar[int]
+    VISITED_FIELD_NUMBER: _ClassVar[int]
+    verdict: TrendVerdict
+    reason: str
+    window_s: float
+    queries_per_s: float
+    windows: int
+    baseline_windows: int
+    p50: TrendRatio
+    p99: TrendRatio
+    visited: TrendRatio
+    def __init__(self, verdict: _Optional[_Union[TrendVerdict, str]] = ..., reason: _Optional[str] = ..., window_s: _Optional[float] = ..., queries_per_s: _Optional[float] = ..., windows: _Optional[int] = ..., baseline_windows: _Optional[int] = ..., p50: _Optional[_Union[TrendRatio, _Mapping]] = ..., p99: _Optional[_Union[TrendRatio, _Mapping]] = ..., visited: _Optional[_Union[TrendRatio, _Mapping]] = ...) -> None: ...
+
 class GetRecallRequest(_message.Message):
     __slots__ = ("collection",)
     COLLECTION_FIELD_NUMBER: _ClassVar[int]
@@ -569,7 +616,7 @@ class GetRecallRequest(_message.Message):
     def __init__(self, collection: _Optional[str] = ...) -> None: ...
 
 class GetRecallResponse(_message.Message):
-    __slots__ = ("collection", "collection_id", "recall_objective", "sampled_share", "overall", "bands", "shards", "tiers", "models", "segments", "filters", "errors")
+    __slots__ = ("collection", "collection_id", "recall_objective", "sampled_share", "overall", "bands", "shards", "tiers", "models", "segments", "filters", "errors", "latency")
     class ErrorsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -577,6 +624,13 @@ class GetRecallResponse(_message.Message):
         key: str
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    class LatencyEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: LatencyTrend
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[LatencyTrend, _Mapping]] = ...) -> None: ...
     COLLECTION_FIELD_NUMBER: _ClassVar[int]
     COLLECTION_ID_FIELD_NUMBER: _ClassVar[int]
     RECALL_OBJECTIVE_FIELD_NUMBER: _ClassVar[int]
@@ -589,6 +643,7 @@ class GetRecallResponse(_message.Message):
     SEGMENTS_FIELD_NUMBER: _ClassVar[int]
     FILTERS_FIELD_NUMBER: _ClassVar[int]
     ERRORS_FIELD_NUMBER: _ClassVar[int]
+    LATENCY_FIELD_NUMBER: _ClassVar[int]
     collection: str
     collection_id: str
     recall_objective: float
@@ -601,7 +656,8 @@ class GetRecallResponse(_message.Message):
     segments: _containers.RepeatedCompositeFieldContainer[SegmentRecall]
     filters: _containers.RepeatedCompositeFieldContainer[FilterRecall]
     errors: _containers.ScalarMap[str, str]
-    def __init__(self, collection: _Optional[str] = ..., collection_id: _Optional[str] = ..., recall_objective: _Optional[float] = ..., sampled_share: _Optional[float] = ..., overall: _Optional[_Union[RecallSlice, _Mapping]] = ..., bands: _Optional[_Iterable[_Union[RecallSlice, _Mapping]]] = ..., shards: _Optional[_Iterable[_Union[RecallSlice, _Mapping]]] = ..., tiers: _Optional[_Iterable[_Union[RecallSlice, _Mapping]]] = ..., models: _Optional[_Iterable[_Union[RecallSlice, _Mapping]]] = ..., segments: _Optional[_Iterable[_Union[SegmentRecall, _Mapping]]] = ..., filters: _Optional[_Iterable[_Union[FilterRecall, _Mapping]]] = ..., errors: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    latency: _containers.MessageMap[str, LatencyTrend]
+    def __init__(self, collection: _Optional[str] = ..., collection_id: _Optional[str] = ..., recall_objective: _Optional[float] = ..., sampled_share: _Optional[float] = ..., overall: _Optional[_Union[RecallSlice, _Mapping]] = ..., bands: _Optional[_Iterable[_Union[RecallSlice, _Mapping]]] = ..., shards: _Optional[_Iterable[_Union[RecallSlice, _Mapping]]] = ..., tiers: _Optional[_Iterable[_Union[RecallSlice, _Mapping]]] = ..., models: _Optional[_Iterable[_Union[RecallSlice, _Mapping]]] = ..., segments: _Optional[_Iterable[_Union[SegmentRecall, _Mapping]]] = ..., filters: _Optional[_Iterable[_Union[FilterRecall, _Mapping]]] = ..., errors: _Optional[_Mapping[str, str]] = ..., latency: _Optional[_Mapping[str, LatencyTrend]] = ...) -> None: ...
 
 class RebalanceRequest(_message.Message):
     __slots__ = ("dry_run",)

@@ -236,20 +236,22 @@ class ReportRecallResponse(_message.Message):
     def __init__(self, collections: _Optional[_Iterable[_Union[CollectionRecall, _Mapping]]] = ...) -> None: ...
 
 class CollectionRecall(_message.Message):
-    __slots__ = ("collection_id", "recall_objective", "sampled_share", "shards", "segments", "filters")
+    __slots__ = ("collection_id", "recall_objective", "sampled_share", "shards", "segments", "filters", "latency")
     COLLECTION_ID_FIELD_NUMBER: _ClassVar[int]
     RECALL_OBJECTIVE_FIELD_NUMBER: _ClassVar[int]
     SAMPLED_SHARE_FIELD_NUMBER: _ClassVar[int]
     SHARDS_FIELD_NUMBER: _ClassVar[int]
     SEGMENTS_FIELD_NUMBER: _ClassVar[int]
     FILTERS_FIELD_NUMBER: _ClassVar[int]
+    LATENCY_FIELD_NUMBER: _ClassVar[int]
     collection_id: str
     recall_objective: float
     sampled_share: float
     shards: _containers.RepeatedCompositeFieldContainer[ShardBandRecall]
     segments: _containers.RepeatedCompositeFieldContainer[_admin_pb2.SegmentRecall]
     filters: _containers.RepeatedCompositeFieldContainer[_admin_pb2.FilterRecall]
-    def __init__(self, collection_id: _Optional[str] = ..., recall_objective: _Optional[float] = ..., sampled_share: _Optional[float] = ..., shards: _Optional[_Iterable[_Union[ShardBandRecall, _Mapping]]] = ..., segments: _Optional[_Iterable[_Union[_admin_pb2.SegmentRecall, _Mapping]]] = ..., filters: _Optional[_Iterable[_Union[_admin_pb2.FilterRecall, _Mapping]]] = ...) -> None: ...
+    latency: _admin_pb2.LatencyTrend
+    def __init__(self, collection_id: _Optional[str] = ..., recall_objective: _Optional[float] = ..., sampled_share: _Optional[float] = ..., shards: _Optional[_Iterable[_Union[ShardBandRecall, _Mapping]]] = ..., segments: _Optional[_Iterable[_Union[_admin_pb2.SegmentRecall, _Mapping]]] = ..., filters: _Optional[_Iterable[_Union[_admin_pb2.FilterRecall, _Mapping]]] = ..., latency: _Optional[_Union[_admin_pb2.LatencyTrend, _Mapping]] = ...) -> None: ...
 
 class ShardBandRecall(_message.Message):
     __slots__ = ("shard", "band", "estimate", "stability", "seen")

@@ -8,6 +8,7 @@ from typing import Any, Generic, TypeVar
 from annheal.errors import InvalidArgument
 from annheal.model.collection import AttributeType, Metric
 from annheal.model.filter import ComparisonOp
+from annheal.model.latency import TrendVerdict
 from annheal.model.manifest import IndexKind, Tier
 from annheal.model.recall import SelectivityBand
 from annheal.model.recall_summary import RecallVerdict
@@ -146,5 +147,13 @@ RECALL_VERDICT = EnumCodec(
         RecallVerdict.MET: admin_pb2.RECALL_VERDICT_MET,
         RecallVerdict.UNCLEAR: admin_pb2.RECALL_VERDICT_UNCLEAR,
         RecallVerdict.MISSED: admin_pb2.RECALL_VERDICT_MISSED,
+    }
+)
+TREND_VERDICT = EnumCodec(
+    {
+        TrendVerdict.UNKNOWN: admin_pb2.TREND_VERDICT_UNKNOWN,
+        TrendVerdict.STEADY: admin_pb2.TREND_VERDICT_STEADY,
+        TrendVerdict.SLOWER: admin_pb2.TREND_VERDICT_SLOWER,
+        TrendVerdict.FASTER: admin_pb2.TREND_VERDICT_FASTER,
     }
 )

@@ -23,6 +23,7 @@ from annheal.model.recall_summary import (
 from annheal.v1 import admin_pb2, internal_pb2
 from annheal.wire.enums import BAND, RECALL_VERDICT, TIER
 from annheal.wire.filters import decode_filter, encode_filter
+from annheal.wire.latency import decode_trend, encode_trend
 from annheal.wire.timestamps import decode_seconds, encode_seconds
 
 
@@ -39,6 +40,7 @@ def encode_recall_reports(
                 shards=[_encode_shard_band(one) for one in report.shards],
                 segments=[_encode_segment(one) for one in report.segments],
                 filters=[_encode_filter_recall(one) for one in report.filters],
+                latency=None if report.latency is None else encode_trend(report.latency),
             )
             for report in reports
         ]
@@ -59,6 +61,7 @@ def decode_recall_reports(
             ),
             segments=_decode_segments(report.segments),
             filters=tuple(_decode_filter_recall(one) for one in report.filters),
+            latency=decode_trend(report.latency) if report.HasField("latency") else None,
         )
         for report in message.collections
     )
@@ -79,6 +82,7 @@ def encode_recall_summary(summary: RecallSummary) -> admin_pb2.GetRecallResponse
         segments=[_encode_segment(one) for one in summary.segments],
         filters=[_encode_filter_recall(one) for one in summary.filters],
         errors=summary.errors,
+        latency={node: encode_trend(trend) for node, trend in summary.latency.items()},
     )
 
 
@@ -97,6 +101,7 @@ def decode_recall_summary(message: admin_pb2.GetRecallResponse) -> RecallSummary
         segments=_decode_segments(message.segments),
         filters=tuple(_decode_filter_recall(one) for one in message.filters),
         errors=dict(message.errors),
+        latency={node: decode_trend(trend) for node, trend in message.latency.items()},
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from annheal.model.filter import And, Comparison, ComparisonOp, Filter
+from annheal.model.latency import LatencyTrend, TrendRatio, TrendVerdict
 from annheal.model.recall import (
     CollectionRecall,
     FilterRecall,
@@ -14,6 +15,15 @@ from annheal.model.recall import (
     ShardBandRecall,
 )
 
+SLOWER = LatencyTrend(
+    TrendVerdict.SLOWER,
+    queries_per_s=120.0,
+    windows=10,
+    baseline_windows=200,
+    p50=TrendRatio(0.004, 2.0, 1.9, 2.1),
+    visited=TrendRatio(1_600.0, 2.0, 1.95, 2.05),
+)
+UNKNOWN = LatencyTrend(TrendVerdict.UNKNOWN, "4 of the last 10 minutes have 20 queries")
 MEASURED_AT_S = 1_700_000_000.0
 SELECTIVE: Filter = And(
     (
@@ -41,7 +51,9 @@ def shard_band(
     return ShardBandRecall(shard, band, measured, stability, seen)
 
 
-def report(collection_id: str, *, shards: Sequence[int] = (0,)) -> CollectionRecall:
+def report(
+    collection_id: str, *, shards: Sequence[int] = (0,), latency: LatencyTrend | None = SLOWER
+) -> CollectionRecall:
     """Return a healthy band without filters and a band of selective filters that is not."""
     none, few = SelectivityBand.UNFILTERED, SelectivityBand.FROM_0_1
     good, bad = estimate(0.98, 0.97, 0.99), estimate(0.8, 0.7, 0.9, queries=40, plan="selector")
@@ -49,6 +61,7 @@ def report(collection_id: str, *, shards: Sequence[int] = (0,)) -> CollectionRec
         collection_id=collection_id,
         recall_objective=0.95,
         sampled_share=0.01,
+        latency=latency,
         shards=tuple(
             part
             for shard in shards

@@ -28,7 +28,7 @@ from coordinator.service import services
 from tests.support.memory_cluster import memory_cluster, soon, spec
 from tests.support.memory_node import MemoryNode
 from tests.support.processes import REPOSITORY, clean_environment
-from tests.support.recall_reports import report
+from tests.support.recall_reports import UNKNOWN, report
 
 WAIT_S = 60.0
 
@@ -81,10 +81,18 @@ async def test_recall_shows_slices_segments_and_what_is_done(served: Served) -> 
     assert "cold 0.8000 0.7000 to 0.9000 40 missed" in lines
     assert any(line.startswith("segment cold-0 (shard 0, 0.1-1%): ef 512 of at") for line in lines)
     assert any("although it was built anew" in line for line in lines)
+    assert "a 120 4 ms 2.00 - - slower" in lines
+    said = " ".join(shown.split())
+    assert "take 2.00 times (1.90 to 2.10) what they took at this volume" in said
+    assert "2.00 times as many rows are compared" in said
     whole = document(await served.run("recall", "things", "-o", "json"))
     assert whole["overall"]["estimate"]["recall"] == pytest.approx(0.962)
     assert whole["bands"][1]["verdict"] == "missed"
     assert {one["segment_id"] for one in whole["segments"] if one["stuck"]} == {"cold-1"}
+    assert whole["latency"]["a"]["p50"]["ratio"] == 2.0
+    served.node.recalls[:] = [report(served.collection_id, latency=UNKNOWN)]
+    shown = " ".join((await served.run("recall", "things")).stdout.split())
+    assert "node a: searches by volume are not comparable yet: 4 of the last 10 minutes" in shown
     assert (
         whole["filters"][0]["filter"] == 'ecosystem = "pypi" and year >= 2024'
         or whole["filters"][0]["filter"] == "ecosystem = 'pypi' and year >= 2024"

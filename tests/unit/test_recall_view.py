@@ -22,10 +22,20 @@ from annheal.wire.recall import (
     encode_recall_reports,
     encode_recall_summary,
 )
+from coordinator.metrics import recall_families
 from coordinator.recall_view import join_dependent, join_independent, summarise
 from coordinator.service import services
 from tests.support.memory_cluster import memory_cluster, soon, spec
-from tests.support.recall_reports import BROAD, SELECTIVE, estimate, report, shard_band
+from tests.support.recall_reports import (
+    BROAD,
+    MEASURED_AT_S,
+    SELECTIVE,
+    SLOWER,
+    UNKNOWN,
+    estimate,
+    report,
+    shard_band,
+)
 
 COLLECTION = Collection(
     id="c1",
@@ -134,7 +144,7 @@ def test_a_summary_has_every_slice() -> None:
 
 
 def test_reports_and_summaries_round_trip() -> None:
-    reports = (report("c1", shards=[0, 1]), report("c2"))
+    reports = (report("c1", shards=[0, 1]), report("c2", latency=None))
     assert decode_recall_reports(encode_recall_reports(reports)) == reports
     unknown = replace(
         report("c1"),
@@ -143,7 +153,9 @@ def test_reports_and_summaries_round_trip() -> None:
     (back,) = decode_recall_reports(encode_recall_reports([unknown]))
     assert math.isnan(back.shards[0].stability)
     for summary in (
-        summarise(COLLECTION, reports[:1], errors={"n": "away"}),
+        summarise(
+            COLLECTION, reports[:1], errors={"n": "away"}, latency={"a": SLOWER, "b": UNKNOWN}
+        ),
         summarise(COLLECTION, []),
     ):
         assert decode_recall_summary(encode_recall_summary(summary)) == summary
@@ -168,14 +180,32 @@ async def test_the_coordinator_asks_every_owner_over_grpc(tmp_path: Path) -> Non
                     answer = await connection.call(methods.GET_RECALL, request, timeout_s=20)
                     return decode_recall_summary(answer)
 
-                whole = summarise(made, [report(made.id, shards=range(4))])
+                whole = summarise(
+                    made,
+                    [report(made.id, shards=range(4))],
+                    latency={"a": SLOWER, "b": SLOWER},  # by node: times are not joined
+                )
                 assert await ask("things") == whole
                 nodes[0].silent = Unavailable("the node is away")
                 half = summarise(
                     made,
                     [report(made.id, shards=owned["b"])],
+                    latency={"b": SLOWER},
                     errors={"a": "the node is away"},
                 )
                 assert await ask("things") == half
         finally:
             await server.stop(grace_s=0)
+
+
+def test_a_trend_is_scraped_by_node_and_measure() -> None:
+    summary = summarise(COLLECTION, [report("c1")], latency={"a": SLOWER, "b": UNKNOWN})
+    families = {one.name: one for one in recall_families([summary], now_s=MEASURED_AT_S)}
+    assert dict(families["annheal_search_trend_ratio"].values) == {
+        ("things", "a", "p50", "estimate"): 2.0,
+        ("things", "a", "p50", "low"): 1.9,
+        ("things", "a", "p50", "high"): 2.1,
+        ("things", "a", "visited", "estimate"): 2.0,
+        ("things", "a", "visited", "low"): 1.95,
+        ("things", "a", "visited", "high"): 2.05,
+    }
