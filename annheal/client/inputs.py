@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, datetime
 from typing import Any, TypeAlias, cast
@@ -217,6 +218,18 @@ def _moment(value: Any) -> Any:
     return value
 
 
+def _check_nulls(value: Any, *, field: str) -> None:
+    """Raise `InvalidArgument` for NaN and infinity, which JSON does not have and msgspec nulls."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InvalidArgument.of(field, f"is {value}, which JSON cannot hold; send None or text")
+    if isinstance(value, dict):
+        for key, part in value.items():
+            _check_nulls(part, field=f"{field}.{key}")
+    elif isinstance(value, list | tuple):
+        for position, part in enumerate(value):
+            _check_nulls(part, field=f"{field}[{position}]")
+
+
 def as_payloads(given: PayloadsInput, *, rows: int) -> pa.BinaryArray | None:
     """Return payloads as JSON, null where a row has none."""
     if given is None:
@@ -230,6 +243,9 @@ def as_payloads(given: PayloadsInput, *, rows: int) -> pa.BinaryArray | None:
         texts = [
             value if value is None or isinstance(value, bytes) else encode(value) for value in given
         ]
-    except (TypeError, ValueError) as error:
+        for row, text in enumerate(texts):
+            if text is not None and b"null" in text and not isinstance(given[row], bytes):
+                _check_nulls(given[row], field=f"payloads[{row}]")
+    except (TypeError, ValueError, RecursionError) as error:
         raise InvalidArgument.of("payloads", f"cannot be written as JSON: {error}") from error
     return pa.array(texts, type=pa.binary())

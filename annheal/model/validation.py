@@ -1,7 +1,6 @@
 """Checks of what callers send, vectorised: each error names the field, the row and the mend.
 
-Nothing here loops over values except to say which one is wrong, and over payloads, whose JSON
-is parsed by msgspec.
+Nothing here loops over values except to say which one is wrong. Payloads have their own module.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -30,7 +28,6 @@ from annheal.model.limits import (
     KEYWORD_BYTES_MAX,
     KEYWORD_LIST_LENGTH_MAX,
     NAME_PATTERN,
-    PAYLOAD_BYTES_MAX,
     SCAN_PAGE_ROWS_MAX,
     SEARCH_HITS_MAX,
     SEARCH_QUERIES_MAX,
@@ -38,6 +35,7 @@ from annheal.model.limits import (
     TIMEOUT_MAX_S,
     WRITE_ROWS_MAX,
 )
+from annheal.model.payloads import validate_payloads
 from annheal.model.records import Float32Matrix, Projection, RecordBatch, arrow_schema
 from annheal.model.search import SearchOptions
 
@@ -53,7 +51,6 @@ UNIT_TOLERANCE = 1e-6
 
 _NAME = re.compile(NAME_PATTERN)
 _ATTRIBUTE_NAME = re.compile(ATTRIBUTE_NAME_PATTERN)
-_JSON = msgspec.json.Decoder(msgspec.Raw)
 L2_SQUARE_MAX = float(np.finfo(np.float32).max) / 4.1
 """Squared length up to which the squared distance of any two vectors is finite in float32."""
 
@@ -307,7 +304,7 @@ def validate_batch(batch: RecordBatch, *, collection: Collection) -> RecordBatch
             raise InvalidArgument.of(field, f"{length} rows for {rows} ids; send one for each id")
     vectors = validate_vectors(batch.vectors, model=collection.model)
     _check_attributes(batch.attributes, schema=collection.schema)
-    _check_payloads(batch.payloads)
+    validate_payloads(batch.payloads)
     if vectors is batch.vectors:
         return batch
     return RecordBatch(
@@ -379,31 +376,6 @@ def _check_floats(column: pa.Array[Any], *, field: str) -> None:
         raise InvalidArgument.of(
             f"{field}[{row}]", f"is {column[row].as_py()}; send a finite number or leave it out"
         )
-
-
-def _check_payloads(payloads: pa.BinaryArray) -> None:
-    if payloads.null_count == len(payloads):
-        return
-    lengths = _byte_lengths(payloads)
-    if int(lengths.max()) > PAYLOAD_BYTES_MAX:
-        row = int(lengths.argmax())
-        raise InvalidArgument.of(
-            f"payloads[{row}]",
-            f"has {int(lengths[row])} bytes; a payload has at most {PAYLOAD_BYTES_MAX}",
-        )
-    try:
-        payloads.cast(pa.string())
-    except pa.ArrowInvalid as error:
-        raise InvalidArgument.of("payloads", f"payloads are JSON in UTF-8: {error}") from error
-    for row, payload in enumerate(payloads.to_pylist()):
-        if payload is None:
-            continue
-        try:
-            _JSON.decode(payload)
-        except msgspec.DecodeError as error:
-            raise InvalidArgument.of(f"payloads[{row}]", f"is not valid JSON: {error}") from error
-        except RecursionError as error:
-            raise InvalidArgument.of(f"payloads[{row}]", "is nested too deeply") from error
 
 
 # ------------------------------------------------------------------------------------------ reads

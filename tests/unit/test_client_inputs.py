@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import UTC, date, datetime
 from typing import Any
 
@@ -112,6 +113,10 @@ def test_payloads_are_json() -> None:
     assert found.to_pylist() == [b'{"a":1}', None, b"[1]"]
     with pytest.raises(InvalidArgument, match="JSON"):
         as_payloads([object()], rows=1)
+    assert as_payloads([{"a": None, "b": "null"}], rows=1) is not None
+    for wrong in (math.nan, math.inf):
+        with pytest.raises(InvalidArgument, match=r"payloads\[1\]\.a\[0\]: .*send None or text"):
+            as_payloads([{"a": 1.5}, {"a": (wrong, None)}], rows=2)
 
 
 def test_projection_by_words() -> None:

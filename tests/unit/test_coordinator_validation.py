@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -19,6 +20,8 @@ from annheal.model.collection import (
     Metric,
     ModelSpec,
 )
+from annheal.model.limits import PAYLOAD_DEPTH_MAX
+from annheal.model.payloads import validate_payloads
 from annheal.model.records import Projection, RecordBatch, arrow_schema
 from annheal.model.search import SearchOptions
 from annheal.model.validation import (
@@ -168,12 +171,33 @@ def test_a_good_batch_passes_as_it_is():
         ({"payload": b'"' + b"x" * (1 << 20) + b'"'}, "payloads[1]"),
         ({"payload": b'"\xff"'}, "payloads"),
         ({"payload": b"[" * 5_000 + b"]" * 5_000}, "payloads[1]"),
+        ({"payload": b"[" * 257 + b'"]"' + b"]" * 257}, "payloads[1]"),
+        ({"payload": b'{"price":1e999}'}, "payloads[1]"),
+        ({"payload": b"[-1e999]"}, "payloads[1]"),
+        ({"payload": b'{"price":NaN}'}, "payloads[1]"),
     ],
 )
 def test_values_beyond_their_limits_are_named(changes: dict[str, Any], field: str):
     with pytest.raises(InvalidArgument) as error:
         validate_batch(record_batch(**changes), collection=COLLECTION)
     assert fields(error) == [field]
+
+
+def test_payloads_that_are_accepted_can_be_read_back():
+    deepest = b"[" * PAYLOAD_DEPTH_MAX + b"]" * PAYLOAD_DEPTH_MAX
+    long_list = b"[" + b",".join([b'{"a":"\\"["}'] * 1_000) + b"]"
+    for payload in (deepest, long_list, b"1e-999", b"1" * 300, b'"1e999 NaN"'):
+        assert validate_batch(record_batch(payload=payload), collection=COLLECTION) is not None
+        msgspec.json.decode(payload)
+    for too_large in (b"1e999", b'{"n":[1E+400]}', b"1" * 310 + b".5", b"1" * 5_000):
+        with pytest.raises(msgspec.ValidationError):
+            msgspec.json.decode(too_large)
+        with pytest.raises(InvalidArgument, match=r"payloads\[1\]: .*send it as text or null"):
+            validate_batch(record_batch(payload=too_large), collection=COLLECTION)
+    payloads = pa.array([b"{}", None, b'{"n":1e999}', b"[1e5]"] * 50, type=pa.binary())
+    validate_payloads(payloads[3:6])
+    with pytest.raises(InvalidArgument, match=r"payloads\[3\]"):
+        validate_payloads(payloads[3:8])
 
 
 def test_columns_must_be_those_of_the_schema_and_all_of_one_length():
