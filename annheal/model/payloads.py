@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -24,8 +25,7 @@ def validate_payloads(payloads: pa.BinaryArray) -> None:
     """Raise `InvalidArgument` for a payload that is too large or that the SDK could not read."""
     if payloads.null_count == len(payloads):
         return
-    sizes: Any = pc.fill_null(pc.binary_length(payloads), 0)
-    lengths = np.asarray(sizes)
+    lengths = _byte_lengths(payloads)
     if int(lengths.max()) > PAYLOAD_BYTES_MAX:
         row = int(lengths.argmax())
         raise InvalidArgument.of(
@@ -49,6 +49,10 @@ def validate_payloads(payloads: pa.BinaryArray) -> None:
         # So deep a nesting takes so many bytes; most payloads are shorter.
         if len(payload) > 2 * PAYLOAD_DEPTH_MAX and _depth(payload) > PAYLOAD_DEPTH_MAX:
             raise _too_deep(row)
+
+
+def _byte_lengths(column: Any) -> npt.NDArray[np.int32]:
+    return np.asarray(pc.fill_null(pc.binary_length(column), 0))
 
 
 def _unreadable(payload: bytes, error: msgspec.DecodeError, *, field: str) -> InvalidArgument:
