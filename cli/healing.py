@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import StrEnum
 from typing import Annotated
 
 import typer
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.text import Text
 
 from annheal.client import SegmentList
 from annheal.errors import FailedPrecondition
@@ -19,6 +21,15 @@ from annheal.model.write import SegmentState
 from cli.output import moment, share, size, table
 from cli.records import Collection
 from cli.state import state_of
+
+
+class RewriteTier(StrEnum):
+    """Tiers that can be compacted; growing rows are in memory."""
+
+    HOT = "hot"
+    WARM = "warm"
+    COLD = "cold"
+
 
 Shard = Annotated[int | None, typer.Option("--shard", min=0, help="One shard only.")]
 
@@ -46,8 +57,18 @@ def compact(
     context: typer.Context,
     collection: Collection,
     shard: Shard = None,
+    segment: Annotated[
+        list[str] | None,
+        typer.Option("--segment", metavar="ID", help="Rewrite this one, whatever the rules say."),
+    ] = None,
+    tier: Annotated[
+        RewriteTier | None, typer.Option("--tier", help="Rewrite the segments of this tier.")
+    ] = None,
     full: Annotated[
         bool, typer.Option("--full", help="Rewrite everything, not only what the rules choose.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be done, and why.")
     ] = False,
     wait: Annotated[
         bool, typer.Option("--wait/--no-wait", help="Follow the tasks to their end.")
@@ -66,7 +87,19 @@ def compact(
             if not quiet:
                 live.update(_render_tasks(tasks), refresh=True)
 
-        tasks = client.compact(collection, shard=shard, full=full, wait=wait, progress=progress)
+        tasks = client.compact(
+            collection,
+            shard=shard,
+            segments=segment or (),
+            tier=None if tier is None else tier.value,
+            full=full,
+            dry_run=dry_run,
+            wait=wait,
+            progress=progress,
+        )
+    if dry_run:
+        state.output.show(tasks, lambda t: _render_plan(t) if t else "nothing to compact")
+        return
     state.output.show(tasks, lambda t: _render_tasks(t) if t else "nothing to compact")
     failed = [task for task in tasks if task.phase is TaskPhase.FAILED]
     if failed:
@@ -118,6 +151,25 @@ def _render_segments(found: SegmentList) -> RenderableType:
         f"({share(dead, rows) or '0 %'})"
     )
     return Group(table(columns, map(cells, found.segments)), total)
+
+
+def _render_plan(planned: Sequence[TaskStatus]) -> RenderableType:
+    def cells(t: TaskStatus) -> tuple[object, ...]:
+        return (
+            t.shard,
+            t.reason,
+            Text(t.why),
+            len(t.sources),
+            ", ".join(t.sources),
+            t.tier,
+            size(t.estimated_bytes),
+            size(t.estimated_disk_bytes),
+        )
+
+    columns = [
+        ">SHARD", "REASON", "WHY", ">SOURCES", "SEGMENTS", "TIER", ">MEMORY", ">DISK",
+    ]  # fmt: skip
+    return Group(table(columns, map(cells, planned)), "nothing was changed")
 
 
 def _render_tasks(found: Sequence[TaskStatus]) -> RenderableType:

@@ -6,12 +6,13 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Sequence
 
-from annheal.errors import AnnhealError, FailedPrecondition
+from annheal.errors import AnnhealError, FailedPrecondition, InvalidArgument
 from annheal.metastore import keys
 from annheal.metastore.codec import decode_value
 from annheal.model.cluster import (
     ClusterStatus,
     CollectionStatus,
+    CompactionOrder,
     GarbageReport,
     NodeStatus,
     ShardMove,
@@ -19,13 +20,19 @@ from annheal.model.cluster import (
     TaskStatus,
 )
 from annheal.model.collection import Collection
+from annheal.model.manifest import Tier
 from annheal.model.shard import ShardId, ShardPhase, WorkerRegistration
 from annheal.model.task import CompactionTask, TaskPhase
 from annheal.model.write import SegmentState, ShardState
 from annheal.runtime.deadline import Deadline
 from annheal.runtime.tasks import TaskScope
 from coordinator.collections import check_shard
-from coordinator.compaction_plan import ShardObservation, plan_compactions, plan_manual
+from coordinator.compaction_plan import (
+    ShardObservation,
+    plan_compactions,
+    plan_manual,
+    plan_named,
+)
 from coordinator.control import ControlParts
 from coordinator.observation import Observation, observe_shards
 from coordinator.ports import ShardNode
@@ -163,26 +170,60 @@ class Admin:
         found = await self._parts.catalog.collection(collection)
         await self._flush(found, range(found.shard_count), deadline=deadline)
 
+    async def retry_task(self, task_id: str, *, deadline: Deadline) -> TaskStatus:
+        """Put a task that was given up back into the queue; raises `FailedPrecondition`."""
+        tasks = self._parts.tasks
+        async with tasks.planning:
+            return await self._status_of(await tasks.release(task_id, deadline=deadline))
+
     async def compact(
-        self, collection: str, *, deadline: Deadline, shard: int | None = None, full: bool = False
+        self, collection: str, order: CompactionOrder, *, deadline: Deadline
     ) -> tuple[str, ...]:
         """Flush, then plan compactions; return the ids of new tasks and of those under way.
 
-        `full` rewrites every segment that could become better; otherwise the rules decide, as if
-        nothing had been written for long. Raises `FailedPrecondition` when shards do not answer.
+        Without names, tier or `full` the rules decide, as if nothing had been written for long.
+        Raises `InvalidArgument` for a shard and `NotFound` for a segment that does not exist, and
+        `FailedPrecondition` when shards do not answer.
         """
         parts = self._parts
-        found = await parts.catalog.collection(collection)
-        if shard is not None:
-            check_shard(found, shard)
-        numbers = range(found.shard_count) if shard is None else (shard,)
+        found, numbers = await self._ordered(collection, order)
         await self._flush(found, numbers, deadline=deadline)
         async with parts.tasks.planning:
-            return await self._plan(found, numbers, full=full)
+            planned, tasks = await self._plan(found, numbers, order)
+            await parts.tasks.add(planned)
+        wanted = set(order.segment_ids)
+        under_way = [
+            one.id
+            for one in tasks
+            if one.phase in UNFINISHED and (not wanted or wanted & set(one.sources))
+        ]
+        return tuple([task.id for task in planned] + under_way)
+
+    async def plan_compaction(
+        self, collection: str, order: CompactionOrder
+    ) -> tuple[TaskStatus, ...]:
+        """Return the tasks that `compact` would add for what is flushed by now; changes nothing."""
+        found, numbers = await self._ordered(collection, order)
+        planned, _ = await self._plan(found, numbers, order)
+        return tuple(TaskStatus.of(one, collection=found.name) for one in planned)
+
+    async def _ordered(
+        self, collection: str, order: CompactionOrder
+    ) -> tuple[Collection, Sequence[int]]:
+        """Return the collection and its shards that are meant; raises for what cannot be meant."""
+        if order.segment_ids and (order.tier is not None or order.full):
+            raise InvalidArgument.of("segment_ids", "names segments: leave tier and full out")
+        if order.tier is Tier.GROWING:
+            raise InvalidArgument.of("tier", "growing rows are in memory; flush them first")
+        found = await self._parts.catalog.collection(collection)
+        if order.shard is not None:
+            check_shard(found, order.shard)
+        return found, range(found.shard_count) if order.shard is None else (order.shard,)
 
     async def _plan(
-        self, found: Collection, numbers: Sequence[int], *, full: bool
-    ) -> tuple[str, ...]:
+        self, found: Collection, numbers: Sequence[int], order: CompactionOrder
+    ) -> tuple[tuple[CompactionTask, ...], list[CompactionTask]]:
+        """Return new tasks, and those known of the shards."""
         parts = self._parts
         tasks = [one.value for one in parts.catalog.tasks()]
         mine = [one for one in tasks if one.collection_id == found.id and one.shard in numbers]
@@ -198,9 +239,26 @@ class Admin:
                 reason="SHARDS_NOT_SERVED",
             )
         now_s, rules = parts.wall_clock(), self._settings.compaction
-        if full:
+        if order.segment_ids:
+            names = frozenset(order.segment_ids)
+            planned = plan_named(
+                found,
+                states,
+                mine,
+                segment_ids=names,
+                now_s=now_s,
+                new_id=parts.new_id,
+                settings=rules,
+            )
+        elif order.full or order.tier is not None:
             planned = plan_manual(
-                found, states, mine, now_s=now_s, new_id=parts.new_id, settings=rules
+                found,
+                states,
+                mine,
+                now_s=now_s,
+                new_id=parts.new_id,
+                settings=rules,
+                tier=order.tier,
             )
         else:
             planned = plan_compactions(
@@ -211,10 +269,7 @@ class Admin:
                 settings=rules,
                 new_id=parts.new_id,
             )
-        await parts.tasks.add(planned)
-        return tuple(
-            [task.id for task in planned] + [one.id for one in mine if one.phase in UNFINISHED]
-        )
+        return planned, mine
 
     # ---------------------------------------------------------------------------- topology
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from annheal.errors import AnnhealError, DeadlineExceeded, FailedPrecondition, NotFound
@@ -21,11 +21,12 @@ from annheal.runtime.deadline import Deadline
 from annheal.runtime.fail_points import fail_point
 from annheal.runtime.tasks import run_loop
 from coordinator.catalog import Catalog
-from coordinator.compaction_plan import ShardObservation, plan_compactions
+from coordinator.compaction_plan import ShardObservation, plan_compactions, within_budget
 from coordinator.election import Leadership
 from coordinator.gc import GarbageCollector
 from coordinator.observation import Observation, observe_shards
 from coordinator.ports import ShardNode
+from coordinator.publication_plan import plan_publications
 from coordinator.router import Router, reroutable
 from coordinator.settings import CoordinatorSettings
 from coordinator.table import Stored
@@ -65,16 +66,18 @@ class Control:
         look: Callable[[], Awaitable[object]]
         try:
             async with asyncio.TaskGroup() as group:
+                node_rows: dict[str, int] = {}
+                publication = _Publication(parts, settings, term, group, node_rows)
                 for name, look in (
                     ("placement", _Placement(parts, settings, term).look),
-                    ("publication", _Publication(parts, settings, term, group).look),
+                    ("publication", publication.look),
                 ):
                     paced = _OnChange(parts.catalog, look, settings.control_interval_s)
                     group.create_task(run_loop(paced.step, name=name, wait=paced.wait), name=name)
                 for name, look, interval_s in (
                     (
                         "compaction",
-                        _Compaction(parts, settings, term).look,
+                        _Compaction(parts, settings, term, node_rows).look,
                         settings.compaction_interval_s,
                     ),
                     ("tidying", _Tidying(parts, settings, term).look, settings.control_interval_s),
@@ -165,21 +168,34 @@ class _Publication:
         settings: CoordinatorSettings,
         term: Leadership,
         group: asyncio.TaskGroup,
+        node_rows: Mapping[str, int],
     ) -> None:
         self._parts = parts
         self._settings = settings
         self._term = term
         self._group = group
-        self._under_way: set[str] = set()
+        self._node_rows = node_rows
+        self._under_way: dict[str, CompactionTask] = {}
 
     async def look(self) -> None:
-        for stored in self._parts.catalog.tasks():
-            if len(self._under_way) >= self._settings.publishes_max:
-                return
-            task = stored.value
-            if task.phase is TaskPhase.BUILT and task.id not in self._under_way:
-                self._under_way.add(task.id)
-                self._group.create_task(self._publish(stored), name=f"publish-{task.id}")
+        catalog = self._parts.catalog
+        built = {
+            stored.value.id: stored
+            for stored in catalog.tasks()
+            if stored.value.phase is TaskPhase.BUILT and stored.value.id not in self._under_way
+        }
+        if not built:
+            return
+        for task in plan_publications(
+            [stored.value for stored in built.values()],
+            self._under_way.values(),
+            owners={one.value.id: one.value.owner for one in catalog.assignments()},
+            node_rows=self._node_rows,
+            publishes_max=self._settings.publishes_max,
+            reload_share_max=self._settings.compaction.reload_share_max,
+        ):
+            self._under_way[task.id] = task
+            self._group.create_task(self._publish(built[task.id]), name=f"publish-{task.id}")
 
     async def _publish(self, stored: Stored[CompactionTask]) -> None:
         task = stored.value
@@ -202,7 +218,7 @@ class _Publication:
             if error.retryable or reroutable(error) or isinstance(error, DeadlineExceeded):
                 _log.warning("task %s is not published yet: %s", task.id, error.message)
                 await asyncio.sleep(self._settings.store_retry_s)
-                self._under_way.discard(task.id)
+                self._under_way.pop(task.id, None)
                 return
             phase, problem = TaskPhase.FAILED, error.message
         fail_point("coordinator.proposed")
@@ -214,18 +230,26 @@ class _Publication:
                 raise
             _log.warning("task %s: its end was not stored yet: %s", task.id, error.message)
         finally:
-            self._under_way.discard(task.id)
+            self._under_way.pop(task.id, None)
 
 
 class _Compaction:
-    """Plans compactions from what the owners report, and cancels tasks that came to nothing."""
+    """Plans compactions from what the owners report, and cancels tasks that came to nothing.
+
+    `node_rows` is kept up to date with the rows of each node.
+    """
 
     def __init__(
-        self, parts: ControlParts, settings: CoordinatorSettings, term: Leadership
+        self,
+        parts: ControlParts,
+        settings: CoordinatorSettings,
+        term: Leadership,
+        node_rows: dict[str, int],
     ) -> None:
         self._parts = parts
         self._settings = settings
         self._term = term
+        self._node_rows = node_rows
         self._sequences: dict[ShardId, tuple[int, float]] = {}
 
     async def look(self) -> None:
@@ -246,9 +270,13 @@ class _Compaction:
             observation = await observe_shards(
                 parts.catalog, parts.router, timeout_s=self._settings.observe_timeout_s
             )
+            for node, states in observation.by_node.items():
+                self._node_rows[node] = sum(state.live_rows for state in states)
             quiet = self._quiet(observation)
             planned: list[CompactionTask] = []
-            for collection in parts.catalog.collections() if rules.automatic else ():
+            for collection in parts.catalog.collections():
+                if not (rules.automatic and collection.settings.compaction_automatic):
+                    continue
                 planned += plan_compactions(
                     collection,
                     _observed(collection, observation, quiet),
@@ -257,8 +285,9 @@ class _Compaction:
                     settings=rules,
                     new_id=parts.new_id,
                 )
-            if planned:
-                await parts.tasks.add(planned, term=self._term)
+            allowed = within_budget(planned, [one.value for one in tasks], settings=rules)
+            if allowed:
+                await parts.tasks.add(allowed, term=self._term)
         return tasks, observation
 
     def _quiet(self, observation: Observation) -> dict[ShardId, float]:

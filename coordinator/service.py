@@ -398,11 +398,14 @@ class AdminServicer:
         self, request: admin_pb2.CompactRequest, context: Context
     ) -> admin_pb2.CompactResponse:
         """Plan compactions."""
+        order = wire_admin.decode_compact(request)
+        if order.dry_run:
+            planned = await self._admin.plan_compaction(request.collection, order)
+            return admin_pb2.CompactResponse(
+                planned=[wire_admin.encode_task(one) for one in planned]
+            )
         task_ids = await self._admin.compact(
-            request.collection,
-            shard=request.shard if request.HasField("shard") else None,
-            full=request.full,
-            deadline=deadline_of(context),
+            request.collection, order, deadline=deadline_of(context)
         )
         return admin_pb2.CompactResponse(task_ids=task_ids)
 
@@ -434,6 +437,13 @@ class AdminServicer:
         """Cancel a task."""
         task = await self._admin.cancel_task(request.task_id, deadline=deadline_of(context))
         return admin_pb2.CancelTaskResponse(task=wire_admin.encode_task(task))
+
+    async def RetryTask(
+        self, request: admin_pb2.RetryTaskRequest, context: Context
+    ) -> admin_pb2.RetryTaskResponse:
+        """Release a task that was given up."""
+        task = await self._admin.retry_task(request.task_id, deadline=deadline_of(context))
+        return admin_pb2.RetryTaskResponse(task=wire_admin.encode_task(task))
 
     async def MeasureRecall(
         self, request: admin_pb2.MeasureRecallRequest, context: Context

@@ -87,12 +87,13 @@ class TaskBook:
             await self._shown(revision)
         for task in tasks:
             _log.info(
-                "task %s: %s of %d segments of shard %s/%05d",
+                "task %s: %s of %d segments of shard %s/%05d: %s",
                 task.id,
                 task.reason.value,
                 len(task.sources),
                 task.collection_id,
                 task.shard,
+                task.why,
             )
         return len(tasks)
 
@@ -139,6 +140,42 @@ class TaskBook:
             if not await self.finish(stored, TaskPhase.CANCELLED, error="cancelled on request"):
                 raise Conflict(f"task {task_id} changed meanwhile")
             return (await self.get(task_id)).value
+
+        return await retry(attempt, deadline=deadline, policy=_POLICY, mutation=True)
+
+    async def release(self, task_id: str, *, deadline: Deadline) -> CompactionTask:
+        """Put a task that was given up back into the queue, with all its attempts.
+
+        Raises `FailedPrecondition` when it was not given up, or when one of its sources has got
+        into another task since. Hold `planning`.
+        """
+
+        async def attempt(_: Deadline) -> CompactionTask:
+            stored = await self.get(task_id)
+            task = stored.value
+            if task.phase is TaskPhase.PENDING and not task.attempts:
+                return task
+            if task.phase is not TaskPhase.FAILED:
+                raise FailedPrecondition(
+                    f"task {task_id} is {task.phase.value}; only failed tasks can be retried",
+                    reason="TASK_NOT_FAILED",
+                )
+            for other in self._catalog.tasks():
+                one = other.value
+                shared = set(one.sources) & set(task.sources)
+                if one.phase in UNFINISHED and shared and one.shard == task.shard:
+                    raise FailedPrecondition(
+                        f"segment {min(shared)} of task {task_id} is in task {one.id} already",
+                        reason="SEGMENT_BUSY",
+                    )
+            again = replace(task, phase=TaskPhase.PENDING, attempts=0, worker="", finished_at_s=0.0)
+            revision = await self._store.commit(
+                [Put(stored.key, encode_value(again))],
+                compares=[Compare(stored.key, stored.mod_revision)],
+            )
+            await self._shown(revision)
+            _log.info("task %s is released to be tried again", task_id)
+            return again
 
         return await retry(attempt, deadline=deadline, policy=_POLICY, mutation=True)
 

@@ -13,6 +13,7 @@ from annheal.errors import DeadlineExceeded, NotFound
 from annheal.model.cluster import (
     RECALL_SAMPLE_DEFAULT,
     ClusterStatus,
+    CompactionOrder,
     GarbageReport,
     NodeStatus,
     RecallOptions,
@@ -22,6 +23,7 @@ from annheal.model.cluster import (
     TaskStatus,
 )
 from annheal.model.limits import TIMEOUT_MAX_S
+from annheal.model.manifest import Tier
 from annheal.model.recall_summary import RecallSummary
 from annheal.model.task import TaskPhase
 from annheal.model.write import SegmentState
@@ -98,7 +100,10 @@ class AdminCalls:
         collection: str,
         *,
         shard: int | None = None,
+        segments: Sequence[str] = (),
+        tier: Tier | str | None = None,
         full: bool = False,
+        dry_run: bool = False,
         wait: bool = True,
         progress: TaskProgress | None = None,
         timeout_s: float = TIMEOUT_MAX_S,
@@ -108,7 +113,11 @@ class AdminCalls:
         Args:
             collection: its name.
             shard: one shard; all by default.
+            segments: rewrite these, whatever the rules say, and nothing else.
+            tier: rewrite the segments of this tier, and nothing else.
             full: rewrite everything, not only what the rules would choose.
+            dry_run: only return the tasks that would be planned of what is flushed, each with
+                `why`; nothing is changed.
             wait: return when every task has ended.
             progress: called with the tasks whenever they were looked at.
             timeout_s: time for planning and waiting together.
@@ -118,11 +127,19 @@ class AdminCalls:
         before they ended; they go on.
         """
         api, deadline = self._connection.api, self._connection.deadline(timeout_s)
-        # Planning twice names the tasks that are under way already, so it may be repeated.
-        task_ids = await self._connection.write(
-            lambda left_s: api.compact(collection, shard=shard, full=full, timeout_s=left_s),
-            deadline=deadline,
+        order = CompactionOrder(
+            shard=shard,
+            segment_ids=tuple(segments),
+            tier=None if tier is None else Tier(tier),
+            full=full,
+            dry_run=dry_run,
         )
+        # Planning twice names the tasks that are under way already, so it may be repeated.
+        task_ids, planned = await self._connection.write(
+            lambda left_s: api.compact(collection, order, timeout_s=left_s), deadline=deadline
+        )
+        if dry_run:
+            return planned
         tasks = await self._look(task_ids, deadline=deadline)
         while True:
             if progress is not None:
@@ -172,6 +189,14 @@ class AdminCalls:
         api = self._connection.api
         return await self._connection.write(
             lambda left_s: api.cancel_task(task_id, timeout_s=left_s),
+            deadline=self._connection.deadline(timeout_s),
+        )
+
+    async def retry_task(self, task_id: str, *, timeout_s: float | None = None) -> TaskStatus:
+        """Release a task that was given up after several attempts: it is tried again."""
+        api = self._connection.api
+        return await self._connection.write(
+            lambda left_s: api.retry_task(task_id, timeout_s=left_s),
             deadline=self._connection.deadline(timeout_s),
         )
 

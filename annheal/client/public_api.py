@@ -14,6 +14,7 @@ from annheal.errors import FailedPrecondition
 from annheal.model.cluster import (
     ClusterStatus,
     CollectionStatus,
+    CompactionOrder,
     GarbageReport,
     NodeStatus,
     RecallOptions,
@@ -298,12 +299,13 @@ class PublicApi:
         await self._call(methods.FLUSH, request, timeout_s=timeout_s)
 
     async def compact(
-        self, collection: str, *, shard: int | None, full: bool, timeout_s: float
-    ) -> tuple[str, ...]:
-        """Plan compactions; returns the ids of their tasks."""
-        request = methods.COMPACT.request(collection=collection, shard=shard, full=full)
+        self, collection: str, order: CompactionOrder, *, timeout_s: float
+    ) -> tuple[tuple[str, ...], tuple[TaskStatus, ...]]:
+        """Plan compactions; returns the ids of their tasks, and what a dry run would plan."""
+        request = wire_admin.encode_compact(collection, order=order)
         response = await self._call(methods.COMPACT, request, timeout_s=timeout_s)
-        return tuple(response.task_ids)
+        planned = tuple(wire_admin.decode_task(task) for task in response.planned)
+        return tuple(response.task_ids), planned
 
     async def list_tasks(
         self, *, collection: str, phase: TaskPhase | None, page_token: str, timeout_s: float
@@ -326,6 +328,12 @@ class PublicApi:
         """Cancel a task."""
         request = methods.CANCEL_TASK.request(task_id=task_id)
         response = await self._call(methods.CANCEL_TASK, request, timeout_s=timeout_s)
+        return wire_admin.decode_task(response.task)
+
+    async def retry_task(self, task_id: str, *, timeout_s: float) -> TaskStatus:
+        """Release a task that was given up."""
+        request = methods.RETRY_TASK.request(task_id=task_id)
+        response = await self._call(methods.RETRY_TASK, request, timeout_s=timeout_s)
         return wire_admin.decode_task(response.task)
 
     async def measure_recall(

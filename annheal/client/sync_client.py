@@ -100,6 +100,7 @@ class Client:
     tasks = _blocking(AsyncClient.tasks)
     task = _blocking(AsyncClient.task)
     cancel_task = _blocking(AsyncClient.cancel_task)
+    retry_task = _blocking(AsyncClient.retry_task)
     measure_recall = _blocking(AsyncClient.measure_recall)
     recall = _blocking(AsyncClient.recall)
     rebalance = _blocking(AsyncClient.rebalance)

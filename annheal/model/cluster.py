@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from annheal.model.filter import Filter
+from annheal.model.manifest import Tier
 from annheal.model.shard import Assignment, NodeRegistration, WorkerRegistration
 from annheal.model.task import CompactionTask, TaskClaim, TaskPhase, TaskReason
 from annheal.model.write import ShardState
@@ -151,6 +152,8 @@ class TaskStatus:
     output_segment_id: str = ""
     rows_in: int = 0
     rows_out: int = 0
+    estimated_disk_bytes: int = 0
+    why: str = ""
 
     @classmethod
     def of(
@@ -178,7 +181,24 @@ class TaskStatus:
             output_segment_id=task.output.segment_id if task.output else "",
             rows_in=task.rows_in,
             rows_out=task.rows_out,
+            estimated_disk_bytes=task.estimated_disk_bytes,
+            why=task.why,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class CompactionOrder:
+    """What an operator wants compacted; by default what the rules choose.
+
+    `shard` None: all. `segment_ids` or `tier` name what to rewrite whatever the rules say, `full`
+    everything. `dry_run`: only say what would be done.
+    """
+
+    shard: int | None = None
+    segment_ids: tuple[str, ...] = ()
+    tier: Tier | None = None
+    full: bool = False
+    dry_run: bool = False
 
 
 @dataclass(frozen=True, slots=True)

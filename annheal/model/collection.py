@@ -64,8 +64,12 @@ class CollectionSettings:
 
     A growing segment is sealed at `seal_rows_max` rows, `seal_bytes_max` bytes of vectors or
     `seal_age_s` seconds after its first row. Compaction rewrites a segment when its dead rows
-    reach `tombstone_ratio_max` and `tombstone_rows_min`. Writes are refused with a retry hint
-    while a shard holds more than `unindexed_rows_max` rows that wait for a graph.
+    reach `tombstone_ratio_max` (weighted by what walks pay for them) and `tombstone_rows_min`, or
+    when live queries compare `walk_cost_ratio_max` times the rows that they did when it was built.
+    It builds no segment with more than `segment_rows_max` rows or `segment_bytes_max` bytes, and
+    merges small ones after `segment_idle_s` without a write. Without `compaction_automatic` it
+    happens on request only. Writes are refused with a retry hint while a shard holds more than
+    `unindexed_rows_max` rows that wait for an index.
     """
 
     recall_objective: float = 0.95
@@ -77,6 +81,10 @@ class CollectionSettings:
     tombstone_rows_min: int = 1_000
     segment_rows_max: int = 1_000_000
     unindexed_rows_max: int = 500_000
+    segment_bytes_max: int = 2 << 30
+    segment_idle_s: float = 60.0
+    walk_cost_ratio_max: float = 1.5
+    compaction_automatic: bool = True
 
 
 @dataclass(frozen=True, slots=True)

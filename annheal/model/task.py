@@ -32,6 +32,7 @@ class TaskReason(StrEnum):
     TOMBSTONES = "tombstones"
     MANUAL = "manual"
     RECALL = "recall"
+    WALK_COST = "walk_cost"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,8 @@ class CompactionTask:
     """Merge `sources` (segment ids of one shard) into one segment without their dead rows.
 
     Stored under `tasks/<id>`. `output` is set when built; None in BUILT means that no live row
-    was left. `estimated_bytes` is what a build needs in memory.
+    was left. `estimated_bytes` is what a build needs in memory, `estimated_disk_bytes` in scratch
+    space. `why` is a sentence for operators.
     """
 
     id: str
@@ -59,6 +61,8 @@ class CompactionTask:
     output: SegmentEntry | None = None
     rows_in: int = 0
     rows_out: int = 0
+    estimated_disk_bytes: int = 0
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True)

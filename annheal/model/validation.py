@@ -43,6 +43,9 @@ M_MIN, M_MAX = 2, 128
 EF_CONSTRUCTION_MIN, EF_CONSTRUCTION_MAX = 4, 4_096
 SEAL_ROWS_MAX, SEAL_BYTES_MAX, SEAL_AGE_S_MAX = 1_000_000, 1 << 30, 3_600.0
 SEGMENT_ROWS_MIN, SEGMENT_ROWS_MAX = 1_000, 10_000_000
+SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX = 1 << 20, 5_000_000_000
+"""The files of a segment are objects, and S3 takes at most 5 GiB for one."""
+SEGMENT_IDLE_S_MAX = 30 * 24 * 3_600.0
 UNINDEXED_ROWS_MIN, UNINDEXED_ROWS_MAX = 1_000, 10_000_000
 
 # A vector whose squared length differs from 1 by no more than this is taken as it is, so that what
@@ -160,6 +163,17 @@ def _settings_violations(collection: Collection) -> list[FieldViolation]:
         SEGMENT_ROWS_MIN,
         SEGMENT_ROWS_MAX,
     )
+    _check_range(
+        found,
+        "settings.segment_bytes_max",
+        settings.segment_bytes_max,
+        SEGMENT_BYTES_MIN,
+        SEGMENT_BYTES_MAX,
+    )
+    _check_range(
+        found, "settings.segment_idle_s", settings.segment_idle_s, 0.01, SEGMENT_IDLE_S_MAX
+    )
+    _check_range(found, "settings.walk_cost_ratio_max", settings.walk_cost_ratio_max, 1.01, 1_000.0)
     _check_range(
         found,
         "settings.unindexed_rows_max",

@@ -114,6 +114,9 @@ class SegmentState:
     `recall` is what live queries measured, in the band that is worst off (-1: not measured), `ef`
     what that band is searched with (0: no graph). `rebuild`: recall is below the objective, and a
     wider search is not allowed or does not help. `stuck`: so it is, and a rebuild did not help.
+    `visited` is how many rows a live query without a filter compares (0: not measured), and
+    `visited_baseline` how many it did when the segment was built (0: not known). `built_for` is why
+    it was built, empty for a flushed segment.
     """
 
     shard: int
@@ -132,6 +135,9 @@ class SegmentState:
     ef: int = 0
     rebuild: bool = False
     stuck: bool = False
+    visited: float = 0.0
+    visited_baseline: float = 0.0
+    built_for: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -137,6 +137,13 @@ CANCEL_TASK = Method(
     admin_pb2.CancelTaskResponse,
     mutates=True,
 )
+RETRY_TASK = Method(
+    ADMIN_SERVICE,
+    "RetryTask",
+    admin_pb2.RetryTaskRequest,
+    admin_pb2.RetryTaskResponse,
+    mutates=True,
+)
 MEASURE_RECALL = Method(
     ADMIN_SERVICE,
     "MeasureRecall",

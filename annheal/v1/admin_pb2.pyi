@@ -56,6 +56,7 @@ class CompactionReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     COMPACTION_REASON_TOMBSTONES: _ClassVar[CompactionReason]
     COMPACTION_REASON_MANUAL: _ClassVar[CompactionReason]
     COMPACTION_REASON_RECALL: _ClassVar[CompactionReason]
+    COMPACTION_REASON_WALK_COST: _ClassVar[CompactionReason]
 
 class SelectivityBand(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -109,6 +110,7 @@ COMPACTION_REASON_MERGE: CompactionReason
 COMPACTION_REASON_TOMBSTONES: CompactionReason
 COMPACTION_REASON_MANUAL: CompactionReason
 COMPACTION_REASON_RECALL: CompactionReason
+COMPACTION_REASON_WALK_COST: CompactionReason
 SELECTIVITY_BAND_UNSPECIFIED: SelectivityBand
 SELECTIVITY_BAND_UNFILTERED: SelectivityBand
 SELECTIVITY_BAND_FROM_50_PERCENT: SelectivityBand
@@ -206,7 +208,7 @@ class Shard(_message.Message):
     def __init__(self, collection: _Optional[str] = ..., collection_id: _Optional[str] = ..., shard: _Optional[int] = ..., owner: _Optional[str] = ..., epoch: _Optional[int] = ..., target: _Optional[str] = ..., replicas: _Optional[_Iterable[str]] = ..., phase: _Optional[_Union[ShardPhase, str]] = ..., live_rows: _Optional[int] = ..., dead_rows: _Optional[int] = ..., unindexed_rows: _Optional[int] = ..., applied_sequence: _Optional[int] = ..., wal_slots: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., segments: _Optional[int] = ..., error: _Optional[str] = ...) -> None: ...
 
 class Segment(_message.Message):
-    __slots__ = ("shard", "segment_id", "tier", "model", "index_kind", "rows", "dead_rows", "size_bytes", "generation", "created_at", "min_sequence", "max_sequence", "recall", "ef", "rebuild", "stuck")
+    __slots__ = ("shard", "segment_id", "tier", "model", "index_kind", "rows", "dead_rows", "size_bytes", "generation", "created_at", "min_sequence", "max_sequence", "recall", "ef", "rebuild", "stuck", "visited", "visited_baseline", "built_for")
     SHARD_FIELD_NUMBER: _ClassVar[int]
     SEGMENT_ID_FIELD_NUMBER: _ClassVar[int]
     TIER_FIELD_NUMBER: _ClassVar[int]
@@ -223,6 +225,9 @@ class Segment(_message.Message):
     EF_FIELD_NUMBER: _ClassVar[int]
     REBUILD_FIELD_NUMBER: _ClassVar[int]
     STUCK_FIELD_NUMBER: _ClassVar[int]
+    VISITED_FIELD_NUMBER: _ClassVar[int]
+    VISITED_BASELINE_FIELD_NUMBER: _ClassVar[int]
+    BUILT_FOR_FIELD_NUMBER: _ClassVar[int]
     shard: int
     segment_id: str
     tier: SegmentTier
@@ -239,10 +244,13 @@ class Segment(_message.Message):
     ef: int
     rebuild: bool
     stuck: bool
-    def __init__(self, shard: _Optional[int] = ..., segment_id: _Optional[str] = ..., tier: _Optional[_Union[SegmentTier, str]] = ..., model: _Optional[str] = ..., index_kind: _Optional[_Union[SegmentIndexKind, str]] = ..., rows: _Optional[int] = ..., dead_rows: _Optional[int] = ..., size_bytes: _Optional[int] = ..., generation: _Optional[int] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., min_sequence: _Optional[int] = ..., max_sequence: _Optional[int] = ..., recall: _Optional[float] = ..., ef: _Optional[int] = ..., rebuild: _Optional[bool] = ..., stuck: _Optional[bool] = ...) -> None: ...
+    visited: float
+    visited_baseline: float
+    built_for: CompactionReason
+    def __init__(self, shard: _Optional[int] = ..., segment_id: _Optional[str] = ..., tier: _Optional[_Union[SegmentTier, str]] = ..., model: _Optional[str] = ..., index_kind: _Optional[_Union[SegmentIndexKind, str]] = ..., rows: _Optional[int] = ..., dead_rows: _Optional[int] = ..., size_bytes: _Optional[int] = ..., generation: _Optional[int] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., min_sequence: _Optional[int] = ..., max_sequence: _Optional[int] = ..., recall: _Optional[float] = ..., ef: _Optional[int] = ..., rebuild: _Optional[bool] = ..., stuck: _Optional[bool] = ..., visited: _Optional[float] = ..., visited_baseline: _Optional[float] = ..., built_for: _Optional[_Union[CompactionReason, str]] = ...) -> None: ...
 
 class Task(_message.Message):
-    __slots__ = ("task_id", "collection", "collection_id", "phase", "priority", "created_at", "finished_at", "attempts", "worker", "step", "progress", "error", "estimated_bytes", "compaction")
+    __slots__ = ("task_id", "collection", "collection_id", "phase", "priority", "created_at", "finished_at", "attempts", "worker", "step", "progress", "error", "estimated_bytes", "estimated_disk_bytes", "why", "compaction")
     TASK_ID_FIELD_NUMBER: _ClassVar[int]
     COLLECTION_FIELD_NUMBER: _ClassVar[int]
     COLLECTION_ID_FIELD_NUMBER: _ClassVar[int]
@@ -256,6 +264,8 @@ class Task(_message.Message):
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
     ESTIMATED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ESTIMATED_DISK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
     COMPACTION_FIELD_NUMBER: _ClassVar[int]
     task_id: str
     collection: str
@@ -270,8 +280,10 @@ class Task(_message.Message):
     progress: float
     error: str
     estimated_bytes: int
+    estimated_disk_bytes: int
+    why: str
     compaction: CompactionWork
-    def __init__(self, task_id: _Optional[str] = ..., collection: _Optional[str] = ..., collection_id: _Optional[str] = ..., phase: _Optional[_Union[TaskPhase, str]] = ..., priority: _Optional[int] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., finished_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., attempts: _Optional[int] = ..., worker: _Optional[str] = ..., step: _Optional[str] = ..., progress: _Optional[float] = ..., error: _Optional[str] = ..., estimated_bytes: _Optional[int] = ..., compaction: _Optional[_Union[CompactionWork, _Mapping]] = ...) -> None: ...
+    def __init__(self, task_id: _Optional[str] = ..., collection: _Optional[str] = ..., collection_id: _Optional[str] = ..., phase: _Optional[_Union[TaskPhase, str]] = ..., priority: _Optional[int] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., finished_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., attempts: _Optional[int] = ..., worker: _Optional[str] = ..., step: _Optional[str] = ..., progress: _Optional[float] = ..., error: _Optional[str] = ..., estimated_bytes: _Optional[int] = ..., estimated_disk_bytes: _Optional[int] = ..., why: _Optional[str] = ..., compaction: _Optional[_Union[CompactionWork, _Mapping]] = ...) -> None: ...
 
 class CompactionWork(_message.Message):
     __slots__ = ("shard", "reason", "sources", "tier", "output_segment_id", "rows_in", "rows_out")
@@ -380,20 +392,28 @@ class FlushResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class CompactRequest(_message.Message):
-    __slots__ = ("collection", "shard", "full")
+    __slots__ = ("collection", "shard", "full", "segment_ids", "tier", "dry_run")
     COLLECTION_FIELD_NUMBER: _ClassVar[int]
     SHARD_FIELD_NUMBER: _ClassVar[int]
     FULL_FIELD_NUMBER: _ClassVar[int]
+    SEGMENT_IDS_FIELD_NUMBER: _ClassVar[int]
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    DRY_RUN_FIELD_NUMBER: _ClassVar[int]
     collection: str
     shard: int
     full: bool
-    def __init__(self, collection: _Optional[str] = ..., shard: _Optional[int] = ..., full: _Optional[bool] = ...) -> None: ...
+    segment_ids: _containers.RepeatedScalarFieldContainer[str]
+    tier: SegmentTier
+    dry_run: bool
+    def __init__(self, collection: _Optional[str] = ..., shard: _Optional[int] = ..., full: _Optional[bool] = ..., segment_ids: _Optional[_Iterable[str]] = ..., tier: _Optional[_Union[SegmentTier, str]] = ..., dry_run: _Optional[bool] = ...) -> None: ...
 
 class CompactResponse(_message.Message):
-    __slots__ = ("task_ids",)
+    __slots__ = ("task_ids", "planned")
     TASK_IDS_FIELD_NUMBER: _ClassVar[int]
+    PLANNED_FIELD_NUMBER: _ClassVar[int]
     task_ids: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, task_ids: _Optional[_Iterable[str]] = ...) -> None: ...
+    planned: _containers.RepeatedCompositeFieldContainer[Task]
+    def __init__(self, task_ids: _Optional[_Iterable[str]] = ..., planned: _Optional[_Iterable[_Union[Task, _Mapping]]] = ...) -> None: ...
 
 class ListTasksRequest(_message.Message):
     __slots__ = ("collection", "phase", "page_size", "page_token")
@@ -434,6 +454,18 @@ class CancelTaskRequest(_message.Message):
     def __init__(self, task_id: _Optional[str] = ...) -> None: ...
 
 class CancelTaskResponse(_message.Message):
+    __slots__ = ("task",)
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    task: Task
+    def __init__(self, task: _Optional[_Union[Task, _Mapping]] = ...) -> None: ...
+
+class RetryTaskRequest(_message.Message):
+    __slots__ = ("task_id",)
+    TASK_ID_FIELD_NUMBER: _ClassVar[int]
+    task_id: str
+    def __init__(self, task_id: _Optional[str] = ...) -> None: ...
+
+class RetryTaskResponse(_message.Message):
     __slots__ = ("task",)
     TASK_FIELD_NUMBER: _ClassVar[int]
     task: Task

@@ -80,6 +80,11 @@ class AdminServiceStub:
                 request_serializer=annheal_dot_v1_dot_admin__pb2.CancelTaskRequest.SerializeToString,
                 response_deserializer=annheal_dot_v1_dot_admin__pb2.CancelTaskResponse.FromString,
                 _registered_method=True)
+        self.RetryTask = channel.unary_unary(
+                '/annheal.v1.AdminService/RetryTask',
+                request_serializer=annheal_dot_v1_dot_admin__pb2.RetryTaskRequest.SerializeToString,
+                response_deserializer=annheal_dot_v1_dot_admin__pb2.RetryTaskResponse.FromString,
+                _registered_method=True)
         self.MeasureRecall = channel.unary_unary(
                 '/annheal.v1.AdminService/MeasureRecall',
                 request_serializer=annheal_dot_v1_dot_admin__pb2.MeasureRecallRequest.SerializeToString,
@@ -184,6 +189,13 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RetryTask(self, request, context):
+        """Releases a task that was given up after several attempts: it is tried again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def MeasureRecall(self, request, context):
         """Compares approximate answers with exact ones, with stored vectors as queries.
         """
@@ -283,6 +295,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.CancelTask,
                     request_deserializer=annheal_dot_v1_dot_admin__pb2.CancelTaskRequest.FromString,
                     response_serializer=annheal_dot_v1_dot_admin__pb2.CancelTaskResponse.SerializeToString,
+            ),
+            'RetryTask': grpc.unary_unary_rpc_method_handler(
+                    servicer.RetryTask,
+                    request_deserializer=annheal_dot_v1_dot_admin__pb2.RetryTaskRequest.FromString,
+                    response_serializer=annheal_dot_v1_dot_admin__pb2.RetryTaskResponse.SerializeToString,
             ),
             'MeasureRecall': grpc.unary_unary_rpc_method_handler(
                     servicer.MeasureRecall,
@@ -564,6 +581,33 @@ class AdminService:
             '/annheal.v1.AdminService/CancelTask',
             annheal_dot_v1_dot_admin__pb2.CancelTaskRequest.SerializeToString,
             annheal_dot_v1_dot_admin__pb2.CancelTaskResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RetryTask(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/annheal.v1.AdminService/RetryTask',
+            annheal_dot_v1_dot_admin__pb2.RetryTaskRequest.SerializeToString,
+            annheal_dot_v1_dot_admin__pb2.RetryTaskResponse.FromString,
             options,
             channel_credentials,
             insecure,

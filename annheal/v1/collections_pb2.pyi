@@ -66,7 +66,7 @@ class IndexSettings(_message.Message):
     def __init__(self, m: _Optional[int] = ..., ef_construction: _Optional[int] = ...) -> None: ...
 
 class CollectionSettings(_message.Message):
-    __slots__ = ("recall_objective", "recall_k", "seal_rows_max", "seal_bytes_max", "seal_age_s", "tombstone_ratio_max", "tombstone_rows_min", "segment_rows_max", "unindexed_rows_max")
+    __slots__ = ("recall_objective", "recall_k", "seal_rows_max", "seal_bytes_max", "seal_age_s", "tombstone_ratio_max", "tombstone_rows_min", "segment_rows_max", "unindexed_rows_max", "segment_bytes_max", "segment_idle_s", "walk_cost_ratio_max", "compaction_automatic")
     RECALL_OBJECTIVE_FIELD_NUMBER: _ClassVar[int]
     RECALL_K_FIELD_NUMBER: _ClassVar[int]
     SEAL_ROWS_MAX_FIELD_NUMBER: _ClassVar[int]
@@ -76,6 +76,10 @@ class CollectionSettings(_message.Message):
     TOMBSTONE_ROWS_MIN_FIELD_NUMBER: _ClassVar[int]
     SEGMENT_ROWS_MAX_FIELD_NUMBER: _ClassVar[int]
     UNINDEXED_ROWS_MAX_FIELD_NUMBER: _ClassVar[int]
+    SEGMENT_BYTES_MAX_FIELD_NUMBER: _ClassVar[int]
+    SEGMENT_IDLE_S_FIELD_NUMBER: _ClassVar[int]
+    WALK_COST_RATIO_MAX_FIELD_NUMBER: _ClassVar[int]
+    COMPACTION_AUTOMATIC_FIELD_NUMBER: _ClassVar[int]
     recall_objective: float
     recall_k: int
     seal_rows_max: int
@@ -85,7 +89,11 @@ class CollectionSettings(_message.Message):
     tombstone_rows_min: int
     segment_rows_max: int
     unindexed_rows_max: int
-    def __init__(self, recall_objective: _Optional[float] = ..., recall_k: _Optional[int] = ..., seal_rows_max: _Optional[int] = ..., seal_bytes_max: _Optional[int] = ..., seal_age_s: _Optional[float] = ..., tombstone_ratio_max: _Optional[float] = ..., tombstone_rows_min: _Optional[int] = ..., segment_rows_max: _Optional[int] = ..., unindexed_rows_max: _Optional[int] = ...) -> None: ...
+    segment_bytes_max: int
+    segment_idle_s: float
+    walk_cost_ratio_max: float
+    compaction_automatic: bool
+    def __init__(self, recall_objective: _Optional[float] = ..., recall_k: _Optional[int] = ..., seal_rows_max: _Optional[int] = ..., seal_bytes_max: _Optional[int] = ..., seal_age_s: _Optional[float] = ..., tombstone_ratio_max: _Optional[float] = ..., tombstone_rows_min: _Optional[int] = ..., segment_rows_max: _Optional[int] = ..., unindexed_rows_max: _Optional[int] = ..., segment_bytes_max: _Optional[int] = ..., segment_idle_s: _Optional[float] = ..., walk_cost_ratio_max: _Optional[float] = ..., compaction_automatic: _Optional[bool] = ...) -> None: ...
 
 class Collection(_message.Message):
     __slots__ = ("id", "name", "models", "attributes", "shard_count", "replica_count", "index", "settings", "created_at", "revision")

@@ -8,6 +8,7 @@ from annheal.errors import InvalidArgument
 from annheal.model.cluster import (
     RECALL_SAMPLE_DEFAULT,
     ClusterStatus,
+    CompactionOrder,
     GarbageKind,
     GarbageReport,
     NodeStatus,
@@ -18,6 +19,7 @@ from annheal.model.cluster import (
     ShardStatus,
     TaskStatus,
 )
+from annheal.model.manifest import Tier
 from annheal.model.recall import RECALL_UNKNOWN
 from annheal.model.shard import NodeRegistration, WorkerRegistration, WorkerRole
 from annheal.model.task import TaskPhase, TaskReason
@@ -185,6 +187,9 @@ def encode_segment(segment: SegmentState) -> pb.Segment:
         ef=segment.ef,
         rebuild=segment.rebuild,
         stuck=segment.stuck,
+        visited=segment.visited,
+        visited_baseline=segment.visited_baseline,
+        built_for=TASK_REASON.encode(segment.built_for),
     )
 
 
@@ -207,6 +212,9 @@ def decode_segment(message: pb.Segment) -> SegmentState:
         ef=message.ef,
         rebuild=message.rebuild,
         stuck=message.stuck,
+        visited=message.visited,
+        visited_baseline=message.visited_baseline,
+        built_for=TASK_REASON.decode_text(message.built_for),
     )
 
 
@@ -226,6 +234,8 @@ def encode_task(task: TaskStatus) -> pb.Task:
         progress=task.progress,
         error=task.error,
         estimated_bytes=task.estimated_bytes,
+        estimated_disk_bytes=task.estimated_disk_bytes,
+        why=task.why,
         compaction=pb.CompactionWork(
             shard=task.shard,
             reason=TASK_REASON.encode(task.reason),
@@ -262,6 +272,32 @@ def decode_task(message: pb.Task) -> TaskStatus:
         output_segment_id=work.output_segment_id,
         rows_in=work.rows_in,
         rows_out=work.rows_out,
+        estimated_disk_bytes=message.estimated_disk_bytes,
+        why=message.why,
+    )
+
+
+def encode_compact(collection: str, *, order: CompactionOrder) -> pb.CompactRequest:
+    """Return a request to compact."""
+    return pb.CompactRequest(
+        collection=collection,
+        shard=order.shard,
+        full=order.full,
+        segment_ids=order.segment_ids,
+        tier=TIER.encode(order.tier or ""),
+        dry_run=order.dry_run,
+    )
+
+
+def decode_compact(request: pb.CompactRequest) -> CompactionOrder:
+    """Return what to compact; raises `InvalidArgument` for an unknown tier."""
+    tiered = request.tier != pb.SEGMENT_TIER_UNSPECIFIED
+    return CompactionOrder(
+        shard=request.shard if request.HasField("shard") else None,
+        segment_ids=tuple(request.segment_ids),
+        tier=Tier(TIER.decode(request.tier, field="tier")) if tiered else None,
+        full=request.full,
+        dry_run=request.dry_run,
     )
 
 

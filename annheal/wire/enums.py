@@ -129,6 +129,7 @@ TASK_REASON = EnumCodec(
         TaskReason.TOMBSTONES: admin_pb2.COMPACTION_REASON_TOMBSTONES,
         TaskReason.MANUAL: admin_pb2.COMPACTION_REASON_MANUAL,
         TaskReason.RECALL: admin_pb2.COMPACTION_REASON_RECALL,
+        TaskReason.WALK_COST: admin_pb2.COMPACTION_REASON_WALK_COST,
     }
 )
 BAND = EnumCodec(

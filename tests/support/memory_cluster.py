@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from annheal.metastore.sqlite import SqliteMetaStore
 from annheal.model.collection import Collection, Metric, ModelSpec, Schema
 from annheal.model.records import RecordBatch, arrow_schema
 from annheal.model.shard import NodeRegistration, ShardId
+from annheal.model.write import SegmentState, ShardState
 from annheal.objectstore.local import LocalObjectStore
 from annheal.runtime.deadline import Deadline
 from coordinator.app import Coordinator
@@ -124,3 +125,42 @@ async def memory_cluster(folder: Path) -> AsyncIterator[MemoryCluster]:
             await agent.stop()
         await meta.close()
         await objects.close()
+
+
+async def started(
+    cluster: MemoryCluster, *nodes: str, shard_count: int = 4, automatic: bool = True
+) -> tuple[Coordinator, Collection]:
+    for node_id in nodes or ("a", "b"):
+        await cluster.add_node(node_id)
+    coordinator = await cluster.add_coordinator()
+    wanted = spec("packages", shard_count=shard_count)
+    wanted = replace(wanted, settings=replace(wanted.settings, compaction_automatic=automatic))
+    collection = await coordinator.collections.create(wanted, deadline=soon())
+    return coordinator, collection
+
+
+def with_segments(cluster: MemoryCluster, *rows: int) -> None:
+    """Let every node report flat segments of that many rows in each of its shards."""
+
+    def report(state: ShardState) -> ShardState:
+        segments = tuple(
+            SegmentState(
+                shard=state.shard,
+                segment_id=f"s{number}",
+                tier="hot",
+                model="m",
+                index_kind="flat",
+                rows=count,
+                dead_rows=0,
+                size_bytes=count * 32,
+                generation=0,
+                created_at_s=0.0,
+                min_sequence=1,
+                max_sequence=1,
+            )
+            for number, count in enumerate(rows)
+        )
+        return replace(state, segments=segments)
+
+    for node in cluster.nodes.values():
+        node.states = report

@@ -25,13 +25,12 @@ from annheal.errors import (
 from annheal.metastore import keys
 from annheal.metastore.codec import encode_value
 from annheal.metastore.protocol import Put
-from annheal.model.cluster import RecallOptions
+from annheal.model.cluster import CompactionOrder, RecallOptions
 from annheal.model.collection import Collection
 from annheal.model.filter import Exists
 from annheal.model.search import SearchOptions
 from annheal.model.shard import Assignment, ShardId
 from annheal.model.task import CompactionTask, TaskPhase, TaskReason
-from annheal.model.write import SegmentState, ShardState
 from coordinator.app import Coordinator
 from coordinator.compaction_plan import CompactionSettings
 from tests.support.memory_cluster import (
@@ -41,6 +40,8 @@ from tests.support.memory_cluster import (
     memory_cluster,
     soon,
     spec,
+    started,
+    with_segments,
 )
 
 TOP = SearchOptions(k=3)
@@ -50,18 +51,6 @@ TOP = SearchOptions(k=3)
 async def cluster(tmp_path: Path) -> AsyncIterator[MemoryCluster]:
     async with memory_cluster(tmp_path) as running:
         yield running
-
-
-async def started(
-    cluster: MemoryCluster, *nodes: str, shard_count: int = 4
-) -> tuple[Coordinator, Collection]:
-    for node_id in nodes or ("a", "b"):
-        await cluster.add_node(node_id)
-    coordinator = await cluster.add_coordinator()
-    collection = await coordinator.collections.create(
-        spec("packages", shard_count=shard_count), deadline=soon()
-    )
-    return coordinator, collection
 
 
 def owners(coordinator: Coordinator, collection: Collection) -> Counter[str]:
@@ -425,33 +414,6 @@ async def test_assignments_of_collections_never_created_are_cleared(cluster: Mem
 # -------------------------------------------------------------------------------------- tasks
 
 
-def with_segments(cluster: MemoryCluster, *rows: int) -> None:
-    """Let every node report flat segments of that many rows in each of its shards."""
-
-    def report(state: ShardState) -> ShardState:
-        segments = tuple(
-            SegmentState(
-                shard=state.shard,
-                segment_id=f"s{number}",
-                tier="hot",
-                model="m",
-                index_kind="flat",
-                rows=count,
-                dead_rows=0,
-                size_bytes=count * 32,
-                generation=0,
-                created_at_s=0.0,
-                min_sequence=1,
-                max_sequence=1,
-            )
-            for number, count in enumerate(rows)
-        )
-        return replace(state, segments=segments)
-
-    for node in cluster.nodes.values():
-        node.states = report
-
-
 async def finish_build(cluster: MemoryCluster, coordinator: Coordinator, task_id: str) -> None:
     stored = coordinator.catalog.task(task_id)
     assert stored is not None
@@ -506,24 +468,12 @@ async def test_without_automatic_compaction_only_what_is_asked_for_is_planned(
         await cluster.meta.commit([Put(keys.task_key(name), encode_value(task))])
         cancelled = [TaskPhase.CANCELLED] * looks
         await eventually(lambda: phases(coordinator) == cancelled)  # noqa: B023 - awaited here
-    asked = await coordinator.admin.compact("packages", deadline=soon())
+    asked = await coordinator.admin.compact("packages", CompactionOrder(), deadline=soon())
     assert len(asked) == 1
 
 
 def phases(coordinator: Coordinator) -> list[TaskPhase]:
     return [stored.value.phase for stored in coordinator.catalog.tasks()]
-
-
-async def test_manual_compaction_flushes_and_returns_the_tasks(cluster: MemoryCluster):
-    coordinator, collection = await started(cluster, "a", shard_count=2)
-    with_segments(cluster, 100, 100)
-    first = await coordinator.admin.compact("packages", full=True, deadline=soon())
-    assert len(first) == 2
-    assert set(cluster.nodes["a"].flushed) == {ShardId(collection.id, n) for n in (0, 1)}
-    again = await coordinator.admin.compact("packages", full=True, deadline=soon())
-    assert sorted(again) == sorted(first)
-    cancelled = await coordinator.admin.cancel_task(first[0], deadline=soon())
-    assert cancelled.phase is TaskPhase.CANCELLED
 
 
 async def test_finished_tasks_are_forgotten_after_their_retention(cluster: MemoryCluster):
