@@ -133,6 +133,8 @@ def build_node_segment(
     set_search_threads(threads)
     costs = CostBook()
     costs.measure(segment.index)
+    # A node makes them in the background when the first search would profit.
+    segment.index.make_shortlist()
     held = SegmentView(segment, DeleteVector.empty(segment.rows))
     return NodeSegment(
         collection,

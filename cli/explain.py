@@ -98,6 +98,9 @@ _REASONS: dict[str, Callable[[SegmentExplain], str]] = {
     "rows": lambda entry: (
         f"only {entry.matches:,} rows match: comparing each is cheaper than walking the graph"
     ),
+    "shortlist": lambda entry: (
+        f"{entry.matches:,} rows match: their 8-bit codes are compared, and the vectors of the best"
+    ),
     "graph": _why_graph,
     "selector": _why_walk,
     "in-graph": lambda entry: (

@@ -6,13 +6,16 @@ from collections.abc import Iterable
 
 from annheal.runtime.metrics import Family, FamilyKind, Metrics
 from shard_node.filter_cache import CacheState, FilterCache
+from shard_node.shortlists import SHORTLISTS
 
 
 def register_reports(metrics: Metrics, *, filters: FilterCache) -> None:
     """Report the node's caches whenever somebody scrapes; call inside its event loop."""
 
     async def report() -> Iterable[Family]:
-        return filter_cache_families(filters.state())
+        codes = Family("annheal_shortlist_bytes", "Bytes of 8-bit codes of segments.")
+        codes.add(SHORTLISTS.size_bytes)
+        return [*filter_cache_families(filters.state()), codes]
 
     metrics.add_report(report)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from annheal.index import WalkCosts
+from annheal.index import ShortlistCosts, WalkCosts
 from annheal.model.limits import EF_MAX
 from annheal.model.manifest import IndexKind
 from annheal.segment import RecallPoint
@@ -28,6 +28,12 @@ UNCALIBRATED_WIDENING = ((0.5, 1.0), (0.1, 1.25), (WALK_SHARE_MIN, 2.0))
 """Beam of a filtered walk by that of a plain one, from a share on; measured at 100,000 x 384."""
 SELECTOR_KEPT_NS = 400.0
 """Taking one row of the beam out of FAISS and asking the bitmap about it."""
+SHORTLIST_ROWS_MIN = 2_000
+"""With fewer allowed rows codes save nothing worth their memory."""
+SHORTLIST_RECALL = 0.995
+"""Above this objective rows are compared by their vectors alone."""
+SHORTLIST_TIME_SHARE = 0.3
+"""Comparing by codes takes about so much of the time of comparing by vectors, where measured."""
 FAR_MARGIN = 0.8
 """A wider walk for a far query must cost less than this part of comparing exactly."""
 
@@ -35,14 +41,16 @@ FAR_MARGIN = 0.8
 class PlanKind(StrEnum):
     """Ways to answer inside one segment.
 
-    SCAN compares every row, ROWS the allowed ones. GRAPH is FAISS's walk over all rows; SELECTOR
-    the same, keeping the allowed ones of the rows in its beam; IN_GRAPH compares allowed rows
-    only and looks through the others.
+    SCAN compares every row, ROWS the allowed ones; SHORTLIST too, reading the codes of all and the
+    vectors of the few that may be among the best. GRAPH is FAISS's walk over all rows; SELECTOR the
+    same, keeping the allowed ones of the rows in its beam; IN_GRAPH compares allowed rows only and
+    looks through the others.
     """
 
     SKIP = "skip"
     SCAN = "scan"
     ROWS = "rows"
+    SHORTLIST = "shortlist"
     GRAPH = "graph"
     SELECTOR = "selector"
     IN_GRAPH = "in-graph"
@@ -55,6 +63,9 @@ class SegmentPlan:
     `ef_far` is the beam for queries around which few rows are allowed; 0 compares exactly.
     `work_max` is the number of comparisons at which a walk costs more than exact comparison.
     `visited` is what FAISS's walk, which does not count, is expected to compare for one query.
+    `by_codes`: where this plan compares, codes choose the rows. `codes_wanted`: it would be cheaper
+    if the segment had codes. `far_check`: queries around which few rows are allowed are looked for
+    before the walk.
     """
 
     kind: PlanKind
@@ -63,6 +74,9 @@ class SegmentPlan:
     work_max: int | None = None
     cost_ns: float = 0.0
     visited: int = 0
+    by_codes: bool = False
+    codes_wanted: bool = False
+    far_check: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +84,7 @@ class SegmentFacts:
     """What a plan depends on, of the segment and the node.
 
     `allowed` of `rows` live and match. `walk_ready`: the kernels of IN_GRAPH are compiled.
+    `shortlist`: what comparing by codes costs, None while the segment has none.
     """
 
     index_kind: IndexKind
@@ -78,6 +93,7 @@ class SegmentFacts:
     curve: Sequence[RecallPoint]
     costs: WalkCosts
     walk_ready: bool
+    shortlist: ShortlistCosts | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,15 +132,54 @@ def plan_segment(facts: SegmentFacts, wanted: Wanted) -> SegmentPlan:
         if ef is None:
             return SegmentPlan(PlanKind.SCAN, cost_ns=facts.costs.exact_ns(facts.rows))
         return SegmentPlan(PlanKind.GRAPH, ef, visited=_plain_visited(facts, ef))
-    exact = SegmentPlan(PlanKind.ROWS, cost_ns=facts.costs.exact_ns(facts.allowed))
+    exact = _comparing(facts, wanted)
     if facts.allowed <= wanted.k:
         return exact
     candidates = [exact, *_selector_plans(facts, wanted), *_in_graph_plans(facts, wanted)]
     best = min(candidates, key=lambda plan: plan.cost_ns)
-    if best.kind is PlanKind.ROWS:
-        return exact
+    codes_wanted = _wants_codes(facts, wanted, best)
+    if best is exact:
+        return replace(exact, cost_ns=0.0, codes_wanted=codes_wanted)
     work_max = max(1, int(exact.cost_ns / facts.costs.walk_row_ns))
-    return replace(best, ef_far=_far_ef(facts, wanted, exact.cost_ns), work_max=work_max)
+    return replace(
+        best,
+        ef_far=_far_ef(facts, wanted, exact.cost_ns),
+        work_max=work_max,
+        by_codes=exact.by_codes,
+        codes_wanted=codes_wanted,
+        far_check=best.kind is PlanKind.SELECTOR
+        and facts.walk_ready
+        and _share(facts) < PLAIN_SHARE,
+    )
+
+
+def codes_are_worthwhile(facts: SegmentFacts, wanted: Wanted) -> bool:
+    """Return whether comparing by codes is allowed for such a query and not possible yet."""
+    return (
+        facts.shortlist is None
+        and facts.walk_ready
+        and facts.index_kind is not IndexKind.FLAT
+        and facts.allowed >= SHORTLIST_ROWS_MIN
+        and wanted.objective <= SHORTLIST_RECALL
+        and not wanted.exact
+    )
+
+
+def _comparing(facts: SegmentFacts, wanted: Wanted) -> SegmentPlan:
+    """Return the cheaper way to compare all allowed rows."""
+    rows = SegmentPlan(PlanKind.ROWS, cost_ns=facts.costs.exact_ns(facts.allowed))
+    if facts.shortlist is None or not facts.walk_ready or wanted.objective > SHORTLIST_RECALL:
+        return rows
+    cost_ns = facts.shortlist.shortlist_ns(facts.allowed)
+    if cost_ns >= rows.cost_ns:
+        return rows
+    return SegmentPlan(PlanKind.SHORTLIST, cost_ns=cost_ns, by_codes=True)
+
+
+def _wants_codes(facts: SegmentFacts, wanted: Wanted, best: SegmentPlan) -> bool:
+    if not codes_are_worthwhile(facts, wanted):
+        return False
+    return facts.costs.exact_ns(facts.allowed) * SHORTLIST_TIME_SHARE < best.cost_ns
 
 
 def choose_ef(curve: Sequence[RecallPoint], *, k: int, objective: float) -> int:

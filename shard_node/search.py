@@ -22,9 +22,17 @@ from shard_node.costs import COSTS, CostBook
 from shard_node.ef_control import EfScale, curve_alone, scaled_ef
 from shard_node.filter_cache import FilterCache
 from shard_node.growing import GrowingView
-from shard_node.planner import PlanKind, SegmentFacts, SegmentPlan, Wanted, plan_segment
+from shard_node.planner import (
+    PlanKind,
+    SegmentFacts,
+    SegmentPlan,
+    Wanted,
+    codes_are_worthwhile,
+    plan_segment,
+)
 from shard_node.recall_sampler import Reach
 from shard_node.segment_search import Ran, run_plan
+from shard_node.shortlists import SHORTLISTS, ShortlistBook
 from shard_node.split import Hits
 from shard_node.view import SegmentView, ShardView
 
@@ -54,12 +62,14 @@ class Searcher:
         *,
         ef_scale: EfScale = curve_alone,
         costs: CostBook = COSTS,
+        shortlists: ShortlistBook = SHORTLISTS,
         threads: int = 1,
     ) -> None:
         self._collection = collection
         self._filters = filters
         self._ef_scale = ef_scale
         self._costs = costs
+        self._shortlists = shortlists
         self._threads = threads
 
     def search(
@@ -128,23 +138,24 @@ class Searcher:
             matching = self._filters.matches(segment, options.filter, key=key)
             live = matching if live is None else matching & live
         allowed = segment.rows if live is None else live.count
-        plan = plan_segment(
-            SegmentFacts(
-                index_kind=segment.kind,
-                rows=segment.rows,
-                allowed=allowed,
-                curve=segment.recall_curve,
-                costs=self._costs.costs_of(segment.index),
-                walk_ready=ready_kernels() is not None,
-            ),
-            Wanted(
-                k=options.k,
-                objective=options.recall_objective or self._collection.settings.recall_objective,
-                ef=options.ef,
-                exact=options.exact,
-                filtered=options.filter is not None,
-            ),
+        codes = segment.index.shortlist
+        facts = SegmentFacts(
+            index_kind=segment.kind,
+            rows=segment.rows,
+            allowed=allowed,
+            curve=segment.recall_curve,
+            costs=self._costs.costs_of(segment.index),
+            walk_ready=ready_kernels() is not None,
+            shortlist=None if codes is None else codes.costs,
         )
+        wanted = Wanted(
+            k=options.k,
+            objective=options.recall_objective or self._collection.settings.recall_objective,
+            ef=options.ef,
+            exact=options.exact,
+            filtered=options.filter is not None,
+        )
+        plan = plan_segment(facts, wanted)
         if plan.kind is PlanKind.SKIP:
             return plan, allowed, None
         if options.ef is None:
@@ -152,6 +163,8 @@ class Searcher:
         # A bitmap of all rows says nothing, and the plain walk is cheaper without it.
         limit = None if allowed == segment.rows else live
         ran = run_plan(segment.index, plan, queries, k=options.k, live=limit, threads=self._threads)
+        if plan.codes_wanted or (ran.repeated and codes_are_worthwhile(facts, wanted)):
+            self._shortlists.want(segment.index)
         return plan, allowed, ran
 
     def _scaled(

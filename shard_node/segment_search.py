@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from annheal.index import OK, LiveBitmap, VectorIndex
+from annheal.index import ABORTED, OK, ROW_MISSING, SCORE_MISSING, LiveBitmap, VectorIndex
 from annheal.model.records import Float32Matrix
 from shard_node.planner import PlanKind, SegmentPlan
 from shard_node.split import Hits, compare_matching, in_parts, query_parts
@@ -63,7 +63,9 @@ def run_plan(
         return _walk(index, plan, queries, k=k, live=live, threads=threads)
     if plan.kind is PlanKind.SELECTOR:
         return _select(index, plan, queries, k=k, live=live, threads=threads)
-    hits = compare_matching(index, queries, matching=live, k=k, threads=threads)
+    hits = compare_matching(
+        index, queries, matching=live, k=k, threads=threads, by_codes=plan.by_codes
+    )
     return Ran(hits, n * live.count)
 
 
@@ -86,7 +88,7 @@ def _walk(
     status = _joined([walk.status for walk in walks])
     short = np.flatnonzero((status != OK) | (hits[1][:, min(k, live.count) - 1] < 0))
     visited = sum(int(walk.visited.sum()) for walk in walks)
-    _compare(index, queries, short, hits, k=k, live=live, threads=threads)
+    _compare(index, plan, queries, short, hits, k=k, live=live, threads=threads)
     return Ran(hits, visited + len(short) * live.count, len(short))
 
 
@@ -105,30 +107,55 @@ def _select(
     are much fewer than overall, better rows may lie beyond the beam, and the query is asked anew.
     """
     kept = max(plan.ef, k)
-    scores, rows = index.search(queries, k=kept, ef=kept)
+    far = _far_queries(index, plan, queries, live=live)
+    near = np.flatnonzero(~far)
+    hits = _missing(len(queries), k)
+    asked = queries if len(near) == len(queries) else np.ascontiguousarray(queries[near])
+    scores, rows = index.search(asked, k=kept, ef=kept)
     inside = (rows >= 0) & live.contains(np.maximum(rows, 0))
     expected = NEAR_SHARE * kept * live.count / index.rows
-    few = np.flatnonzero(inside.sum(axis=1) < max(min(k, live.count), expected))
+    few = inside.sum(axis=1) < max(min(k, live.count), expected)
     first = np.argsort(~inside, axis=1, kind="stable")[:, :k]
     allowed = np.take_along_axis(inside, first, axis=1)
-    best = np.where(allowed, np.take_along_axis(scores, first, axis=1), np.float32(-np.inf))
-    best_rows = np.where(allowed, np.take_along_axis(rows, first, axis=1), -1)
-    hits = (best, best_rows)
-    visited = len(queries) * plan.visited
-    if not len(few):
+    hits[0][near] = np.where(allowed, np.take_along_axis(scores, first, axis=1), SCORE_MISSING)
+    hits[1][near] = np.where(allowed, np.take_along_axis(rows, first, axis=1), ROW_MISSING)
+    visited = len(near) * plan.visited
+    again = np.flatnonzero(far)
+    if few.any():
+        again = np.union1d(again, near[few])
+    if not len(again):
         return Ran(hits, visited)
     if not plan.ef_far:
-        _compare(index, queries, few, hits, k=k, live=live, threads=threads)
-        return Ran(hits, visited + len(few) * live.count, len(few))
-    wider = SegmentPlan(PlanKind.IN_GRAPH, plan.ef_far, plan.ef_far, plan.work_max)
-    asked = np.ascontiguousarray(queries[few])
-    again = _walk(index, wider, asked, k=k, live=live, threads=threads)
-    hits[0][few], hits[1][few] = again.hits
-    return Ran(hits, visited + again.visited, again.repeated)
+        _compare(index, plan, queries, again, hits, k=k, live=live, threads=threads)
+        return Ran(hits, visited + len(again) * live.count, len(again))
+    wider = replace(plan, kind=PlanKind.IN_GRAPH, ef=plan.ef_far)
+    asked = np.ascontiguousarray(queries[again])
+    walked = _walk(index, wider, asked, k=k, live=live, threads=threads)
+    hits[0][again], hits[1][again] = walked.hits
+    return Ran(hits, visited + walked.visited, walked.repeated)
+
+
+def _far_queries(
+    index: VectorIndex, plan: SegmentPlan, queries: Float32Matrix, *, live: LiveBitmap
+) -> npt.NDArray[np.bool_]:
+    """Return which queries lie where few rows are allowed: the plain walk would be for nothing."""
+    if not plan.far_check:
+        return np.zeros(len(queries), dtype=np.bool_)
+    looked = index.walk_filtered(queries, k=1, ef=1, ef_far=0, matching=live)
+    far: npt.NDArray[np.bool_] = looked.status == ABORTED
+    return far
+
+
+def _missing(n: int, k: int) -> Hits:
+    return (
+        np.full((n, k), SCORE_MISSING, dtype=np.float32),
+        np.full((n, k), ROW_MISSING, dtype=np.int64),
+    )
 
 
 def _compare(
     index: VectorIndex,
+    plan: SegmentPlan,
     queries: Float32Matrix,
     which: npt.NDArray[np.int64],
     hits: Hits,
@@ -141,7 +168,7 @@ def _compare(
     if len(which):
         chosen = np.ascontiguousarray(queries[which])
         hits[0][which], hits[1][which] = compare_matching(
-            index, chosen, matching=live, k=k, threads=threads
+            index, chosen, matching=live, k=k, threads=threads, by_codes=plan.by_codes
         )
 
 

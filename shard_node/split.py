@@ -19,6 +19,8 @@ Hits = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]
 
 PART_COMPARISONS_MIN = 5_000
 """Comparisons worth a thread of their own: 0.3 ms at 384 floats."""
+PART_CODES_MIN = 15_000
+"""The same where codes are compared."""
 
 PartT = TypeVar("PartT")
 ResultT = TypeVar("ResultT")
@@ -38,20 +40,25 @@ def in_parts(parts: Sequence[PartT], run: Callable[[PartT], ResultT]) -> list[Re
 
 
 def compare_matching(
-    index: VectorIndex, queries: Float32Matrix, *, matching: LiveBitmap, k: int, threads: int
+    index: VectorIndex,
+    queries: Float32Matrix,
+    *,
+    matching: LiveBitmap,
+    k: int,
+    threads: int,
+    by_codes: bool = False,
 ) -> Hits:
     """As `VectorIndex.search_matching`, with the rows shared among at most `threads` threads.
 
-    Rows, not queries: a part compares its rows with all queries while they are in the cache.
+    Rows, not queries: a part compares its rows with all queries while they are in the cache. As
+    `search_shortlisted` when `by_codes`.
     """
-    comparisons = len(queries) * matching.count
-    count = min(threads, comparisons // PART_COMPARISONS_MIN)
+    search = index.search_shortlisted if by_codes else index.search_matching
+    least = PART_CODES_MIN if by_codes else PART_COMPARISONS_MIN
+    count = min(threads, len(queries) * matching.count // least)
     if count < 2 or ready_kernels() is None:
-        return index.search_matching(queries, matching=matching, k=k)
-    found = in_parts(
-        _row_parts(matching, count),
-        lambda part: index.search_matching(queries, matching=part, k=k),
-    )
+        return search(queries, matching=matching, k=k)
+    found = in_parts(_row_parts(matching, count), lambda part: search(queries, matching=part, k=k))
     scores = np.concatenate([part[0] for part in found], axis=1)
     rows = np.concatenate([part[1] for part in found], axis=1)
     best = np.argsort(-scores, axis=1, kind="stable")[:, :k]

@@ -6,6 +6,7 @@ from annheal.index.compiled import WarmUp, start_warm_up, warm_up
 from annheal.index.costs import WalkCosts, measure_costs
 from annheal.index.filtered_walk import ROW_MISSING, SCORE_MISSING, WalkResult
 from annheal.index.live import LiveBitmap
+from annheal.index.shortlist import ShortlistCosts
 from annheal.index.topk import TopK, merge_topk
 from annheal.index.vector_index import (
     EF_DEFAULT,
@@ -25,6 +26,7 @@ __all__ = [
     "SCORE_MISSING",
     "STARVED",
     "LiveBitmap",
+    "ShortlistCosts",
     "TopK",
     "VectorIndex",
     "WalkCosts",

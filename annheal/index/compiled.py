@@ -20,16 +20,23 @@ from typing import Any
 
 _logger = logging.getLogger(__name__)
 
-_KERNEL_MODULES = ("distances.py", "exact_kernel.py", "walk_kernel.py", "walk_layout.py")
+_KERNEL_MODULES = (
+    "distances.py",
+    "exact_kernel.py",
+    "scan_kernel.py",
+    "walk_kernel.py",
+    "walk_layout.py",
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Kernels:
-    """The machine code of this process; signatures as in `walk_kernel` and `exact_kernel`."""
+    """The machine code of this process; signatures as in the kernel modules."""
 
     walk: Callable[..., None]
     compare_bitmap: Callable[..., None]
     compare_rows: Callable[..., None]
+    compare_codes: Callable[..., None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,13 +136,14 @@ def _source_digest() -> str:
 def _compile(directory: Path | None) -> Kernels:
     from numba import config
 
-    from annheal.index import exact_kernel, walk_kernel
+    from annheal.index import exact_kernel, scan_kernel, walk_kernel
 
     settings: Any = config
     functions: dict[str, Any] = {
         "walk": walk_kernel.walk,
         "compare_bitmap": exact_kernel.compare_bitmap,
         "compare_rows": exact_kernel.compare_rows,
+        "compare_codes": scan_kernel.compare_codes,
     }
     signatures = _signatures()
     for name, function in functions.items():
@@ -161,14 +169,32 @@ def _signatures() -> dict[str, tuple[Any, ...]]:
     def own(dtype: Any, dimensions: int = 1) -> Any:
         return types.Array(dtype, dimensions, "C")
 
-    i4, i8, u1, f4 = types.int32, types.int64, types.uint8, types.float32
+    i1, i2, i4, i8 = types.int8, types.int16, types.int32, types.int64
+    u1, f4 = types.uint8, types.float32
     results = (own(f4, 2), own(i8, 2))
     compared = (own(i4), own(f4), own(i8, 2), own(i8))
     graph = (given(i4), given(i8), given(i8), given(f4), given(f4), given(u1))
     scratch = (own(u1), own(i8), own(i4), own(f4), own(i4), own(i8))
     vectors = (given(f4), i8, given(f4), types.boolean)
+    coded = (given(i1), given(f4), given(f4))
+    asked = (given(f4), given(i2), given(f4), given(f4), types.boolean)
+    bitmap = (given(types.uint64), given(u1))
     return {
         "walk": (*graph, given(i4), given(i8), *scratch, *results, own(i8, 2), own(u1)),
-        "compare_bitmap": (*vectors, given(types.uint64), given(u1), *compared, *results),
+        "compare_bitmap": (*vectors, *bitmap, *compared, *results),
         "compare_rows": (*vectors, given(i8), *compared, *results),
+        "compare_codes": (
+            *coded,
+            given(f4),
+            i8,
+            *asked,
+            *bitmap,
+            own(i4),
+            own(i4, 2),
+            own(f4, 2),
+            own(i8),
+            own(i4),
+            *compared,
+            *results,
+        ),
     }

@@ -31,7 +31,7 @@ def _lowest_bit_code(typing_context: Any, word: Any) -> Any:
     return types.uint64(types.uint64), emit
 
 
-_lowest_bit: Any = intrinsic(_lowest_bit_code)
+lowest_bit: Any = intrinsic(_lowest_bit_code)
 
 
 @njit(nogil=True, fastmath=REORDER_SUMS)
@@ -61,7 +61,8 @@ def _compare_block(
 
 
 @njit(nogil=True)
-def _write_results(pools: Any, sizes: Any, scores: Any, rows: Any) -> None:
+def write_results(pools: Any, sizes: Any, scores: Any, rows: Any) -> None:
+    """Write the keys in the pools of all queries as scores and rows."""
     for q in range(sizes.size):
         for i in range(sizes[q]):
             key = pools[q, i]
@@ -97,7 +98,7 @@ def compare_bitmap(
     for i in range(uint64(0), uint64(words.size)):
         word = words[i]
         while word != uint64(0):
-            block[uint64(count)] = int64(i * uint64(64) + _lowest_bit(word))
+            block[uint64(count)] = int64(i * uint64(64) + lowest_bit(word))
             word &= word - uint64(1)
             count += 1
             if count == capacity:
@@ -114,7 +115,7 @@ def compare_bitmap(
                 block[uint64(count)] = int64(words.size) * 64 + int64(i) * 8 + bit
                 count += 1
     _compare_block(stored, queries, wide, l2, k, block, count, distances, pools, sizes)
-    _write_results(pools, sizes, scores, rows)
+    write_results(pools, sizes, scores, rows)
 
 
 @njit(nogil=True, fastmath=REORDER_SUMS)
@@ -141,4 +142,4 @@ def compare_rows(
         _compare_block(
             stored, queries, uint64(dimension), l2, k, block, count, distances, pools, sizes
         )
-    _write_results(pools, sizes, scores, rows)
+    write_results(pools, sizes, scores, rows)

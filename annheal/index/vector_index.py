@@ -28,6 +28,7 @@ from annheal.index.compiled import ready_kernels
 from annheal.index.filtered_walk import ROW_MISSING, SCORE_MISSING, WalkResult
 from annheal.index.graph import ForeignMemory, HnswGraph, graph_of
 from annheal.index.live import LiveBitmap
+from annheal.index.shortlist import Shortlist
 from annheal.model.collection import IndexSettings, Metric
 from annheal.model.manifest import IndexKind
 from annheal.model.records import Float32Matrix
@@ -78,6 +79,7 @@ class VectorIndex:
         "_flat",
         "_graph",
         "_index",
+        "_shortlist",
         "_storage",
         "_view",
         "dimension",
@@ -100,6 +102,7 @@ class VectorIndex:
         self.metric = metric
         self._view = _stored_vectors(self._storage, owner=index)
         self._flat = self._view.reshape(-1)
+        self._shortlist: Shortlist | None = None
         self._graph: HnswGraph | None = None
         if self.kind is IndexKind.HNSW and self.rows:
             self._graph = graph_of(index)
@@ -216,6 +219,43 @@ class VectorIndex:
         return filtered_walk.compare_bitmap(
             self._flat, queries, l2=self._is_l2, k=k, matching=matching
         )
+
+    @property
+    def shortlist(self) -> Shortlist | None:
+        """The 8-bit codes, once `make_shortlist` has returned."""
+        return self._shortlist
+
+    @property
+    def shortlist_bytes(self) -> int:
+        """Memory that `make_shortlist` takes or took."""
+        per_row = self.dimension + (8 if self._is_l2 else 4)
+        return self.rows * per_row
+
+    def make_shortlist(self) -> Shortlist:
+        """Encode all vectors in 8 bits for `search_shortlisted`, unless that was done.
+
+        Takes a quarter of the vectors' memory and a tenth of a second for 100,000 x 384. Waits for
+        the kernels.
+        """
+        if self._shortlist is None:
+            self._shortlist = Shortlist(self._view, flat=self._flat, l2=self._is_l2)
+        return self._shortlist
+
+    def search_shortlisted(
+        self, queries: Float32Matrix, *, matching: LiveBitmap, k: int
+    ) -> tuple[Scores, Rows]:
+        """Return what `search_matching` does, but reading the codes of most rows only.
+
+        The scores are exact. A row is missed only where the error of its code is greater than
+        that of 99.9 % of the products measured. Falls back to `search_matching` without codes.
+        """
+        if self._shortlist is None or ready_kernels() is None:
+            return self.search_matching(queries, matching=matching, k=k)
+        self._check_queries(queries, k)
+        self._check_bitmap(matching)
+        if len(queries) == 0 or matching.count == 0:
+            return _padded(len(queries), k)
+        return self._shortlist.search(queries, k=k, matching=matching)
 
     def walk_filtered(
         self,

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
 from numba import int64, njit, uint8, uint64
 
 from annheal.index.distances import (
@@ -39,6 +40,7 @@ from annheal.index.walk_layout import (
     EF_FAR,
     ENTRY,
     FAR_CHECKS,
+    FAR_DEVIATIONS,
     FAR_EXPECTED_MIN,
     FAR_SHARE,
     L2,
@@ -294,7 +296,9 @@ def _is_far(graph: Any, scratch: Any, row: Any, width: Any, matches: Any) -> Any
             checked += 1
             matching += _matches(graph.bitmap, v)
     scratch.state[CHECKED] += checked
-    return matching < checked * share * FAR_SHARE
+    expected = checked * share
+    chance = FAR_DEVIATIONS * np.sqrt(expected * (1.0 - share))
+    return matching < max(expected * FAR_SHARE, expected - chance)
 
 
 @njit(nogil=True)

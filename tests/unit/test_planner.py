@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from annheal.index import WalkCosts
+from annheal.index import ShortlistCosts, WalkCosts
 from annheal.model.manifest import IndexKind
 from annheal.segment import RecallPoint
 from shard_node.planner import (
@@ -108,6 +108,41 @@ def test_the_cheaper_way_depends_on_what_the_machine_measured() -> None:
     assert plan(allowed=10_000, costs=slow_walk).kind is PlanKind.ROWS
     slow_rows = replace(COSTS, exact_row_ns=700.0)
     assert plan(allowed=10_000, costs=slow_rows).kind is PlanKind.IN_GRAPH
+
+
+CODES = ShortlistCosts(call_ns=25_000.0, row_ns=12.0)
+
+
+def test_codes_are_compared_where_that_is_cheapest() -> None:
+    found = plan(allowed=10_000, shortlist=CODES)
+    assert (found.kind, found.by_codes) == (PlanKind.SHORTLIST, True)
+    assert plan(allowed=150, shortlist=CODES).kind is PlanKind.ROWS
+    many = plan(allowed=60_000, shortlist=CODES)
+    assert (many.kind, many.by_codes, many.ef_far) == (PlanKind.IN_GRAPH, True, 0)
+    assert many.work_max == int(CODES.shortlist_ns(60_000) / COSTS.walk_row_ns)
+
+
+def test_codes_answer_neither_exact_searches_nor_the_highest_objectives() -> None:
+    assert plan(replace(WANTED, exact=True), allowed=10_000, shortlist=CODES).kind is PlanKind.ROWS
+    high = plan(replace(WANTED, objective=0.999), allowed=10_000, shortlist=CODES)
+    assert (high.kind, high.by_codes) == (PlanKind.ROWS, False)
+
+
+def test_codes_are_wanted_where_they_would_pay() -> None:
+    assert plan(allowed=4_000).codes_wanted
+    assert not plan(allowed=4_000, shortlist=CODES).codes_wanted
+    assert not plan(allowed=60_000).codes_wanted
+    assert not plan(allowed=500).codes_wanted
+    assert not plan(allowed=4_000, walk_ready=False).codes_wanted
+    assert not plan(replace(WANTED, objective=0.999), allowed=4_000).codes_wanted
+
+
+def test_far_queries_are_looked_for_before_a_plain_walk() -> None:
+    point = RecallPoint(10, 96, 0.97, band="0.5", selector=True)
+    cheap = tuple(replace(p, visited=4.0 * p.ef) if not p.band else p for p in BANDS)
+    assert plan(allowed=50_000, curve=(*cheap, point)).far_check
+    assert not plan(allowed=50_000, curve=(*cheap, point), walk_ready=False).far_check
+    assert not plan(allowed=95_000, walk_ready=False).far_check
 
 
 def test_a_walk_may_not_cost_more_than_comparing_everything() -> None:

@@ -19,16 +19,20 @@ ROWS, K = 3_000, 10
 WALKS = (
     SegmentPlan(PlanKind.SELECTOR, 400, 0, visited=900),
     SegmentPlan(PlanKind.SELECTOR, 400, 400, visited=900),
+    SegmentPlan(PlanKind.SELECTOR, 400, 0, visited=900, by_codes=True, far_check=True),
     SegmentPlan(PlanKind.IN_GRAPH, 400, 0),
     SegmentPlan(PlanKind.IN_GRAPH, 400, 400, work_max=1_000_000),
 )
+COMPARISONS = (SegmentPlan(PlanKind.ROWS), SegmentPlan(PlanKind.SHORTLIST, by_codes=True))
 
 
 @pytest.fixture(scope="module")
 def index() -> VectorIndex:
     warm_up()
     vectors = unit_vectors(ROWS, 8)
-    return build_hnsw(vectors, metric=Metric.COSINE, settings=IndexSettings(), threads=1)
+    built = build_hnsw(vectors, metric=Metric.COSINE, settings=IndexSettings(), threads=1)
+    built.make_shortlist()
+    return built
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +40,7 @@ def queries() -> np.ndarray:
     return unit_vectors(8, 8, seed=77)
 
 
-@pytest.mark.parametrize("plan", [*WALKS, SegmentPlan(PlanKind.ROWS), SegmentPlan(PlanKind.SCAN)])
+@pytest.mark.parametrize("plan", [*WALKS, *COMPARISONS, SegmentPlan(PlanKind.SCAN)])
 @pytest.mark.parametrize("share", [0.9, 0.3, 0.01])
 def test_every_plan_finds_the_best_of_the_allowed(
     index: VectorIndex, queries: np.ndarray, plan: SegmentPlan, share: float
@@ -51,11 +55,12 @@ def test_every_plan_finds_the_best_of_the_allowed(
     assert ran.visited > 0
 
 
-@pytest.mark.parametrize("plan", [*WALKS, SegmentPlan(PlanKind.ROWS)])
+@pytest.mark.parametrize("plan", [*WALKS, *COMPARISONS])
 def test_threads_change_nothing(
     index: VectorIndex, plan: SegmentPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(split, "PART_COMPARISONS_MIN", 100)
+    monkeypatch.setattr(split, "PART_CODES_MIN", 100)
     many = unit_vectors(23, 8, seed=5)
     for share in (0.9, 0.2, 0.004):
         live = LiveBitmap.from_mask(np.random.default_rng(8).random(ROWS) < share)

@@ -1,0 +1,147 @@
+"""Comparison by 8-bit codes finds what comparison by floats finds."""
+
+from __future__ import annotations
+
+import gc
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from annheal.index import LiveBitmap, VectorIndex, build_flat, warm_up
+from annheal.index import shortlist as shortlist_module
+from annheal.model.collection import Metric
+from shard_node.shortlists import ShortlistBook
+from tests.support.segments import unit_vectors
+
+# The first test of a machine compiles the kernels.
+pytestmark = pytest.mark.timeout(400)
+
+Floats = NDArray[np.float32]
+METRICS = (Metric.COSINE, Metric.INNER_PRODUCT, Metric.L2)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _kernels() -> None:
+    warm_up()
+
+
+def index_of(vectors: Floats, metric: Metric) -> VectorIndex:
+    index = build_flat(np.ascontiguousarray(vectors, dtype=np.float32), metric=metric)
+    index.make_shortlist()
+    return index
+
+
+def assert_same(index: VectorIndex, queries: Floats, matching: LiveBitmap, *, k: int) -> None:
+    """Equal rows may change places, and ties at the end of the answer may differ."""
+    truth_scores, _ = index.search_matching(queries, matching=matching, k=k)
+    scores, rows = index.search_shortlisted(queries, matching=matching, k=k)
+    np.testing.assert_allclose(scores, truth_scores, rtol=1e-5, atol=1e-5)
+    present = rows >= 0
+    assert present.sum(axis=1).tolist() == [min(k, matching.count)] * len(queries)
+    assert matching.contains(rows[present]).all()
+    assert all(len(set(row[row >= 0].tolist())) == (row >= 0).sum() for row in rows)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("dimension", [1, 3, 31, 64, 100, 384])
+def test_the_best_of_a_bitmap_are_found(metric: Metric, dimension: int) -> None:
+    index = index_of(unit_vectors(2_003, dimension), metric)
+    queries = unit_vectors(7, dimension, seed=5)
+    rng = np.random.default_rng(1)
+    for share in (1.0, 0.5, 0.03):
+        matching = LiveBitmap.from_mask(rng.random(2_003) < share)
+        assert_same(index, queries, matching, k=10)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_the_nearest_of_the_far_half_are_found(metric: Metric) -> None:
+    """Their scores lie as close to one another as scores can: the codes alone confuse them."""
+    vectors = unit_vectors(20_000, 32)
+    index = index_of(vectors, metric)
+    for query in unit_vectors(5, 32, seed=5):
+        far = np.argsort(vectors @ query)[:10_000]
+        matching = LiveBitmap.from_rows(far.astype(np.int64), rows=20_000)
+        assert_same(index, query[None, :], matching, k=10)
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    rows=st.integers(1, 400),
+    dimension=st.integers(1, 40),
+    k=st.integers(1, 30),
+    metric=st.sampled_from(METRICS),
+    kind=st.sampled_from(["normal", "outlier", "equal", "zero", "offset", "tiny", "huge"]),
+)
+def test_any_vectors(
+    seed: int, rows: int, dimension: int, k: int, metric: Metric, kind: str
+) -> None:
+    rng = np.random.default_rng(seed)
+    vectors = rng.standard_normal((rows, dimension)).astype(np.float32)
+    if kind == "outlier":
+        vectors[:, 0] *= 1_000
+    elif kind == "equal":
+        vectors[: rows // 2 + 1] = vectors[0]
+    elif kind == "zero":
+        vectors[rng.random(rows) < 0.5] = 0
+    elif kind == "offset":
+        vectors += 50
+    elif kind in ("tiny", "huge"):
+        vectors *= np.float32(1e-15 if kind == "tiny" else 1e15)
+    index = index_of(vectors, metric)
+    queries = vectors[rng.integers(0, rows, 3)] + np.float32(vectors.std() * 0.1)
+    matching = LiveBitmap.from_mask(rng.random(rows) < 0.7)
+    truth, _ = index.search_matching(queries, matching=matching, k=k)
+    found, _ = index.search_shortlisted(queries, matching=matching, k=k)
+    scale = np.abs(truth[np.isfinite(truth)]).max(initial=0.0)
+    np.testing.assert_allclose(found, truth, rtol=1e-4, atol=float(scale) * 1e-5)
+
+
+def test_many_queries_are_answered_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    index = index_of(unit_vectors(1_000, 16), Metric.COSINE)
+    monkeypatch.setattr(shortlist_module, "UPPERS_MAX", 2_500)
+    matching = LiveBitmap.from_mask(np.ones(1_000, dtype=np.bool_))
+    assert_same(index, unit_vectors(9, 16, seed=2), matching, k=10)
+
+
+def test_without_codes_floats_are_compared() -> None:
+    index = build_flat(unit_vectors(100, 8), metric=Metric.COSINE)
+    assert index.shortlist is None
+    assert_same(
+        index, unit_vectors(3, 8, seed=1), LiveBitmap.from_mask(np.ones(100, np.bool_)), k=10
+    )
+    assert_same(index, unit_vectors(3, 8, seed=1), LiveBitmap.from_mask(np.zeros(100, bool)), k=10)
+
+
+def test_wrong_shapes_are_refused() -> None:
+    index = index_of(unit_vectors(100, 8), Metric.COSINE)
+    every = LiveBitmap.from_mask(np.ones(100, np.bool_))
+    with pytest.raises(ValueError, match="not contiguous float32"):
+        index.search_shortlisted(unit_vectors(3, 9), matching=every, k=10)
+    other = LiveBitmap.from_mask(np.ones(99, np.bool_))
+    with pytest.raises(ValueError, match="bitmap of 99 rows"):
+        index.search_shortlisted(unit_vectors(3, 8), matching=other, k=10)
+
+
+def test_the_book_makes_codes_within_its_memory_and_gives_it_back() -> None:
+    book = ShortlistBook(bytes_max=25_000)
+    first, second = (
+        build_flat(unit_vectors(1_000, 16), metric=Metric.COSINE),
+        build_flat(unit_vectors(1_000, 16), metric=Metric.COSINE),
+    )
+    book.want(first)
+    book.wait()
+    assert first.shortlist is not None
+    assert book.size_bytes == first.shortlist_bytes == first.shortlist.size_bytes
+    book.want(second)
+    book.wait()
+    assert second.shortlist is None
+    del first
+    gc.collect()
+    assert book.size_bytes == 0
+    book.want(second)
+    book.wait()
+    assert second.shortlist is not None
