@@ -43,7 +43,7 @@ def test_an_armed_point_is_reached_as_often_as_it_says() -> None:
     assert deaths == ["died"]
     fail_point("compactor.uploading")
     assert deaths == ["died"], "only once"
-    with pytest.raises(ValueError, match="there is no fail point 'compactor.lunch'"):
+    with pytest.raises(ValueError, match=r"there is no fail point 'compactor.lunch'"):
         arm("compactor.lunch")
 
 
