@@ -71,6 +71,28 @@ async def run_tasks(call: AsyncCall, *, callers: int, seconds: float) -> Round:
     return _round(times, time.perf_counter() - started_s)
 
 
+async def run_at_rate(
+    call: AsyncCall, *, rate: float, until: asyncio.Event, took_ms: list[float]
+) -> None:
+    """Call `call(number)` `rate` times a second until told to stop, whatever is still under way.
+
+    Milliseconds are counted from when a call was due, so that nobody's wait is left out.
+    """
+    began_s = time.perf_counter()
+
+    async def one(number: int, due_s: float) -> None:
+        await call(number)
+        took_ms.append((time.perf_counter() - due_s) * 1e3)
+
+    async with asyncio.TaskGroup() as group:
+        for number in itertools.count():
+            due_s = began_s + number / rate
+            await asyncio.sleep(due_s - time.perf_counter())
+            if until.is_set():
+                return
+            group.create_task(one(number, due_s))
+
+
 def run_threads(
     call: BlockingCall, *, callers: int, seconds: float, prepare: Callable[[], None]
 ) -> Round:

@@ -12,6 +12,8 @@ import faiss
 import numpy as np
 
 from annheal import AsyncClient
+from annheal.client.admin_calls import OPEN_PHASES
+from annheal.model.manifest import Tier
 from annheal.model.task import TaskPhase
 from benchmarks.dataset import Dataset
 
@@ -20,6 +22,8 @@ FAISS_M = 16
 FAISS_EF_CONSTRUCTION = 100
 INDEX_TIMEOUT_S = 1_800.0
 INDEX_POLL_S = 0.25
+STILL_S = 5.0
+"""Longer than the server waits for more writes before it compacts what it has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +108,23 @@ async def _wait_indexed(client: AsyncClient, rows: int, *, compact: bool) -> Non
             raise TimeoutError(f"{covered} of {rows} rows were indexed in {INDEX_TIMEOUT_S:g} s")
         if compact:
             await client.compact(COLLECTION, timeout_s=INDEX_TIMEOUT_S)
+        await asyncio.sleep(INDEX_POLL_S)
+
+
+async def wait_at_rest(client: AsyncClient) -> None:
+    """Return when all rows are in segments, no compaction is under way, and so it stays."""
+    deadline_s = time.monotonic() + INDEX_TIMEOUT_S
+    before: object = None
+    since_s = time.monotonic()
+    while time.monotonic() - since_s < STILL_S:
+        tasks = await client.tasks(COLLECTION)
+        segments = (await client.segments(COLLECTION)).segments
+        now = frozenset(segment.segment_id for segment in segments if segment.rows)
+        growing = any(one.rows and one.tier == Tier.GROWING for one in segments)
+        if now != before or growing or any(task.phase in OPEN_PHASES for task in tasks):
+            before, since_s = now, time.monotonic()
+        if time.monotonic() > deadline_s:
+            raise TimeoutError(f"the server did not come to rest in {INDEX_TIMEOUT_S:g} s")
         await asyncio.sleep(INDEX_POLL_S)
 
 

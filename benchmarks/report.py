@@ -7,7 +7,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -35,6 +35,15 @@ class Column:
     digits: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Requirement:
+    """Something that must hold, whether it did, and the figures that say so."""
+
+    name: str
+    holds: bool
+    figures: str
+
+
 @dataclass(slots=True)
 class Report:
     """The rows of one benchmark. Keys of environment and rows: docs/benchmarks.md."""
@@ -43,6 +52,7 @@ class Report:
     options: Options
     dataset: Dataset
     rows: list[Row] = field(default_factory=list)
+    requirements: list[Requirement] = field(default_factory=list)
 
     def add(self, **values: Any) -> Row:
         """Add a row and return it."""
@@ -51,7 +61,10 @@ class Report:
 
     def document(self) -> dict[str, Any]:
         """Return what is written as JSON."""
-        return {"environment": environment(self), "rows": self.rows}
+        document: dict[str, Any] = {"environment": environment(self), "rows": self.rows}
+        if self.requirements:
+            document["requirements"] = [asdict(one) for one in self.requirements]
+        return document
 
     def write(self) -> Path | None:
         """Write the JSON file that was asked for, and return its path."""
@@ -114,6 +127,9 @@ def print_report(
     for row in report.rows:
         table.add_row(*(_cell(row, column) for column in columns))
     console.print(table)
+    for one in report.requirements:
+        verdict = "[green]pass[/green]" if one.holds else "[bold red]FAIL[/bold red]"
+        console.print(f"{verdict}  {one.name}: {one.figures}", highlight=False)
     path = report.write()
     if path is not None:
         console.print(f"written to {path}", highlight=False)

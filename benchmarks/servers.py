@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -23,8 +25,15 @@ READY_TIMEOUT_S = 60.0
 TERM_TIMEOUT_S = 30.0
 POLL_S = 0.05
 ADDRESS_FILE = "address"
+COORDINATOR, SHARD_NODE, COMPACTOR = "coordinator", "shard-node", "compactor"
 LOG_TAIL_CHARACTERS = 4_000
+SCRAPE_TIMEOUT_S = 10.0
 _BLOCK_BYTES = 512
+_STORED = re.compile(
+    r'^annheal_object_store_bytes_total\{(?P<labels>[^}]*part="(?P<part>[^"]*)"[^}]*)\}'
+    r" (?P<bytes>[0-9.e+]+)$",
+    re.MULTILINE,
+)
 _FOREIGN_PREFIXES = ("ANNHEAL_", "AWS_")
 
 
@@ -33,12 +42,16 @@ class ClusterUnavailable(RuntimeError):
 
 
 class Server:
-    """The processes of one deployment; `address` is where clients connect."""
+    """The processes of one deployment; `address` is where clients connect.
+
+    `metrics` are the addresses where processes are scraped, by role.
+    """
 
     def __init__(self, mode: str, folder: Path) -> None:
         self.mode = mode
         self.folder = folder
         self.address = ""
+        self.metrics: dict[str, str] = {}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def spawn(self, name: str, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
@@ -90,6 +103,11 @@ class Server:
         """Return the process ids by name."""
         return {name: process.pid for name, process in self._processes.items()}
 
+    async def stored_bytes(self, role: str) -> dict[str, float]:
+        """Return the bytes that a role has put into the object store, by the first part of keys."""
+        url = f"http://{self.metrics[role]}/metrics"
+        return stored_bytes(await asyncio.to_thread(_fetched, url))
+
     def memory_peak_bytes(self) -> int:
         """Return the sum of the largest resident sizes that the processes have had, files mapped
         by them included."""
@@ -98,6 +116,10 @@ class Server:
     def memory_private_bytes(self) -> int:
         """Return what the processes hold now and no file backs."""
         return sum(_status_bytes(pid, "RssAnon") for pid in self.pids().values())
+
+    def memory_resident_bytes(self) -> int:
+        """Return what the processes hold in memory now, files mapped by them included."""
+        return sum(_status_bytes(pid, "VmRSS") for pid in self.pids().values())
 
     def cpu_s(self) -> float:
         """Return the seconds of CPU that the processes have used."""
@@ -127,10 +149,14 @@ class Server:
 
 
 @asynccontextmanager
-async def serve(mode: str, *, settings: Mapping[str, str] | None = None) -> AsyncIterator[Server]:
-    """Run "embedded" or "cluster" on an empty folder for the length of the block.
+async def serve(
+    mode: str, *, settings: Mapping[str, str] | None = None, metrics: bool = False
+) -> AsyncIterator[Server]:
+    """Run a deployment on an empty folder for the length of the block.
 
-    Raises `ClusterUnavailable` when there is no etcd.
+    "embedded" is one process. "cluster" is one for each role on etcd, "roles" the same on SQLite;
+    with `metrics` each role can be scraped. `settings` are those of all roles. Raises
+    `ClusterUnavailable` when there is no etcd.
     """
     folder = Path(tempfile.mkdtemp(prefix=f"annheal-bench-{mode}-"))
     server = Server(mode, folder)
@@ -149,8 +175,13 @@ async def serve(mode: str, *, settings: Mapping[str, str] | None = None) -> Asyn
             )
             await server.wait_ready()
             yield server
+        elif mode == "roles":
+            url = f"sqlite://{folder / 'meta.sqlite'}"
+            _spawn_roles(server, url, settings or {}, metrics=metrics)
+            await server.wait_ready()
+            yield server
         else:
-            async with _cluster(server, settings or {}):
+            async with _cluster(server, settings or {}, metrics=metrics):
                 yield server
     finally:
         server.stop()
@@ -158,10 +189,11 @@ async def serve(mode: str, *, settings: Mapping[str, str] | None = None) -> Asyn
 
 
 @asynccontextmanager
-async def _cluster(server: Server, settings: Mapping[str, str]) -> AsyncIterator[None]:
+async def _cluster(
+    server: Server, settings: Mapping[str, str], *, metrics: bool
+) -> AsyncIterator[None]:
     """Start etcd, one coordinator, one shard node and one compactor."""
     from tests.support.etcd_server import EtcdServer, EtcdUnavailable
-    from tests.support.ports import LOOPBACK, free_port
 
     etcd = EtcdServer()
     try:
@@ -169,34 +201,45 @@ async def _cluster(server: Server, settings: Mapping[str, str]) -> AsyncIterator
     except (EtcdUnavailable, RuntimeError) as error:
         raise ClusterUnavailable(str(error)) from error
     try:
-        objects = server.folder / "objects"
-        objects.mkdir()
-        shared = {
-            "ANNHEAL_METADATA_URL": etcd.url("bench"),
-            "ANNHEAL_OBJECT_STORE_URL": objects.as_uri(),
-            **{f"ANNHEAL_{key.upper()}": value for key, value in settings.items()},
-        }
-        for role, identity in (
-            ("coordinator", "COORDINATOR_ID"),
-            ("shard-node", "NODE_ID"),
-            ("compactor", "WORKER_ID"),
-        ):
-            address = f"{LOOPBACK}:{free_port()}"
-            own = {
-                f"ANNHEAL_{identity}": role,
-                "ANNHEAL_LISTEN": address,
-                "ANNHEAL_DATA_DIR": str(server.folder / role),
-            }
-            if role == "compactor":
-                own["ANNHEAL_SCRATCH_DIR"] = str(server.folder / role / "scratch")
-            server.spawn(role, ["serve", role], _environment({**shared, **own}))
-            if role == "coordinator":
-                server.address = address
+        _spawn_roles(server, etcd.url("bench"), settings, metrics=metrics)
         await server.wait_ready()
         yield
     finally:
         server.stop()
         etcd.stop()
+
+
+def _spawn_roles(
+    server: Server, metadata_url: str, settings: Mapping[str, str], *, metrics: bool
+) -> None:
+    """Start one coordinator, one shard node and one compactor."""
+    from tests.support.ports import LOOPBACK, free_port
+
+    objects = server.folder / "objects"
+    objects.mkdir()
+    shared = {
+        "ANNHEAL_METADATA_URL": metadata_url,
+        "ANNHEAL_OBJECT_STORE_URL": objects.as_uri(),
+        **{f"ANNHEAL_{key.upper()}": value for key, value in settings.items()},
+    }
+    for role, identity in (
+        (COORDINATOR, "COORDINATOR_ID"),
+        (SHARD_NODE, "NODE_ID"),
+        (COMPACTOR, "WORKER_ID"),
+    ):
+        address = f"{LOOPBACK}:{free_port()}"
+        own = {
+            f"ANNHEAL_{identity}": role,
+            "ANNHEAL_LISTEN": address,
+            "ANNHEAL_DATA_DIR": str(server.folder / role),
+        }
+        if metrics:
+            server.metrics[role] = own["ANNHEAL_METRICS_LISTEN"] = f"{LOOPBACK}:{free_port()}"
+        if role == COMPACTOR:
+            own["ANNHEAL_SCRATCH_DIR"] = str(server.folder / role / "scratch")
+        server.spawn(role, ["serve", role], _environment({**shared, **own}))
+        if role == COORDINATOR:
+            server.address = address
 
 
 def _environment(extra: Mapping[str, str]) -> dict[str, str]:
@@ -205,6 +248,21 @@ def _environment(extra: Mapping[str, str]) -> dict[str, str]:
         name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN_PREFIXES)
     }
     return {**kept, "PYTHONPATH": str(REPOSITORY), **extra}
+
+
+def stored_bytes(text: str) -> dict[str, float]:
+    """Return the bytes put into the object store, by the first part of keys, from metrics."""
+    return {
+        match["part"]: float(match["bytes"])
+        for match in _STORED.finditer(text)
+        if 'operation="put"' in match["labels"]
+    }
+
+
+def _fetched(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=SCRAPE_TIMEOUT_S) as answer:
+        text: bytes = answer.read()
+    return text.decode()
 
 
 def _status_bytes(pid: int, key: str) -> int:
