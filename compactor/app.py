@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import shutil
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 from importlib import metadata
 
 from annheal.index import start_warm_up
@@ -15,6 +15,7 @@ from annheal.model.shard import WorkerRegistration, WorkerRole
 from annheal.objectstore.protocol import ObjectStore
 from annheal.runtime.tasks import TaskScope
 from compactor.registration import run_registration
+from compactor.scratch import locked_folder
 from compactor.settings import CompactorSettings
 from compactor.worker import Worker
 
@@ -35,9 +36,23 @@ async def run_compactor(
     Runs in any process: `annheal up` runs it beside a node and a coordinator. `address` is where
     its health service answers, if it has one; `on_ready` is called once the queue was read.
     Raises what ended a background task that must not
-    end, such as a bug.
+    end, such as a bug, and `FailedPrecondition` while another process has this worker's folder.
     """
-    await asyncio.to_thread(shutil.rmtree, settings.worker_dir, ignore_errors=True)
+    with ExitStack() as stack:
+        folder = locked_folder(settings.worker_dir)
+        await asyncio.to_thread(stack.enter_context, folder)
+        await _run(settings, meta, objects, stop=stop, address=address, on_ready=on_ready)
+
+
+async def _run(
+    settings: CompactorSettings,
+    meta: MetaStore,
+    objects: ObjectStore,
+    *,
+    stop: asyncio.Event,
+    address: str,
+    on_ready: Callable[[], Awaitable[None]] | None,
+) -> None:
     # Merged segments are measured with the kernels; in one process with a node these are its own.
     start_warm_up(cache=settings.scratch_dir / "kernels")
     registration = WorkerRegistration(
@@ -67,7 +82,6 @@ async def run_compactor(
         stopping.cancel()
         failing.cancel()
         await scope.stop()
-        await asyncio.to_thread(shutil.rmtree, settings.worker_dir, ignore_errors=True)
 
 
 async def _tell_ready(worker: Worker, on_ready: Callable[[], Awaitable[None]]) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from annheal.errors import Unavailable
+from annheal.index import set_search_threads
 from annheal.metastore.protocol import MetaStore
 from annheal.model.manifest import SegmentEntry, Tier
 from annheal.model.task import CompactionTask, TaskPhase
@@ -26,6 +27,7 @@ from annheal.segment import upload_segment
 from compactor.build import BuildOrder, build_segment
 from compactor.claim import Claim
 from compactor.fetch import Source, StaleTask, fetch_sources, load_collection
+from compactor.throttle import BuildTurns, lower_priority
 from compactor.verify import verify_segment
 
 PROGRESS_INTERVAL_S = 1.0
@@ -60,13 +62,15 @@ class Attempt:
         objects: ObjectStore,
         *,
         worker_dir: Path,
-        threads: int,
+        turns: BuildTurns,
+        nice: int = 0,
         now_s: Callable[[], float] = time.time,
     ) -> None:
         self._meta = meta
         self._objects = objects
         self._worker_dir = worker_dir
-        self._threads = threads
+        self._turns = turns
+        self._nice = nice
         self._now_s = now_s
         self._abandoned = threading.Event()
         self.progress = Progress()
@@ -89,19 +93,21 @@ class Attempt:
             self._meta, self._objects, task, directory=directory / "sources"
         )
         fail_point("compactor.fetched")
-        self._step("building")
-        order = BuildOrder(
-            segment_id=secrets.token_hex(8),
-            tier=Tier(task.tier),
-            collection=collection,
-            threads=self._threads,
-            created_at_s=self._now_s(),
-            on_progress=self._on_progress,
-            reason=task.reason,
-        )
-        output = await self._in_thread(
-            lambda: build_segment(sources, order, directory=directory / "output")
-        )
+        self._step("waiting")
+        async with self._turns.turn():
+            self._step("building")
+            order = BuildOrder(
+                segment_id=secrets.token_hex(8),
+                tier=Tier(task.tier),
+                collection=collection,
+                threads=self._turns.share,
+                created_at_s=self._now_s(),
+                on_progress=self._on_progress,
+                reason=task.reason,
+            )
+            output = await self._in_thread(
+                lambda: build_segment(sources, order, directory=directory / "output")
+            )
         fail_point("compactor.built")
         if output is not None:
             self._step("uploading")
@@ -135,10 +141,17 @@ class Attempt:
         if self._abandoned.is_set():
             raise _Abandoned
         self.progress.share = share
+        # In the build's thread: other builds may have begun or ended since.
+        set_search_threads(self._turns.share)
 
     async def _in_thread(self, work: Callable[[], ResultT]) -> ResultT:
         """Run `work` in a thread of its own; when cancelled, tell it and wait for its end."""
-        pool = ThreadPoolExecutor(1, thread_name_prefix="compactor-build")
+        pool = ThreadPoolExecutor(
+            1,
+            thread_name_prefix="compactor-build",
+            initializer=lower_priority,
+            initargs=(self._nice,),
+        )
         running = asyncio.get_running_loop().run_in_executor(pool, work)
         try:
             return await asyncio.shield(running)

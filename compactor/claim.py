@@ -10,64 +10,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection as AnyOf
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from annheal.errors import Conflict, Unavailable, UnknownOutcome
 from annheal.metastore.codec import decode_value, encode_value
 from annheal.metastore.keys import claim_key, task_key
 from annheal.metastore.protocol import Compare, Delete, Lease, LeaseExpired, MetaStore, Put
 from annheal.model.task import ATTEMPTS_MAX, CompactionTask, TaskClaim, TaskPhase
+from compactor.admission import QueuedTask
 
-BACKOFF_FIRST_S = 1.0
-BACKOFF_MAX_S = 60.0
 STORE_RETRY_S = 0.5
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class QueuedTask:
-    """A task and the revision that it was read at."""
-
-    task: CompactionTask
-    revision: int
-
-
-def backoff_s(attempts: int) -> float:
-    """Return how long a task rests after its `attempts`-th attempt failed."""
-    return min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2.0 ** max(0, attempts - 1))
-
-
-def plan_claim(
-    tasks: Iterable[QueuedTask],
-    *,
-    claimed: AnyOf[str],
-    memory_bytes_max: int,
-    now_s: float,
-) -> QueuedTask | None:
-    """Return the task to take next, or None.
-
-    `claimed` are the ids of tasks that somebody works on. Of the pending tasks that fit into
-    memory and do not rest after a failure (`finished_at_s` of a pending task is when its last
-    attempt failed), the highest priority wins, then the oldest.
-    """
-    due = [
-        queued
-        for queued in tasks
-        if queued.task.phase is TaskPhase.PENDING
-        and queued.task.id not in claimed
-        and queued.task.estimated_bytes <= memory_bytes_max
-        and now_s >= _due_s(queued.task)
-    ]
-    return min(due, key=lambda q: (-q.task.priority, q.task.created_at_s, q.task.id), default=None)
-
-
-def _due_s(task: CompactionTask) -> float:
-    if not task.finished_at_s:
-        return 0.0
-    return task.finished_at_s + backoff_s(task.attempts)
 
 
 class Claim:
@@ -124,6 +78,11 @@ class Claim:
                 return None
             revision = stored.mod_revision
         return cls(meta, task, claim, lease=lease, revision=revision)
+
+    @property
+    def revision(self) -> int:
+        """The revision of the task as this claim wrote it."""
+        return self._task_revision
 
     async def publish(self, *, step: str, progress: float) -> None:
         """Show how far the work is.

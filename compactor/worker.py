@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
 import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 from annheal.errors import AnnhealError, Unavailable, UnknownOutcome
 from annheal.metastore.codec import decode_value
-from annheal.metastore.keys import CLAIMS_PREFIX, TASKS_PREFIX, parse_id
+from annheal.metastore.keys import CLAIMS_PREFIX, TASKS_PREFIX, parse_id, task_key
 from annheal.metastore.lease_keeper import LeaseKeeper
 from annheal.metastore.mirror import Mirror
 from annheal.metastore.protocol import LeaseExpired, MetaStore
 from annheal.model.task import ATTEMPTS_MAX, CompactionTask, TaskPhase
 from annheal.objectstore.protocol import ObjectStore
 from annheal.runtime.fail_points import fail_point
+from compactor.admission import QueuedTask, Room, plan_claim
 from compactor.attempt import Attempt, run_progress
-from compactor.claim import Claim, QueuedTask, failed_attempt, plan_claim, released
+from compactor.claim import Claim, failed_attempt, released
 from compactor.settings import CompactorSettings
+from compactor.throttle import BuildTurns, ThrottledStore
 
 RELEASE_TIMEOUT_S = 2.0
 ERROR_CHARACTERS_MAX = 1_000
+ATTEMPTS_AT_ONCE_MAX = 64
+"""However small the tasks are."""
+DISK_FREE_SHARE = 0.9
+"""Of the free disk, when the settings name no size."""
 WORK_TO_DO = (Unavailable, UnknownOutcome, LeaseExpired)
 """What only means that the queue has to be looked at again later."""
 
@@ -30,7 +37,7 @@ _log = logging.getLogger(__name__)
 
 
 class Worker:
-    """Works on one task at a time, until cancelled.
+    """Works on as many tasks at once as its memory and disk hold, until cancelled.
 
     `run` needs both mirrors to be followed by tasks of their own (`Mirror.run`).
     """
@@ -45,27 +52,65 @@ class Worker:
     ) -> None:
         self._settings = settings
         self._meta = meta
-        self._objects = objects
+        self._objects = ThrottledStore(objects, bytes_per_s=settings.transfer_bytes_per_s)
+        self._turns = BuildTurns(settings.build_threads)
         self._now_s = now_s
+        self._running: dict[str, tuple[CompactionTask, asyncio.Task[None]]] = {}
+        self._seen: dict[str, int] = {}
+        self._too_large: set[str] = set()
+        self._disk_bytes = 0
         self.tasks = Mirror(meta, TASKS_PREFIX)
         self.claims = Mirror(meta, CLAIMS_PREFIX)
 
     async def run(self) -> None:
-        """Take tasks as they come."""
-        while True:
-            seen = self.tasks.version, self.claims.version
-            queued = self._next_task()
-            if queued is None:
-                await self._wait_change(*seen)
-                continue
-            try:
-                await self.work_on(queued)
-            except WORK_TO_DO as error:
-                _log.warning("task %s is left to the queue: %s", queued.task.id, error)
-                await asyncio.sleep(self._settings.poll_interval_s)
-            else:
-                # The mirrors show the result shortly; until then the old state must not be read.
-                await self._wait_change(*seen)
+        """Take tasks as they come; raises what ended one that must not end, such as a bug."""
+        try:
+            while True:
+                versions = self.tasks.version, self.claims.version
+                self._forget_ended()
+                whole = await self._room()
+                while (queued := self._next_task(whole)) is not None:
+                    self._start(queued)
+                await self._wait_change(*versions)
+        finally:
+            for _, running in self._running.values():
+                running.cancel()
+            if self._running:
+                await asyncio.wait([running for _, running in self._running.values()])
+
+    def _start(self, queued: QueuedTask) -> None:
+        task = queued.task
+        running = asyncio.create_task(self._work(queued), name=f"task-{task.id}")
+        self._running[task.id] = (task, running)
+
+    async def _work(self, queued: QueuedTask) -> None:
+        try:
+            await self.work_on(queued)
+        except WORK_TO_DO as error:
+            _log.warning("task %s is left to the queue: %s", queued.task.id, error)
+            await asyncio.sleep(self._settings.poll_interval_s)
+        else:
+            # The mirrors show the result shortly; until then the old state must not be read.
+            self._seen[queued.task.id] = queued.revision
+
+    def _forget_ended(self) -> None:
+        for task_id, (_, running) in list(self._running.items()):
+            if running.done():
+                del self._running[task_id]
+                running.result()
+        present = {parse_id(TASKS_PREFIX, key) for key in self.tasks.items}
+        self._seen = {name: one for name, one in self._seen.items() if name in present}
+        self._too_large &= present
+
+    async def _room(self) -> Room:
+        """Return what all tasks of this worker may need together."""
+        settings = self._settings
+        if settings.disk_bytes_max:
+            self._disk_bytes = settings.disk_bytes_max
+        elif not self._running:  # what runs has written a part of what it was allowed to
+            usage = await asyncio.to_thread(shutil.disk_usage, settings.scratch_dir)
+            self._disk_bytes = int(DISK_FREE_SHARE * usage.free)
+        return Room(settings.memory_bytes_max, self._disk_bytes)
 
     async def work_on(self, queued: QueuedTask) -> None:
         """Claim one task and bring the attempt to an end.
@@ -108,15 +153,20 @@ class Worker:
             self._meta,
             self._objects,
             worker_dir=self._settings.worker_dir,
-            threads=self._settings.build_threads,
+            turns=self._turns,
+            nice=self._settings.nice,
             now_s=self._now_s,
         )
         showing = asyncio.create_task(run_progress(claim, attempt.progress))
+        withdrawal = asyncio.create_task(self._withdrawn(claim))
         working = asyncio.create_task(attempt.run(claim.task))
         try:
-            await asyncio.wait({showing, working}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({showing, withdrawal, working}, return_when=asyncio.FIRST_COMPLETED)
             if not working.done():
                 await _cancelled(working)
+                if withdrawal.done():
+                    withdrawal.result()
+                    raise LeaseExpired("the task was cancelled")
                 await showing  # raises why it ended
             return await working
         except LeaseExpired:
@@ -128,6 +178,17 @@ class Worker:
         finally:
             await _cancelled(working)
             await _cancelled(showing)
+            await _cancelled(withdrawal)
+
+    async def _withdrawn(self, claim: Claim) -> None:
+        """Return when somebody else has changed the task: an operator who cancelled it."""
+        key = task_key(claim.task.id)
+        while True:
+            version = self.tasks.version
+            item = self.tasks.items.get(key)
+            if item is None or item.mod_revision > claim.revision:
+                return
+            await self.tasks.wait_change(version)
 
     async def _until_lost(self, work: Coroutine[Any, Any, None], keeper: LeaseKeeper) -> None:
         """Run `work`, but cancel it and raise `LeaseExpired` as soon as the lease is lost."""
@@ -150,20 +211,38 @@ class Worker:
         except (TimeoutError, LeaseExpired) as error:
             _log.warning("task %s was not put back: %r", claim.task.id, error)
 
-    def _next_task(self) -> QueuedTask | None:
+    def _next_task(self, whole: Room) -> QueuedTask | None:
         tasks = [
             QueuedTask(decode_value(item.value, CompactionTask, key=key), item.mod_revision)
             for key, item in self.tasks.items.items()
+            if item.mod_revision > self._seen.get(parse_id(TASKS_PREFIX, key), 0)
         ]
         for queued in tasks:
-            too_large = queued.task.estimated_bytes > self._settings.memory_bytes_max
-            if too_large and queued.task.phase is TaskPhase.PENDING:
-                _log.debug("task %s does not fit into this worker's memory", queued.task.id)
+            self._say_too_large(queued.task, whole)
+        claimed = {parse_id(CLAIMS_PREFIX, key) for key in self.claims.items}
+        if len(self._running) >= ATTEMPTS_AT_ONCE_MAX:
+            return None
         return plan_claim(
             tasks,
-            claimed={parse_id(CLAIMS_PREFIX, key) for key in self.claims.items},
-            memory_bytes_max=self._settings.memory_bytes_max,
+            claimed=claimed | set(self._running),
+            whole=whole,
+            free=whole.without(task for task, _ in self._running.values()),
             now_s=self._now_s(),
+        )
+
+    def _say_too_large(self, task: CompactionTask, whole: Room) -> None:
+        """Say once of each task that this worker will never do it."""
+        if task.phase is not TaskPhase.PENDING or whole.holds(task) or task.id in self._too_large:
+            return
+        self._too_large.add(task.id)
+        _log.warning(
+            "task %s is left to others: it may need %d MiB of memory and %d MiB of disk, and this"
+            " worker has %d and %d",
+            task.id,
+            task.estimated_bytes >> 20,
+            task.estimated_disk_bytes >> 20,
+            whole.memory_bytes >> 20,
+            whole.disk_bytes >> 20,
         )
 
     async def _wait_change(self, tasks_version: int, claims_version: int) -> None:
@@ -172,9 +251,10 @@ class Worker:
             asyncio.create_task(self.tasks.wait_change(tasks_version)),
             asyncio.create_task(self.claims.wait_change(claims_version)),
         }
+        working = {running for _, running in self._running.values()}
         try:
             await asyncio.wait(
-                waits,
+                waits | working,
                 timeout=self._settings.poll_interval_s,
                 return_when=asyncio.FIRST_COMPLETED,
             )

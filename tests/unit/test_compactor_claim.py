@@ -19,15 +19,8 @@ from annheal.metastore.protocol import (
 from annheal.metastore.sqlite import SqliteMetaStore
 from annheal.model.task import ATTEMPTS_MAX, CompactionTask, TaskClaim, TaskPhase
 from compactor import claim as claim_module
-from compactor.claim import (
-    BACKOFF_MAX_S,
-    Claim,
-    QueuedTask,
-    backoff_s,
-    failed_attempt,
-    plan_claim,
-    released,
-)
+from compactor.admission import BACKOFF_MAX_S, PATIENCE_S, QueuedTask, Room, backoff_s, plan_claim
+from compactor.claim import Claim, failed_attempt, released
 from tests.support.compaction import merge_task
 
 
@@ -67,12 +60,15 @@ def plan(
     *,
     claimed: Sequence[str] = (),
     memory_bytes_max: int = 100,
+    free: Room | None = None,
     now_s: float = 1_000.0,
 ) -> str | None:
+    whole = Room(memory_bytes_max, 100)
     chosen = plan_claim(
         [QueuedTask(task, 1) for task in tasks],
         claimed=set(claimed),
-        memory_bytes_max=memory_bytes_max,
+        whole=whole,
+        free=free or whole,
         now_s=now_s,
     )
     return None if chosen is None else chosen.task.id
@@ -271,3 +267,25 @@ async def test_stale_view_of_the_queue_claims_nothing(meta: SqliteMetaStore) -> 
         await meta.commit(
             [Put(task_key("t1"), b"{}")], compares=[Compare(task_key("t1"), queued.revision)]
         )
+
+
+def test_small_tasks_overtake_a_large_one_until_it_has_waited_long() -> None:
+    tasks = [
+        merge_task(task_id="large", priority=5, estimated_bytes=90, created_at_s=1_000.0),
+        merge_task(task_id="small", estimated_bytes=10, created_at_s=1_000.0),
+    ]
+    half = Room(50, 100)
+    assert plan(tasks) == "large"
+    assert plan(tasks, free=half, now_s=1_000.0 + PATIENCE_S) == "small"
+    assert plan(tasks, free=half, now_s=1_001.0 + PATIENCE_S) is None
+    assert plan(tasks, free=half, claimed=["large"], now_s=1_001.0 + PATIENCE_S) == "small"
+    assert plan(tasks, memory_bytes_max=80, free=half, now_s=9_999.0) == "small"
+
+
+def test_disk_counts_like_memory() -> None:
+    task = merge_task(task_id="t", estimated_disk_bytes=60)
+    assert plan([task], free=Room(100, 60)) == "t"
+    assert plan([task], free=Room(100, 59)) is None
+    assert plan([merge_task(estimated_disk_bytes=101)]) is None
+    left = Room(100, 100).without([task, merge_task(estimated_bytes=30)])
+    assert left == Room(70, 40)

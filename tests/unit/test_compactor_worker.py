@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from annheal.errors import FailedPrecondition, Unavailable
 from annheal.metastore.codec import decode_value
 from annheal.metastore.keys import claim_key, compactor_key
 from annheal.metastore.protocol import Delete
@@ -20,10 +22,12 @@ from annheal.model.task import ATTEMPTS_MAX, TaskClaim, TaskPhase
 from annheal.objectstore.local import LocalObjectStore
 from annheal.segment import segment_key
 from annheal.segment.meta import INDEX_FILE
+from compactor import admission as admission_module
 from compactor import attempt as attempt_module
-from compactor import claim as claim_module
+from compactor import throttle as throttle_module
 from compactor.app import run_compactor
 from compactor.build import HNSW_ROWS_MIN
+from compactor.scratch import LOCK_FILE
 from compactor.settings import CompactorSettings
 from tests.support.compaction import COLLECTION_ID, DEADLINE_S, SHARD, Workplace, merge_task
 from tests.support.segments import sample_rows
@@ -45,11 +49,12 @@ async def compactor(
     worker_id: str = "w1",
     memory_bytes_max: int = 1 << 30,
     lease_ttl_s: float = 5.0,
+    threads: int = 1,
 ) -> AsyncIterator[asyncio.Event]:
     settings = CompactorSettings(
         worker_id=worker_id,
         scratch_dir=place.directory / "scratch",
-        threads=1,
+        threads=threads,
         poll_interval_s=0.05,
         lease_ttl_s=lease_ttl_s,
         memory_bytes_max=memory_bytes_max,
@@ -147,7 +152,7 @@ async def test_task_of_a_deleted_collection_is_cancelled(place: Workplace) -> No
 async def test_damaged_source_is_tried_again_and_then_quarantined(
     place: Workplace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(claim_module, "BACKOFF_FIRST_S", 0.01)
+    monkeypatch.setattr(admission_module, "BACKOFF_FIRST_S", 0.01)
     await place.add_segment("a", sample_rows(5))
     key = segment_key(COLLECTION_ID, SHARD, "a", INDEX_FILE)
     path = await place.objects.fetch(key, place.directory / "unused")
@@ -267,7 +272,7 @@ async def test_progress_is_shown_in_the_claim(
 async def test_output_that_changed_on_its_way_is_not_proposed(
     place: Workplace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(claim_module, "BACKOFF_FIRST_S", 0.01)
+    monkeypatch.setattr(admission_module, "BACKOFF_FIRST_S", 0.01)
     real = attempt_module.upload_segment
 
     async def damaging(*arguments: object, **options: object) -> None:
@@ -312,15 +317,98 @@ async def test_worker_registers_itself_while_it_lives(place: Workplace) -> None:
     assert await place.meta.get(compactor_key("w1")) is None
 
 
-async def test_files_of_a_dead_worker_are_removed_on_start(place: Workplace) -> None:
-    left_over = place.directory / "scratch" / "w1" / "attempt-old" / "big.bin"
-    other = place.directory / "scratch" / "w2" / "attempt-now" / "big.bin"
-    for path in (left_over, other):
+async def test_files_of_dead_workers_are_removed_on_start(place: Workplace) -> None:
+    scratch = place.directory / "scratch"
+    mine, other, kernels = (
+        scratch / name / "big.bin" for name in ("w1/attempt-old", "w2/attempt-old", "kernels")
+    )
+    for path in (mine, other, kernels):
         path.parent.mkdir(parents=True)
         path.write_bytes(b"x")
+    (scratch / "w2" / LOCK_FILE).touch()
     async with compactor(place):
-        await until(lambda: not left_over.exists())
-    assert other.exists()
+        await until(lambda: not mine.exists() and not other.parents[1].exists())
+    assert kernels.exists()
+
+
+async def test_files_of_a_worker_that_lives_are_left_alone(place: Workplace) -> None:
+    async with compactor(place, worker_id="w2"):
+        theirs = place.directory / "scratch" / "w2" / LOCK_FILE
+        await until(theirs.exists)
+        async with compactor(place):
+            await until((place.directory / "scratch" / "w1" / LOCK_FILE).exists)
+        assert theirs.exists()
+        same = CompactorSettings(worker_id="w2", scratch_dir=place.directory / "scratch")
+        with pytest.raises(FailedPrecondition, match="another compactor works in"):
+            await run_compactor(same, place.meta, place.objects, stop=asyncio.Event())
+        assert theirs.exists()
+
+
+async def test_several_tasks_run_at_once_as_far_as_memory_and_threads_go(
+    place: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attempt_module, "PROGRESS_INTERVAL_S", 0.02)
+    build = HeldBuild(monkeypatch)
+    names = ["a", "b", "c", "d"]
+    for number, name in enumerate(names):
+        await place.add_segment(name, sample_rows(5, first=5 * number))
+        await place.add_task(merge_task(name, task_id=name, estimated_bytes=30))
+
+    async def steps() -> list[str]:
+        stored = [await place.meta.get(claim_key(name)) for name in names]
+        return sorted(decode_value(one.value, TaskClaim, key=one.key).step for one in stored if one)
+
+    async with compactor(place, memory_bytes_max=100, threads=2):
+        async with asyncio.timeout(DEADLINE_S):
+            while await steps() != ["building", "building", "waiting"]:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        assert not await place.is_claimed("d"), "there is memory for three"
+        build.go_on.set()
+        done = [await place.wait_task(TaskPhase.BUILT, task_id=name) for name in names]
+    assert [task.attempts for task in done] == [1] * 4
+
+
+async def test_a_task_that_is_cancelled_is_given_up_at_once(
+    place: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = HeldBuild(monkeypatch)
+    await place.add_segment("a", sample_rows(5))
+    await place.add_task(merge_task("a"))
+    async with compactor(place):
+        await until(build.entered.is_set)
+        await place.add_task(replace(await place.task(), phase=TaskPhase.CANCELLED))
+        await until(build.gave_up.is_set)
+        async with asyncio.timeout(DEADLINE_S):
+            while await place.is_claimed():  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        assert not any((place.directory / "scratch" / "w1").glob("attempt-*"))
+        # The worker goes on.
+        build.go_on.set()
+        await place.add_task(merge_task("a", task_id="t2"))
+        await place.wait_task(TaskPhase.BUILT, task_id="t2")
+    assert (await place.task()).phase is TaskPhase.CANCELLED
+
+
+async def test_a_store_that_is_away_for_a_while_costs_no_attempt(
+    place: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(throttle_module, "STORE_PAUSE_FIRST_S", 0.01)
+    calls = Counter[str]()
+    real = LocalObjectStore.put_file_if_absent
+
+    async def flaky(self: LocalObjectStore, key: str, path: Path) -> None:
+        calls["put"] += 1
+        if calls["put"] <= 3:
+            raise Unavailable("the store is away")
+        await real(self, key, path)
+
+    await place.add_segment("a", sample_rows(5))
+    monkeypatch.setattr(LocalObjectStore, "put_file_if_absent", flaky)
+    await place.add_task(merge_task("a"))
+    async with compactor(place):
+        task = await place.wait_task(TaskPhase.BUILT, TaskPhase.FAILED)
+    assert (task.phase, task.attempts) == (TaskPhase.BUILT, 1)
+    assert calls["put"] > 3
 
 
 async def test_recall_objective_of_the_collection_reaches_the_build(place: Workplace) -> None:

@@ -1,0 +1,97 @@
+"""The folder of one worker: locked while it lives, removed by whoever finds it without a lock."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from annheal.errors import FailedPrecondition
+
+LOCK_FILE = "worker.lock"
+
+_log = logging.getLogger(__name__)
+
+
+@contextmanager
+def locked_folder(directory: Path) -> Iterator[None]:
+    """Hold `directory`, empty at first; it is removed at the end.
+
+    Folders beside it whose workers died are removed too. Raises `FailedPrecondition` while another
+    process holds `directory`. Blocks for as long as files are deleted.
+    """
+    lock = _locked(directory)
+    try:
+        for child in directory.iterdir():
+            if child.name != LOCK_FILE:
+                _remove(child)
+        remove_abandoned(directory.parent)
+        yield
+    finally:
+        # The lock file goes with the folder, and the lock after it.
+        shutil.rmtree(directory, ignore_errors=True)
+        os.close(lock)
+
+
+def remove_abandoned(scratch_dir: Path) -> int:
+    """Delete the folders of workers that died; return how many. Other folders are left alone."""
+    removed = 0
+    for lock_path in sorted(scratch_dir.glob(f"*/{LOCK_FILE}")):
+        lock = _try_lock(lock_path)
+        if lock is None:
+            continue
+        try:
+            shutil.rmtree(lock_path.parent, ignore_errors=True)
+        finally:
+            os.close(lock)
+        _log.info("files of the dead worker %s were removed", lock_path.parent.name)
+        removed += 1
+    return removed
+
+
+def _locked(directory: Path) -> int:
+    path = directory / LOCK_FILE
+    while True:
+        directory.mkdir(parents=True, exist_ok=True)
+        try:
+            path.touch()
+            lock = _try_lock(path)
+        except FileNotFoundError:
+            continue  # somebody removed the folder of a dead worker just now
+        if lock is None:
+            raise FailedPrecondition(
+                f"another compactor works in {directory}; give each a worker_id of its own",
+                reason="WORKER_ID_TAKEN",
+            )
+        try:
+            same = os.path.samestat(os.fstat(lock), os.stat(path))
+        except FileNotFoundError:
+            same = False
+        if same:
+            return lock
+        os.close(lock)
+
+
+def _try_lock(path: Path) -> int | None:
+    """Return a descriptor that holds the lock of `path`, None when another process does."""
+    try:
+        lock = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        return None
+    return lock
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
