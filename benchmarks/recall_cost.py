@@ -1,264 +1,238 @@
 """What measuring recall costs a node that answers as fast as it can, with and without, in turns.
 
-`off` samples and measures nothing; `measuring` keeps live queries at the default share and re-runs
-them without a pause between two runs: the budget is used up all the time, which the default
-interval does not do. Printed are queries per second and per CPU second, and, because other work on
-the machine moves those more than the monitor does, the monitor's own share of the process's CPU.
-
-    python benchmarks/recall_cost.py --base VECTORS.npy --queries QUERIES.npy
+`off` samples and measures nothing; `on` keeps live queries at the default share, and its monitor
+uses a fixed share of the process's CPU time in every turn: turns are counted in CPU seconds, and so
+are queries, because other processes hardly change those. The first share is far above what the
+monitor may use, so that its cost stands out of the noise; what the default interval and a budget
+that is used up all the time cost is computed from it. The second share is that of the budget
+itself, as a check.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import shutil
+import os
 import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
-from annheal.index import build_hnsw
-from annheal.model.collection import Collection, IndexSettings, Metric, ModelSpec
-from annheal.model.manifest import Tier
+from annheal.index import warm_up
 from annheal.model.recall import SelectivityBand
-from annheal.model.search import SearchOptions, SearchRequest
-from annheal.model.shard import ShardId
-from annheal.segment import (
-    BuildInfo,
-    DeleteVector,
-    Segment,
-    SegmentRows,
-    local_segment,
-    write_segment,
+from benchmarks.dataset import load_dataset
+from benchmarks.monitored_node import DEFAULTS, OFF, ON, MonitoredNode, Turns
+from benchmarks.node_segment import build_node_segment
+from benchmarks.options import Options, parse_options
+from benchmarks.pairs import PairedRatio, paired_ratio
+from benchmarks.report import Column, Report, Row, print_report, report_console
+from shard_node.recall_measure import GROUP_QUERIES
+from shard_node.recall_sampler import RESERVOIR_QUERIES
+
+Say = Callable[[str], None]
+COST_MAX = 0.02
+SHARES = (10 * DEFAULTS.recall_cpu_share, DEFAULTS.recall_cpu_share)
+"""Of the process's CPU time that the monitor uses while measured; the first decides."""
+REPEATS = 30
+SECONDS = 0.5
+PAIRS_MIN = 5
+
+COLUMNS = (
+    Column("share", "share", 2),
+    Column("pairs", "pairs"),
+    Column("turn_cpu_s", "turn CPU s", 2),
+    Column("qps_per_cpu_s_off", "off: q/CPU s"),
+    Column("qps_per_cpu_s", "on"),
+    Column("ratio", "ratio", 3),
+    Column("ratio_low", "from", 3),
+    Column("ratio_high", "to", 3),
+    Column("monitor_cpu_share", "monitor", 4),
+    Column("noting_cpu_share", "noting", 4),
+    Column("cost", "cost", 4),
+    Column("cost_low", "from", 4),
+    Column("cost_high", "to", 4),
+    Column("cost_budget", "budget", 4),
 )
-from compactor.calibrate import measure_recall
-from shard_node.ef_control import EfController
-from shard_node.filter_cache import FilterCache
-from shard_node.node import Node
-from shard_node.offload import Offload
-from shard_node.recall_monitor import MonitorSettings, RecallMonitor
-from shard_node.recall_sampler import RecallSampler
-from shard_node.settings import ShardNodeSettings
-from shard_node.view import SegmentView, ShardView
-
-ResultT = TypeVar("ResultT")
-DEFAULTS = ShardNodeSettings("bench")
-MODES = ("off", "measuring")
-BATCH_QUERIES = 16
-CALLERS = 4
-SHARD = ShardId("c1", 0)
-PROBES = 500
-BUSY_INTERVAL_S = 0.01
 
 
-@dataclass(slots=True)
-class _Owned:
-    """A shard with one segment that nothing changes."""
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """A turn of `cpu_s` CPU seconds of the process, `slices` slices of the monitor's work in it."""
 
-    collection: Collection
-    view: ShardView
-    id: ShardId = SHARD
-
-
-class _Held:
-    def __init__(self, owned: _Owned) -> None:
-        self._owned = owned
-        self.measured = False
-
-    def get(self, shard: ShardId) -> _Owned | None:
-        return self._owned
-
-    def to_measure(self) -> dict[ShardId, _Owned]:
-        return {SHARD: self._owned} if self.measured else {}
+    cpu_s: float
+    slices: int
 
 
-class _CountingOffload(Offload):
-    """Adds up the CPU seconds of background work."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.background_cpu_s = 0.0
-        self.slices = 0
-
-    async def background(self, work: Callable[[], ResultT]) -> ResultT:
-        def counted() -> ResultT:
-            started_s = time.thread_time()
-            try:
-                return work()
-            finally:
-                self.background_cpu_s += time.thread_time() - started_s
-                self.slices += 1
-
-        return await super().background(counted)
+def schedule_of(slice_cpu_s: float, *, share: float, seconds: float) -> Schedule:
+    """Return turns of about `seconds`, and at least one slice, in which slices have `share`."""
+    slices = max(1, round(seconds * share / slice_cpu_s))
+    return Schedule(slices * slice_cpu_s / share, slices)
 
 
-class _CountingSampler(RecallSampler):
-    """Adds up the seconds that noting queries takes."""
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """The share of the throughput that measuring costs, with its 95 % interval."""
 
-    note_s = 0.0
-
-    def note(self, *args: Any) -> None:
-        started_s = time.perf_counter()
-        super().note(*args)
-        self.note_s += time.perf_counter() - started_s
+    share: float
+    low: float
+    high: float
 
 
-@dataclass(slots=True)
-class Turns:
-    """Queries per second and per CPU second of every turn of one mode, and all its CPU seconds."""
+def cost_of(ratio: PairedRatio, *, noting: float, monitor: float, at: float) -> Cost:
+    """Return the cost where the monitor uses a share `at` of the CPU time.
 
-    rates: list[float] = field(default_factory=list)
-    cpu_rates: list[float] = field(default_factory=list)
-    cpu_s: float = 0.0
-    queries: int = 0
+    Measured is that `ratio` of the throughput is left where it uses the share `monitor`. Its
+    cost is in proportion to its work; that of noting queries, a share `noting`, is not.
+    """
 
+    def one(left: float) -> float:
+        return noting + (1.0 - left - noting) * at / monitor
 
-def _load(path: Path) -> npt.NDArray[np.float32]:
-    vectors = np.load(path).astype(np.float32)
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.ascontiguousarray(vectors)
+    return Cost(one(ratio.median), one(ratio.high), one(ratio.low))
 
 
-def _shard(base: npt.NDArray[np.float32], queries: npt.NDArray[np.float32], root: Path) -> _Owned:
-    model = ModelSpec("m", base.shape[1], Metric.COSINE)
-    collection = Collection(id="c1", name="c", models=(model,), schema=(), shard_count=1)
-    index = build_hnsw(base, metric=model.metric, settings=IndexSettings(), threads=2)
-    curve = measure_recall(index, queries[:PROBES], k=10)
-    rows = SegmentRows(
-        ids=pa.array([str(n) for n in range(len(base))], type=pa.string()),
-        sequences=np.zeros(len(base), dtype=np.int64),
-        vectors=base,
-        attributes=pa.RecordBatch.from_arrays([], names=[]),
-        payloads=pa.nulls(len(base), pa.binary()),
-    )
-    entry = write_segment(
-        root,
-        segment_id="s1",
-        tier=Tier.WARM,
-        model=model,
-        schema=(),
-        rows=rows,
-        created_at_s=0.0,
-        index=index,
-        build=BuildInfo(settings=IndexSettings(), generation=1, recall_curve=curve),
-    )
-    segment = Segment.open(local_segment(root, entry), entry)
-    return _Owned(collection, ShardView((SegmentView(segment, DeleteVector.empty(len(base))),)))
+def judged(cost: Cost) -> str:
+    """Return "pass" or "fail" where the whole interval says so, else "unclear"."""
+    if cost.high < COST_MAX:
+        return "pass"
+    return "fail" if cost.low >= COST_MAX else "unclear: --repeats narrows the interval"
 
 
-def _node(owned: _Owned, offload: Offload, mode: str) -> tuple[Node, RecallMonitor, _Held]:
-    held, filters = _Held(owned), FilterCache()
-    monitor = RecallMonitor(
-        held.to_measure,
-        sampler=_CountingSampler(0.0 if mode == "off" else DEFAULTS.recall_sample_share),
-        controller=EfController(),
-        filters=filters,
-        offload=offload,
-        settings=MonitorSettings(interval_s=BUSY_INTERVAL_S, cpu_share=DEFAULTS.recall_cpu_share),
-    )
-    node = Node(
-        held,  # type: ignore[arg-type]
-        offload,
-        node_id="bench",
-        search_threads=2,
-        filters=filters,
-        monitor=monitor,
-    )
-    return node, monitor, held
-
-
-async def _turn(node: Node, queries: npt.NDArray[np.float32], seconds: float, turns: Turns) -> None:
-    answered = 0
-    ends_s = time.perf_counter() + seconds
-    rng = np.random.default_rng(0)
-
-    async def ask() -> None:
-        nonlocal answered
-        while time.perf_counter() < ends_s:
-            some = queries[rng.integers(0, len(queries), BATCH_QUERIES)]
-            await node.search(SearchRequest("c1", (0,), some, SearchOptions(k=10)))
-            answered += BATCH_QUERIES
-
-    started_s, started_cpu_s = time.perf_counter(), time.process_time()
-    await asyncio.gather(*(ask() for _ in range(CALLERS)))
-    cpu_s = time.process_time() - started_cpu_s
-    turns.rates.append(answered / (time.perf_counter() - started_s))
-    turns.cpu_rates.append(answered / cpu_s)
-    turns.cpu_s += cpu_s
-    turns.queries += answered
-
-
-async def compare(
-    owned: _Owned, queries: npt.NDArray[np.float32], *, rounds: int, seconds: float
-) -> dict[str, Turns]:
-    """Return the turns of each mode; who begins changes from round to round."""
-    found = {mode: Turns() for mode in MODES}
-    offload = _CountingOffload()
-    nodes = {mode: _node(owned, offload, mode) for mode in MODES}
-    _, monitor, held = nodes["measuring"]
-    for mode in MODES:
-        await _turn(nodes[mode][0], queries, seconds / 4, Turns())  # to warm up
-    running = asyncio.create_task(monitor.run())
-    assert isinstance(monitor.sampler, _CountingSampler)
-    monitor.sampler.note_s = 0.0
-    for number in range(rounds):
-        for mode in MODES if number % 2 else reversed(MODES):
-            held.measured = mode == "measuring"
-            await _turn(nodes[mode][0], queries, seconds, found[mode])
-    running.cancel()
-    await asyncio.gather(running, return_exceptions=True)
-    on = found["measuring"]
-    print(
-        f"monitor: {offload.slices} slices, {offload.background_cpu_s:.2f} CPU s of"
-        f" {on.cpu_s:.2f}: {100 * offload.background_cpu_s / on.cpu_s:.2f} %;"
-        f" noting {1e6 * monitor.sampler.note_s / (on.queries / BATCH_QUERIES):.1f} us a batch of"
-        f" {BATCH_QUERIES}: {100 * monitor.sampler.note_s / on.cpu_s:.2f} %"
-    )
-    found_scale = monitor.controller.scale("s1", SelectivityBand.UNFILTERED)
-    print(f"ef is {found_scale:.2f} times the curve's with monitoring")
-    offload.close()
+async def compare(node: MonitoredNode, schedule: Schedule, *, pairs: int) -> dict[str, Turns]:
+    """Return the turns of both modes; who begins changes from pair to pair."""
+    node.offload.forget()
+    node.sampler.note_cpu_s = 0.0
+    found = {OFF: Turns(), ON: Turns()}
+    for number in range(pairs):
+        for mode in (OFF, ON) if number % 2 else (ON, OFF):
+            slices = schedule.slices if mode == ON else 0
+            await node.turn(mode, found[mode], cpu_s=schedule.cpu_s, slices=slices)
     return found
 
 
-def main() -> None:
-    """Print the rates and their ratios to `off` of the same round."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--base", type=Path, required=True)
-    parser.add_argument("--queries", type=Path, required=True)
-    parser.add_argument("--rows", type=int, default=100_000)
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--seconds", type=float, default=15.0)
-    options = parser.parse_args()
-    root = Path(tempfile.mkdtemp(prefix="recall-cost-"))
+async def measure(node: MonitoredNode, options: Options, say: Say) -> tuple[list[Row], float]:
+    """Return the rows of the report, and the CPU seconds of one slice of the monitor's work."""
+    rows: list[Row] = []
+    running = asyncio.create_task(node.keep_measuring())
     try:
-        queries = _load(options.queries)
-        owned = _shard(_load(options.base)[: options.rows], queries, root)
-        found = asyncio.run(compare(owned, queries, rounds=options.rounds, seconds=options.seconds))
+        slice_cpu_s = await node.warm_up(seconds=options.seconds)
+        spent_s = 0.0
+        for share in SHARES:
+            schedule = schedule_of(slice_cpu_s, share=share, seconds=options.seconds)
+            # As much time as the first share took, where turns are longer.
+            pairs = round(spent_s / schedule.cpu_s) if spent_s else options.repeats
+            pairs = min(options.repeats, max(PAIRS_MIN, pairs))
+            spent_s = spent_s or pairs * schedule.cpu_s
+            say(f"share {share:.2f}: {pairs} pairs of turns of {schedule.cpu_s:.2f} CPU s")
+            found = await compare(node, schedule, pairs=pairs)
+            rows.append(row_of(node, found, schedule, share=share, slice_cpu_s=slice_cpu_s))
     finally:
-        shutil.rmtree(root, ignore_errors=True)
-    off = found["off"]
-    for mode, turns in found.items():
-        wall = [a / b for a, b in zip(turns.rates, off.rates, strict=True)]
-        cpu = [a / b for a, b in zip(turns.cpu_rates, off.cpu_rates, strict=True)]
-        print(
-            f"{mode:10} {statistics.median(turns.rates):8.0f} queries/s"
-            f"  ratio {statistics.median(wall):.4f}"
-            f"  {statistics.median(turns.cpu_rates):8.0f} queries/CPU-s"
-            f"  ratio {statistics.median(cpu):.4f} (mean {statistics.fmean(cpu):.4f}"
-            f" +- {statistics.stdev(cpu) / len(cpu) ** 0.5:.4f})"
-        )
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        node.offload.close()
+    return rows, slice_cpu_s
+
+
+def row_of(
+    node: MonitoredNode,
+    found: dict[str, Turns],
+    schedule: Schedule,
+    *,
+    share: float,
+    slice_cpu_s: float,
+) -> Row:
+    """Return the row of one share."""
+    off, on = found[OFF], found[ON]
+    ratio = paired_ratio(on.cpu_rates, off.cpu_rates)
+    noting = node.sampler.note_cpu_s / on.cpu_s
+    monitor = sum(node.offload.slices_cpu_s) / on.cpu_s
+    default = _default_core_share(slice_cpu_s) / off.cores
+    budget = DEFAULTS.recall_cpu_share / off.cores
+    cost = cost_of(ratio, noting=noting, monitor=monitor, at=default)
+    most = cost_of(ratio, noting=noting, monitor=monitor, at=budget)
+    return {
+        "share": share,
+        "pairs": len(on.cpu_rates),
+        "turn_cpu_s": schedule.cpu_s,
+        "qps_off": off.queries / off.took_s,
+        "qps": on.queries / on.took_s,
+        "qps_per_cpu_s_off": statistics.median(off.cpu_rates),
+        "qps_per_cpu_s": statistics.median(on.cpu_rates),
+        "cores": off.cores,
+        "ratio": ratio.median,
+        "ratio_low": ratio.low,
+        "ratio_high": ratio.high,
+        "monitor_cpu_share": monitor,
+        "noting_cpu_share": noting,
+        "cost": cost.share,
+        "cost_low": cost.low,
+        "cost_high": cost.high,
+        "cost_budget": most.share,
+        "cost_budget_low": most.low,
+        "cost_budget_high": most.high,
+    }
+
+
+def _default_core_share(slice_cpu_s: float) -> float:
+    """Return the share of a core that one full reservoir at the default interval takes."""
+    run_cpu_s = slice_cpu_s * RESERVOIR_QUERIES / GROUP_QUERIES
+    return min(run_cpu_s / DEFAULTS.recall_interval_s, DEFAULTS.recall_cpu_share)
+
+
+def sentences(rows: Sequence[Row], *, slice_cpu_s: float, scale: float) -> list[str]:
+    """Return what the rows say, in words."""
+    said = [
+        f"{GROUP_QUERIES} queries take the monitor {1e3 * slice_cpu_s:.1f} ms: {RESERVOIR_QUERIES}"
+        f" every {DEFAULTS.recall_interval_s:g} s, the default, are"
+        f" {100 * _default_core_share(slice_cpu_s):.2f} % of a core; the node kept"
+        f" {rows[0]['cores']:.2f} busy, with ef {scale:.2f} times that of the curve in both modes",
+    ]
+    for row in rows:
+        for key, name in (("cost", "default interval"), ("cost_budget", "budget used up")):
+            cost = Cost(row[key], row[f"{key}_low"], row[f"{key}_high"])
+            said.append(
+                f"from a share of {row['share']:.2f}: {name}: costs {100 * cost.share:.2f} % of the"
+                f" throughput (95 % interval {100 * cost.low:.2f} to {100 * cost.high:.2f} %),"
+                f" less than {100 * COST_MAX:g} %: {judged(cost)}"
+            )
+    return said
+
+
+def main() -> int:
+    """Run the benchmark."""
+    options = parse_options(description=__doc__ or "", repeats=REPEATS, seconds=SECONDS)
+    console = report_console()
+    dataset = load_dataset(options)
+    report = Report("recall_cost", options, dataset)
+
+    def say(text: str) -> None:
+        console.print(text, style="dim", highlight=False)
+
+    warm_up()
+    with tempfile.TemporaryDirectory() as folder:
+        say(f"building one segment of {dataset.rows:,} rows")
+        columns = pa.RecordBatch.from_pydict({"number": pa.array(range(dataset.rows))})
+        threads = len(os.sched_getaffinity(0))
+        segment = build_node_segment(dataset, columns, directory=Path(folder), threads=threads)
+
+        async def run() -> tuple[MonitoredNode, list[Row], float]:
+            node = MonitoredNode(segment, dataset, options)
+            return node, *await measure(node, options, say)
+
+        node, rows, slice_cpu_s = asyncio.run(run())
+    for row in rows:
+        report.add(**row)
+    print_report(report, title="Cost of measuring recall", columns=COLUMNS, console=console)
+    scale = node.controller.scale("merged", SelectivityBand.UNFILTERED)
+    for sentence in sentences(rows, slice_cpu_s=slice_cpu_s, scale=scale):
+        console.print(sentence, highlight=False)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
