@@ -1,4 +1,4 @@
-"""What the cost benchmark concludes, and that the monitor works when it is allowed to, only then."""
+"""What the cost benchmark concludes; the monitor works when it is allowed to, and only then."""
 
 from __future__ import annotations
 
