@@ -16,6 +16,7 @@ from cli import (
     filters,
     garbage,
     healing,
+    health,
     importing,
     recall,
     records,
@@ -99,6 +100,7 @@ app.command("recall")(recall.recall)
 app.command("filters")(filters.filters)
 app.command("tasks")(healing.tasks)
 app.command("gc")(garbage.gc)
+app.command("health")(health.health)
 app.command("status")(cluster.status)
 app.command("nodes")(cluster.nodes)
 app.command("shards")(cluster.shards)

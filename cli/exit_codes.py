@@ -37,6 +37,7 @@ class ExitCode(IntEnum):
     UNKNOWN_OUTCOME = 10
     DATA_CORRUPTION = 11
     UNIMPLEMENTED = 12
+    UNHEALTHY = 13
     INTERRUPTED = 130
     BROKEN_PIPE = 141
 
@@ -55,6 +56,7 @@ MEANINGS: dict[ExitCode, str] = {
     ExitCode.UNKNOWN_OUTCOME: "a write may or may not have taken effect; repeat it",
     ExitCode.DATA_CORRUPTION: "stored bytes do not match their checksum",
     ExitCode.UNIMPLEMENTED: "this version cannot do it",
+    ExitCode.UNHEALTHY: "`annheal health` found something bad",
     ExitCode.INTERRUPTED: "Ctrl-C",
     ExitCode.BROKEN_PIPE: "the reader of the output went away",
 }

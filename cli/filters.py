@@ -55,7 +55,8 @@ def sentence(one: RecallSlice, objective: float) -> str:
     return f"{one.name}: NOT met; {found} on {queries} is below {objective:g}"
 
 
-def _validated_share(summary: RecallSummary) -> float | None:
+def validated_share(summary: RecallSummary) -> float | None:
+    """Return the share of live queries in bands that are validated; None without a query."""
     total = sum(one.seen for one in summary.bands)
     good = sum(one.seen for one in summary.bands if is_validated(one, summary.recall_objective))
     return good / total if total else None
@@ -85,7 +86,7 @@ def _as_document(summary: RecallSummary) -> dict[str, Any]:
         "collection": summary.collection,
         "recall_objective": summary.recall_objective,
         "sampled_share": summary.sampled_share,
-        "validated_share": _validated_share(summary),
+        "validated_share": validated_share(summary),
         "bands": bands,
         "filters": [filter_document(one) for one in summary.filters],
         "errors": summary.errors,
@@ -100,7 +101,7 @@ def _render(summary: RecallSummary) -> RenderableType:
     parts += [Text(sentence(one, objective)) for one in summary.bands]
     if summary.filters:
         parts += ["", _render_filters(summary.filters, objective)]
-    validated = _validated_share(summary)
+    validated = validated_share(summary)
     if validated is not None:
         parts += ["", Text(f"{validated:.1%} of the live queries are in bands that are validated")]
     return Group(*parts)

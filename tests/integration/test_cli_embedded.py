@@ -155,6 +155,26 @@ def test_the_cluster_is_shown(run: Run, packages: str) -> None:
     run("drain", "absent-node", code=ExitCode.NOT_FOUND)
 
 
+def test_health_answers_an_operators_questions(run: Run, packages: str) -> None:
+    shown = run("health", packages).stdout
+    assert "are all parts there?" in shown
+    assert "which model made the vectors?" in shown
+    found = document(run("health", packages, "-o", "json"))
+    assert found["health"] in ("good", "watch")
+    answers = {one["question"]: one for one in found["collections"][packages]}
+    assert answers["do dead rows pile up?"]["answer"].startswith("0 of ")
+    assert answers["which model made the vectors?"]["health"] == "good"
+    run("delete", packages, "--filter", "year > 0", "--yes")
+    run("collection", "update", packages, "--set", "compaction_automatic=false")
+    run("flush", packages)
+    again = document(run("health", packages, "-o", "json"))
+    [wear] = [
+        one for one in again["collections"][packages] if one["question"].startswith("is wear")
+    ]
+    assert wear["health"] == "watch"
+    run("health", "nothing-of-this-name", code=ExitCode.NOT_FOUND)
+
+
 def test_garbage_is_counted_before_it_is_collected(run: Run, packages: str) -> None:
     run("compact", packages, "--full")
     report = document(run("gc", "--dry-run", "-o", "json"))

@@ -1,0 +1,163 @@
+"""What `annheal health` makes of what a cluster says: pure decisions."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from annheal.model.cluster import (
+    ClusterStatus,
+    CollectionStatus,
+    NodeStatus,
+    ShardStatus,
+    TaskStatus,
+)
+from annheal.model.collection import Collection, CollectionSettings, Metric, ModelSpec
+from annheal.model.latency import LatencyTrend, TrendRatio, TrendVerdict
+from annheal.model.recall import FilterRecall
+from annheal.model.recall_summary import RecallSlice, RecallSummary, RecallVerdict
+from annheal.model.shard import NodeRegistration, WorkerRegistration
+from annheal.model.task import TaskPhase, TaskReason
+from annheal.model.write import SegmentState
+from cli.health_checks import Finding, Health, Observed, examine, examine_cluster, worst_of
+from tests.support.recall_reports import SELECTIVE, SLOWER, UNKNOWN, estimate
+
+STEADY = LatencyTrend(TrendVerdict.STEADY, p50=TrendRatio(0.002, 1.05, 0.95, 1.15))
+GOOD = estimate(0.98, 0.97, 0.99)
+BAND = RecallSlice("unfiltered", RecallVerdict.MET, GOOD, seen=1_000)
+SEGMENT = SegmentState(
+    shard=0,
+    segment_id="one",
+    tier="warm",
+    model="m",
+    index_kind="hnsw",
+    rows=10_000,
+    dead_rows=500,
+    size_bytes=1,
+    generation=1,
+    created_at_s=0.0,
+    min_sequence=0,
+    max_sequence=1,
+    visited=900.0,
+    visited_baseline=800.0,
+)
+HEALTHY = Observed(
+    collection=Collection("c", "things", (ModelSpec("m", 8, Metric.COSINE),), (), 1),
+    shards=(ShardStatus("things", "c", 0, unindexed_rows=100),),
+    segments=(SEGMENT,),
+    missing_shards=(),
+    tasks=(TaskStatus("t", "things", "c", 0, TaskPhase.PUBLISHED, TaskReason.MERGE),),
+    recall=RecallSummary(
+        collection="things",
+        collection_id="c",
+        recall_objective=0.95,
+        sampled_share=0.01,
+        overall=RecallSlice("", RecallVerdict.MET, GOOD, seen=1_000),
+        bands=(BAND,),
+        latency={"a": STEADY},
+    ),
+)
+WORN = replace(SEGMENT, dead_rows=2_500)
+ON_REQUEST = replace(HEALTHY.collection, settings=CollectionSettings(compaction_automatic=False))
+MISSED = RecallSlice("0-0.1%", RecallVerdict.MISSED, estimate(0.5, 0.4, 0.6), seen=5)
+UNMEASURED = RecallSlice("", RecallVerdict.UNMEASURED)
+
+
+def finding(word: str, **changes: Any) -> Finding:
+    [found] = [one for one in examine(replace(HEALTHY, **changes)) if word in one.question]
+    return found
+
+
+def recall(**changes: Any) -> RecallSummary:
+    return replace(HEALTHY.recall, **changes)
+
+
+def test_a_healthy_collection_needs_nothing() -> None:
+    findings = examine(HEALTHY)
+    assert {one.health for one in findings} == {Health.GOOD}
+    assert not any(one.advice for one in findings)
+    assert len({one.question for one in findings}) == 8
+    assert worst_of(findings) is Health.GOOD
+
+
+@pytest.mark.parametrize(
+    ("word", "changes", "health", "says"),
+    [
+        ("wear", {"tasks": (replace(HEALTHY.tasks[0], phase=TaskPhase.FAILED, error="disk full"),)},
+         Health.BAD, "disk full"),
+        ("wear", {"collection": ON_REQUEST}, Health.WATCH, "only on request"),
+        ("segments", {"missing_shards": (3,)}, Health.BAD, "shards 3"),
+        ("segments", {"segments": (replace(SEGMENT, stuck=True),)}, Health.BAD, "built anew"),
+        ("segments", {"segments": ()}, Health.GOOD, "none yet"),
+        ("recall", {"recall": recall(overall=UNMEASURED)}, Health.UNKNOWN, "none of them measured"),
+        ("recall", {"recall": recall(overall=replace(MISSED, name=""))}, Health.BAD, "0.5000"),
+        ("recall",
+         {"recall": recall(overall=replace(MISSED, verdict=RecallVerdict.UNCLEAR))},
+         Health.WATCH, "0.5000"),
+        ("watched", {"recall": recall(latency={})}, Health.UNKNOWN, "no node"),
+        ("watched", {"recall": recall(latency={"a": UNKNOWN})}, Health.UNKNOWN, "10 minutes"),
+        ("watched", {"recall": recall(latency={"a": STEADY, "b": SLOWER})}, Health.WATCH, "node b"),
+        ("dead", {"segments": (WORN,)}, Health.WATCH, "2,500 of 10,000"),
+        ("dead", {"segments": (WORN,), "collection": ON_REQUEST}, Health.BAD, "25.0%"),
+        ("dead", {"segments": (replace(SEGMENT, rows=1_000, dead_rows=900),)}, Health.GOOD, "900"),
+        ("up to date", {"shards": (replace(HEALTHY.shards[0], unindexed_rows=500_000),)},
+         Health.BAD, "500,000"),
+        ("up to date", {"shards": (replace(HEALTHY.shards[0], unindexed_rows=300_000),)},
+         Health.WATCH, "300,000"),
+        ("up to date", {"segments": (replace(SEGMENT, visited=1_600.0),)},
+         Health.WATCH, "2.0 times"),
+        ("filters", {"recall": recall(bands=())}, Health.UNKNOWN, "no live query"),
+        ("filters", {"recall": recall(bands=(BAND, MISSED))}, Health.BAD, "0-0.1%"),
+        ("filters",
+         {"recall": recall(bands=(BAND, replace(BAND, estimate=estimate(0.96, 0.9, 1.0))))},
+         Health.WATCH, "50%"),
+        ("filters",
+         {"recall": recall(filters=(FilterRecall(0, SELECTIVE, 5, 1_000, 0.96, 40, {}),))},
+         Health.GOOD, "ecosystem = 'pypi'"),
+        ("model", {"segments": (SEGMENT, replace(SEGMENT, model="old"))}, Health.BAD, "old"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_said(
+    word: str, changes: dict[str, Any], health: Health, says: str
+) -> None:
+    found = finding(word, **changes)
+    assert found.health is health
+    assert says in found.answer.replace('"', "'")
+    if health in (Health.BAD, Health.WATCH) and word != "watched":
+        assert found.advice
+
+
+def test_a_model_that_is_being_changed_is_no_fault() -> None:
+    two = replace(
+        HEALTHY.collection, models=(*HEALTHY.collection.models, ModelSpec("n", 4, Metric.L2))
+    )
+    found = finding("model", collection=two, segments=(SEGMENT, replace(SEGMENT, model="n")))
+    assert found.health is Health.WATCH
+    assert "n 10,000 rows" in found.answer
+
+
+CLUSTER = ClusterStatus(
+    leader="coordinator-1",
+    nodes=(NodeStatus(NodeRegistration("a", "127.0.0.1:1")),),
+    workers=(WorkerRegistration("w", "compactor"),),
+    shards=2,
+    totals=CollectionStatus(shards_serving=2),
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "health", "says"),
+    [
+        ({}, Health.GOOD, "1 shard nodes"),
+        ({"leader": ""}, Health.BAD, "no coordinator leads"),
+        ({"workers": ()}, Health.BAD, "0 compactors"),
+        ({"totals": CollectionStatus(shards_serving=1)}, Health.BAD, "1 of 2"),
+        ({"nodes": (replace(CLUSTER.nodes[0], error="timed out"),)}, Health.BAD, "a do not answer"),
+    ],
+)
+def test_the_parts_of_the_cluster(changes: dict[str, Any], health: Health, says: str) -> None:
+    [found] = examine_cluster(replace(CLUSTER, **changes))
+    assert (found.health, says in found.answer) == (health, True)
+    assert worst_of([found]) is health
