@@ -22,6 +22,7 @@ from cli import (
     records,
     search,
     serving,
+    tasks,
 )
 from cli.exit_codes import MEANINGS, ExitCode, exit_code_of
 from cli.output import Output, OutputFormat, drop_stdout, print_error
@@ -98,7 +99,7 @@ app.command("flush")(healing.flush)
 app.command("compact")(healing.compact)
 app.command("recall")(recall.recall)
 app.command("filters")(filters.filters)
-app.command("tasks")(healing.tasks)
+app.add_typer(tasks.app, name="tasks")
 app.command("gc")(garbage.gc)
 app.command("health")(health.health)
 app.command("status")(cluster.status)

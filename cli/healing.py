@@ -1,4 +1,4 @@
-"""`annheal segments|flush|compact|tasks`: how the indexes are, and making them better."""
+"""`annheal segments|flush|compact`: how the indexes are, and making them better."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from annheal.model.write import SegmentState
 from cli.output import moment, share, size, table
 from cli.records import Collection
 from cli.state import state_of
+from cli.tasks import render_bars, render_tasks
 
 
 class RewriteTier(StrEnum):
@@ -85,7 +86,7 @@ def compact(
 
         def progress(tasks: Sequence[TaskStatus]) -> None:
             if not quiet:
-                live.update(_render_tasks(tasks), refresh=True)
+                live.update(render_bars(tasks), refresh=True)
 
         tasks = client.compact(
             collection,
@@ -100,26 +101,13 @@ def compact(
     if dry_run:
         state.output.show(tasks, lambda t: _render_plan(t) if t else "nothing to compact")
         return
-    state.output.show(tasks, lambda t: _render_tasks(t) if t else "nothing to compact")
+    state.output.show(tasks, lambda t: render_tasks(t) if t else "nothing to compact")
     failed = [task for task in tasks if task.phase is TaskPhase.FAILED]
     if failed:
         raise FailedPrecondition(
             f"{len(failed)} of {len(tasks)} tasks failed: {failed[0].error}",
             reason="COMPACTION_FAILED",
         )
-
-
-def tasks(
-    context: typer.Context,
-    collection: Annotated[str, typer.Argument(metavar="[COLLECTION]", help="Only its.")] = "",
-    phase: Annotated[TaskPhase | None, typer.Option("--phase", help="Only these.")] = None,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="The newest.")] = 50,
-) -> None:
-    """List tasks, the newest first."""
-    state = state_of(context)
-    with state.client() as client:
-        found = client.tasks(collection, phase=phase, limit=limit)
-    state.output.show(found, _render_tasks)
 
 
 def _render_segments(found: SegmentList) -> RenderableType:
@@ -170,28 +158,3 @@ def _render_plan(planned: Sequence[TaskStatus]) -> RenderableType:
         ">SHARD", "REASON", "WHY", ">SOURCES", "SEGMENTS", "TIER", ">MEMORY", ">DISK",
     ]  # fmt: skip
     return Group(table(columns, map(cells, planned)), "nothing was changed")
-
-
-def _render_tasks(found: Sequence[TaskStatus]) -> RenderableType:
-    def cells(t: TaskStatus) -> tuple[object, ...]:
-        return (
-            t.task_id,
-            f"{t.collection or t.collection_id}/{t.shard}",
-            t.reason,
-            t.phase,
-            t.step or None,
-            f"{t.progress:.0%}" if t.progress else None,
-            len(t.sources),
-            t.rows_in or None,
-            t.rows_out or None,
-            t.worker or None,
-            t.attempts,
-            moment(t.created_at_s),
-            t.error or None,
-        )
-
-    columns = [
-        "TASK", "SHARD", "REASON", "PHASE", "STEP", ">DONE", ">SOURCES", ">ROWS IN", ">ROWS OUT",
-        "WORKER", ">ATTEMPTS", "CREATED", "ERROR",
-    ]  # fmt: skip
-    return table(columns, map(cells, found))

@@ -131,6 +131,10 @@ def test_deletes_ask_and_compaction_heals(run: Run, packages: str) -> None:
     assert deleted["deleted"] == before > 0
     run("delete", packages, "pypi:env-guard-cli", "--yes")
     assert "dead" in run("segments", packages).stdout
+    planned = document(run("compact", packages, "--full", "--dry-run", "-o", "json"))
+    assert planned
+    assert all(task["why"] == "asked for: all of the collection" for task in planned)
+    assert "nothing was changed" in run("compact", packages, "--full", "--dry-run").stdout
     tasks = document(run("compact", packages, "--full", "-o", "json"))
     assert {task["phase"] for task in tasks} <= {"published", "cancelled"}
     healed = document(run("segments", packages, "-o", "json"))["segments"]
@@ -140,7 +144,21 @@ def test_deletes_ask_and_compaction_heals(run: Run, packages: str) -> None:
     report = document(run("recall", packages, "--sample", "50", "-o", "json"))
     assert report["recall"] >= 0.95
     assert "objective" in run("recall", packages, "--sample", "20").stdout
-    assert tasks[0]["task_id"] in run("tasks", packages, "-o", "json").stdout
+    done = tasks[0]["task_id"]
+    assert done in run("tasks", packages, "-o", "json").stdout
+    assert done in run("tasks", "--phase", tasks[0]["phase"], "--limit", "9").stdout
+    assert document(run("tasks", "show", done, "-o", "json"))["task_id"] == done
+    for command in ("cancel", "retry"):
+        refused = run("tasks", command, done, code=ExitCode.FAILED_PRECONDITION)
+        assert tasks[0]["phase"] in refused.stderr
+
+
+def test_compacting_what_does_not_exist_says_what_does(run: Run, packages: str) -> None:
+    unknown = run("compact", packages, "--segment", "x", code=ExitCode.NOT_FOUND)
+    assert "has no segment 'x'; there are:" in unknown.stderr
+    wrong = run("compact", packages, "--shard", "99", code=ExitCode.INVALID_ARGUMENT)
+    assert "99" in wrong.stderr
+    run("tasks", "retry", "none", code=ExitCode.NOT_FOUND)
 
 
 def test_the_cluster_is_shown(run: Run, packages: str) -> None:
