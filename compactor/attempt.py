@@ -26,7 +26,7 @@ from annheal.runtime.fail_points import fail_point
 from annheal.segment import upload_segment
 from compactor.build import BuildOrder, build_segment
 from compactor.claim import Claim
-from compactor.fetch import Source, StaleTask, fetch_sources, load_collection
+from compactor.fetch import Source, StaleTask, fetch_logged, fetch_sources, load_collection
 from compactor.throttle import BuildTurns, lower_priority
 from compactor.verify import verify_segment
 
@@ -92,6 +92,7 @@ class Attempt:
         sources = await fetch_sources(
             self._meta, self._objects, task, directory=directory / "sources"
         )
+        logged = await fetch_logged(self._objects, task, model=sources[0].segment.meta.model)
         fail_point("compactor.fetched")
         self._step("waiting")
         async with self._turns.turn():
@@ -104,6 +105,7 @@ class Attempt:
                 created_at_s=self._now_s(),
                 on_progress=self._on_progress,
                 reason=task.reason,
+                logged=logged,
             )
             output = await self._in_thread(
                 lambda: build_segment(sources, order, directory=directory / "output")

@@ -31,9 +31,10 @@ from annheal.segment.rows import decoded
 from compactor.bands import budget_s, measure_bands
 from compactor.calibrate import (
     EF_LIMIT,
+    Calibration,
+    calibrate,
     finds_less,
     is_damaged,
-    measure_recall,
     meets_objective,
     own_recall,
     probe_count,
@@ -59,7 +60,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class BuildOrder:
-    """What to build. `on_progress` gets the share done in [0, 1]; what it raises ends the build."""
+    """What to build. `on_progress` gets the share done in [0, 1]; what it raises ends the build.
+
+    `logged` (n, d) are sampled live queries, in the model of the sources, to calibrate with.
+    """
 
     segment_id: str
     tier: Tier
@@ -68,6 +72,7 @@ class BuildOrder:
     created_at_s: float
     on_progress: Callable[[float], None]
     reason: TaskReason = TaskReason.MERGE
+    logged: Float32Matrix | None = None
 
 
 def build_segment(
@@ -254,16 +259,19 @@ def _build_index(
     # Queries that must miss nothing are answered exactly: a graph would never be walked.
     graph = len(rows) >= HNSW_ROWS_MIN and goal.recall_objective < 1.0
     strengthenings = STRENGTHENINGS[first:] if graph else ()
-    for m_times, ef_times in strengthenings:
+    for step, (m_times, ef_times) in enumerate(strengthenings, start=1):
         settings = IndexSettings(
             m=min(M_MAX, order.collection.index.m * m_times),
             ef_construction=min(
                 EF_CONSTRUCTION_MAX, order.collection.index.ef_construction * ef_times
             ),
         )
-        index, curve = _build_graph(rows.vectors, model, order, settings)
-        if _is_good(index, curve, order.segment_id, settings, goal):
-            return index, settings, curve
+        index, measured, bands = _build_graph(rows.vectors, model, order, settings)
+        # The strongest graph is kept if rows are found in it: what live queries miss even so, the
+        # node widens ef for, and says. Comparing a large segment exactly would be no answer.
+        judged = measured.held_out if step == len(strengthenings) else measured.curve
+        if _is_good(index, judged, order.segment_id, settings, goal):
+            return index, settings, measured.curve + bands
         del index  # before the next one is built
     if strengthenings:
         _log.warning(
@@ -287,7 +295,7 @@ def _is_good(
     """Return whether a graph finds rows that it has not seen and its own; log what it misses."""
     if not meets_objective(curve, k=goal.recall_k, objective=goal.recall_objective):
         points = [p.recall for p in curve if p.k == goal.recall_k and not p.band]
-        which, recall = "new rows", max(points, default=0.0)
+        which, recall = "new rows or live queries", max(points, default=0.0)
     else:
         which, recall = "its own rows", own_recall(index, k=goal.recall_k)
         if recall >= goal.recall_objective and not finds_less(index, curve):
@@ -306,17 +314,20 @@ def _is_good(
 
 def _build_graph(
     vectors: Float32Matrix, model: ModelSpec, order: BuildOrder, settings: IndexSettings
-) -> tuple[VectorIndex, tuple[RecallPoint, ...]]:
+) -> tuple[VectorIndex, Calibration, tuple[RecallPoint, ...]]:
+    """Return a graph with what was measured of it without filters, and with them."""
     probes = probe_count(len(vectors))
     queries = np.ascontiguousarray(vectors[len(vectors) - probes :])
-    curve: list[RecallPoint] = []
+    found: list[tuple[Calibration, tuple[RecallPoint, ...]]] = []
     k = order.collection.settings.recall_k
     started_s = time.monotonic()
 
     def measure(part: VectorIndex) -> None:
         limit_s = budget_s(time.monotonic() - started_s)
-        curve.extend(measure_recall(part, queries, k=k))
-        curve.extend(measure_bands(part, queries, k=k, limit_s=limit_s))
+        measured = calibrate(part, queries, k=k, logged=order.logged)
+        if measured.live_are_harder:
+            _log.info("segment %s: live queries are harder than rows", order.segment_id)
+        found.append((measured, measure_bands(part, measured.probes, k=k, limit_s=limit_s)))
 
     index = build_hnsw(
         vectors,
@@ -327,7 +338,7 @@ def _build_graph(
         probe_rows=probes,
         probe=measure,
     )
-    return index, tuple(curve)
+    return index, *found[-1]
 
 
 def _common_model(sources: Sequence[Source]) -> ModelSpec:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +30,11 @@ EF_SHORT_MAX = 128
 RECALL_FULL = 0.998
 """A curve ends here; a wider beam than that is not worth its measuring."""
 
+LOGGED_MIN = 32
+"""Fewer live queries say nothing about a curve."""
+HARDER_Z = 2.576
+"""Live queries are harder when chance explains it in less than one case of a hundred."""
+
 OWN_PROBES = 100
 """Rows of a graph that it is asked for itself."""
 DAMAGE_RECALL = 0.05
@@ -43,6 +49,66 @@ def probe_count(rows: int) -> int:
 def recall_of(found: npt.NDArray[np.float32], truth: npt.NDArray[np.float32]) -> float:
     """Return the mean of `recalls_of`."""
     return float(recalls_of(found, truth).mean())
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What was measured of a graph. `probes` (n, d) are the queries to measure filters with.
+
+    `curve` is what the node will go by; `held_out` what rows alone say, the same unless live
+    queries are harder.
+    """
+
+    curve: tuple[RecallPoint, ...]
+    held_out: tuple[RecallPoint, ...]
+    probes: Float32Matrix
+
+    @property
+    def live_are_harder(self) -> bool:
+        """Whether live queries decided."""
+        return self.curve != self.held_out
+
+
+def calibrate(
+    index: VectorIndex, held_out: Float32Matrix, *, k: int, logged: Float32Matrix | None = None
+) -> Calibration:
+    """Measure recall with `held_out` rows (n, d) and, if there are enough, `logged` live queries.
+
+    Live queries may be of another kind than rows. Where they miss more than chance explains at any
+    ef, the curve is the lower of the two at each; otherwise the many rows are the better measure.
+    """
+    rows = measure_recall(index, held_out, k=k)
+    if logged is None or len(logged) < LOGGED_MIN:
+        return Calibration(rows, rows, held_out)
+    curve = harder_curve(rows, measure_recall(index, logged, k=k))
+    if curve == rows:
+        return Calibration(rows, rows, held_out)
+    return Calibration(curve, rows, np.concatenate([logged, held_out]))
+
+
+def harder_curve(
+    held_out: Sequence[RecallPoint], live: Sequence[RecallPoint]
+) -> tuple[RecallPoint, ...]:
+    """Return the lower of two curves at each ef if `live` is surely below, else `held_out`.
+
+    Decided for each k. A curve that ended earlier was full there, so the other one stands alone.
+    """
+    points: list[RecallPoint] = []
+    for k in sorted({point.k for point in held_out}):
+        rows = {point.ef: point for point in held_out if point.k == k}
+        asked = {point.ef: point for point in live if point.k == k}
+        if any(ef in rows and _is_below(point, rows[ef]) for ef, point in asked.items()):
+            for ef in sorted(rows.keys() | asked.keys()):
+                both = [curve[ef] for curve in (rows, asked) if ef in curve]
+                points.append(min(both, key=lambda point: point.recall))
+        else:
+            points += rows.values()
+    return tuple(points)
+
+
+def _is_below(live: RecallPoint, rows: RecallPoint) -> bool:
+    error = float(np.hypot(live.error, rows.error))
+    return rows.recall - live.recall > HARDER_Z * error
 
 
 def measure_recall(

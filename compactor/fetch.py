@@ -10,10 +10,12 @@ from annheal.errors import FailedPrecondition
 from annheal.metastore.codec import decode_value
 from annheal.metastore.keys import COLLECTIONS_PREFIX, manifest_key
 from annheal.metastore.protocol import MetaStore
-from annheal.model.collection import Collection
+from annheal.model.collection import Collection, ModelSpec
 from annheal.model.manifest import Manifest
+from annheal.model.records import Float32Matrix
 from annheal.model.task import CompactionTask
 from annheal.objectstore.protocol import ObjectStore
+from annheal.recall import load_memory
 from annheal.segment import DeleteVector, Segment, fetch_segment, load_delete_vector
 
 
@@ -66,6 +68,16 @@ async def fetch_sources(
             dead = await load_delete_vector(objects, deletes[segment_id], rows=segment.rows)
         sources.append(Source(segment, dead))
     return sources
+
+
+async def fetch_logged(
+    objects: ObjectStore, task: CompactionTask, *, model: ModelSpec
+) -> Float32Matrix | None:
+    """Return live queries (n, d) that the shard's owner sampled, of `model`; None without any."""
+    memory = await load_memory(objects, task.collection_id, task.shard)
+    if memory is None or memory.model != model.name or not len(memory.vectors):
+        return None
+    return memory.vectors if memory.vectors.shape[1] == model.dimension else None
 
 
 async def _load_manifest(meta: MetaStore, task: CompactionTask) -> Manifest:

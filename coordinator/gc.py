@@ -31,6 +31,10 @@ _log = logging.getLogger(__name__)
 SEGMENTS_PREFIX = "segments/"
 DELETES_PREFIX = "deletes/"
 WAL_PREFIX = "wal/"
+RECALL_PREFIX = "recall/"
+PREFIXES = (SEGMENTS_PREFIX, DELETES_PREFIX, WAL_PREFIX, RECALL_PREFIX)
+_OWNERS = ("wal", "recall")
+"""What owners of shards delete themselves as long as the collection exists."""
 DELETE_BATCH = 1_000
 UNNAMED_MAX = 1_000_000
 """Objects and segment directories that are remembered as unnamed."""
@@ -60,12 +64,13 @@ def plan_collection(
     now_s: float,
     grace_s: float,
 ) -> Garbage:
-    """Return what to delete of `listing` (keys under segments/, deletes/ and wal/).
+    """Return what to delete of `listing` (keys under `PREFIXES`).
 
-    A segment is judged as a whole by its directory. Kept are: whatever a manifest names; WAL
-    objects of collections that exist (their owners trim them); everything of a shard without a
-    manifest; every object younger than the grace period; and, while a shard has an unfinished task,
-    everything written since that task was planned, for it may be the task's output.
+    A segment is judged as a whole by its directory. Kept are: whatever a manifest names; logs and
+    recall memories of collections that exist (their owners trim them); everything of a shard
+    without a manifest; every object younger than the grace period; and, while a shard has an
+    unfinished task, everything written since that task was planned, for it may be the task's
+    output.
     """
     protected = _protected_since(tasks)
     seen: dict[str, float] = {}
@@ -80,7 +85,7 @@ def plan_collection(
         kind, collection_id, shard, rest = _parse(unit)
         if collection_id in collections:
             manifest = manifests.get((collection_id, shard))
-            if manifest is None or kind == "wal" or _named(manifest, kind, unit, rest):
+            if manifest is None or kind in _OWNERS or _named(manifest, kind, unit, rest):
                 continue
             newest_s = max(stat.modified_s for stat in stats)
             since_s = protected.get((collection_id, shard))
@@ -115,7 +120,7 @@ def _unit(key: str) -> str | None:
         return None
     if parts[0] == "segments" and len(parts) >= 5:
         return "/".join(parts[:4])
-    return key if parts[0] in ("deletes", "wal") else None
+    return key if parts[0] in ("deletes", *_OWNERS) else None
 
 
 def _parse(unit: str) -> tuple[str, str, int, str]:
@@ -135,7 +140,7 @@ def report_of(
     """Return counts and bytes by kind."""
     sizes = {stat.key: stat.size_bytes for stat in listing}
     kinds: list[GarbageKind] = []
-    for prefix in (SEGMENTS_PREFIX, DELETES_PREFIX, WAL_PREFIX):
+    for prefix in PREFIXES:
         gone = [sizes[key] for key in garbage.delete if key.startswith(prefix)]
         waiting = [sizes[key] for key in garbage.waiting if key.startswith(prefix)]
         kind = prefix.removesuffix("/")
@@ -173,7 +178,7 @@ class GarbageCollector:
 
     async def _collect(self, *, dry_run: bool) -> GarbageReport:
         listing: list[ObjectStat] = []
-        for prefix in (SEGMENTS_PREFIX, DELETES_PREFIX, WAL_PREFIX):
+        for prefix in PREFIXES:
             async for stat in self._objects.list(prefix):
                 listing.append(stat)
         marks = [stat.key async for stat in self._objects.list(DROPPED_PREFIX)]

@@ -26,6 +26,7 @@ from shard_node.metrics import register_reports
 from shard_node.node import Node
 from shard_node.offload import Offload
 from shard_node.ownership import Ownership
+from shard_node.recall_keeper import RecallKeeper
 from shard_node.recall_monitor import MonitorSettings, RecallMonitor
 from shard_node.recall_sampler import RecallSampler
 from shard_node.registration import run_registration
@@ -81,7 +82,7 @@ async def running_node(
     )
     filters = FilterCache()
     register_reports(metrics, filters=filters)
-    monitor = _monitor(settings, ownership, filters, offload, metrics)
+    monitor = _monitor(settings, ownership, filters, shared, metrics)
     node = Node(
         ownership,
         offload,
@@ -110,7 +111,7 @@ async def running_node(
     try:
         await _wait_registered(registered, scope)
         yield node, scope
-        await _flush(node, ownership, timeout_s=settings.drain_timeout_s)
+        await _flush(node, ownership, monitor, timeout_s=settings.drain_timeout_s)
     finally:
         await scope.stop()
         offload.close()
@@ -120,15 +121,24 @@ def _monitor(
     settings: ShardNodeSettings,
     ownership: Ownership,
     filters: FilterCache,
-    offload: Offload,
+    shared: ShardDependencies,
     metrics: Metrics,
 ) -> RecallMonitor:
+    sampler, controller = RecallSampler(settings.recall_sample_share), EfController()
     return RecallMonitor(
         lambda: ownership.held,
-        sampler=RecallSampler(settings.recall_sample_share),
-        controller=EfController(),
+        sampler=sampler,
+        controller=controller,
         filters=filters,
-        offload=offload,
+        offload=shared.offload,
+        keeper=RecallKeeper(
+            shared.objects,
+            sampler=sampler,
+            controller=controller,
+            keep_queries=settings.recall_keep_queries,
+            clock=time.monotonic,
+            now_s=shared.now_s,
+        ),
         on_cost=metrics.monitor_cpu_seconds.add,
         settings=MonitorSettings(
             interval_s=settings.recall_interval_s,
@@ -152,10 +162,13 @@ async def _wait_registered(registered: asyncio.Event, scope: TaskScope) -> None:
         await asyncio.gather(failure, success, return_exceptions=True)
 
 
-async def _flush(node: Node, ownership: Ownership, *, timeout_s: float) -> None:
-    """Flush before a graceful end, so that the next owner has less of the log to replay."""
+async def _flush(
+    node: Node, ownership: Ownership, monitor: RecallMonitor, *, timeout_s: float
+) -> None:
+    """Flush before a graceful end, so that the next owner has less to replay and to learn."""
     try:
         async with asyncio.timeout(timeout_s):
             await node.flush_all(list(ownership.held))
+            await monitor.save_leaving()
     except TimeoutError:
         _log.warning("not everything was flushed in %g s; the log has it", timeout_s)

@@ -40,6 +40,7 @@ from shard_node.filter_cache import FilterCache
 from shard_node.latency_history import LatencyHistory
 from shard_node.offload import Offload
 from shard_node.planner import choose_ef
+from shard_node.recall_keeper import RecallKeeper
 from shard_node.recall_measure import GroupFinding, QueryGroup, group_queries, measure_group
 from shard_node.recall_result import (
     ShardResult,
@@ -72,6 +73,11 @@ class MeasuredShard(Protocol):
     @property
     def view(self) -> ShardView:
         """Its rows as of now."""
+        ...
+
+    @property
+    def epoch(self) -> int:
+        """The fencing number that this node owns it by."""
         ...
 
 
@@ -109,6 +115,7 @@ class RecallMonitor:
         filters: the node's cache of filter bitmaps.
         offload: whose background threads do the work.
         latency: is told by the node what searches took, and reported with recall.
+        keeper: keeps what was measured over a restart; None keeps nothing.
         on_cost: is told the CPU seconds of every slice of work.
         settings: how often and how much.
         now_s: seconds since the epoch, for results.
@@ -125,6 +132,7 @@ class RecallMonitor:
         offload: Offload,
         settings: MonitorSettings,
         latency: LatencyHistory | None = None,
+        keeper: RecallKeeper | None = None,
         on_cost: Callable[[float], None] = lambda _: None,
         now_s: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
@@ -133,6 +141,7 @@ class RecallMonitor:
         self.controller = controller
         self.latency = latency or LatencyHistory()
         self._held = held
+        self._keeper = keeper
         self._filters = filters
         self._offload = offload
         self._settings = settings
@@ -151,11 +160,13 @@ class RecallMonitor:
         while True:
             await asyncio.sleep(look_s)
             self._forget_gone()
+            await self._restore_new()
             for shard in self._due():
                 try:
                     await self.measure(shard)
+                    await self._save(shard)
                 except AnnhealError as error:
-                    _log.warning("recall of %s was not measured: %s", shard, error)
+                    _log.warning("recall of %s was not measured, or kept: %s", shard, error)
 
     async def measure(self, shard: ShardId) -> None:
         """Measure one shard now, and let the controller act on it; no-op when not held."""
@@ -186,6 +197,18 @@ class RecallMonitor:
         below = any(one.estimate.recall < objective for one in result.segments)
         self._runs[shard] = replace(started, settled=not below)
 
+    async def save_leaving(self) -> None:
+        """Keep what is known of every shard, before the node leaves."""
+        if self._keeper is not None:
+            held = self._held()
+            await self._keeper.save_leaving(
+                [
+                    (shard, owned, result)
+                    for shard, result in self._results.items()
+                    if (owned := held.get(shard)) is not None
+                ]
+            )
+
     def recall(self, collection_id: str = "") -> tuple[CollectionRecall, ...]:
         """Return the latest results of one collection or (when empty) of all that are here."""
         collections = {
@@ -211,6 +234,26 @@ class RecallMonitor:
         """Return by segment id what was measured of the shard's segments."""
         result = self._results.get(shard)
         return segment_notes(() if result is None else result.segments)
+
+    async def _restore_new(self) -> None:
+        """Take up what the owner before knew of shards that are new here."""
+        if self._keeper is None:
+            return
+        for shard, owned in sorted(self._held().items()):
+            if owned is None or self._keeper.is_restored(shard, owned):
+                continue
+            try:
+                found = await self._keeper.restore(shard, owned)
+            except AnnhealError as error:
+                _log.warning("what was known of recall of %s is not here yet: %s", shard, error)
+                continue
+            if found is not None:
+                self._results.setdefault(shard, found)
+
+    async def _save(self, shard: ShardId) -> None:
+        owned, result = self._held().get(shard), self._results.get(shard)
+        if self._keeper is not None and owned is not None and result is not None:
+            await self._keeper.save(shard, owned, result)
 
     async def _slice(self, owned: MeasuredShard, group: QueryGroup) -> GroupFinding:
         """Rest as long as the slice before asks for, then measure one group on the present view."""
@@ -341,6 +384,8 @@ class RecallMonitor:
         for kept in (self._runs, self._first_seen_s, self._results):
             for gone in [shard for shard in kept if shard not in held]:
                 del kept[gone]
+        if self._keeper is not None:
+            self._keeper.forget_all_but(list(held))
         self.sampler.forget_all_but(shard.collection_id for shard in held)
         self.latency.forget_all_but(shard.collection_id for shard in held)
         views = [owned.view for owned in held.values() if owned is not None]

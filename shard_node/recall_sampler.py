@@ -132,6 +132,34 @@ class RecallSampler:
             return ()
         return tuple(query for band in samples.bands.values() for query in band.queries)
 
+    def by_band(
+        self, collection_id: str
+    ) -> tuple[tuple[SelectivityBand, tuple[SampledQuery, ...]], ...]:
+        """Return what is kept of a collection, band by band."""
+        samples = self._collections.get(collection_id)
+        if samples is None:
+            return ()
+        return tuple((band, tuple(held.queries)) for band, held in sorted(samples.bands.items()))
+
+    def restore(
+        self, collection_id: str, queries: Iterable[tuple[SelectivityBand, SampledQuery]]
+    ) -> None:
+        """Go on with queries that were sampled before a restart; bands that have some keep those.
+
+        Live queries displace them as they do each other.
+        """
+        if not self.share:
+            return
+        samples = self._collections.setdefault(collection_id, _Samples())
+        taken = {name for name, band in samples.bands.items() if band.queries}
+        for name, query in queries:
+            if name not in taken:
+                band = samples.bands.setdefault(name, _Band())
+                if len(band.queries) < RESERVOIR_QUERIES:
+                    band.queries.append(query)
+                    band.kept += 1
+                    samples.version += 1
+
     def seen(self, collection_id: str, shard: int, band: SelectivityBand) -> int:
         """Return how many live queries of the band the shard has answered here."""
         samples = self._collections.get(collection_id)

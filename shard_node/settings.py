@@ -20,7 +20,8 @@ class ShardNodeSettings:
 
     Recall is measured on a share `recall_sample_share` of the live queries (0: not at all), every
     `recall_interval_s` and after a share `recall_changed_share` of a shard's rows changed, with at
-    most a share `recall_cpu_share` of one core.
+    most a share `recall_cpu_share` of one core. `recall_keep_queries`: sampled queries are kept in
+    the object store, over restarts and for the compactor.
     """
 
     node_id: str
@@ -37,6 +38,7 @@ class ShardNodeSettings:
     recall_interval_s: float = 60.0
     recall_changed_share: float = 0.1
     recall_cpu_share: float = 0.02
+    recall_keep_queries: bool = True
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work."""

@@ -31,7 +31,7 @@ from annheal.segment import (
     SegmentRows,
     upload_segment,
 )
-from compactor import build
+from compactor import build, calibrate
 from compactor.build import HNSW_ROWS_MIN, BuildOrder, build_segment
 from compactor.calibrate import (
     EF_LADDER,
@@ -148,7 +148,7 @@ def test_recall_is_measured_with_rows_that_the_graph_has_not_seen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[int, npt.NDArray[np.float32]]] = []
-    real = build.measure_recall
+    real = calibrate.measure_recall
 
     def noting(
         index: VectorIndex, queries: npt.NDArray[np.float32], *, k: int
@@ -156,7 +156,7 @@ def test_recall_is_measured_with_rows_that_the_graph_has_not_seen(
         seen.append((index.rows, queries.copy()))
         return real(index, queries, k=k)
 
-    monkeypatch.setattr(build, "measure_recall", noting)
+    monkeypatch.setattr(calibrate, "measure_recall", noting)
     merged = merge(tmp_path, [source(tmp_path, sample_rows(HNSW_ROWS_MIN))])
     assert merged is not None
     [(rows, queries)] = seen
@@ -307,7 +307,7 @@ def test_graph_below_the_objective_is_built_stronger_and_then_not_at_all(
         tried.append(settings)
         return real_build(vectors, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(build, "measure_recall", fake_measure)
+    monkeypatch.setattr(calibrate, "measure_recall", fake_measure)
     monkeypatch.setattr(build, "build_hnsw", noting_build)
     rows = sample_rows(HNSW_ROWS_MIN)
     merged = merge(tmp_path / "a", [source(tmp_path / "a", rows)])

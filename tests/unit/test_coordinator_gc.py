@@ -43,6 +43,7 @@ LISTING = [
     stat("deletes/c1/00000/live/now.bin"),
     stat("deletes/c1/00000/live/before.bin"),
     stat("wal/c1/00000/00000000000000000001"),
+    stat("recall/c1/00000/00000000000000000001.0000000001"),
 ]
 DEAD = {
     "segments/c1/00000/dead/segment.json",
@@ -153,6 +154,7 @@ def test_the_report_counts_objects_and_bytes_by_kind():
         GarbageKind("segments", waiting_objects=2, waiting_bytes=20),
         GarbageKind("deletes", waiting_objects=1, waiting_bytes=10),
         GarbageKind("wal"),
+        GarbageKind("recall"),
     )
     late = plan(LISTING, now_s=NOW + GRACE, before=first)
     deleted = report_of(late, LISTING, dry_run=False, grace_s=GRACE)

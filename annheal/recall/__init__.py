@@ -1,0 +1,32 @@
+"""What a shard remembers of its recall: measurements, the controller's state, sampled queries."""
+
+from __future__ import annotations
+
+from annheal.recall.memory import (
+    MEASUREMENTS_MAX,
+    QUERIES_MAX,
+    VECTORS_BYTES_MAX,
+    EfMemory,
+    LoggedQuery,
+    RecallMemory,
+    decode_memory,
+    encode_memory,
+    queries_max,
+)
+from annheal.recall.store import RECALL_PREFIX, load_memory, memory_key, store_memory
+
+__all__ = [
+    "MEASUREMENTS_MAX",
+    "QUERIES_MAX",
+    "RECALL_PREFIX",
+    "VECTORS_BYTES_MAX",
+    "EfMemory",
+    "LoggedQuery",
+    "RecallMemory",
+    "decode_memory",
+    "encode_memory",
+    "load_memory",
+    "memory_key",
+    "queries_max",
+    "store_memory",
+]

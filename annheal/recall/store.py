@@ -1,0 +1,66 @@
+"""Where recall memories lie in the object store: the newest of a shard has the last key.
+
+Objects are never overwritten, so each memory gets a key of its own, ordered by the owner's epoch:
+what a deposed owner still writes never hides what its successor wrote. The writer deletes those
+before its own, so that a shard has one, or two for a moment.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from annheal.errors import DataCorruption, NotFound
+from annheal.objectstore.protocol import ObjectStore
+from annheal.recall.memory import RecallMemory, decode_memory, encode_memory
+
+RECALL_PREFIX = "recall/"
+LOAD_ATTEMPTS = 3
+
+_log = logging.getLogger(__name__)
+
+
+def shard_prefix(collection_id: str, shard: int) -> str:
+    """Return the prefix of the memories of one shard."""
+    return f"{RECALL_PREFIX}{collection_id}/{shard:05d}/"
+
+
+def memory_key(collection_id: str, shard: int, *, epoch: int, number: int) -> str:
+    """Return the key of the memory `number` that the owner of `epoch` writes."""
+    return f"{shard_prefix(collection_id, shard)}{epoch:020d}.{number:010d}"
+
+
+async def load_memory(objects: ObjectStore, collection_id: str, shard: int) -> RecallMemory | None:
+    """Return the newest memory of a shard; None without one, or when it is damaged.
+
+    A memory is worth having and nothing depends on it: a damaged one is reported and passed over.
+    """
+    for _ in range(LOAD_ATTEMPTS):
+        keys = [stat.key async for stat in objects.list(shard_prefix(collection_id, shard))]
+        if not keys:
+            return None
+        try:
+            return decode_memory(await objects.get(keys[-1]), key=keys[-1])
+        except NotFound:  # a newer one was written meanwhile
+            continue
+        except DataCorruption as error:
+            _log.error("what was known of recall is lost: %s", error)
+            return None
+    return None
+
+
+async def store_memory(
+    objects: ObjectStore,
+    collection_id: str,
+    shard: int,
+    memory: RecallMemory,
+    *,
+    epoch: int,
+    number: int,
+) -> None:
+    """Write a memory, and delete those before it."""
+    key = memory_key(collection_id, shard, epoch=epoch, number=number)
+    await objects.put_if_absent(key, encode_memory(memory))
+    prefix = shard_prefix(collection_id, shard)
+    older = [stat.key async for stat in objects.list(prefix) if stat.key < key]
+    if older:
+        await objects.delete(older)
