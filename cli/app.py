@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from annheal.errors import AnnhealError
+from annheal.errors import AnnhealError, Unavailable
+from annheal.rpc.status import CANNOT_CONNECT
 from cli import (
     cluster,
     collections,
@@ -40,11 +41,24 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except AnnhealError as error:
+            error = _with_help(error, ctx)
             print_error(error, format=OutputFormat(ctx.params.get("output", OutputFormat.TABLE)))
             raise typer.Exit(exit_code_of(error)) from None
         except BrokenPipeError:
             drop_stdout()
             raise typer.Exit(ExitCode.BROKEN_PIPE) from None
+
+
+def _with_help(error: AnnhealError, context: Any) -> AnnhealError:
+    """Return `error`, and how to get a server when none was there to be asked."""
+    address = getattr(context.obj, "address", "")
+    if error.reason != CANNOT_CONNECT or not address or address not in error.message:
+        return error
+    return Unavailable(
+        f"{error.message}. Start one with `annheal up`, or say where it is with"
+        " --address HOST:PORT or ANNHEAL_ADDRESS",
+        reason=error.reason,
+    )
 
 
 app = typer.Typer(

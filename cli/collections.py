@@ -12,7 +12,7 @@ from annheal.client import CollectionInfo
 from annheal.errors import FailedPrecondition
 from annheal.model.collection import Collection, Metric
 from cli.assignments import parse_attributes, parse_settings
-from cli.output import facts, moment, share, size, table
+from cli.output import counted, facts, moment, share, size, table
 from cli.state import state_of
 
 app = typer.Typer(no_args_is_help=True, help="Create, describe, change and drop collections.")
@@ -63,7 +63,9 @@ def create(
             index={key: value for key, value in index.items() if value is not None},
             settings=parse_settings(set_ or ()),
         )
-    state.output.show(created, lambda c: f"created collection {c.name} ({c.shard_count} shards)")
+    state.output.show(
+        created, lambda c: f"created collection {c.name} ({counted(c.shard_count, 'shard')})"
+    )
 
 
 @app.command("list")
@@ -116,7 +118,7 @@ def drop(
     state = state_of(context)
     with state.client() as client:
         if not yes:
-            confirm(f"Drop collection {name} with {client.count(name):,} records?")
+            confirm(f"Drop collection {name} with {counted(client.count(name), 'record')}?")
         client.drop_collection(name)
     state.output.show({"dropped": name}, lambda _: f"dropped collection {name}")
 

@@ -17,7 +17,7 @@ from annheal.model.recall import band_of
 from annheal.model.search import SegmentExplain
 from cli.output import facts, share, table
 from cli.records import Collection, Filter
-from cli.search import read_queries
+from cli.search import read_queries, require_one_query
 from cli.state import state_of
 
 
@@ -42,8 +42,7 @@ def explain(
 ) -> None:
     """Search once and say how each segment answered, and why."""
     state = state_of(context)
-    if sum(given is not None for given in (text, id, vector_file)) != 1:
-        raise InvalidArgument.of("--id", "give exactly one of --text, --id and --vector-file")
+    require_one_query(text, id, vector_file)
     vectors = None if vector_file is None else read_queries(vector_file)
     if vectors is not None and len(vectors) != 1:
         raise InvalidArgument.of("--vector-file", f"holds {len(vectors)} queries; give one")
@@ -78,7 +77,10 @@ def _selectivity(entry: SegmentExplain) -> str:
 def _why_scan(entry: SegmentExplain) -> str:
     if entry.segment_id.startswith("growing"):
         return "rows in memory have no graph yet: every one is compared"
-    return "there is no graph, or an exact answer is asked for: every row is compared"
+    return (
+        "every row is compared: an exact answer is asked for, or no graph here meets the recall"
+        " objective, or the segment is too small or too new to have one"
+    )
 
 
 def _why_graph(entry: SegmentExplain) -> str:

@@ -18,7 +18,7 @@ from annheal.model.limits import TIMEOUT_MAX_S
 from annheal.model.recall import RECALL_UNKNOWN
 from annheal.model.task import TaskPhase
 from annheal.model.write import SegmentState
-from cli.output import moment, share, size, table
+from cli.output import counted, moment, share, size, table
 from cli.records import Collection
 from cli.state import state_of
 from cli.tasks import render_bars, render_tasks
@@ -135,7 +135,7 @@ def _render_segments(found: SegmentList) -> RenderableType:
     rows = sum(s.rows for s in found.segments)
     dead = sum(s.dead_rows for s in found.segments)
     total = (
-        f"{len(found.segments)} segments, {rows:,} rows, {dead:,} dead "
+        f"{counted(len(found.segments), 'segment')}, {counted(rows, 'row')}, {dead:,} dead "
         f"({share(dead, rows) or '0 %'})"
     )
     return Group(table(columns, map(cells, found.segments)), total)

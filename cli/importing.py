@@ -26,6 +26,7 @@ from annheal.client.record_calls import BATCH_ROWS, CONCURRENCY
 from annheal.errors import InvalidArgument, NotFound
 from annheal.model.collection import Collection
 from cli.assignments import parse_settings
+from cli.output import counted
 from cli.sources import Chunk, Columns, ImportSource, check_file, open_source
 from cli.state import State, state_of
 
@@ -133,7 +134,7 @@ def import_(
     state.output.show(
         report,
         lambda r: (
-            f"imported {r.rows:,} records into {r.collection} in {r.seconds:.1f} s "
+            f"imported {counted(r.rows, 'record')} into {r.collection} in {r.seconds:.1f} s "
             f"({r.rows_per_second:,.0f} rows/s)"
         ),
     )
@@ -217,9 +218,8 @@ def _existing(client: Client, collection: str, *, create: bool) -> Collection | 
     except NotFound as error:
         if create:
             return None
-        raise NotFound(f"{error.message}; give --create to create it", reason=error.reason) from (
-            error
-        )
+        text = error.message if error.message.endswith("?") else f"{error.message}."
+        raise NotFound(f"{text} Or give --create to create it", reason=error.reason) from error
 
 
 def _names(text: str) -> tuple[str, ...] | None:

@@ -143,6 +143,11 @@ def size(size_bytes: float) -> str:
     return f"{size_bytes:.0f} {unit}" if unit == "B" else f"{size_bytes:.1f} {unit}"
 
 
+def counted(number: int, noun: str) -> str:
+    """Return `1 record`, `2 records`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def moment(moment_s: float) -> str | None:
     """Return Unix time as local time to the second; None for 0, which means never."""
     if not moment_s:

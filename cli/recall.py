@@ -75,7 +75,7 @@ def recall(
         if state.output.is_json or summary.overall.verdict is not RecallVerdict.UNMEASURED:
             state.output.show(_as_document(summary), lambda _: render_summary(summary))
             return
-        state.output.note("no live query was measured yet; measuring stored vectors instead")
+        state.output.note(_why_unmeasured(summary))
     with state.client(timeout_s=TIMEOUT_MAX_S) as client:
         report = client.measure_recall(
             collection,
@@ -86,6 +86,18 @@ def recall(
             seed=seed or 0,
         )
     state.output.show(report, _render_report)
+
+
+def _why_unmeasured(summary: RecallSummary) -> str:
+    """Return why there is no recall of live queries, and what is shown in its place."""
+    seen = summary.overall.seen
+    why = "nobody has searched since the nodes started"
+    if seen:
+        why = (
+            f"{seen:,} {'searches' if seen > 1 else 'search'} so far, none in the measured sample"
+            f" yet ({summary.sampled_share:.2%} of them is kept)"
+        )
+    return f"live recall is unknown: {why}. Measuring now, with stored vectors as queries"
 
 
 def _watch(state: State, collection: str, *, interval_s: float) -> None:

@@ -8,9 +8,9 @@ import typer
 from rich.console import RenderableType
 
 from annheal.client import Hit, Record, Records
-from annheal.errors import InvalidArgument
+from annheal.errors import InvalidArgument, NotFound
 from cli.collections import confirm
-from cli.output import table, to_json
+from cli.output import counted, table, to_json
 from cli.state import state_of
 
 Collection = Annotated[str, typer.Argument(metavar="COLLECTION", help="The collection.")]
@@ -28,6 +28,7 @@ Include = Annotated[
     ),
 ]
 VECTOR_SHOWN = 4
+MISSING_SHOWN = 5
 
 
 def get(
@@ -36,14 +37,21 @@ def get(
     ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Ids.")],
     include: Include = None,
 ) -> None:
-    """Read records by id. Those that do not exist are left out."""
+    """Read records by id. Those that do not exist are left out, and the exit code is 3."""
     state = state_of(context)
     with state.client() as client:
         found = client.get(collection, ids, include=include or ("attributes", "payload"))
-    state.output.show(as_objects(found), lambda _: render_records(found))
-    missing = len(set(ids)) - len(set(found.ids))
+    if found.ids or state.output.is_json:
+        state.output.show(as_objects(found), lambda _: render_records(found))
+    missing = [one for one in dict.fromkeys(ids) if one not in set(found.ids)]
     if missing:
-        state.output.note(f"{missing} of {len(set(ids))} ids do not exist")
+        shown = ", ".join(map(repr, missing[:MISSING_SHOWN])) + (
+            f" and {len(missing) - MISSING_SHOWN} more" if len(missing) > MISSING_SHOWN else ""
+        )
+        raise NotFound(
+            f"collection {collection!r} has no {'record' if len(missing) == 1 else 'records'}"
+            f" {shown}"
+        )
 
 
 def delete(
@@ -60,11 +68,15 @@ def delete(
     with state.client() as client:
         if not yes:
             what = (
-                f"{len(ids)} ids" if ids else f"{client.count(collection, filter=filter):,} records"
+                counted(len(ids), "id")
+                if ids
+                else counted(client.count(collection, filter=filter), "record")
             )
             confirm(f"Delete {what} from {collection}?")
         result = client.delete(collection, ids or None, filter=filter)
-    state.output.show({"deleted": result.count}, lambda r: f"deleted {r['deleted']:,} records")
+    state.output.show(
+        {"deleted": result.count}, lambda r: f"deleted {counted(r['deleted'], 'record')}"
+    )
 
 
 def count(context: typer.Context, collection: Collection, filter: Filter = None) -> None:

@@ -53,8 +53,7 @@ def search(
 ) -> None:
     """Find the nearest records of a text, of stored records, or of the vectors in a file."""
     state = state_of(context)
-    if sum(given is not None for given in (text, id or None, vector_file)) != 1:
-        raise InvalidArgument.of("--id", "give exactly one of --text, --id and --vector-file")
+    require_one_query(text, id or None, vector_file)
     vectors = None if vector_file is None else read_queries(vector_file)
     with state.client() as client:
         found = client.search_batch(
@@ -77,8 +76,21 @@ def search(
         state.output.note(f"partial: shards {missing} did not answer")
 
 
+def require_one_query(text: object, id: object, vector_file: object) -> None:
+    """Raise `InvalidArgument` unless exactly one of the ways to give a query is used."""
+    given = sum(one is not None for one in (text, id, vector_file))
+    if given != 1:
+        raise InvalidArgument.of(
+            "query",
+            f"{given or 'none'} given; say what to search for with exactly one of"
+            " --id ID (like a stored record), --text TEXT and --vector-file FILE",
+        )
+
+
 def read_queries(path: Path) -> npt.NDArray[Any]:
     """Return the queries of a file as (n, d); one vector is one query."""
+    if str(path) != "-" and not path.is_file():
+        raise InvalidArgument.of("--vector-file", f"{path} does not exist or is no file")
     if path.suffix.lower() == ".npy":
         try:
             array: npt.NDArray[Any] = np.load(path, allow_pickle=False)
@@ -86,7 +98,11 @@ def read_queries(path: Path) -> npt.NDArray[Any]:
             raise InvalidArgument.of("--vector-file", f"{path}: {error}") from error
         return np.atleast_2d(array)
     if path.suffix.lower() in (".fvecs", ".bvecs", ".hdf5", ".h5"):
-        matrix, _ = open_matrix(path, dataset="test")
+        try:
+            matrix, _ = open_matrix(path, dataset="test")
+        except InvalidArgument as error:
+            text = error.message.removeprefix("FILE: ")
+            raise InvalidArgument.of("--vector-file", text) from error
         return np.asarray(matrix[0 : matrix.shape[0]])
     try:
         content = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()

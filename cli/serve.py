@@ -6,12 +6,12 @@ import asyncio
 import logging
 import signal
 import sys
-from collections.abc import Callable, Coroutine
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import AsyncExitStack, contextmanager
 from importlib import metadata
 from typing import Any, Final
 
-from annheal.errors import AnnhealError
+from annheal.errors import AnnhealError, FieldViolation, InvalidArgument
 from annheal.metastore.factory import open_meta_store
 from annheal.metastore.protocol import MetaStore
 from annheal.model.shard import NodeRegistration
@@ -20,6 +20,7 @@ from annheal.objectstore.protocol import ObjectStore
 from annheal.rpc.shard_node import RemoteShardNode
 from annheal.runtime.logging import configure_logging
 from cli.embedded import listening, running
+from cli.exit_codes import CONFIGURATION
 from cli.metering import innermost, metered
 from cli.roles import EmbeddedSettings
 from cli.settings import ProcessSettings, require
@@ -115,8 +116,18 @@ def serve_shard_node(process: ProcessSettings, settings: ShardNodeSettings) -> N
         async with AsyncExitStack() as stack:
             meta, objects = await _stores(process, stack)
             metering = await stack.enter_async_context(metered(process))
+
+            async def ready(port: int) -> None:
+                host = settings.listen.rpartition(":")[0]
+                say_ready("shard node", settings.advertise or f"{host}:{port}", settings.node_id)
+
             await run_shard_node(
-                settings, meta, metering.objects(objects), stop=stop, metrics=metering.metrics
+                settings,
+                meta,
+                metering.objects(objects),
+                stop=stop,
+                metrics=metering.metrics,
+                on_ready=ready,
             )
 
     run(role, process=process, constants={"role": "shard-node", "id": settings.node_id})
@@ -129,7 +140,13 @@ def serve_compactor_role(process: ProcessSettings, settings: CompactorSettings) 
         async with AsyncExitStack() as stack:
             meta, objects = await _stores(process, stack)
             metering = await stack.enter_async_context(metered(process))
-            await serve_compactor(settings, meta, metering.objects(objects), stop=stop)
+            await serve_compactor(
+                settings,
+                meta,
+                metering.objects(objects),
+                stop=stop,
+                on_ready=lambda address: say_ready("compactor", address, settings.worker_id),
+            )
 
     run(role, process=process, constants={"role": "compactor", "id": settings.worker_id})
 
@@ -141,11 +158,25 @@ def say_ready(role: str, address: str, detail: str) -> None:
 
 async def _stores(process: ProcessSettings, stack: AsyncExitStack) -> tuple[MetaStore, ObjectStore]:
     require(process, "metadata_url", "object_store_url")
-    meta = open_meta_store(process.metadata_url)
+    with _named("--metadata-url"):
+        meta = open_meta_store(process.metadata_url)
     stack.push_async_callback(meta.close)
-    objects = open_object_store(process.object_store_url)
+    with _named("--object-store-url"):
+        objects = open_object_store(process.object_store_url)
     stack.push_async_callback(objects.close)
     return meta, objects
+
+
+@contextmanager
+def _named(flag: str) -> Iterator[None]:
+    """Say in which flag a URL is wrong."""
+    try:
+        yield
+    except InvalidArgument as error:
+        text = "; ".join(one.description for one in error.violations) or error.message
+        raise InvalidArgument(
+            f"{flag}: {text}", violations=[FieldViolation(flag, text)], reason=CONFIGURATION
+        ) from error
 
 
 async def _until(stop: asyncio.Event, failure: Coroutine[Any, Any, None]) -> None:

@@ -42,6 +42,10 @@ CLIENT_VARIABLES: Final = frozenset(
 )
 """Variables with the prefix that are no settings of a role."""
 
+_EXAMPLES: Final = {
+    "metadata_url": "etcd://HOST:2379/CLUSTER, or sqlite:///PATH on one machine",
+    "object_store_url": "s3://BUCKET/PREFIX, or file:///PATH on one machine",
+}
 _SECRET_PARTS: Final = ("password", "secret", "token")
 
 SettingsT = TypeVar("SettingsT")
@@ -342,9 +346,14 @@ def _refusal(message: str, *, violations: Sequence[FieldViolation] = ()) -> Inva
 
 def _how_to_set(name: str) -> str:
     return (
-        f"set {name} in the TOML file, {ENV_PREFIX}{name.upper()} in the environment, "
-        f"or --set {name}=VALUE"
+        f"give --{name.replace('_', '-')} or {ENV_PREFIX}{name.upper()} in the environment, or set"
+        f" {name} in the TOML file{_example(name)}"
     )
+
+
+def _example(name: str) -> str:
+    example = _EXAMPLES.get(name)
+    return f"; for example {example}" if example else ""
 
 
 def _toml(value: object) -> str:

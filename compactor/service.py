@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from annheal.metastore.protocol import MetaStore
 from annheal.objectstore.protocol import ObjectStore
@@ -14,17 +15,29 @@ STOP_GRACE_S = 1.0
 
 
 async def serve_compactor(
-    settings: CompactorSettings, meta: MetaStore, objects: ObjectStore, *, stop: asyncio.Event
+    settings: CompactorSettings,
+    meta: MetaStore,
+    objects: ObjectStore,
+    *,
+    stop: asyncio.Event,
+    on_ready: Callable[[str], None] | None = None,
 ) -> None:
     """Compact until `stop` is set, and answer health checks on `settings.listen`.
 
     SERVING means that the queue was read and tasks are taken; a compactor that waits for the
-    metadata store says NOT_SERVING. Raises `FailedPrecondition` when the port is taken.
+    metadata store says NOT_SERVING. `on_ready` is then called with the address. Raises
+    `FailedPrecondition` when the port is taken.
     """
     server = RpcServer({})
     port = server.listen(settings.listen)
     host = settings.listen.rpartition(":")[0]
     await server.start()
+
+    async def ready() -> None:
+        await server.set_serving(True)
+        if on_ready is not None:
+            on_ready(f"{host}:{port}")
+
     try:
         await run_compactor(
             settings,
@@ -32,7 +45,7 @@ async def serve_compactor(
             objects,
             stop=stop,
             address=f"{host}:{port}",
-            on_ready=lambda: server.set_serving(True),
+            on_ready=ready,
         )
     finally:
         await server.stop(grace_s=STOP_GRACE_S)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_type_hints
+
+import msgspec
+import numpy as np
 
 from annheal.client.connection import ServerConnection
 from annheal.client.inputs import as_schema
@@ -18,6 +21,7 @@ from annheal.model.collection import (
     Metric,
     ModelSpec,
 )
+from annheal.model.suggestions import suggestion
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +173,15 @@ class CollectionCalls:
 def _filled(base: Any, given: Any, *, field: str) -> Any:
     if given is None or isinstance(given, type(base)):
         return given
-    try:
-        return replace(base, **given)
-    except TypeError as error:
-        raise InvalidArgument.of(field, str(error).replace("__init__() ", "")) from error
+    hints = get_type_hints(type(base))
+    values: dict[str, Any] = {}
+    for name, value in given.items():
+        if name not in hints:
+            raise InvalidArgument.of(f"{field}.{name}", f"is no setting; {suggestion(name, hints)}")
+        plain = value.item() if isinstance(value, np.generic) else value
+        try:
+            if plain is not None:  # None stands for the default, as in an update
+                values[name] = msgspec.convert(plain, hints[name])
+        except msgspec.ValidationError as error:
+            raise InvalidArgument.of(f"{field}.{name}", f"{value!r}: {error}") from error
+    return replace(base, **values)

@@ -38,6 +38,7 @@ from annheal.model.limits import (
 from annheal.model.payloads import validate_payloads
 from annheal.model.records import Float32Matrix, Projection, RecordBatch, arrow_schema
 from annheal.model.search import SearchOptions
+from annheal.model.suggestions import suggestion
 
 M_MIN, M_MAX = 2, 128
 EF_CONSTRUCTION_MIN, EF_CONSTRUCTION_MAX = 4, 4_096
@@ -435,10 +436,11 @@ def validate_projection(projection: Projection, *, schema: Schema) -> None:
     if not projection.attributes:
         return
     declared = [field.name for field in schema]
+    known = [*declared, "attributes", "payload", "vector", "all"]
     for number, name in enumerate(projection.attributes):
         if name not in declared:
             raise InvalidArgument.of(
-                f"attributes[{number}]", f"unknown attribute {name!r}; the schema has {declared}"
+                f"attributes[{number}]", f"unknown attribute {name!r}; {suggestion(name, known)}"
             )
     if len(set(projection.attributes)) != len(projection.attributes):
         raise InvalidArgument.of("attributes", "names an attribute twice; name each once")

@@ -92,7 +92,10 @@ _NEVER_SENT = (
     "failed to connect to all addresses",
     "connections to all backends failing",
     "DNS resolution failed",
+    "errors resolving",
 )
+CANNOT_CONNECT = "CANNOT_CONNECT"
+"""The reason of an `Unavailable` for which nothing was sent: nobody answers at the address."""
 _TOO_LARGE = "larger than max"
 
 
@@ -182,6 +185,9 @@ def error_of(error: grpc.aio.AioRpcError, *, mutation: bool, peer: str = "server
         )
     if mutation and code in _LOST and not message.startswith(_NEVER_SENT):
         return UnknownOutcome(f"{text}; the change may or may not have been made")
+    if code is grpc.StatusCode.UNAVAILABLE and message.startswith(_NEVER_SENT):
+        cause = message.rpartition(": ")[2].rstrip("]")
+        return Unavailable(f"no server answers at {peer}: {cause}", reason=CANNOT_CONNECT)
     kind = _BARE.get(code, AnnhealError)
     return kind(text, reason=None if kind is not AnnhealError else code.name)
 

@@ -18,6 +18,7 @@ from annheal.model.collection import (
     ModelSpec,
     Schema,
 )
+from annheal.model.suggestions import suggestion
 from annheal.v1 import collections_pb2 as pb
 from annheal.wire.enums import ATTRIBUTE_TYPE, METRIC
 from annheal.wire.timestamps import decode_seconds, encode_seconds
@@ -189,8 +190,7 @@ def apply_update(request: pb.UpdateCollectionRequest, *, collection: Collection)
 def _check_path(path: str) -> None:
     if path not in _PATHS:
         raise InvalidArgument.of(
-            "update_mask",
-            f"{path!r} cannot be changed; what can: {', '.join(sorted(_PATHS))}",
+            "update_mask", f"{path!r} cannot be changed; {suggestion(path, _PATHS)}"
         )
 
 

@@ -68,7 +68,8 @@ def decode_vectors(
     if given not in (0, model.dimension):
         raise InvalidArgument.of(
             f"{field}.dimension",
-            f"is {given}, but model {model.name!r} has dimension {model.dimension}",
+            f"is {given}, but model {model.name!r} has dimension {model.dimension};"
+            " embed with that model",
         )
     flat = _floats(message, field=field)
     if flat.size % model.dimension:

@@ -13,6 +13,7 @@ import pyarrow.compute
 from annheal.errors import InvalidArgument
 from annheal.model.collection import AttributeType
 from annheal.model.records import ARROW_TYPES, Float32Matrix
+from annheal.model.suggestions import suggestion
 from cli.sources.chunk import Chunk, Columns, Layout
 
 SAMPLE_ROWS: Final = 2_000
@@ -256,7 +257,5 @@ def _pick_payload(
 
 def _existing(name: str, names: Sequence[str], *, option: str) -> str:
     if name not in names:
-        raise InvalidArgument.of(
-            option, f"there is no column {name}; there are {', '.join(names) or 'none'}"
-        )
+        raise InvalidArgument.of(option, f"there is no column {name}; {suggestion(name, names)}")
     return name

@@ -92,7 +92,7 @@ def test_a_life_of_a_collection(run: Run, packages: str, tmp_path: Path) -> None
     assert [query[0]["id"] for query in by_file["queries"]] == ["pypi:env-guard-cli"] * 2
     by_stdin = run("search", packages, "--vector-file", "-", stdin=json.dumps(hits[0]["vector"]))
     assert "pypi:env-guard-cli" in by_stdin.stdout
-    got = document(run("get", packages, "pypi:env-guard-cli", "absent", "-o", "json"))
+    got = document(run("get", packages, "pypi:env-guard-cli", "absent", "-o", "json", code=3))
     assert got[0]["attributes"] == {"year": 2026, "month": "2026-03"}
     lines = run("scan", packages, "-f", "year = 2024", "-n", "5", "-o", "json").stdout.splitlines()
     assert len(lines) == 5
@@ -272,3 +272,14 @@ def test_ctrl_c_ends_the_server_cleanly(tmp_path: Path) -> None:
     assert process.returncode == 0, errors
     assert "Traceback" not in errors
     assert not (tmp_path / "address").exists()
+
+
+def test_names_that_do_not_exist_are_answered_with_those_that_do(run: Run, packages: str) -> None:
+    absent = run("get", packages, "no-such-id", code=ExitCode.NOT_FOUND)
+    assert absent.stdout == ""
+    assert "has no record 'no-such-id'" in absent.stderr
+    typo = run("get", packages, "no-such-id", "-i", "yaer", code=ExitCode.INVALID_ARGUMENT)
+    assert "unknown attribute 'yaer'; did you mean year?" in typo.stderr
+    again = ("import", str(SAMPLES), "-c", packages, "-n", "5", "--vector-column", "minilm")
+    assert "did you mean minilm_l6?" in run(*again, code=ExitCode.INVALID_ARGUMENT).stderr
+    assert "(1 shard)" in run("collection", "create", f"{packages[:50]}-1", "-d", "4").stdout

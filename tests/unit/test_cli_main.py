@@ -82,6 +82,8 @@ def test_nobody_there_is_five_and_soon() -> None:
     assert found.exit_code == ExitCode.UNAVAILABLE, found
     error = json.loads(found.stderr)["error"]
     assert error["kind"] == "Unavailable"
+    assert "annheal up" in error["message"]
+    assert "Connection refused" in error["message"]
     assert error["retryable"] is True
 
 
@@ -100,6 +102,56 @@ def test_what_is_wrong_in_itself_needs_no_server(arguments: tuple[str, ...]) -> 
     found = annheal(*arguments, ANNHEAL_ADDRESS=f"127.0.0.1:{free_port()}")
     assert found.exit_code == ExitCode.INVALID_ARGUMENT, found
     assert "Traceback" not in found.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("serve", "coordinator"), "--metadata-url"),
+        (
+            ("serve", "compactor", "--metadata-url", "http://x", "--object-store-url", "s3://b"),
+            "--metadata-url: unknown scheme 'http'",
+        ),
+        (
+            ("serve", "compactor", "--metadata-url", "sqlite:///m", "--object-store-url", "s3://"),
+            "--object-store-url: ",
+        ),
+    ],
+)
+def test_what_a_role_lacks_names_the_flag(
+    arguments: tuple[str, ...], said: str, tmp_path: Path
+) -> None:
+    store = f"sqlite://{tmp_path}/m"
+    found = annheal(*(store if one == "sqlite:///m" else one for one in arguments))
+    assert found.exit_code == ExitCode.USAGE, found
+    assert said in found.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("search", "c"), "say what to search for"),
+        (("search", "c", "--vector-file", "no.npy"), "--vector-file: no.npy does not exist"),
+        (("search", "c", "--vector-file", "no.fvecs"), "--vector-file: no.fvecs does not exist"),
+        (
+            ("collection", "create", "c", "-d", "4", "--set", "recal_objective=1"),
+            "settings.recal_objective: is no setting; did you mean recall_objective?",
+        ),
+        (
+            ("collection", "create", "c", "-d", "4", "--set", "recall_objective=abc"),
+            "settings.recall_objective: 'abc': Expected `float`",
+        ),
+        (
+            ("collection", "update", "c", "--set", "recal_objective=1"),
+            "did you mean settings.recall_objective?",
+        ),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_mend(arguments: tuple[str, ...], said: str) -> None:
+    found = annheal(*arguments, ANNHEAL_ADDRESS=f"127.0.0.1:{free_port()}")
+    assert found.exit_code == ExitCode.INVALID_ARGUMENT, found
+    assert said in found.stderr
+    assert found.stderr.count("no.npy") <= 1
 
 
 def test_a_data_directory_in_use_names_its_holder(tmp_path: Path) -> None:

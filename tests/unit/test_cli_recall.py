@@ -120,7 +120,7 @@ async def test_filters_gives_a_verdict_on_every_band(served: Served) -> None:
 
 async def test_without_live_queries_recall_measures_at_once(served: Served) -> None:
     found = await served.run("recall", "things", code=ExitCode.FAILED_PRECONDITION)
-    assert "no live query was measured yet" in found.stderr
+    assert "live recall is unknown" in found.stderr
     assert "holds no records" in found.stderr  # the measurement was tried
     quiet = document(await served.run("recall", "things", "-o", "json"))
     assert quiet["overall"]["verdict"] == "unmeasured"
