@@ -41,6 +41,8 @@ QUERIES_TIMED = 300
 BATCH_QUERIES = 100
 REPEATS = 7
 EFS = (10, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+REFINEMENTS = 3
+"""Interpolations between the measured ef nearest to the recall that is wanted."""
 
 COLUMNS = (
     Column("asked", "asked"),
@@ -101,12 +103,16 @@ def walk_at(index: Any, ef: int, dataset: Dataset, truth: Scores, *, k: int) -> 
 
 def walk_of_recall(index: Any, wanted: float, dataset: Dataset, truth: Scores, *, k: int) -> Walk:
     """Return FAISS at the ef whose recall comes closest to `wanted`."""
-    points: list[tuple[int, float]] = []
+    points: dict[int, float] = {}
     for ef in (ef for ef in EFS if ef >= k):
-        points.append((ef, walk_at(index, ef, dataset, truth, k=k).recall))
-        if points[-1][1] >= wanted:
+        points[ef] = walk_at(index, ef, dataset, truth, k=k).recall
+        if points[ef] >= wanted:
             break
-    return walk_at(index, interpolated_ef(points, wanted), dataset, truth, k=k)
+    for _ in range(REFINEMENTS):
+        between = interpolated_ef(sorted(points.items()), wanted)
+        points[between] = walk_at(index, between, dataset, truth, k=k).recall
+    best = min(points, key=lambda ef: abs(points[ef] - wanted))
+    return walk_at(index, best, dataset, truth, k=k)
 
 
 def ways_of(node: NodeSegment, walks: dict[str, Walk], *, k: int, cores: int) -> dict[str, Way]:

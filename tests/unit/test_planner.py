@@ -61,6 +61,14 @@ def test_the_whole_graph_is_walked_with_the_ef_of_the_curve_or_the_callers() -> 
     assert plan(replace(WANTED, ef=40), curve=measured).visited == round(650 * 40 / 32)
 
 
+def test_plans_are_remembered_by_all_that_they_depend_on() -> None:
+    first = plan()
+    assert plan() is first, "read from the curve again"
+    better = tuple(replace(point, recall=1.0) for point in BANDS)
+    assert plan(curve=better).ef < first.ef, "a curve of as many points is another curve"
+    assert plan(replace(WANTED, objective=0.5)).ef < first.ef
+
+
 def test_a_flat_index_and_an_exact_search_compare() -> None:
     exact = replace(WANTED, exact=True)
     assert plan(index_kind=IndexKind.FLAT).kind is PlanKind.SCAN
