@@ -31,8 +31,9 @@ times those of the live rows at the default ratio of 0.2."""
 DEAD_WEIGHT_MAX = 2.0
 WALK_DEAD_SHARE_MIN = 0.05
 """With fewer dead rows a graph that is built anew is the same graph."""
-WALK_UNWORN_TIMES = 2.0
-"""Without them only so many times the ratio, which a damaged graph shows, asks for a build."""
+WALK_UNWORN_TIMES = 4.0
+"""Without them only so many times the ratio, which a damaged graph shows, asks for a build: queries
+that resemble no row need up to some three times the walk of the rows that were held out."""
 _ROUNDING = 1e-9
 
 

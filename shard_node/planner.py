@@ -220,6 +220,12 @@ def plain_ef(curve: Sequence[RecallPoint], *, k: int, objective: float) -> int |
     return choose_ef(curve, k=k, objective=objective)
 
 
+def measured_visits(curve: Sequence[RecallPoint], *, k: int, ef: int) -> float:
+    """Return the rows that a walk without a filter compared at `ef` when built; 0: not measured."""
+    points = [point for point in _points(curve, k=k) if point.visited and point.ef <= ef]
+    return points[-1].visited if points else 0.0
+
+
 def choose_band_ef(
     curve: Sequence[RecallPoint],
     *,

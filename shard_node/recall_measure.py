@@ -11,21 +11,27 @@ import numpy.typing as npt
 
 from annheal.filters import filter_key
 from annheal.index import TopK, merge_topk
+from annheal.index.compiled import ready_kernels
+from annheal.index.walk_layout import CHECKS_PER_COMPARISON
 from annheal.model.filter import Filter
 from annheal.model.recall import RecallEstimate, SelectivityBand, band_of
+from annheal.model.records import Float32Matrix
 from annheal.model.search import SearchOptions
-from shard_node.planner import PlanKind
+from shard_node.planner import PlanKind, SegmentPlan
 from shard_node.recall_estimate import estimate_interval, query_recalls
 from shard_node.recall_sampler import SampledQuery
 from shard_node.search import Searcher
 from shard_node.split import Hits
-from shard_node.view import ShardView
+from shard_node.view import SegmentView, ShardView
 
 GROUP_QUERIES = 32
 """Queries measured at once: a slice of work after which the monitor rests."""
 K_MEASURED_MAX = 1_000
 """Queries for more neighbours are not measured: their answers are lists, not neighbourhoods."""
 _EXACT = (PlanKind.SKIP, PlanKind.SCAN, PlanKind.ROWS)
+_WALKS = (PlanKind.GRAPH, PlanKind.SELECTOR, PlanKind.IN_GRAPH)
+WALK_QUERIES = 8
+"""Queries of a group whose walks are counted: each is walked once more for it."""
 _ROW_BITS = 40
 
 Recalls = npt.NDArray[np.float64]
@@ -43,12 +49,17 @@ class QueryGroup:
 
 @dataclass(frozen=True, slots=True)
 class SegmentFinding:
-    """Recall of one segment's part of the answers, (n,), for the queries that match there."""
+    """Recall of one segment's part of the answers, (n,), for the queries that match there.
+
+    `work` has the rows that some of the queries compared in their walk, (m,); empty where no graph
+    was walked, or a filter had a say in it.
+    """
 
     segment_id: str
     band: SelectivityBand
     plan: PlanKind
     recalls: Recalls
+    work: Recalls
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +121,13 @@ def measure_group(searcher: Searcher, view: ShardView, group: QueryGroup) -> Gro
         recalls = query_recalls(found, best)
         band = band_of(allowed, held.live_count, filtered=group.filter is not None)
         segments.append(
-            SegmentFinding(held.segment.id, band, plan.kind, recalls[~np.isnan(recalls)])
+            SegmentFinding(
+                held.segment.id,
+                band,
+                plan.kind,
+                recalls[~np.isnan(recalls)],
+                work=np.empty(0) if group.filter else walk_work(held, plan, queries, k=group.k),
+            )
         )
     for growing in view.growing:
         allowed, exact = searcher.search_growing(growing, queries, options)
@@ -133,6 +150,22 @@ def measure_group(searcher: Searcher, view: ShardView, group: QueryGroup) -> Gro
         repeated=len(queries),
         segments=tuple(segments),
     )
+
+
+def walk_work(held: SegmentView, plan: SegmentPlan, queries: Float32Matrix, *, k: int) -> Recalls:
+    """Return how many rows each of the first few `queries` compares in a graph, as planned.
+
+    Rows that are only looked through count by what they cost. Empty for other plans, and as long as
+    the kernels are being compiled. FAISS's walk compares what the kernel's does without a filter.
+    """
+    if plan.kind not in _WALKS or ready_kernels() is None:
+        return np.empty(0)
+    few = np.ascontiguousarray(queries[:WALK_QUERIES])
+    through = held.deletes.live if plan.kind is PlanKind.IN_GRAPH else None
+    walked = held.segment.index.walk_filtered(few, k=k, ef=max(plan.ef, k), matching=through)
+    looked = walked.checked / CHECKS_PER_COMPARISON if through is not None else 0.0
+    work: Recalls = (walked.visited + looked).astype(np.float64)
+    return work
 
 
 def estimate_of(

@@ -48,6 +48,7 @@ from shard_node.recall_result import (
     filter_recalls,
     segment_estimates,
     segment_notes,
+    segment_walks,
 )
 from shard_node.recall_sampler import RecallSampler
 from shard_node.search import Searcher
@@ -233,7 +234,7 @@ class RecallMonitor:
     def notes(self, shard: ShardId) -> dict[str, SegmentNote]:
         """Return by segment id what was measured of the shard's segments."""
         result = self._results.get(shard)
-        return segment_notes(() if result is None else result.segments)
+        return {} if result is None else segment_notes(result)
 
     async def _restore_new(self) -> None:
         """Take up what the owner before knew of shards that are new here."""
@@ -328,6 +329,7 @@ class RecallMonitor:
                 if segment_id in present
             ),
             filters=filter_recalls(shard.number, found),
+            walks=segment_walks(found, k=goal.recall_k),
         )
 
     def _of_segment(

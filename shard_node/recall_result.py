@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
 
 from annheal.model.recall import (
     FILTERS_REPORTED_MAX,
@@ -14,8 +16,11 @@ from annheal.model.recall import (
     SelectivityBand,
     ShardBandRecall,
 )
-from shard_node.recall_measure import GroupFinding, SegmentFinding, estimate_of
+from shard_node.recall_measure import GroupFinding, Recalls, SegmentFinding, estimate_of
 from shard_node.shard_state import SegmentNote
+
+WALKS_MIN = 8
+"""Queries whose walks must have been counted before a segment's work is believed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +30,8 @@ class ShardResult:
     bands: tuple[ShardBandRecall, ...] = ()
     segments: tuple[SegmentRecall, ...] = ()
     filters: tuple[FilterRecall, ...] = ()
+    walks: Mapping[str, float] = field(default_factory=dict)
+    """Rows that a query without a filter compares, by segment id."""
 
 
 def segment_estimates(
@@ -90,10 +97,28 @@ def filter_recalls(shard: int, found: Iterable[GroupFinding]) -> tuple[FilterRec
     return tuple(recalls[:FILTERS_REPORTED_MAX])
 
 
-def segment_notes(segments: Iterable[SegmentRecall]) -> dict[str, SegmentNote]:
+def segment_walks(found: Iterable[GroupFinding], *, k: int) -> dict[str, float]:
+    """Return the mean work of a query by segment id, of queries for at most `k` neighbours.
+
+    Segments that too few queries walked are left out.
+    """
+    works: dict[str, list[Recalls]] = defaultdict(list)
+    for finding in found:
+        for part in finding.segments:
+            if finding.group.k <= k:
+                works[part.segment_id].append(part.work)
+    together = {segment_id: np.concatenate(parts) for segment_id, parts in works.items()}
+    return {
+        segment_id: float(work.mean())
+        for segment_id, work in together.items()
+        if len(work) >= WALKS_MIN
+    }
+
+
+def segment_notes(result: ShardResult) -> dict[str, SegmentNote]:
     """Return by segment id the recall of its worst band, and what any band asks for."""
     notes: dict[str, SegmentNote] = {}
-    for one in segments:
+    for one in result.segments:
         before = notes.get(one.segment_id)
         note = SegmentNote(one.estimate.recall, one.ef, one.rebuild, one.stuck)
         if before is not None:
@@ -105,7 +130,10 @@ def segment_notes(segments: Iterable[SegmentRecall]) -> dict[str, SegmentNote]:
                 before.stuck or note.stuck,
             )
         notes[one.segment_id] = note
-    return notes
+    return {
+        segment_id: replace(note, visited=result.walks.get(segment_id, 0.0))
+        for segment_id, note in notes.items()
+    }
 
 
 def _of_filter(shard: int, findings: Sequence[GroupFinding]) -> FilterRecall:

@@ -11,18 +11,22 @@ from annheal.model.recall import RECALL_UNKNOWN
 from annheal.model.shard import ShardId, ShardPhase
 from annheal.model.write import SegmentState, ShardState
 from shard_node.growing import GrowingView
-from shard_node.planner import plain_ef
+from shard_node.planner import measured_visits, plain_ef
 from shard_node.view import SegmentView, ShardView
 
 
 @dataclass(frozen=True, slots=True)
 class SegmentNote:
-    """What was measured of a segment on live queries, in the band that is worst off."""
+    """What was measured of a segment on live queries, in the band that is worst off.
+
+    `visited`: rows that a query without a filter compares, 0 where it is not known.
+    """
 
     recall: float
     ef: int
     rebuild: bool
     stuck: bool
+    visited: float = 0.0
 
 
 def with_recall(state: ShardState, notes: Mapping[str, SegmentNote]) -> ShardState:
@@ -87,16 +91,24 @@ def _noted(segment: SegmentState, notes: Mapping[str, SegmentNote]) -> SegmentSt
     note = notes.get(segment.segment_id)
     if note is None:
         return segment
-    return replace(segment, recall=note.recall, ef=note.ef, rebuild=note.rebuild, stuck=note.stuck)
+    return replace(
+        segment,
+        recall=note.recall,
+        ef=note.ef,
+        rebuild=note.rebuild,
+        stuck=note.stuck,
+        visited=note.visited,
+    )
 
 
 def _of_segment(number: int, held: SegmentView, collection: Collection) -> SegmentState:
     entry = held.segment.entry
     goal = collection.settings
-    ef = 0
+    ef, baseline = 0, 0.0
     if held.segment.kind is IndexKind.HNSW:
         curve = held.segment.recall_curve
         ef = plain_ef(curve, k=goal.recall_k, objective=goal.recall_objective) or 0
+        baseline = measured_visits(curve, k=goal.recall_k, ef=ef)
     return SegmentState(
         shard=number,
         segment_id=entry.segment_id,
@@ -112,6 +124,8 @@ def _of_segment(number: int, held: SegmentView, collection: Collection) -> Segme
         max_sequence=entry.max_sequence,
         recall=RECALL_UNKNOWN,
         ef=ef,
+        visited_baseline=baseline,
+        built_for=held.segment.meta.build.reason,
     )
 
 

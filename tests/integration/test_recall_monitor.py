@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pytest
 
-from annheal.index import VectorIndex, build_hnsw
+from annheal.index import VectorIndex, build_hnsw, warm_up
 from annheal.metastore.codec import encode_value
 from annheal.metastore.keys import shard_key
 from annheal.metastore.protocol import Put
@@ -37,7 +37,7 @@ from annheal.model.shard import Assignment, ShardId
 from annheal.model.task import TaskPhase, TaskReason
 from annheal.model.write import DeleteIds, SegmentState
 from annheal.objectstore.local import LocalObjectStore
-from annheal.segment import BuildInfo, RecallPoint, SegmentRows
+from annheal.segment import BuildInfo, DeleteVector, RecallPoint, SegmentRows
 from compactor.app import run_compactor
 from compactor.settings import CompactorSettings
 from coordinator.compaction_plan import CompactionSettings, ShardObservation, plan_compactions
@@ -46,14 +46,24 @@ from shard_node.ef_control import EF_CONTROL_MAX, EfController
 from shard_node.filter_cache import FilterCache
 from shard_node.node import Node
 from shard_node.offload import Offload
-from shard_node.recall_measure import GroupFinding, group_queries, measure_group
+from shard_node.planner import PlanKind, SegmentPlan
+from shard_node.recall_measure import (
+    WALK_QUERIES,
+    GroupFinding,
+    group_queries,
+    measure_group,
+    walk_work,
+)
 from shard_node.recall_monitor import MonitorSettings, RecallMonitor
 from shard_node.recall_sampler import Reach, RecallSampler, SampledQuery
 from shard_node.search import Searcher
 from shard_node.settings import ShardNodeSettings
+from shard_node.shard_state import with_recall
+from shard_node.view import SegmentView
 from tests.support.compaction import Workplace, collection
 from tests.support.damaged_graph import damaged_graph
 from tests.support.packages import Packages, load_packages
+from tests.support.segments import open_local, write_sample
 from tests.support.shards import Owner, ShardWorld
 
 ROWS = 2_600
@@ -66,6 +76,7 @@ SHARD = ShardId(COLLECTION.id, 0)
 UNFILTERED = SelectivityBand.UNFILTERED
 OPTIMISTIC = (RecallPoint(10, 10, 0.99),)
 """A curve that says ef 10 will do."""
+COUNTED = (RecallPoint(10, 10, 0.99, visited=40.0),)
 
 
 def rows_of(packages: Packages, rows: int = ROWS) -> SegmentRows:
@@ -116,7 +127,7 @@ async def owner(tmp_path: Path, packages: Packages, graph: VectorIndex) -> Async
     """A shard with one graph whose curve promises too much."""
     world = ShardWorld(tmp_path, collection=COLLECTION)
     place = Workplace(world.meta, world.objects, tmp_path, COLLECTION)
-    await place.add_segment("s1", rows_of(packages), index=graph, build=built())
+    await place.add_segment("s1", rows_of(packages), index=graph, build=built(COUNTED))
     yield await world.open()
     await world.close()
 
@@ -193,12 +204,15 @@ async def test_the_estimate_agrees_with_the_truth_within_its_interval(
 async def test_measured_recall_raises_ef_until_the_objective_is_met(
     owner: Owner, queries: npt.NDArray[np.float32], offload: Offload
 ) -> None:
+    warm_up()
     monitor = monitor_of(owner, offload)
     note(monitor, queries[:128])
     runs: list[SegmentRecall] = []
+    visited: list[float] = []
     for _ in range(12):
         await monitor.measure(SHARD)
         runs.append(monitor.recall()[0].segments[0])
+        visited.append(monitor.notes(SHARD)["s1"].visited)
     assert runs[0].estimate.high < COLLECTION.settings.recall_objective
     assert 10 < runs[0].ef <= runs[-1].ef < EF_CONTROL_MAX
     assert runs[-1].estimate.recall > runs[0].estimate.high
@@ -206,6 +220,9 @@ async def test_measured_recall_raises_ef_until_the_objective_is_met(
     assert not any(run.rebuild or run.stuck for run in runs)
     (noted,) = monitor.notes(SHARD).values()
     assert (noted.recall, noted.ef) == (runs[-1].estimate.recall, runs[-1].ef)
+    assert 10 < visited[0] < visited[-1] <= ROWS, "wider walks compare more rows"
+    (state,) = with_recall(owner.shard.state(), monitor.notes(SHARD)).segments
+    assert (state.visited, state.visited_baseline, state.built_for) == (visited[-1], 40.0, "merge")
     assert true_recall(owner, queries[128:1_000], None) < runs[-1].estimate.low  # unscaled
 
 
@@ -322,6 +339,35 @@ async def test_what_has_not_changed_is_not_measured_again(
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
         timed.close()
+
+
+def test_the_work_of_walks_is_counted_as_they_are_planned(
+    tmp_path: Path,
+    packages: Packages,
+    queries: npt.NDArray[np.float32],
+    graph: VectorIndex,
+) -> None:
+    warm_up()
+    entry = write_sample(
+        tmp_path, segment_id="s1", rows=rows_of(packages), model=MODEL, schema=SCHEMA, index=graph
+    )
+    segment = open_local(tmp_path, entry)
+    half = DeleteVector.empty(ROWS).with_dead(np.arange(0, ROWS, 2))
+    whole, worn = SegmentView(segment, DeleteVector.empty(ROWS)), SegmentView(segment, half)
+    asked = np.ascontiguousarray(queries[:20])
+
+    def work(held: SegmentView, kind: PlanKind, ef: int) -> float:
+        counted = walk_work(held, SegmentPlan(kind, ef), asked, k=10)
+        assert len(counted) == WALK_QUERIES
+        return float(counted.mean())
+
+    plain = work(whole, PlanKind.GRAPH, 32)
+    (known,) = {float(graph.walk_filtered(asked[:8], k=10, ef=32, matching=None).visited.mean())}
+    assert plain == known
+    assert work(worn, PlanKind.SELECTOR, 64) > 1.3 * plain
+    through = graph.walk_filtered(asked[:8], k=10, ef=32, matching=half.live)
+    assert work(worn, PlanKind.IN_GRAPH, 32) > float(through.visited.mean())
+    assert not len(walk_work(worn, SegmentPlan(PlanKind.ROWS), asked, k=10))
 
 
 def _met(monitor: RecallMonitor) -> bool:

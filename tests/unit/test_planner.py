@@ -20,6 +20,7 @@ from shard_node.planner import (
     Wanted,
     choose_band_ef,
     choose_ef,
+    measured_visits,
     plan_segment,
 )
 
@@ -245,3 +246,18 @@ def test_without_a_measurement_ef_grows_with_k_within_bounds() -> None:
     assert choose_ef((), k=20, objective=0.9) == 160
     assert choose_ef((), k=100, objective=0.9) == EF_UNCALIBRATED_MAX
     assert choose_ef((), k=1_000, objective=0.9) == 1_000
+
+
+def test_the_baseline_of_a_walk_is_what_was_counted_at_its_beam() -> None:
+    curve = [
+        RecallPoint(10, 16, 0.8, visited=300.0),
+        RecallPoint(10, 32, 0.9, visited=500.0),
+        RecallPoint(10, 64, 0.96, visited=0.0),
+        RecallPoint(10, 32, 0.9, band="0.5", visited=9_000.0),
+        RecallPoint(100, 128, 0.97, visited=2_000.0),
+    ]
+    assert measured_visits(curve, k=10, ef=32) == 500.0
+    assert measured_visits(curve, k=10, ef=64) == 500.0, "where nothing was counted: the one below"
+    assert measured_visits(curve, k=50, ef=128) == 2_000.0
+    assert measured_visits(curve, k=10, ef=10) == 0.0
+    assert measured_visits([], k=10, ef=64) == 0.0
