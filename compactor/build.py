@@ -6,28 +6,32 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from annheal.errors import InvariantViolation
-from annheal.index import VectorIndex, build_flat, build_hnsw, set_search_threads
+from annheal.index import VectorIndex, build_flat, build_hnsw, merge_hnsw, set_search_threads
 from annheal.model.collection import (
     Collection,
     CollectionSettings,
     IndexSettings,
     ModelSpec,
-    Schema,
 )
 from annheal.model.manifest import SegmentEntry, Tier
-from annheal.model.records import ARROW_TYPES, Float32Matrix, arrow_schema
+from annheal.model.records import Float32Matrix
 from annheal.model.task import TaskReason
-from annheal.routing import hash_ids
-from annheal.segment import BuildInfo, RecallPoint, Segment, SegmentRows, write_segment
-from annheal.segment.rows import decoded
+from annheal.segment import (
+    BuildInfo,
+    GraphHistory,
+    GraphKind,
+    RecallPoint,
+    Segment,
+    SegmentRows,
+    write_segment,
+)
 from compactor.bands import budget_s, measure_bands
 from compactor.calibrate import (
     EF_LIMIT,
@@ -40,6 +44,9 @@ from compactor.calibrate import (
     probe_count,
 )
 from compactor.fetch import Source
+from compactor.gather import gather_rows, newest_only
+from compactor.incremental import Base, choose_base
+from compactor.merge_plan import drift_of
 
 HNSW_ROWS_MIN = 2_000
 """Below this, comparing everything is faster than walking a graph, and exact.
@@ -49,11 +56,12 @@ against 52 us at 5,000.
 """
 STRENGTHENINGS = ((1, 1), (2, 2), (3, 4))
 """What M and efConstruction are multiplied by, in turn, until the graph meets the objective."""
+ANEW_REASONS = (TaskReason.RECALL, TaskReason.WALK_COST)
+"""A graph that is rewritten because it finds too little, or too slowly, is not gone on with."""
 M_MAX = 64
 EF_CONSTRUCTION_MAX = 800
 
-_COPY_ROWS = 10_000
-"""Rows copied at once: numpy keeps the interpreter's lock meanwhile (2 ms at 384 floats)."""
+_NO_GRAPH = GraphHistory()
 
 _log = logging.getLogger(__name__)
 
@@ -63,6 +71,7 @@ class BuildOrder:
     """What to build. `on_progress` gets the share done in [0, 1]; what it raises ends the build.
 
     `logged` (n, d) are sampled live queries, in the model of the sources, to calibrate with.
+    `anew`: with a new graph, whatever graphs the sources have.
     """
 
     segment_id: str
@@ -73,6 +82,17 @@ class BuildOrder:
     on_progress: Callable[[float], None]
     reason: TaskReason = TaskReason.MERGE
     logged: Float32Matrix | None = None
+    anew: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Built:
+    """An index, what its graph was built with, and what was measured of it."""
+
+    index: VectorIndex
+    settings: IndexSettings | None = None
+    curve: tuple[RecallPoint, ...] = ()
+    graph: GraphHistory = _NO_GRAPH
 
 
 def build_segment(
@@ -80,18 +100,28 @@ def build_segment(
 ) -> SegmentEntry | None:
     """Write the live rows of `sources` as one segment; None when no row lives.
 
-    Rows keep their sequences and their order, but for `probe_count` random ones that move to the
-    end of a segment with a graph: they measure its recall before they are added to it.
+    Rows keep their sequences and their order, with two exceptions in a segment with a graph:
+    `probe_count` random ones move to the end, because they measure its recall before they are added
+    to it; and the rows of the source whose graph is gone on with come first.
     """
     set_search_threads(order.threads)
     model = _common_model(sources)
-    rows = gather_rows(sources, model=model, schema=order.collection.schema)
-    if rows is None:
+    kept = newest_only(sources, [source.deletes.live_rows() for source in sources])
+    if not sum(map(len, kept)):
         return None
-    first = 0
-    if order.reason is TaskReason.RECALL:
-        first = first_strengthening([source.segment for source in sources])
-    index, settings, curve = _build_index(rows, model, order, first=first)
+    held_out = held_out_rows(sum(map(len, kept)))
+    chosen = choose_base(
+        sources,
+        kept,
+        held_out,
+        allowed=_settings_of(order.collection),
+        goal=order.collection.settings,
+        anew=order.anew or order.reason in ANEW_REASONS,
+    )
+    rows = gather_rows(
+        chosen.sources, chosen.kept, held_out, model=model, schema=order.collection.schema
+    )
+    built = _build_index(rows, model, order, sources, base=chosen.base)
     return write_segment(
         directory,
         segment_id=order.segment_id,
@@ -100,146 +130,24 @@ def build_segment(
         schema=order.collection.schema,
         rows=rows,
         created_at_s=order.created_at_s,
-        index=index,
+        index=built.index,
         build=BuildInfo(
-            settings=settings,
+            settings=built.settings,
             generation=1 + max(source.segment.entry.generation for source in sources),
             sources=tuple(source.segment.id for source in sources),
-            recall_curve=curve,
+            recall_curve=built.curve,
             reason=order.reason.value,
+            graph=built.graph,
         ),
     )
 
 
-def gather_rows(
-    sources: Sequence[Source], *, model: ModelSpec, schema: Schema
-) -> SegmentRows | None:
-    """Return the live rows of all sources in order, ready for a build; None when there are none."""
-    kept = [source.deletes.live_rows() for source in sources]
-    kept = _newest_only(sources, kept)
-    total = sum(map(len, kept))
-    if not total:
-        return None
-    held_out = _held_out(total)
-    order = np.concatenate([np.setdiff1d(np.arange(total), held_out), held_out])
-    taken = [pa.array(rows, type=pa.int64()) for rows in kept]
-    payloads = pa.concat_arrays(
-        [s.segment.payloads.take(rows) for s, rows in zip(sources, taken, strict=True)]
-    )
-    ids = pa.concat_arrays(
-        [s.segment.ids.take(rows) for s, rows in zip(sources, taken, strict=True)]
-    )
-    sequences = np.concatenate(
-        [s.segment.sequences[rows] for s, rows in zip(sources, kept, strict=True)]
-    )
-    moved = pa.array(order, type=pa.int64())
-    return SegmentRows(
-        ids=ids.take(moved),
-        sequences=sequences[order],
-        vectors=_gather_vectors(sources, kept, order, dimension=model.dimension),
-        attributes=_gather_attributes(sources, taken, schema).take(moved)
-        if schema
-        else pa.RecordBatch.from_arrays([], names=[]),
-        payloads=payloads.take(moved),
-    )
-
-
-def _held_out(total: int) -> npt.NDArray[np.int64]:
+def held_out_rows(total: int) -> npt.NDArray[np.int64]:
     """Return the rows that measure the graph; the choice depends on nothing but their number."""
     if total < HNSW_ROWS_MIN:
         return np.empty(0, dtype=np.int64)
     chosen = np.random.default_rng(total).choice(total, probe_count(total), replace=False)
     return np.sort(chosen).astype(np.int64)
-
-
-def _gather_vectors(
-    sources: Sequence[Source],
-    kept: Sequence[npt.NDArray[np.int64]],
-    order: npt.NDArray[np.int64],
-    *,
-    dimension: int,
-) -> Float32Matrix:
-    """Copy every live vector straight to its place, so that memory holds them once."""
-    vectors = np.empty((len(order), dimension), dtype=np.float32)
-    place = np.empty_like(order)
-    place[order] = np.arange(len(order))
-    start = 0
-    for source, rows in zip(sources, kept, strict=True):
-        stored = source.segment.vectors
-        for first in range(0, len(rows), _COPY_ROWS):
-            chunk = rows[first : first + _COPY_ROWS]
-            vectors[place[start : start + len(chunk)]] = stored[chunk]
-            start += len(chunk)
-    return vectors
-
-
-def _gather_attributes(
-    sources: Sequence[Source], taken: Sequence[Any], schema: Schema
-) -> pa.RecordBatch:
-    """Return the collection's columns; one that a source does not have is null in its rows."""
-    parts = [
-        decoded(source.segment.attributes.take(rows))
-        for source, rows in zip(sources, taken, strict=True)
-        if source.segment.attributes.num_columns
-    ]
-    columns: list[pa.Array[Any]] = []
-    for field in schema:
-        wanted = ARROW_TYPES[field.type]
-        pieces: list[pa.Array[Any]] = []
-        remaining = iter(parts)
-        for source, rows in zip(sources, taken, strict=True):
-            part = next(remaining) if source.segment.attributes.num_columns else None
-            if part is None or field.name not in part.schema.names:
-                pieces.append(
-                    pa.array([None], type=wanted).take(np.zeros(len(rows), dtype=np.int64))
-                )
-            else:
-                pieces.append(part.column(field.name))
-        columns.append(pa.concat_arrays(pieces))
-    return pa.RecordBatch.from_arrays(columns, schema=arrow_schema(schema))
-
-
-def _newest_only(
-    sources: Sequence[Source], kept: Sequence[npt.NDArray[np.int64]]
-) -> list[npt.NDArray[np.int64]]:
-    """Return `kept` without rows that a newer row of the same id replaces (INV-3, INV-6).
-
-    One version of a manifest holds no such rows; were there any, the answer would be wrong for
-    ever after, and looking costs one sort of hashes.
-    """
-    hashes = np.concatenate(
-        [
-            hash_ids(source.segment.ids.take(pa.array(rows, type=pa.int64())))
-            for source, rows in zip(sources, kept, strict=True)
-        ]
-    )
-    values, counts = np.unique(hashes, return_counts=True)
-    if len(values) == len(hashes):
-        return list(kept)
-    suspects = np.flatnonzero(np.isin(hashes, values[counts > 1]))
-    starts = np.cumsum([0, *map(len, kept)])
-    newest: dict[str, tuple[int, int]] = {}
-    dropped: set[int] = set()
-    for position in suspects.tolist():
-        number = int(np.searchsorted(starts, position, side="right")) - 1
-        row = kept[number][position - starts[number]]
-        segment = sources[number].segment
-        record_id = segment.ids_at(np.array([row]))[0]
-        sequence = int(segment.sequences[row])
-        older = newest.get(record_id)
-        if older is None or sequence > older[0]:
-            newest[record_id] = (sequence, position)
-            if older is not None:
-                dropped.add(older[1])
-        else:
-            dropped.add(position)
-    if dropped:
-        _log.error("%d rows of the sources are replaced by newer live rows", len(dropped))
-    gone = np.array(sorted(dropped), dtype=np.int64)
-    return [
-        np.delete(rows, gone[(gone >= start) & (gone < start + len(rows))] - start)
-        for rows, start in zip(kept, starts.tolist()[:-1], strict=True)
-    ]
 
 
 def first_strengthening(segments: Sequence[Segment]) -> int:
@@ -251,29 +159,45 @@ def first_strengthening(segments: Sequence[Segment]) -> int:
     return 0 if any(map(is_damaged, segments)) else 1
 
 
+def _settings_of(collection: Collection) -> list[IndexSettings]:
+    """Return what graphs of the collection may be built with, weakest first."""
+    return [
+        IndexSettings(
+            m=min(M_MAX, collection.index.m * m_times),
+            ef_construction=min(EF_CONSTRUCTION_MAX, collection.index.ef_construction * ef_times),
+        )
+        for m_times, ef_times in STRENGTHENINGS
+    ]
+
+
 def _build_index(
-    rows: SegmentRows, model: ModelSpec, order: BuildOrder, *, first: int
-) -> tuple[VectorIndex, IndexSettings | None, tuple[RecallPoint, ...]]:
-    """Return an index that meets the recall objective, its settings, and what was measured."""
+    rows: SegmentRows,
+    model: ModelSpec,
+    order: BuildOrder,
+    sources: Sequence[Source],
+    *,
+    base: Base | None,
+) -> _Built:
+    """Return an index that meets the recall objective, on the graph of `base` if it is as good."""
     goal = order.collection.settings
     # Queries that must miss nothing are answered exactly: a graph would never be walked.
     graph = len(rows) >= HNSW_ROWS_MIN and goal.recall_objective < 1.0
-    strengthenings = STRENGTHENINGS[first:] if graph else ()
-    for step, (m_times, ef_times) in enumerate(strengthenings, start=1):
-        settings = IndexSettings(
-            m=min(M_MAX, order.collection.index.m * m_times),
-            ef_construction=min(
-                EF_CONSTRUCTION_MAX, order.collection.index.ef_construction * ef_times
-            ),
-        )
+    if graph and base is not None:
+        merged = _merged_graph(rows, model, order, base)
+        if merged is not None:
+            return merged
+    first = 0
+    if order.reason is TaskReason.RECALL:
+        first = first_strengthening([source.segment for source in sources])
+    for settings in _settings_of(order.collection)[first:] if graph else ():
         index, measured, bands = _build_graph(rows.vectors, model, order, settings)
-        # The strongest graph is kept if rows are found in it: what live queries miss even so, the
-        # node widens ef for, and says. Comparing a large segment exactly would be no answer.
-        judged = measured.held_out if step == len(strengthenings) else measured.curve
-        if _is_good(index, judged, order.segment_id, settings, goal):
-            return index, settings, measured.curve + bands
+        if _is_good(index, _judged(measured, settings, order), order.segment_id, settings, goal):
+            # Later graphs are compared with what rows say of this one: live queries change.
+            reference = measured.held_out if measured.live_are_harder else ()
+            history = GraphHistory(kind=GraphKind.FULL, reference=reference)
+            return _Built(index, settings, measured.curve + bands, history)
         del index  # before the next one is built
-    if strengthenings:
+    if graph:
         _log.warning(
             "segment %s: no graph of its %d rows meets the objective, as happens when many vectors"
             " are equal; it is written without one, and every search compares its rows exactly",
@@ -282,7 +206,42 @@ def _build_index(
         )
     index = build_flat(rows.vectors, metric=model.metric)
     order.on_progress(1.0)
-    return index, None, ()
+    return _Built(index)
+
+
+def _merged_graph(
+    rows: SegmentRows, model: ModelSpec, order: BuildOrder, base: Base
+) -> _Built | None:
+    """Return an index on the graph of `base`, None when it finds less than a rebuilt one would."""
+    goal = order.collection.settings
+    index, measured, bands = _build_graph(rows.vectors, model, order, base.settings, base=base)
+    drift = drift_of(
+        measured.held_out,
+        base.reference,
+        k=goal.recall_k,
+        objective=goal.recall_objective,
+        growth=len(rows) / base.reference_rows,
+    )
+    if drift:
+        _log.warning("segment %s: built anew, not on %s: %s", order.segment_id, base.id, drift)
+        return None
+    judged = _judged(measured, base.settings, order)
+    if not _is_good(index, judged, order.segment_id, base.settings, goal):
+        return None
+    curve = (*measured.curve, *bands, *base.bands(len(rows)))
+    return _Built(index, base.settings, curve, base.history(len(rows)))
+
+
+def _judged(
+    measured: Calibration, settings: IndexSettings, order: BuildOrder
+) -> tuple[RecallPoint, ...]:
+    """Return the curve that has to meet the objective.
+
+    The strongest graph is kept if rows are found in it: what live queries miss even so, the node
+    widens ef for, and says. Comparing a large segment exactly would be no answer.
+    """
+    strongest = settings == _settings_of(order.collection)[-1]
+    return measured.held_out if strongest else measured.curve
 
 
 def _is_good(
@@ -313,9 +272,17 @@ def _is_good(
 
 
 def _build_graph(
-    vectors: Float32Matrix, model: ModelSpec, order: BuildOrder, settings: IndexSettings
+    vectors: Float32Matrix,
+    model: ModelSpec,
+    order: BuildOrder,
+    settings: IndexSettings,
+    *,
+    base: Base | None = None,
 ) -> tuple[VectorIndex, Calibration, tuple[RecallPoint, ...]]:
-    """Return a graph with what was measured of it without filters, and with them."""
+    """Return a graph with what was measured of it without filters, and with them.
+
+    With filters nothing is measured where what was measured of the `base` still holds.
+    """
     probes = probe_count(len(vectors))
     queries = np.ascontiguousarray(vectors[len(vectors) - probes :])
     found: list[tuple[Calibration, tuple[RecallPoint, ...]]] = []
@@ -327,11 +294,16 @@ def _build_graph(
         measured = calibrate(part, queries, k=k, logged=order.logged)
         if measured.live_are_harder:
             _log.info("segment %s: live queries are harder than rows", order.segment_id)
-        found.append((measured, measure_bands(part, measured.probes, k=k, limit_s=limit_s)))
+        bands: tuple[RecallPoint, ...] = ()
+        if base is None or not base.bands(len(vectors)):
+            bands = measure_bands(part, measured.probes, k=k, limit_s=limit_s)
+        found.append((measured, bands))
 
-    index = build_hnsw(
+    build = partial(build_hnsw, metric=model.metric)
+    if base is not None:
+        build = partial(merge_hnsw, base.index, base.kept)
+    index = build(
         vectors,
-        metric=model.metric,
         settings=settings,
         threads=order.threads,
         on_progress=lambda done: order.on_progress(done / len(vectors)),

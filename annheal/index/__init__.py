@@ -6,6 +6,7 @@ from annheal.index.compiled import WarmUp, start_warm_up, warm_up
 from annheal.index.costs import WalkCosts, measure_costs
 from annheal.index.filtered_walk import ROW_MISSING, SCORE_MISSING, WalkResult
 from annheal.index.live import LiveBitmap
+from annheal.index.merge import CarriedLinks, is_base, merge_hnsw
 from annheal.index.shortlist import ShortlistCosts
 from annheal.index.topk import TopK, merge_topk
 from annheal.index.vector_index import (
@@ -25,6 +26,7 @@ __all__ = [
     "ROW_MISSING",
     "SCORE_MISSING",
     "STARVED",
+    "CarriedLinks",
     "LiveBitmap",
     "ShortlistCosts",
     "TopK",
@@ -34,8 +36,10 @@ __all__ = [
     "WarmUp",
     "build_flat",
     "build_hnsw",
+    "is_base",
     "load_mapped",
     "measure_costs",
+    "merge_hnsw",
     "merge_topk",
     "set_search_threads",
     "start_warm_up",

@@ -23,6 +23,8 @@ _logger = logging.getLogger(__name__)
 _KERNEL_MODULES = (
     "distances.py",
     "exact_kernel.py",
+    "merge_kernel.py",
+    "merge_layout.py",
     "scan_kernel.py",
     "walk_kernel.py",
     "walk_layout.py",
@@ -49,6 +51,7 @@ class WarmUp:
 
 _lock = threading.Lock()
 _kernels: Kernels | None = None
+_directory: Path | None = None
 
 
 def ready_kernels() -> Kernels | None:
@@ -72,16 +75,16 @@ def warm_up(*, cache: Path | None = None) -> WarmUp:
     directory that others can write is not used, because the cache holds code. Without any the
     kernels are compiled anew in each process.
     """
-    global _kernels
+    global _directory, _kernels
     started = time.perf_counter()
     with _lock:
         if _kernels is not None:
             return WarmUp(0.0, None)
-        directory = _writable_cache(cache)
-        _kernels = _compile(directory)
+        _directory = _writable_cache(cache)
+        _kernels = _compile(_directory)
     took_s = time.perf_counter() - started
-    _logger.info("search kernels are ready after %.1f s (cache: %s)", took_s, directory)
-    return WarmUp(took_s, directory)
+    _logger.info("search kernels are ready after %.1f s (cache: %s)", took_s, _directory)
+    return WarmUp(took_s, _directory)
 
 
 def start_warm_up(*, cache: Path | None = None) -> threading.Thread:
@@ -133,12 +136,16 @@ def _source_digest() -> str:
     return digest.hexdigest()[:16]
 
 
-def _compile(directory: Path | None) -> Kernels:
-    from numba import config
+def compile_one(function: Any, signature: tuple[Any, ...]) -> None:
+    """Compile one more kernel, or read it from the cache that `warm_up` chose; waits for that."""
+    kernels()
+    with _lock:
+        _compile_one(function, signature, _directory)
 
+
+def _compile(directory: Path | None) -> Kernels:
     from annheal.index import exact_kernel, scan_kernel, walk_kernel
 
-    settings: Any = config
     functions: dict[str, Any] = {
         "walk": walk_kernel.walk,
         "compare_bitmap": exact_kernel.compare_bitmap,
@@ -147,16 +154,23 @@ def _compile(directory: Path | None) -> Kernels:
     }
     signatures = _signatures()
     for name, function in functions.items():
-        if directory is not None:
-            before, settings.CACHE_DIR = settings.CACHE_DIR, os.fspath(directory)
-            try:
-                function.enable_caching()
-            finally:
-                settings.CACHE_DIR = before
-        function.compile(signatures[name])
-        # Another type of argument is a mistake of the caller, not a reason to compile again.
-        function.disable_compile()
+        _compile_one(function, signatures[name], directory)
     return Kernels(**functions)
+
+
+def _compile_one(function: Any, signature: tuple[Any, ...], directory: Path | None) -> None:
+    from numba import config
+
+    settings: Any = config
+    if directory is not None:
+        before, settings.CACHE_DIR = settings.CACHE_DIR, os.fspath(directory)
+        try:
+            function.enable_caching()
+        finally:
+            settings.CACHE_DIR = before
+    function.compile(signature)
+    # Another type of argument is a mistake of the caller, not a reason to compile again.
+    function.disable_compile()
 
 
 def _signatures() -> dict[str, tuple[Any, ...]]:

@@ -14,7 +14,7 @@ from annheal.segment.files import (
     upload_segment,
 )
 from annheal.segment.keys import delete_vector_key, segment_key, segment_prefix
-from annheal.segment.meta import BuildInfo, RecallPoint, SegmentMeta
+from annheal.segment.meta import BuildInfo, GraphHistory, GraphKind, RecallPoint, SegmentMeta
 from annheal.segment.rows import SegmentRows
 from annheal.segment.segment import Segment
 from annheal.segment.write import write_segment
@@ -22,6 +22,8 @@ from annheal.segment.write import write_segment
 __all__ = [
     "BuildInfo",
     "DeleteVector",
+    "GraphHistory",
+    "GraphKind",
     "RecallPoint",
     "Segment",
     "SegmentFiles",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 import msgspec
@@ -58,6 +59,32 @@ class RecallPoint:
     checked: float = 0.0
 
 
+class GraphKind(StrEnum):
+    """How a graph was built. UNKNOWN: there is none, or it was built in one piece by older code."""
+
+    UNKNOWN = ""
+    FULL = "full"
+    INCREMENTAL = "incremental"
+
+
+@dataclass(frozen=True, slots=True)
+class GraphHistory:
+    """What became of a graph since it was built in one piece.
+
+    `merges` went on with it since then, 0 when it is that build. `reference` is the curve that was
+    measured then with rows, without filters, over `reference_rows` rows: what it is compared with,
+    so that it does not get worse in small steps; in that build itself the number is 0, and the
+    curve empty where it is the recall curve. `changed_rows` were removed or added since the points
+    under filters in the recall curve were measured.
+    """
+
+    kind: GraphKind = GraphKind.UNKNOWN
+    merges: int = 0
+    changed_rows: int = 0
+    reference_rows: int = 0
+    reference: tuple[RecallPoint, ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class BuildInfo:
     """How a segment came to be.
@@ -73,6 +100,7 @@ class BuildInfo:
     sources: tuple[str, ...] = ()
     recall_curve: tuple[RecallPoint, ...] = ()
     reason: str = ""
+    graph: GraphHistory = GraphHistory()
 
 
 @dataclass(frozen=True, slots=True)

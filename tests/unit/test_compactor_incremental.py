@@ -1,0 +1,216 @@
+"""Merges that go on with the graph of a source."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from annheal.index import VectorIndex
+from annheal.model.manifest import IndexKind, Tier
+from annheal.model.records import EVERYTHING
+from annheal.model.task import TaskReason
+from annheal.routing import hash_ids
+from annheal.segment import DeleteVector, GraphHistory, GraphKind, RecallPoint, Segment, SegmentRows
+from annheal.segment.meta import decode_meta, encode_meta
+from compactor import calibrate, merge_plan
+from compactor.build import HNSW_ROWS_MIN, BuildOrder, build_segment
+from compactor.calibrate import meets_objective, probe_count
+from compactor.fetch import Source
+from tests.support.compaction import collection
+from tests.support.damaged_graph import damaged_graph
+from tests.support.graphs import assert_valid_graph, levels_of
+from tests.support.segments import MODEL, open_local, sample_rows, write_sample
+
+# The first test of a machine compiles the kernels.
+pytestmark = pytest.mark.timeout(400)
+
+ROWS, NEW, DEAD = 3_000, 200, 150
+
+
+@pytest.fixture(autouse=True)
+def _bases_may_be_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(merge_plan, "BASE_ROWS_MIN", HNSW_ROWS_MIN)
+
+
+def merge(
+    directory: Path, name: str, sources: list[Source], reason: TaskReason = TaskReason.MERGE
+) -> Segment:
+    order = BuildOrder(
+        segment_id=name,
+        tier=Tier.WARM,
+        collection=collection(),
+        threads=2,
+        created_at_s=5.0,
+        on_progress=lambda share: None,
+        reason=reason,
+    )
+    entry = build_segment(sources, order, directory=directory / name)
+    assert entry is not None
+    return open_local(directory / name, entry)
+
+
+def flat(directory: Path, name: str, rows: SegmentRows) -> Source:
+    entry = write_sample(directory / name, segment_id=name, rows=rows)
+    return Source(open_local(directory / name, entry), DeleteVector.empty(len(rows)))
+
+
+def with_dead(segment: Segment, dead: npt.NDArray[np.int64]) -> Source:
+    return Source(segment, DeleteVector.empty(segment.rows).with_dead(dead))
+
+
+@pytest.fixture
+def graph(tmp_path: Path) -> Segment:
+    return merge(tmp_path, "graph", [flat(tmp_path, "first", sample_rows(ROWS))])
+
+
+def test_base_keeps_its_rows_in_front_and_every_row_is_itself(
+    tmp_path: Path, graph: Segment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert graph.meta.build.graph == GraphHistory(kind=GraphKind.FULL)
+    measured: list[tuple[int, npt.NDArray[np.float32]]] = []
+    real = calibrate.measure_recall
+
+    def noting(
+        index: VectorIndex, queries: npt.NDArray[np.float32], *, k: int
+    ) -> tuple[RecallPoint, ...]:
+        measured.append((index.rows, queries.copy()))
+        return real(index, queries, k=k)
+
+    monkeypatch.setattr(calibrate, "measure_recall", noting)
+    new = sample_rows(NEW, first=ROWS)
+    dead = np.random.default_rng(3).permutation(ROWS)[:DEAD].astype(np.int64)
+    gone = set(graph.ids_at(dead))
+    sources = [flat(tmp_path, "new", new), with_dead(graph, dead)]
+    merged = merge(tmp_path, "merged", sources)
+
+    live = ROWS - DEAD + NEW
+    build_info = merged.meta.build
+    assert (merged.kind, merged.rows) == (IndexKind.HNSW, live)
+    assert build_info.graph.kind is GraphKind.INCREMENTAL
+    assert build_info.graph.merges == 1
+    assert build_info.graph.reference == tuple(p for p in graph.recall_curve if not p.band)
+    assert build_info.graph.reference_rows == ROWS
+    assert build_info.sources == ("new", "graph")
+    assert build_info.settings == graph.meta.build.settings
+    assert meets_objective(merged.recall_curve, k=10, objective=0.95)
+    assert_valid_graph(merged.index, m=16)
+
+    records = merged.take(np.arange(live), EVERYTHING)
+    numbers = np.array([int(name.removeprefix("record-")) for name in records.ids])
+    assert set(records.ids) == ({f"record-{n}" for n in range(ROWS + NEW)} - gone)
+    everything = np.concatenate([sample_rows(ROWS).vectors, new.vectors])
+    np.testing.assert_array_equal(merged.vectors, everything[numbers])
+    np.testing.assert_array_equal(merged.sequences, numbers * 10)
+
+    # The probes are random rows of both sources, removed from the graph for the measurement.
+    probes = probe_count(live)
+    [(rows, queries)] = measured
+    assert rows == live - probes
+    np.testing.assert_array_equal(queries, merged.vectors[rows:])
+    asked = numbers[-probes:]
+    expected = probes * NEW / live
+    assert expected / 3 < np.count_nonzero(asked >= ROWS) < expected * 3
+    # The base comes first, with the levels that its rows had.
+    of_base = int(np.count_nonzero(numbers[:-probes] < ROWS))
+    assert (numbers[:of_base] < ROWS).all()
+    old = graph.find(records.ids[:of_base], hash_ids(records.ids[:of_base]))
+    np.testing.assert_array_equal(levels_of(merged.index)[:of_base], levels_of(graph.index)[old])
+
+
+def test_history_goes_on_until_the_limit_and_then_starts_anew(
+    tmp_path: Path, graph: Segment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(merge_plan, "MERGES_MAX", 2)
+    kinds, merges = [], []
+    for number in range(4):
+        new = sample_rows(NEW, first=ROWS + number * NEW)
+        dead = np.arange(number, graph.rows, 30)
+        graph = merge(
+            tmp_path, f"m{number}", [with_dead(graph, dead), flat(tmp_path, f"n{number}", new)]
+        )
+        kinds.append(graph.meta.build.graph.kind.value)
+        merges.append(graph.meta.build.graph.merges)
+    assert kinds == ["incremental", "incremental", "full", "incremental"]
+    assert merges == [1, 2, 0, 1]
+    assert graph.entry.generation == 5
+
+
+def test_graph_that_finds_less_than_the_last_rebuilt_one_is_built_anew(
+    tmp_path: Path, graph: Segment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources = [with_dead(graph, np.arange(100)), flat(tmp_path, "n", sample_rows(NEW, first=ROWS))]
+    monkeypatch.setattr(merge_plan, "DRIFT_MAX", -1.0)
+    merged = merge(tmp_path, "merged", sources)
+    assert merged.meta.build.graph == GraphHistory(kind=GraphKind.FULL)
+    assert merged.rows == ROWS - 100 + NEW
+    monkeypatch.undo()
+    monkeypatch.setattr(merge_plan, "BASE_ROWS_MIN", HNSW_ROWS_MIN)
+    recall = merge(tmp_path, "recall", sources, TaskReason.RECALL)
+    assert recall.meta.build.graph.kind is GraphKind.FULL
+
+
+def test_damage_of_a_base_is_not_carried_over(tmp_path: Path, graph: Segment) -> None:
+    vectors = np.array(graph.vectors)
+    cut = damaged_graph(vectors, metric=MODEL.metric, lost_share=0.3)
+    segment = open_local(tmp_path / "graph", graph.entry)
+    damaged = Segment(
+        entry=segment.entry,
+        meta=segment.meta,
+        index=cut,
+        columns=segment._columns,
+        lookup=segment._lookup,
+        indexed=segment._indexed,
+    )
+    new = flat(tmp_path, "n", sample_rows(NEW, first=ROWS))
+    merged = merge(tmp_path, "merged", [with_dead(damaged, np.arange(50)), new])
+    found, _ = merged.index.search(np.array(merged.vectors[:500]), k=1, ef=64)
+    assert (found[:, 0] > 0.999).mean() > 0.99
+
+
+def test_recall_under_filters_is_taken_over_until_too_many_rows_changed(
+    tmp_path: Path, graph: Segment
+) -> None:
+    band = RecallPoint(10, 64, 0.97, band="0.5")
+    info = replace(graph.meta.build, recall_curve=(*graph.recall_curve, band))
+    rows = SegmentRows(
+        ids=graph.ids,
+        sequences=np.array(graph.sequences),
+        vectors=np.array(graph.vectors),
+        attributes=sample_rows(ROWS).attributes,
+        payloads=sample_rows(ROWS).payloads,
+    )
+    entry = write_sample(tmp_path / "b", segment_id="b", rows=rows, index=graph.index, build=info)
+    segment = open_local(tmp_path / "b", entry)
+    changed: list[int] = []
+    for number in range(3):
+        new = flat(tmp_path, f"n{number}", sample_rows(NEW, first=ROWS + number * NEW))
+        segment = merge(tmp_path, f"m{number}", [with_dead(segment, np.arange(0)), new])
+        changed.append(segment.meta.build.graph.changed_rows)
+        if not changed[-1]:
+            break
+        assert band in segment.recall_curve
+    # Rows added, and rows held out of the base and added again, up to a quarter of all.
+    assert changed[0] > NEW
+    assert changed[-1] == 0
+    assert not any(point.band for point in segment.recall_curve)
+
+
+def test_history_survives_the_file_and_is_unknown_in_older_ones(graph: Segment) -> None:
+    history = GraphHistory(
+        kind=GraphKind.INCREMENTAL,
+        merges=3,
+        changed_rows=7,
+        reference_rows=5,
+        reference=(RecallPoint(10, 64, 0.97),),
+    )
+    meta = replace(graph.meta, build=replace(graph.meta.build, graph=history))
+    assert decode_meta(encode_meta(meta), segment_id=meta.segment_id) == meta
+    document = msgspec.json.decode(encode_meta(meta))
+    del document["build"]["graph"]
+    read = decode_meta(msgspec.json.encode(document), segment_id=meta.segment_id)
+    assert read == replace(meta, build=replace(meta.build, graph=GraphHistory()))
