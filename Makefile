@@ -62,7 +62,7 @@ test-integration: setup ## tests over real processes, etcd and S3
 test-chaos: setup ## kill processes at random moments and check the invariants
 	@$(BIN)/python -m pytest $(PYTEST_ARGS) tests/chaos
 
-BENCHMARKS := ingest search filters unfiltered growth recall_cost churn compaction_impact \
+BENCHMARKS := ingest search filters unfiltered growth recall_cost churn merge compaction_impact \
 	write_amplification
 
 bench: setup ## every benchmark, on the samples (BENCH_ARGS='--base x.npy --queries y.npy')
