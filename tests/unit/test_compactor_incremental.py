@@ -17,7 +17,7 @@ from annheal.model.task import TaskReason
 from annheal.routing import hash_ids
 from annheal.segment import DeleteVector, GraphHistory, GraphKind, RecallPoint, Segment, SegmentRows
 from annheal.segment.meta import decode_meta, encode_meta
-from compactor import calibrate, merge_plan
+from compactor import build, calibrate, merge_plan
 from compactor.build import HNSW_ROWS_MIN, BuildOrder, build_segment
 from compactor.calibrate import meets_objective, probe_count
 from compactor.fetch import Source
@@ -214,3 +214,25 @@ def test_history_survives_the_file_and_is_unknown_in_older_ones(graph: Segment) 
     del document["build"]["graph"]
     read = decode_meta(msgspec.json.encode(document), segment_id=meta.segment_id)
     assert read == replace(meta, build=replace(meta.build, graph=GraphHistory()))
+
+
+def test_reference_is_what_rows_say_where_live_queries_are_harder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = (RecallPoint(10, 64, 0.99),)
+    live = (RecallPoint(10, 64, 0.96),)
+
+    def harder(
+        index: VectorIndex, held_out: npt.NDArray[np.float32], **options: object
+    ) -> calibrate.Calibration:
+        return calibrate.Calibration(live, rows, held_out)
+
+    monkeypatch.setattr(build, "calibrate", harder)
+    first = merge(tmp_path, "first", [flat(tmp_path, "rows", sample_rows(ROWS))])
+    assert first.recall_curve == live
+    assert first.meta.build.graph.reference == rows
+    new = flat(tmp_path, "new", sample_rows(NEW, first=ROWS))
+    merged = merge(tmp_path, "merged", [with_dead(first, np.arange(0)), new])
+    assert merged.meta.build.graph.kind is GraphKind.INCREMENTAL
+    assert merged.meta.build.graph.reference == rows
+    assert merged.recall_curve == live
