@@ -8,11 +8,14 @@ BIN := .venv/bin
 # PYTEST_ARGS passes options on, as in: make test PYTEST_ARGS='-x -k wal'
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+SOAK_MINUTES ?= 10
+SOAK_STEPS ?= 100
+SOAK_SEED ?=
 PYTHON ?=
 export PYTHON
 
 .PHONY: help setup demo test lint fmt types proto proto-check test-unit test-integration test-chaos \
-	bench lock clean
+	soak bench lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-18s %s\n", $$1, $$2}'
@@ -61,6 +64,10 @@ test-integration: setup ## tests over real processes, etcd and S3
 
 test-chaos: setup ## kill processes at random moments and check the invariants
 	@$(BIN)/python -m pytest $(PYTEST_ARGS) tests/chaos
+
+soak: setup ## random histories of a shard for SOAK_MINUTES (10), new ones each time (SOAK_SEED=N repeats)
+	@ANNHEAL_SOAK_S=$$(($(SOAK_MINUTES) * 60)) ANNHEAL_SOAK_SEED=$(SOAK_SEED) ANNHEAL_STATEFUL_STEPS=$(SOAK_STEPS) \
+		$(BIN)/python -m pytest $(PYTEST_ARGS) tests/unit/test_shard_stateful.py -k soak
 
 BENCHMARKS := ingest search filters unfiltered growth recall_cost churn merge compaction_impact \
 	write_amplification

@@ -13,22 +13,28 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from annheal.errors import Fenced
 from annheal.model.collection import Metric
 from annheal.model.filter import Filter
-from annheal.model.manifest import Manifest
+from annheal.model.limits import WRITE_ROWS_MAX
+from annheal.model.manifest import Manifest, SegmentEntry
 from annheal.model.records import EVERYTHING, RecordSet
-from annheal.model.search import SearchOptions
-from annheal.model.write import ScanRequest
-from annheal.objectstore.protocol import ObjectStore
+from annheal.model.search import SearchAnswer, SearchOptions
+from annheal.model.task import CompactionTask, TaskPhase
+from annheal.model.write import DeleteIds, ScanRequest
+from annheal.objectstore.protocol import ObjectStat, ObjectStore
 from annheal.routing import hash_id
 from annheal.segment import checksum_of, load_delete_vector
 from annheal.segment.keys import segment_key
 from annheal.segment.meta import META_FILE, decode_meta
-from shard_node.filter_cache import FilterCache
-from shard_node.owned_shard import OwnedShard
+from annheal.wal.codec import decode_wal_object, wal_prefix
+from shard_node.filter_cache import CACHE_BYTES_MAX, FilterCache
+from shard_node.owned_shard import CHECKPOINT_SLOTS_MAX, OwnedShard
 from shard_node.read import count_rows, get_records, scan_page
 from shard_node.search import Searcher
+from shard_node.shard import Shard
 from shard_node.view import ShardView
+from shard_node.write_path import GROUP_OPERATIONS_MAX
 from tests.support.shards import colour_of, payload_of, size_of, vector_of
 
 ABSENT = -1
@@ -140,14 +146,21 @@ def check_search(
     filter: Filter | None = None,
     matches: Predicate = lambda record_id, version: True,
     exact: bool = True,
-) -> None:
-    """INV-2, INV-3: an exact search is brute force over the model; any other holds its rows."""
+    searcher: Searcher | None = None,
+) -> SearchAnswer:
+    """INV-2, INV-3: an exact search is brute force over the model; any other holds its rows.
+
+    `searcher` brings what it remembers of earlier searches along. INV-7: the answer says what it
+    was made of (`check_honest`).
+    """
     view = shard.view
     live = {i: v for i, v in model.live().items() if matches(i, v)}
     if filter is not None:
         assert count_rows(view, filter) == len(live)
-    options = SearchOptions(k=k, filter=filter, exact=exact)
-    answer = Searcher(shard.collection, FilterCache()).search([(0, view)], queries, options)
+    options = SearchOptions(k=k, filter=filter, exact=exact, explain=True)
+    searcher = searcher or Searcher(shard.collection, FilterCache())
+    answer = searcher.search([(0, view)], queries, options)
+    check_honest(answer, view, matches=len(live))
     assert answer.counts.tolist() == [min(k, len(live))] * len(queries)
     ids = sorted(live)
     vectors = np.array([vector_of(i, live[i]) for i in ids], dtype=np.float32)
@@ -162,10 +175,24 @@ def check_search(
             continue
         truth = brute_force(vectors, query, metric=shard.collection.model.metric)
         own = truth[[ids.index(record_id) for record_id in found]]
-        np.testing.assert_allclose(scores, own, atol=SCORE_TOLERANCE)
+        np.testing.assert_allclose(scores, own, atol=SCORE_TOLERANCE, err_msg="INV-2")
         if exact:
             best = np.sort(truth)[::-1][:count]
             np.testing.assert_allclose(scores, best, atol=SCORE_TOLERANCE)
+    return answer
+
+
+def check_honest(answer: SearchAnswer, view: ShardView, *, matches: int) -> None:
+    """INV-7: the answer names the state that it is of, and every part of it, none left out."""
+    assert answer.sequences == {0: view.sequence}
+    assert not answer.missing_shards
+    parts = [one.segment_id for one in answer.explain]
+    assert parts == [
+        *(held.segment.id for held in view.segments),
+        *("growing" for _ in view.growing),
+    ], f"INV-7: {parts}"
+    assert sum(one.live_rows for one in answer.explain) == view.live_rows
+    assert sum(one.matches for one in answer.explain) == matches
 
 
 def brute_force(
@@ -182,20 +209,93 @@ async def check_manifest(objects: ObjectStore, manifest: Manifest) -> None:
     """INV-5: everything that the manifest names exists and matches its checksum."""
     rows: dict[str, int] = {}
     for entry in manifest.segments:
-        place = (manifest.collection_id, manifest.shard, entry.segment_id)
-        body = await objects.get(segment_key(*place, META_FILE))
-        assert checksum_of(body) == entry.meta_checksum
-        for file in decode_meta(body, segment_id=entry.segment_id).files:
-            data = await objects.get(segment_key(*place, file.name))
-            assert len(data) == file.size_bytes
-            assert checksum_of(data) == file.checksum
+        await _check_segment(objects, manifest.collection_id, manifest.shard, entry)
         rows[entry.segment_id] = entry.rows
     for vector in manifest.delete_vectors:
         found = await load_delete_vector(objects, vector, rows=rows[vector.segment_id])
         assert found.dead_count == vector.dead_rows
 
 
+async def check_outputs(objects: ObjectStore, tasks: Iterable[CompactionTask]) -> None:
+    """INV-5: what waits for its publication exists and matches its checksum, too."""
+    for task in tasks:
+        if task.phase is TaskPhase.BUILT and task.output is not None:
+            await _check_segment(objects, task.collection_id, task.shard, task.output)
+
+
+async def _check_segment(
+    objects: ObjectStore, collection_id: str, shard: int, entry: SegmentEntry
+) -> None:
+    place = (collection_id, shard, entry.segment_id)
+    body = await objects.get(segment_key(*place, META_FILE))
+    assert checksum_of(body) == entry.meta_checksum, f"INV-5: {entry}"
+    for file in decode_meta(body, segment_id=entry.segment_id).files:
+        data = await objects.get(segment_key(*place, file.name))
+        assert len(data) == file.size_bytes, f"INV-5: {file}"
+        assert checksum_of(data) == file.checksum, f"INV-5: {file}"
+
+
+def check_no_orphans(listing: Iterable[ObjectStat], manifest: Manifest) -> None:
+    """INV-5: what is neither named nor part of the log was collected."""
+    segments = {entry.segment_id for entry in manifest.segments}
+    vectors = {entry.key for entry in manifest.delete_vectors}
+    orphans = [
+        stat.key
+        for stat in listing
+        if not stat.key.startswith("wal/")
+        and stat.key not in vectors
+        and not (stat.key.startswith("segments/") and stat.key.split("/")[3] in segments)
+    ]
+    assert not orphans, f"INV-5: nothing names {orphans}"
+
+
 def check_epochs(epochs: Iterable[int]) -> None:
     """INV-4: every owner has a greater epoch than the one before it."""
     listed = list(epochs)
     assert all(a < b for a, b in itertools.pairwise(listed)), f"INV-4: {listed}"
+
+
+async def check_log(objects: ObjectStore, manifest: Manifest, *, epoch: int) -> None:
+    """INV-4: epochs never fall along the log, and each slot of the owner's time is the owner's.
+
+    INV-1: behind the checkpoint there is no gap. INV-8: the manifest is never ahead of the log.
+    """
+    prefix = wal_prefix(manifest.collection_id, manifest.shard)
+    found = [
+        decode_wal_object(await objects.get(stat.key), key=stat.key)
+        async for stat in objects.list(prefix)
+    ]
+    epochs = [one.epoch for one in found]
+    assert epochs == sorted(epochs), f"INV-4: {epochs}"
+    assert epochs[-1] == epoch == manifest.epoch, f"INV-4: {epochs[-1]}, {epoch}, {manifest.epoch}"
+    assert len({(one.epoch, one.writer) for one in found}) == len(set(epochs)), "INV-4: two writers"
+    last = found[-1].slot
+    assert manifest.checkpoint_slot <= last, "INV-8"
+    behind = [one.slot for one in found if one.slot > manifest.checkpoint_slot]
+    assert behind == list(range(manifest.checkpoint_slot + 1, last + 1)), f"INV-1: {behind}"
+
+
+async def check_deposed(former: OwnedShard) -> None:
+    """INV-4, INV-7: a former owner can neither write nor promise a reader that it is up to date."""
+    for call in (former.verify_owner(), former.write(DeleteIds(("r0",)), timeout_s=5.0)):
+        try:
+            await call
+        except Fenced:
+            continue
+        raise AssertionError(f"INV-4: epoch {former.epoch} does not know that it is deposed")
+
+
+def check_durable(replayed: Shard, model: ShardModel) -> None:
+    """INV-1: whoever opens the shard now, with the stores alone, has what was acknowledged."""
+    seen = read_all(replayed.view, page_rows=100)
+    assert seen == model.live(), f"INV-1: {seen.items() ^ model.live().items()}"
+
+
+def check_limits(shard: OwnedShard, filters: FilterCache, *, entries_max: int) -> None:
+    """INV-9: what gathers in memory stays within its limits."""
+    assert len(filters) <= entries_max
+    assert filters.size_bytes <= CACHE_BYTES_MAX
+    assert shard.state().wal_slots <= CHECKPOINT_SLOTS_MAX
+    settings = shard.collection.settings
+    for growing in shard.view.growing:
+        assert growing.rows < settings.seal_rows_max + GROUP_OPERATIONS_MAX * WRITE_ROWS_MAX

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
@@ -60,9 +61,12 @@ def shard_collection(
     )
 
 
+@functools.lru_cache(maxsize=10_000)
 def vector_of(record_id: str, version: int) -> npt.NDArray[np.float32]:
     rng = np.random.default_rng([*record_id.encode(), version])
-    return rng.standard_normal(DIMENSION).astype(np.float32)
+    vector = rng.standard_normal(DIMENSION).astype(np.float32)
+    vector.flags.writeable = False
+    return vector
 
 
 def record_batch(
@@ -126,7 +130,7 @@ class HookedObjects:
 
 
 class HookedMeta:
-    """The part of a metadata store that manifests need, with a hook."""
+    """A metadata store with a hook; watches are not hooked."""
 
     def __init__(self, inner: Any, hook: Hook) -> None:
         self._inner = inner
@@ -141,6 +145,18 @@ class HookedMeta:
         revision = await self._inner.commit(operations, compares=compares)
         await self._hook("after", "meta.commit", operations[0].key)
         return revision
+
+    def watch(self, prefix: str, *, after_revision: int) -> Any:
+        return self._inner.watch(prefix, after_revision=after_revision)
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._inner, name)
+
+        async def call(*args: Any) -> Any:
+            await self._hook("before", f"meta.{name}", "")
+            return await method(*args)
+
+        return call
 
 
 class DeadError(Exception):
