@@ -351,11 +351,19 @@ class HealingMachine(HealingActors):
     def time_passes(self, passes_s: float) -> None:
         self.world.clock.passed_s += passes_s
 
-    @rule(leaders=st.booleans())
-    def collect(self, leaders: bool) -> None:
-        if leaders:
-            self.world.new_leader()
-        self.do(self.world.collect())
+    @rule(leaders=st.booleans(), waits=st.booleans())
+    def collect(self, leaders: bool, waits: bool) -> None:
+        """The leader collects; when it `waits`, also what is unnamed now."""
+
+        async def collect() -> None:
+            if leaders:
+                self.world.new_leader()
+            await self.world.collect()
+            if waits:
+                self.world.clock.passed_s += GRACE_S + 10.0
+                await self.world.collect()
+
+        self.do(collect())
 
     @rule()
     def settle(self) -> None:
