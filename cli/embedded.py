@@ -23,6 +23,7 @@ from annheal.rpc.server import RpcServer
 from annheal.runtime.tasks import TaskScope
 from cli.datadir import locked, published_address
 from cli.metering import Metering, metered
+from cli.opening import wait_open
 from cli.roles import EmbeddedSettings, embedded_settings, settings_source, split_address
 from compactor.app import run_compactor
 from coordinator.app import Coordinator
@@ -120,8 +121,9 @@ async def running(settings: EmbeddedSettings) -> AsyncIterator[EmbeddedServer]:
         )
         stack.push_async_callback(_stop_compactor, stop_compactor, compactor)
 
-        await server.start()
+        await server.start()  # health answers while shards are opened
         stack.push_async_callback(server.stop, grace_s=GRACE_S)
+        await wait_open(meta, port, scope)
         await server.set_serving(True)
         address = coordinator.settings.address
         stack.enter_context(published_address(data_dir, address))

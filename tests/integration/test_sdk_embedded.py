@@ -24,9 +24,12 @@ from annheal.errors import (
     NotFound,
     Unavailable,
 )
+from annheal.model.shard import ShardPhase
 from annheal.model.task import TaskPhase
 from annheal.runtime.retry import RetryPolicy
+from cli import opening
 from cli.embedded import embedded_server as in_process_server
+from shard_node import ownership
 from tests.support.cluster import EmbeddedServer
 from tests.support.ports import free_port
 
@@ -316,6 +319,27 @@ async def test_a_server_in_this_process_keeps_its_data_and_its_lock(tmp_path: Pa
     ):
         assert await client.count("kept") == 100
         assert (await client.search("kept", VECTORS[9], k=1)).ids == ["r9"]
+
+
+async def test_a_server_is_ready_when_its_shards_are_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with in_process_server(tmp_path / "data") as server, AsyncClient(server.address) as first:
+        await first.create_collection("slow", DIMENSION, shard_count=3)
+        await first.upsert("slow", IDS[:100], VECTORS[:100])
+    opened = ownership.open_shard
+
+    async def slowly(*arguments: Any, **options: Any) -> Any:
+        await asyncio.sleep(0.3)
+        return await opened(*arguments, **options)
+
+    monkeypatch.setattr(ownership, "open_shard", slowly)
+    async with in_process_server(tmp_path / "data") as server, AsyncClient(server.address) as again:
+        assert {one.phase for one in await again.shards("slow")} == {ShardPhase.SERVING}
+        assert await again.count("slow", timeout_s=1) == 100
+    monkeypatch.setattr(opening, "OPEN_WITHIN_S", 0.0)
+    async with in_process_server(tmp_path / "data"):
+        assert "answering now, although these are still opening: slow/0" in caplog.text
 
 
 async def test_a_role_that_dies_ends_the_server(
