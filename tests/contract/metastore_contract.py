@@ -30,7 +30,8 @@ from annheal.metastore.protocol import (
 
 DEADLINE_S = 15.0
 # The least that both stores grant; etcd counts whole seconds.
-TTL_S = 1.0
+TTL_S = 3.0
+"""Of leases that must not end by themselves on a machine that is busy with something else."""
 # etcd looks for ended leases twice a second, SQLite's watch five times.
 EXPIRY_SLACK_S = 3.0
 
