@@ -18,7 +18,7 @@ from annheal.model.manifest import Tier
 from annheal.model.shard import ShardPhase
 from annheal.model.task import CompactionTask, TaskPhase, TaskReason
 from annheal.model.write import SegmentState, ShardState
-from coordinator.compaction_merge import plan_merge
+from coordinator.compaction_merge import PRESSURE_SHARE, plan_merge
 from coordinator.compaction_rules import (
     PRIORITY_MANUAL,
     CompactionSettings,
@@ -137,7 +137,7 @@ def plan_manual(
             if tier is None or one.tier == tier.value
         ]
         for group in _packed(collection, free, settings):
-            if len(group) > 1 or not _is_clean(group[0], settings):
+            if len(group) > 1 or not _is_clean(collection, group[0], settings):
                 planned.append(_manual_task(collection, state, group, why, now_s, new_id()))
     return tuple(planned)
 
@@ -209,8 +209,15 @@ def _packed(
     return groups
 
 
-def _is_clean(segment: SegmentState, settings: CompactionSettings) -> bool:
-    """Return whether rewriting this segment alone would change nothing worth it."""
+def _is_clean(collection: Collection, segment: SegmentState, settings: CompactionSettings) -> bool:
+    """Return whether rewriting this segment alone would change nothing worth it.
+
+    A small flat segment is as good as it can be, unless writes are refused because of it.
+    """
     if segment.dead_rows:
         return False
-    return not is_flat(segment) or segment.rows < settings.graph_rows_min
+    if not is_flat(segment):
+        return True
+    limit = PRESSURE_SHARE * collection.settings.unindexed_rows_max
+    presses = segment.tier == Tier.HOT and segment.rows >= limit
+    return segment.rows < settings.graph_rows_min and not presses
