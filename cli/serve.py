@@ -18,6 +18,7 @@ from annheal.model.shard import NodeRegistration
 from annheal.objectstore.factory import open_object_store
 from annheal.objectstore.protocol import ObjectStore
 from annheal.rpc.shard_node import RemoteShardNode
+from annheal.runtime.allocator import return_freed_memory
 from annheal.runtime.logging import configure_logging
 from cli.embedded import listening, running
 from cli.exit_codes import CONFIGURATION
@@ -42,6 +43,7 @@ Role = Callable[[asyncio.Event], Coroutine[Any, Any, None]]
 
 def run(role: Role, *, process: ProcessSettings, constants: dict[str, str]) -> None:
     """Run `role` until SIGTERM or SIGINT, or until it fails."""
+    return_freed_memory()
     configure_logging(process.log_level, constants=constants)
 
     async def main() -> None:
