@@ -12,13 +12,21 @@ import ctypes
 import os
 from collections.abc import Mapping
 
-MAPPED_BYTES_MIN = 1 << 20
+MAPPED_BYTES_MIN = 4 << 20
 """Larger blocks are mapped by themselves: above what a search needs, below arrays of a merge."""
+HEAP_SLACK_BYTES = 2 * MAPPED_BYTES_MIN
+"""Free memory that a heap keeps at its end, so that searches do not ask the system every time."""
 HEAPS_MAX = 4
 """Heaps that threads share; glibc would make eight for each core."""
 
-_M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8  # of malloc.h
-_OWN_CHOICE = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_ARENA_MAX", "GLIBC_TUNABLES", "LD_PRELOAD")
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # of malloc.h
+_OWN_CHOICE = (
+    "MALLOC_MMAP_THRESHOLD_",
+    "MALLOC_TRIM_THRESHOLD_",
+    "MALLOC_ARENA_MAX",
+    "GLIBC_TUNABLES",
+    "LD_PRELOAD",
+)
 
 
 def return_freed_memory(environ: Mapping[str, str] = os.environ) -> bool:
@@ -33,5 +41,9 @@ def return_freed_memory(environ: Mapping[str, str] = os.environ) -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):
         return False
-    chosen = ((_M_MMAP_THRESHOLD, MAPPED_BYTES_MIN), (_M_ARENA_MAX, HEAPS_MAX))
+    chosen = (
+        (_M_MMAP_THRESHOLD, MAPPED_BYTES_MIN),
+        (_M_TRIM_THRESHOLD, HEAP_SLACK_BYTES),
+        (_M_ARENA_MAX, HEAPS_MAX),
+    )
     return all(bool(mallopt(option, value)) for option, value in chosen)
