@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import pytest
 
 from annheal import AsyncClient
+from annheal.errors import FailedPrecondition
 from annheal.metastore import keys
 from annheal.metastore.codec import decode_value
 from annheal.metastore.factory import open_meta_store
@@ -134,7 +135,10 @@ async def wait_quiet(client: AsyncClient) -> None:
         tasks = await client.tasks(COLLECTION)
         if any(task.phase in (TaskPhase.PENDING, TaskPhase.BUILT) for task in tasks):
             return False
-        garbage = await client.collect_garbage()
+        try:
+            garbage = await client.collect_garbage()
+        except FailedPrecondition:  # the leader has been killed, and does not lead again yet
+            return False
         found = sum(kind.deleted_objects + kind.waiting_objects for kind in garbage.kinds)
         return bool(garbage.kinds) and not found
 

@@ -213,9 +213,9 @@ class HealingActors(RuleBasedStateMachine):
         holding = asyncio.create_task(begun.reins.held.wait())
         await asyncio.wait({begun.work, holding}, return_when=asyncio.FIRST_COMPLETED)
         holding.cancel()
+        begun.reins.hold_at(None)
+        begun.reins.fail_in(None)  # whatever is called while this waits is not meant
         if begun.work.done():
-            begun.reins.hold_at(None)
-            begun.reins.fail_in(None)
             begun.work.result()
         else:
             self.held.append(begun)

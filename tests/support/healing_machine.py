@@ -44,7 +44,7 @@ few_ids = st.lists(st.sampled_from(IDS), min_size=1, max_size=6, unique=True)
 cases = st.sampled_from(COLOURS).map(colour_case) | st.integers(0, 10).map(size_case)
 calls = st.none() | st.integers(0, 24)
 PLACES = ("before meta.commit", "after meta.commit", "before put_if_absent", "after fetch")
-holds = st.none() | st.integers(0, 24) | st.sampled_from(PLACES)
+holds = st.none() | st.integers(0, 24) | st.sampled_from(PLACES) | st.sampled_from(PLACES)
 
 
 class HealingMachine(HealingActors):
@@ -206,6 +206,8 @@ class HealingMachine(HealingActors):
 
         async def publish() -> None:
             if not await self.world.built():
+                await self.resume([one for one in self.held if one.owner is self.owner])
+                await self.owner.shard.flush()
                 await self.world.plan(self.owner, full=True, quiet=True)
                 work = await self.world.attempt(Reins())
                 if work is not None:
