@@ -349,6 +349,11 @@ class HealingMachine(HealingActors):
 
     @rule(passes_s=st.sampled_from([5.0, 100.0, GRACE_S / 2, GRACE_S + 10.0]))
     def time_passes(self, passes_s: float) -> None:
+        self.do(self.passes(passes_s))
+
+    async def passes(self, passes_s: float) -> None:
+        """Let time pass. No call of an owner to a store lasts as long as the grace period."""
+        await self.resume([one for one in self.held if one.owner is not None])
         self.world.clock.passed_s += passes_s
 
     @rule(leaders=st.booleans(), waits=st.booleans())
@@ -360,7 +365,7 @@ class HealingMachine(HealingActors):
                 self.world.new_leader()
             await self.world.collect()
             if waits:
-                self.world.clock.passed_s += GRACE_S + 10.0
+                await self.passes(GRACE_S + 10.0)
                 await self.world.collect()
 
         self.do(collect())
