@@ -218,6 +218,7 @@ def measure(report: Report, churn: Churn) -> None:
         generations = Generations(report.dataset, churn, directory)
         for number in range(1, churn.generations + 1):
             report.add(**generations.run(number, report.options.k))
+            report.write()  # what is known so far, should the rest be interrupted
     finally:
         shutil.rmtree(directory, ignore_errors=True)
 

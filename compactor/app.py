@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from importlib import metadata
 
-from annheal.index import start_warm_up
+from annheal.index import start_merge_warm_up
 from annheal.metastore.protocol import MetaStore
 from annheal.model.shard import WorkerRegistration, WorkerRole
 from annheal.objectstore.protocol import ObjectStore
@@ -54,7 +54,7 @@ async def _run(
     on_ready: Callable[[], Awaitable[None]] | None,
 ) -> None:
     # Merged segments are measured with the kernels; in one process with a node these are its own.
-    start_warm_up(cache=settings.scratch_dir / "kernels")
+    start_merge_warm_up(cache=settings.scratch_dir / "kernels")
     registration = WorkerRegistration(
         worker_id=settings.worker_id,
         role=WorkerRole.COMPACTOR,

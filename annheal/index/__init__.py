@@ -7,6 +7,7 @@ from annheal.index.costs import WalkCosts, measure_costs
 from annheal.index.filtered_walk import ROW_MISSING, SCORE_MISSING, WalkResult
 from annheal.index.live import LiveBitmap
 from annheal.index.merge import CarriedLinks, is_base, merge_hnsw
+from annheal.index.merge_compiled import start_merge_warm_up
 from annheal.index.shortlist import ShortlistCosts
 from annheal.index.topk import TopK, merge_topk
 from annheal.index.vector_index import (
@@ -42,6 +43,7 @@ __all__ = [
     "merge_hnsw",
     "merge_topk",
     "set_search_threads",
+    "start_merge_warm_up",
     "start_warm_up",
     "warm_up",
 ]

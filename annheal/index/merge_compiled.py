@@ -1,12 +1,13 @@
-"""The compiled kernels of merges: made when first asked for, because only compactors need them."""
+"""The compiled kernels of merges: apart from the others because only compactors need them."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
-from annheal.index.compiled import compile_one
+from annheal.index.compiled import compile_one, warm_up
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,22 @@ def merge_kernels() -> MergeKernels:
         if _kernels is None:
             _kernels = _compile()
         return _kernels
+
+
+def start_merge_warm_up(*, cache: Path | None = None) -> threading.Thread:
+    """Compile all kernels, those of searches too, in a thread of its own; the caller may join it.
+
+    For compactors, at their start: compiling holds the interpreter, and in one process with a node
+    queries would wait for it in the middle of a merge.
+    """
+
+    def compile_all() -> None:
+        warm_up(cache=cache)
+        merge_kernels()
+
+    thread = threading.Thread(target=compile_all, name="merge-kernel-warm-up", daemon=True)
+    thread.start()
+    return thread
 
 
 def _compile() -> MergeKernels:

@@ -10,8 +10,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from annheal.index import VectorIndex, build_flat, build_hnsw, load_mapped
+from annheal.index import (
+    VectorIndex,
+    build_flat,
+    build_hnsw,
+    load_mapped,
+    merge_compiled,
+    start_merge_warm_up,
+)
 from annheal.index.merge import CarriedLinks, is_base, merge_hnsw, unreachable_rows
+from annheal.index.merge_compiled import merge_kernels
 from annheal.model.collection import IndexSettings, Metric
 from compactor.recalls import recalls_of
 from tests.support.graphs import assert_valid_graph, levels_of, links_by_level
@@ -239,3 +247,9 @@ def test_recall_stays_that_of_a_rebuild_over_many_merges() -> None:
 
     assert recall(graphs[True]) > recall(rebuilt) - 0.01
     assert recall(graphs[False]) < recall(rebuilt) - 0.015
+
+
+def test_kernels_are_compiled_when_a_compactor_starts() -> None:
+    start_merge_warm_up().join(timeout=390)
+    assert merge_compiled._kernels is not None
+    assert merge_kernels() is merge_compiled._kernels
