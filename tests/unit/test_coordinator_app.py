@@ -334,7 +334,7 @@ async def test_garbage_is_collected_by_the_leader_alone(cluster: MemoryCluster):
     assert refused.value.metadata == {"address": "127.0.0.1:7701"}
     report = await first.admin.collect_garbage(dry_run=True)
     assert report.dry_run
-    assert [kind.kind for kind in report.kinds] == ["segments", "deletes", "wal"]
+    assert [kind.kind for kind in report.kinds] == ["segments", "deletes", "wal", "recall"]
 
 
 async def test_a_leader_whose_key_is_gone_stops_leading_and_campaigns_again(
