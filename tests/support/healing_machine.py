@@ -284,8 +284,8 @@ class HealingMachine(HealingActors):
         self.model.attempt(dict.fromkeys(changed, self.version))
         self.do(live_and_die())
 
-    @rule(racing=st.none() | ids)
-    def take_over(self, racing: list[str] | None) -> None:
+    @rule(racing=st.none() | ids, goes_on=st.booleans())
+    def take_over(self, racing: list[str] | None, goes_on: bool) -> None:
         """Another node takes the shard; the former owner does not know yet, and goes on."""
         former = self.owner
 
@@ -305,6 +305,12 @@ class HealingMachine(HealingActors):
             async with asyncio.TaskGroup() as group:
                 group.create_task(race())
                 await self.open()
+            if goes_on:  # before a check tells it that it is deposed
+                await self.resume([one for one in self.held if one.owner is former])
+                with contextlib.suppress(Fenced):
+                    await former.shard.flush()
+                for task in await self.world.built():
+                    await self.world.publish(former, task.id, reported=False)
 
         self.do(both())
         self.formers.append(former)
