@@ -95,13 +95,14 @@ class Publication:
                 async with self._mutation:
                     self._shard.seal()
             for sealed in self._shard.sealed:
+                started_s = _clock_s()
                 flushed = await self._flusher.flush(self._shard, sealed)
                 fail_point("shard_node.flushed")
-                await self._publish_checkpoint(flushed)
+                await self._publish_checkpoint(flushed, started_s=started_s)
             await self._trim()
             fail_point("shard_node.trimmed")
 
-    async def _publish_checkpoint(self, flushed: Flushed) -> None:
+    async def _publish_checkpoint(self, flushed: Flushed, *, started_s: float) -> None:
         # Taken in one moment: every delete of the log up to the checkpoint is in these views.
         views = list(self._shard.view.segments)
         _, carried = carry_over(flushed)
@@ -115,7 +116,8 @@ class Publication:
                 delete_vectors=await self._deletes.checkpoint(views, self.manifest),
                 checkpoint_slot=flushed.sealed.last_slot,
                 last_sequence=flushed.sealed.last_sequence,
-            )
+            ),
+            started_s=started_s,
         )
         fail_point("shard_node.checkpointed")
         async with self._mutation:
@@ -161,6 +163,7 @@ class Publication:
             carrier = DeleteCarrier(self._shard, set(task.sources))
             loaded = await self._shared.offload.change(lambda: carrier.first_carry(loaded))
             vectors = [] if loaded is None else [loaded]
+            started_s = _clock_s()
             entries = await self._deletes.checkpoint(vectors, self.manifest)
             fail_point("shard_node.carried")
             await self._commit(
@@ -170,7 +173,8 @@ class Publication:
                     sources=task.sources,
                     output=output,
                     delete_vector=entries[0] if entries else None,
-                )
+                ),
+                started_s=started_s,
             )
 
             fail_point("shard_node.swapped")
@@ -183,20 +187,21 @@ class Publication:
         fail_point("shard_node.replaced")
         await self._loader.discard(task.sources)
 
-    async def _commit(self, manifest: Manifest) -> None:
-        started_s = time.monotonic()
-        while True:
+    async def _commit(self, manifest: Manifest, *, started_s: float) -> None:
+        """Store `manifest`, whose new objects were not uploaded before `started_s` of the clock."""
+        cause: Exception | None = None
+        while _clock_s() - started_s <= PUBLISH_WITHIN_S:
             try:
                 self._stored = await self._publish(manifest)
                 return
             except (Unavailable, UnknownOutcome) as error:
-                _log.warning("manifest of %s cannot be stored yet: %s", self._id, error)
                 # Should it have been stored after all, the next change finds that out (Conflict).
-                if time.monotonic() - started_s > PUBLISH_WITHIN_S:
-                    raise Unavailable(
-                        f"the manifest of {self._id} could not be stored in {PUBLISH_WITHIN_S:g} s"
-                    ) from error
-                await asyncio.sleep(MANIFEST_RETRY_S)
+                _log.warning("manifest of %s cannot be stored yet: %s", self._id, error)
+                cause = error
+            await asyncio.sleep(MANIFEST_RETRY_S)
+        raise Unavailable(
+            f"the manifest of {self._id} could not be stored in {PUBLISH_WITHIN_S:g} s"
+        ) from cause
 
     async def _publish(self, manifest: Manifest) -> StoredManifest:
         try:
@@ -210,6 +215,13 @@ class Publication:
             raise Fenced(
                 f"the manifest of {self._id} was changed by epoch {present.manifest.epoch}"
             ) from None
+
+
+def _clock_s() -> float:
+    """Return seconds that go on while the machine sleeps, where the system counts them."""
+    if hasattr(time, "CLOCK_BOOTTIME"):
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+    return time.time()
 
 
 class DeleteCarrier:

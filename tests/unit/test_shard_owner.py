@@ -32,7 +32,7 @@ from annheal.model.task import CompactionTask, TaskReason
 from annheal.model.write import DeleteIds, DeleteWhere, ScanRequest, Upsert, WriteOperation
 from annheal.objectstore.wrappers import Fault, FaultKind, FaultyObjectStore, NoFaults, Operation
 from annheal.segment import Segment, SegmentRows, fetch_segment, upload_segment, write_segment
-from shard_node import write_path
+from shard_node import publication, write_path
 from shard_node.filter_cache import FilterCache
 from shard_node.read import get_records, scan_page
 from shard_node.search import Searcher
@@ -506,6 +506,22 @@ async def test_a_delete_vector_that_no_manifest_names_is_not_named_later(
     manifest = await manifest_of(world)
     assert [entry.segment_id for entry in manifest.delete_vectors] == [first.segment_id]
     await check_manifest(world.objects, manifest)
+
+
+async def test_an_owner_that_slept_names_no_objects_of_before(
+    world: ShardWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it uploaded may have been collected meanwhile (INV-5): it uploads anew."""
+    owner = await world.open()
+    await owner.upsert("a", version=1)
+    before = await manifest_of(world)
+    clock = [0.0, publication.PUBLISH_WITHIN_S + 1]
+    monkeypatch.setattr(publication, "_clock_s", lambda: clock.pop(0) if clock else 0.0)
+    with pytest.raises(Unavailable, match="could not be stored"):
+        await owner.shard.flush()
+    assert await manifest_of(world) == before
+    await owner.shard.flush()
+    assert len((await manifest_of(world)).segments) == 1
 
 
 async def test_the_filter_cache_is_bounded_in_bytes_and_entries(world: ShardWorld) -> None:
