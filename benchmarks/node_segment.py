@@ -19,6 +19,7 @@ from annheal.model.collection import (
     CollectionSettings,
     Metric,
     ModelSpec,
+    VectorStorage,
 )
 from annheal.model.filter import Filter
 from annheal.model.manifest import SegmentEntry, Tier
@@ -77,7 +78,12 @@ class NodeSegment:
 
 
 def build_node_segment(
-    dataset: Dataset, columns: pa.RecordBatch, *, directory: Path, threads: int
+    dataset: Dataset,
+    columns: pa.RecordBatch,
+    *,
+    directory: Path,
+    threads: int,
+    storage: VectorStorage = VectorStorage.FLOAT32,
 ) -> NodeSegment:
     """Write the rows as a node flushes them, merge them as the compactor does, and open them."""
     schema = tuple(
@@ -94,7 +100,7 @@ def build_node_segment(
         models=(model,),
         schema=schema,
         shard_count=1,
-        settings=CollectionSettings(),
+        settings=CollectionSettings(storage=storage),
     )
     attributes = pa.RecordBatch.from_arrays(
         [columns.column(field.name).cast(ARROW_TYPES[field.type]) for field in schema],

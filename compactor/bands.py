@@ -65,7 +65,7 @@ def measure_bands(
     """
     if index.rows * float(BANDS[0]) < BAND_ROWS_MIN:
         return ()
-    warm_up()
+    warm_up(storage=index.storage)
     deadline_s = time.monotonic() + limit_s
     rng = np.random.default_rng(index.rows)
     points: list[RecallPoint] = []

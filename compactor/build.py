@@ -19,6 +19,7 @@ from annheal.model.collection import (
     CollectionSettings,
     IndexSettings,
     ModelSpec,
+    VectorStorage,
 )
 from annheal.model.manifest import SegmentEntry, Tier
 from annheal.model.records import Float32Matrix
@@ -36,7 +37,6 @@ from compactor.bands import budget_s, measure_bands
 from compactor.calibrate import (
     EF_LIMIT,
     Calibration,
-    calibrate,
     finds_less,
     is_damaged,
     meets_objective,
@@ -47,6 +47,7 @@ from compactor.fetch import Source
 from compactor.gather import gather_rows, newest_only
 from compactor.incremental import Base, choose_base
 from compactor.merge_plan import drift_of
+from compactor.storage import as_stored, calibrate_stored
 
 HNSW_ROWS_MIN = 2_000
 """Below this, comparing everything is faster than walking a graph, and exact.
@@ -285,19 +286,22 @@ def _build_graph(
     """
     probes = probe_count(len(vectors))
     queries = np.ascontiguousarray(vectors[len(vectors) - probes :])
-    found: list[tuple[Calibration, tuple[RecallPoint, ...]]] = []
-    k = order.collection.settings.recall_k
+    found: list[tuple[VectorStorage, Calibration, tuple[RecallPoint, ...]]] = []
+    goal = order.collection.settings
     started_s = time.monotonic()
 
     def measure(part: VectorIndex) -> None:
         limit_s = budget_s(time.monotonic() - started_s)
-        measured = calibrate(part, queries, k=k, logged=order.logged)
+        stored = calibrate_stored(part, queries, goal=goal, every=vectors, logged=order.logged)
+        measured = stored.calibration
         if measured.live_are_harder:
             _log.info("segment %s: live queries are harder than rows", order.segment_id)
         bands: tuple[RecallPoint, ...] = ()
         if base is None or not base.bands(len(vectors)):
-            bands = measure_bands(part, measured.probes, k=k, limit_s=limit_s)
-        found.append((measured, bands))
+            bands = measure_bands(
+                stored.index, measured.probes, k=goal.recall_k, limit_s=limit_s
+            )
+        found.append((stored.index.storage, measured, bands))
 
     build = partial(build_hnsw, metric=model.metric)
     if base is not None:
@@ -310,7 +314,8 @@ def _build_graph(
         probe_rows=probes,
         probe=measure,
     )
-    return index, *found[-1]
+    storage, measured, bands = found[-1]
+    return as_stored(index, storage), measured, bands
 
 
 def _common_model(sources: Sequence[Source]) -> ModelSpec:

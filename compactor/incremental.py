@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from annheal.index import VectorIndex, is_base
-from annheal.model.collection import CollectionSettings, IndexSettings
+from annheal.model.collection import CollectionSettings, IndexSettings, VectorStorage
 from annheal.segment import GraphHistory, GraphKind, RecallPoint, Segment
 from compactor.fetch import Source
 from compactor.merge_plan import MergeSource, plan_merge
@@ -27,13 +27,17 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """A source with a graph to go on with; `kept` are the rows of it that come first, in order."""
+    """A source with a graph to go on with; `kept` are the rows of it that come first, in order.
+
+    `storage` is that of the output.
+    """
 
     segment: Segment
     kept: npt.NDArray[np.int64]
     settings: IndexSettings
     reference: tuple[RecallPoint, ...]
     reference_rows: int
+    storage: VectorStorage
 
     @property
     def id(self) -> str:
@@ -60,6 +64,8 @@ class Base:
     def bands(self, rows: int) -> tuple[RecallPoint, ...]:
         """Return the points under filters that still hold for `rows` rows, none when none do."""
         if self._changed_rows(rows) > BANDS_CHANGED_MAX * rows:
+            return ()
+        if self.segment.storage is not self.storage:
             return ()
         return tuple(point for point in self.segment.recall_curve if point.band)
 
@@ -113,6 +119,7 @@ def choose_base(
         settings=settings,
         reference=tuple(described[first].reference),
         reference_rows=segment.meta.build.graph.reference_rows or segment.rows,
+        storage=goal.storage,
     )
     return Chosen(base, [sources[n] for n in order], [kept[n] for n in order])
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import threading
+from typing import TypeAlias
 
 from annheal.index import VectorIndex, WalkCosts, measure_costs
-from annheal.index.compiled import ready_kernels
+from annheal.model.collection import VectorStorage
 from annheal.model.manifest import IndexKind
 
 DEFAULT_DIMENSION = 384
@@ -20,24 +21,28 @@ GROWTH = 4
 _log = logging.getLogger(__name__)
 
 
+_Like: TypeAlias = tuple[int, IndexKind, VectorStorage]
+"""Indexes with these in common cost the same."""
+
+
 class CostBook:
-    """Costs by (dimension, kind of index), for any number of threads.
+    """Costs by (dimension, kind of index, storage), for any number of threads.
 
     The first search of a segment that is worth measuring starts the measurement in a thread of its
     own, one at a time; searches meanwhile plan with what is known.
     """
 
     def __init__(self) -> None:
-        self._measured: dict[tuple[int, IndexKind], tuple[int, WalkCosts]] = {}
+        self._measured: dict[_Like, tuple[int, WalkCosts]] = {}
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
-        self._tried: set[tuple[int, IndexKind, int]] = set()
+        self._tried: set[tuple[_Like, int]] = set()
 
     def costs_of(self, index: VectorIndex) -> WalkCosts:
         """Return what is known by now, without waiting."""
-        rows, costs = self._measured.get((index.dimension, index.kind), (0, DEFAULT_COSTS))
+        rows, costs = self._measured.get(_like(index), (0, DEFAULT_COSTS))
         worth_measuring = index.rows >= max(MEASURED_ROWS_MIN, GROWTH * rows)
-        if worth_measuring and ready_kernels() is not None:
+        if worth_measuring and index.walk_ready:
             self._start(index)
         return costs
 
@@ -46,15 +51,17 @@ class CostBook:
         costs = measure_costs(index)
         if costs is None:
             return
-        self._measured[index.dimension, index.kind] = (index.rows, costs)
-        _log.info("%s index of %d dimensions: %s", index.kind, index.dimension, costs)
+        self._measured[_like(index)] = (index.rows, costs)
+        _log.info(
+            "%s index of %d dimensions, %s: %s", index.kind, index.dimension, index.storage, costs
+        )
 
     def _start(self, index: VectorIndex) -> None:
         with self._lock:
             if self._thread is not None and self._thread.is_alive():
                 return
             # A measurement that failed is in the log, and would fail again.
-            attempt = (index.dimension, index.kind, index.rows)
+            attempt = (_like(index), index.rows)
             if attempt in self._tried:
                 return
             self._tried.add(attempt)
@@ -62,6 +69,10 @@ class CostBook:
                 target=self.measure, args=(index,), name="walk-costs", daemon=True
             )
             self._thread.start()
+
+
+def _like(index: VectorIndex) -> _Like:
+    return index.dimension, index.kind, index.storage
 
 
 COSTS = CostBook()

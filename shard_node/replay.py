@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from annheal.errors import DataCorruption, NotFound
+from annheal.index import want_walk
 from annheal.model.collection import Collection
 from annheal.model.manifest import DeleteVectorEntry, Manifest, SegmentEntry
 from annheal.objectstore.protocol import ObjectStore
@@ -63,7 +64,9 @@ class SegmentLoader:
             files = await fetch_segment(
                 self._objects, self._collection.id, self._number, entry, cache_dir=self._cache
             )
-            return await self._offload.background(lambda: Segment.open(files, entry))
+            segment = await self._offload.background(lambda: Segment.open(files, entry))
+        want_walk(segment.storage)
+        return segment
 
     async def load_view(
         self, entry: SegmentEntry, deletes: DeleteVectorEntry | None

@@ -13,7 +13,6 @@ import pyarrow as pa
 
 from annheal.filters import filter_key
 from annheal.index import TopK, merge_topk
-from annheal.index.compiled import ready_kernels
 from annheal.model.collection import Collection
 from annheal.model.recall import band_of
 from annheal.model.records import Float32Matrix, Projection, RecordSet
@@ -145,7 +144,7 @@ class Searcher:
             allowed=allowed,
             curve=segment.recall_curve,
             costs=self._costs.costs_of(segment.index),
-            walk_ready=ready_kernels() is not None,
+            walk_ready=segment.index.walk_ready,
             shortlist=None if codes is None else codes.costs,
         )
         wanted = Wanted(

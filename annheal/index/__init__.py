@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from annheal.index.compiled import WarmUp, start_warm_up, warm_up
+from annheal.index.compiled import WarmUp, start_warm_up, want_walk, warm_up
 from annheal.index.costs import WalkCosts, measure_costs
 from annheal.index.filtered_walk import ROW_MISSING, SCORE_MISSING, WalkResult
 from annheal.index.live import LiveBitmap
 from annheal.index.merge import CarriedLinks, is_base, merge_hnsw
 from annheal.index.merge_compiled import start_merge_warm_up
+from annheal.index.quantized import can_store
 from annheal.index.shortlist import ShortlistCosts
 from annheal.index.topk import TopK, merge_topk
 from annheal.index.vector_index import (
@@ -16,6 +17,7 @@ from annheal.index.vector_index import (
     build_flat,
     build_hnsw,
     load_mapped,
+    quantized,
     set_search_threads,
 )
 from annheal.index.walk_layout import ABORTED, OK, STARVED
@@ -37,13 +39,16 @@ __all__ = [
     "WarmUp",
     "build_flat",
     "build_hnsw",
+    "can_store",
     "is_base",
     "load_mapped",
     "measure_costs",
     "merge_hnsw",
     "merge_topk",
+    "quantized",
     "set_search_threads",
     "start_merge_warm_up",
     "start_warm_up",
+    "want_walk",
     "warm_up",
 ]

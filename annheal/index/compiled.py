@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from annheal.model.collection import VectorStorage
+
 _logger = logging.getLogger(__name__)
 
 _KERNEL_MODULES = (
@@ -52,6 +54,8 @@ class WarmUp:
 _lock = threading.Lock()
 _kernels: Kernels | None = None
 _directory: Path | None = None
+_lossy_walks: dict[VectorStorage, Callable[..., None]] = {}
+_lossy_threads: dict[VectorStorage, threading.Thread] = {}
 
 
 def ready_kernels() -> Kernels | None:
@@ -67,8 +71,46 @@ def kernels() -> Kernels:
     return _kernels
 
 
-def warm_up(*, cache: Path | None = None) -> WarmUp:
+def walk_ready(storage: VectorStorage) -> bool:
+    """Return whether the walk over vectors of `storage` is compiled, without waiting."""
+    return _kernels is not None and (storage is VectorStorage.FLOAT32 or storage in _lossy_walks)
+
+
+def walk_kernel(storage: VectorStorage) -> Callable[..., None]:
+    """Return the walk over vectors of `storage`; compiles it, or waits for a compilation."""
+    every = kernels()
+    if storage is VectorStorage.FLOAT32:
+        return every.walk
+    found = _lossy_walks.get(storage)
+    if found is not None:
+        return found
+    with _lock:
+        if storage not in _lossy_walks:
+            started = time.perf_counter()
+            _lossy_walks[storage] = _compile_lossy_walk(storage, _directory)
+            took_s = time.perf_counter() - started
+            _logger.info("the walk over %s vectors is ready after %.1f s", storage, took_s)
+        return _lossy_walks[storage]
+
+
+def want_walk(storage: VectorStorage) -> None:
+    """Have the walk over vectors of `storage` compiled, in a thread that is started once.
+
+    For whoever opens an index: nobody else pays for a storage that is not used.
+    """
+    with _lock:
+        if storage is VectorStorage.FLOAT32 or storage in _lossy_threads:
+            return
+        _lossy_threads[storage] = threading.Thread(
+            target=walk_kernel, args=(storage,), name=f"kernel-{storage}", daemon=True
+        )
+        _lossy_threads[storage].start()
+
+
+def warm_up(*, cache: Path | None = None, storage: VectorStorage = VectorStorage.FLOAT32) -> WarmUp:
     """Compile the kernels or read them from the cache; does nothing the second time.
+
+    Among them the walk over vectors of `storage`.
 
     The machine code is kept in NUMBA_CACHE_DIR where that is set, else in `cache`, such as a folder
     of a node's data directory, else in the user's cache directory. It need not exist. A
@@ -78,13 +120,15 @@ def warm_up(*, cache: Path | None = None) -> WarmUp:
     global _directory, _kernels
     started = time.perf_counter()
     with _lock:
-        if _kernels is not None:
+        if _kernels is None:
+            _directory = _writable_cache(cache)
+            _kernels = _compile(_directory)
+            took_s = time.perf_counter() - started
+            _logger.info("search kernels are ready after %.1f s (cache: %s)", took_s, _directory)
+        elif walk_ready(storage):
             return WarmUp(0.0, None)
-        _directory = _writable_cache(cache)
-        _kernels = _compile(_directory)
-    took_s = time.perf_counter() - started
-    _logger.info("search kernels are ready after %.1f s (cache: %s)", took_s, _directory)
-    return WarmUp(took_s, _directory)
+    walk_kernel(storage)
+    return WarmUp(time.perf_counter() - started, _directory)
 
 
 def start_warm_up(*, cache: Path | None = None) -> threading.Thread:
@@ -158,6 +202,20 @@ def _compile(directory: Path | None) -> Kernels:
     return Kernels(**functions)
 
 
+def _compile_lossy_walk(storage: VectorStorage, directory: Path | None) -> Callable[..., None]:
+    """Return the walk for another type of stored vectors, as a function of its own."""
+    from numba import njit, types
+
+    from annheal.index.distances import REORDER_SUMS
+    from annheal.index.walk_kernel import walk
+
+    function: Any = njit(nogil=True, fastmath=REORDER_SUMS)(walk.py_func)
+    element = types.uint16 if storage is VectorStorage.FP16 else types.uint8
+    _compile_one(function, _signatures(element)["walk"], directory)
+    compiled: Callable[..., None] = function
+    return compiled
+
+
 def _compile_one(function: Any, signature: tuple[Any, ...], directory: Path | None) -> None:
     from numba import config
 
@@ -173,8 +231,11 @@ def _compile_one(function: Any, signature: tuple[Any, ...], directory: Path | No
     function.disable_compile()
 
 
-def _signatures() -> dict[str, tuple[Any, ...]]:
-    """Return argument types: what FAISS owns may be read-only and, when mapped, unaligned."""
+def _signatures(element: Any = None) -> dict[str, tuple[Any, ...]]:
+    """Return argument types: what FAISS owns may be read-only and, when mapped, unaligned.
+
+    `element` is the type of the vectors that are walked, float32 by default.
+    """
     from numba import types
 
     def given(dtype: Any, dimensions: int = 1) -> Any:
@@ -187,7 +248,8 @@ def _signatures() -> dict[str, tuple[Any, ...]]:
     u1, f4 = types.uint8, types.float32
     results = (own(f4, 2), own(i8, 2))
     compared = (own(i4), own(f4), own(i8, 2), own(i8))
-    graph = (given(i4), given(i8), given(i8), given(f4), given(f4), given(u1))
+    walked = given(f4 if element is None else element)
+    graph = (given(i4), given(i8), given(i8), walked, given(f4), given(u1))
     scratch = (own(u1), own(i8), own(i4), own(f4), own(i4), own(i8))
     vectors = (given(f4), i8, given(f4), types.boolean)
     coded = (given(i1), given(f4), given(f4))

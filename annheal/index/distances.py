@@ -3,6 +3,10 @@
 Lower is better here: negated inner products or squared Euclidean distances. Rows lie one after the
 other in a flat array, so a row is the position of its first element. All positions are unsigned,
 because numba makes every signed index wrap around and LLVM then gives up on wide loads.
+
+The type of the array says how vectors are stored: float32; uint16, the bits of halves; or uint8,
+for which `annheal.index.quantized.Codes.prepared` has done the work of decoding on the query. numba
+compiles each caller once for each type.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ REORDER_SUMS = {"reassoc", "contract", "nsz"}
 """What the compiler may assume: sums in any order, fused multiply-add; infinities stay real."""
 
 PREFETCH_AHEAD_ROWS = 8
-PREFETCH_LINE_FLOATS = 16
+LINE_BYTES = 64
 PREFETCH_LINES = 4
 """Cache lines of a row that are asked for ahead; the processor then sees the stream by itself.
 
@@ -52,10 +56,62 @@ def _prefetch(typing_context: Any, array: Any, position: Any) -> Any:
 prefetch: Any = intrinsic(_prefetch)
 
 
+def _element(typing_context: Any, stored: Any, position: Any) -> Any:
+    """Return `stored[position]` as a float32: a float, the bits of a finite half, or a byte.
+
+    Moving a half's exponent and mantissa to their places and multiplying by 2 ** (127 - 15) is
+    right for subnormal halves too, and does not ask for a processor that knows halves.
+    """
+    signature = types.float32(stored, types.uint64)
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        view = context.make_array(signature.args[0])(context, builder, arguments[0])
+        word, real = ir.IntType(32), ir.FloatType()
+        value = builder.load(builder.gep(view.data, [arguments[1]]), align=1)
+        if stored.dtype == types.float32:
+            return value
+        if stored.dtype == types.uint8:
+            return builder.uitofp(value, real)
+        bits = builder.zext(value, word)
+        magnitude = builder.shl(builder.and_(bits, word(0x7FFF)), word(13))
+        scaled = builder.fmul(builder.bitcast(magnitude, real), ir.Constant(real, 2.0**112))
+        sign = builder.shl(builder.and_(bits, word(0x8000)), word(16))
+        return builder.bitcast(builder.or_(builder.bitcast(scaled, word), sign), real)
+
+    return signature, emit
+
+
+def _step(typing_context: Any, stored: Any, queries: Any, position: Any) -> Any:
+    """Return `queries[position]`, the step of a dimension, where bytes are stored; otherwise 1."""
+    signature = types.float32(stored, queries, types.uint64)
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        if stored.dtype != types.uint8:
+            return ir.Constant(ir.FloatType(), 1.0)
+        view = context.make_array(signature.args[1])(context, builder, arguments[1])
+        return builder.load(builder.gep(view.data, [arguments[2]]), align=1)
+
+    return signature, emit
+
+
+def _line_elements(typing_context: Any, stored: Any) -> Any:
+    """Return how many elements of `stored` are in a cache line."""
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return ir.IntType(64)(LINE_BYTES * 8 // stored.dtype.bitwidth)
+
+    return types.uint64(stored), emit
+
+
+element: Any = intrinsic(_element)
+step: Any = intrinsic(_step)
+line_elements: Any = intrinsic(_line_elements)
+
+
 @njit(fastmath=REORDER_SUMS, nogil=True)
 def prefetch_row(stored: Any, start: Any, dimension: Any) -> None:
     """Ask for the first lines of the row that starts at `start`."""
-    line = uint64(PREFETCH_LINE_FLOATS)
+    line = line_elements(stored)
     end = min(dimension, line * uint64(PREFETCH_LINES))
     offset = uint64(0)
     while offset < end:
@@ -68,12 +124,14 @@ def one_distance(stored: Any, start: Any, queries: Any, query: Any, dimension: A
     """Return the distance of one row."""
     total = float32(0)
     if l2:
+        steps = uint64(queries.size) - dimension
         for j in range(uint64(0), dimension):
-            difference = queries[query + j] - stored[start + j]
+            scale = step(stored, queries, steps + j)
+            difference = queries[query + j] - element(stored, start + j) * scale
             total += difference * difference
         return total
     for j in range(uint64(0), dimension):
-        total += queries[query + j] * stored[start + j]
+        total += queries[query + j] * element(stored, start + j)
     return -total
 
 
@@ -92,10 +150,13 @@ def four_distances(
     """Return the distances of the rows that start at `a`, `b`, `c`, `d`; the query is read once."""
     sum_a, sum_b, sum_c, sum_d = float32(0), float32(0), float32(0), float32(0)
     if l2:
+        steps = uint64(queries.size) - dimension
         for j in range(uint64(0), dimension):
-            value = queries[query + j]
-            in_a, in_b = value - stored[a + j], value - stored[b + j]
-            in_c, in_d = value - stored[c + j], value - stored[d + j]
+            value, scale = queries[query + j], step(stored, queries, steps + j)
+            in_a = value - element(stored, a + j) * scale
+            in_b = value - element(stored, b + j) * scale
+            in_c = value - element(stored, c + j) * scale
+            in_d = value - element(stored, d + j) * scale
             sum_a += in_a * in_a
             sum_b += in_b * in_b
             sum_c += in_c * in_c
@@ -103,10 +164,10 @@ def four_distances(
         return sum_a, sum_b, sum_c, sum_d
     for j in range(uint64(0), dimension):
         value = queries[query + j]
-        sum_a += value * stored[a + j]
-        sum_b += value * stored[b + j]
-        sum_c += value * stored[c + j]
-        sum_d += value * stored[d + j]
+        sum_a += value * element(stored, a + j)
+        sum_b += value * element(stored, b + j)
+        sum_c += value * element(stored, c + j)
+        sum_d += value * element(stored, d + j)
     return -sum_a, -sum_b, -sum_c, -sum_d
 
 

@@ -9,9 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from annheal.index import walk_layout as layout
-from annheal.index.compiled import kernels
+from annheal.index.compiled import kernels, walk_kernel
 from annheal.index.graph import HnswGraph
 from annheal.index.live import LiveBitmap
+from annheal.index.quantized import Codes
+from annheal.model.collection import VectorStorage
 from annheal.model.records import Float32Matrix
 
 SCORE_MISSING = np.float32(-np.inf)
@@ -76,7 +78,7 @@ _scratch = _Scratch()
 
 def walk(
     graph: HnswGraph | None,
-    stored: npt.NDArray[np.float32],
+    stored: npt.NDArray[np.float32] | Codes,
     queries: Float32Matrix,
     *,
     l2: bool,
@@ -86,12 +88,17 @@ def walk(
     matching: LiveBitmap | None,
     seeds: Rows | None,
     work_max: int | None,
+    kept: int,
 ) -> WalkResult:
-    """Walk `graph` over the flat `stored` vectors; see `VectorIndex.walk_filtered`."""
+    """Walk `graph` over the flat `stored` vectors; see `VectorIndex.walk_filtered`.
+
+    The result has the best `kept` rows, at least k. With codes its scores are neither exact nor
+    comparable between queries.
+    """
     n, rows = len(queries), 0 if graph is None else int(graph.layout[layout.ROWS])
     matches = rows if matching is None else matching.count
-    scores = np.full((n, k), SCORE_MISSING, dtype=np.float32)
-    found = np.full((n, k), ROW_MISSING, dtype=np.int64)
+    scores = np.full((n, kept), SCORE_MISSING, dtype=np.float32)
+    found = np.full((n, kept), ROW_MISSING, dtype=np.int64)
     counts = np.zeros((n, 3), dtype=np.int64)
     status = np.zeros(n, dtype=np.uint8)
     if graph is not None and n and matches:
@@ -109,12 +116,16 @@ def walk(
         settings[layout.EF], settings[layout.EF_FAR] = beam, beam_far
         settings[layout.MATCHES], settings[layout.WORK_MAX] = matches, work
         settings[layout.START], settings[layout.STOP] = 0, n
-        kernels().walk(
+        storage, elements, flat_queries = VectorStorage.FLOAT32, stored, queries.reshape(-1)
+        if isinstance(stored, Codes):
+            storage, elements = stored.storage, stored.stored
+            flat_queries = stored.prepared(queries, l2=l2)
+        walk_kernel(storage)(
             graph.neighbors,
             graph.offsets,
             graph.layout,
-            stored,
-            queries.reshape(-1),
+            elements,
+            flat_queries,
             _NO_BITMAP if matching is None else matching.packed,
             starts.astype(np.int32),
             np.array(settings, dtype=np.int64),

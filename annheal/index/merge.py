@@ -72,8 +72,11 @@ class _Arrays:
 
 
 def is_base(index: VectorIndex) -> bool:
-    """Return whether a graph can be built on that of `index`: it has one, over full vectors."""
-    return index._graph is not None and isinstance(index._index, faiss.IndexHNSWFlat)
+    """Return whether a graph can be built on that of `index`: it has one.
+
+    Links are chosen by full vectors whatever a walk reads, so the storage does not matter.
+    """
+    return index._graph is not None
 
 
 def merge_hnsw(
@@ -100,7 +103,7 @@ def merge_hnsw(
     """
     source = base._graph
     if source is None or not is_base(base):
-        raise ValueError("the base is no graph over full vectors")
+        raise ValueError("the base has no graph")
     probe_at = len(vectors) - probe_rows
     if not 0 < len(kept) <= probe_at or source.width != 2 * settings.m:
         raise ValueError(

@@ -12,6 +12,7 @@ What FAISS would do wrong if asked in another way, and is therefore never asked:
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 from collections.abc import Callable
@@ -24,12 +25,21 @@ import numpy.typing as npt
 
 from annheal.errors import DataCorruption
 from annheal.index import filtered_walk
-from annheal.index.compiled import ready_kernels
+from annheal.index.compiled import ready_kernels, walk_ready
 from annheal.index.filtered_walk import ROW_MISSING, SCORE_MISSING, WalkResult
 from annheal.index.graph import ForeignMemory, HnswGraph, graph_of
 from annheal.index.live import LiveBitmap
+from annheal.index.quantized import (
+    Codes,
+    RawVectors,
+    codes_of,
+    map_raw,
+    quantize_graph,
+    rerank,
+    reranked_rows,
+)
 from annheal.index.shortlist import Shortlist
-from annheal.model.collection import IndexSettings, Metric
+from annheal.model.collection import IndexSettings, Metric, VectorStorage
 from annheal.model.manifest import IndexKind
 from annheal.model.records import Float32Matrix
 
@@ -66,16 +76,20 @@ class VectorIndex:
 
     Scores are higher = better: inner products, or negated squared distances for `Metric.L2`.
     Vectors of a cosine index must be of unit length already. All searches may run at the same
-    time in any number of threads; all FAISS calls release the GIL.
+    time in any number of threads; all FAISS calls release the GIL. The walks of a lossy index read
+    its codes, and compare the best of what they found with the float32 vectors: all scores are
+    exact, and exact comparison never sees a code.
 
     Attributes:
         rows: number of vectors.
         dimension: floats per vector.
         metric: how vectors are compared.
         kind: flat or HNSW.
+        storage: what a walk compares.
     """
 
     __slots__ = (
+        "_codes",
         "_flat",
         "_graph",
         "_index",
@@ -86,26 +100,36 @@ class VectorIndex:
         "kind",
         "metric",
         "rows",
+        "storage",
     )
 
-    def __init__(self, index: Any, *, metric: Metric) -> None:
-        """Wrap a FAISS index; for `annheal.index` alone."""
+    def __init__(self, index: Any, *, metric: Metric, raw: RawVectors | None = None) -> None:
+        """Wrap a FAISS index, with the vectors behind lossy codes; for `annheal.index` alone."""
         self._index = index
-        if isinstance(index, faiss.IndexHNSWFlat):
-            self.kind = IndexKind.HNSW
-            self._storage: Any = faiss.downcast_index(index.storage)
+        self._codes: Codes | None = None
+        self.kind = IndexKind.FLAT if isinstance(index, faiss.IndexFlat) else IndexKind.HNSW
+        if raw is not None:
+            self._codes = codes_of(index)
+            self._storage: Any = raw.index
+        elif self.kind is IndexKind.HNSW:
+            self._storage = faiss.downcast_index(index.storage)
         else:
-            self.kind = IndexKind.FLAT
             self._storage = index
+        self.storage = VectorStorage.FLOAT32 if self._codes is None else self._codes.storage
         self.rows: int = index.ntotal
         self.dimension: int = index.d
         self.metric = metric
-        self._view = _stored_vectors(self._storage, owner=index)
+        self._view = _stored_vectors(self._storage, owner=index if raw is None else raw)
         self._flat = self._view.reshape(-1)
         self._shortlist: Shortlist | None = None
         self._graph: HnswGraph | None = None
         if self.kind is IndexKind.HNSW and self.rows:
             self._graph = graph_of(index)
+
+    @property
+    def walk_ready(self) -> bool:
+        """Whether the kernel that walks this index is compiled, so that walks do not wait."""
+        return walk_ready(self.storage)
 
     @property
     def vectors(self) -> Float32Matrix:
@@ -151,18 +175,22 @@ class VectorIndex:
             parameters.efSearch = max(ef, found)
         if live is not None:
             parameters.sel = live.selector
-        scores = np.empty((n, found), dtype=np.float32)
-        rows = np.empty((n, found), dtype=np.int64)
+        lossy = self._codes is not None and index is self._index
+        asked = reranked_rows(found, ef=parameters.efSearch) if lossy else found
+        scores = np.empty((n, asked), dtype=np.float32)
+        rows = np.empty((n, asked), dtype=np.int64)
         # search_c is the bare C++ call: FAISS's Python wrapper around it costs more than a
         # search of a small segment. The arrays above live in this frame until it returns.
         index.search_c(
             n,
             faiss.swig_ptr(queries),
-            found,
+            asked,
             faiss.swig_ptr(scores),
             faiss.swig_ptr(rows),
             parameters,
         )
+        if lossy:
+            return self._reranked(queries, rows, found=found, k=k)
         return self._finish(scores, rows, k)
 
     def search_rows(self, queries: Float32Matrix, *, rows: Rows, k: int) -> tuple[Scores, Rows]:
@@ -287,9 +315,10 @@ class VectorIndex:
             raise ValueError(f"seeds outside [0, {self.rows})")
         if seeds is not None and matching is not None and not matching.contains(seeds).all():
             raise ValueError("seeds that are not in the bitmap")
-        return filtered_walk.walk(
+        kept = k if self._codes is None else reranked_rows(k, ef=max(ef, ef_far or 0))
+        walked = filtered_walk.walk(
             self._graph,
-            self._flat,
+            self._flat if self._codes is None else self._codes,
             queries,
             l2=self._is_l2,
             k=k,
@@ -298,11 +327,26 @@ class VectorIndex:
             matching=matching,
             seeds=seeds,
             work_max=work_max,
+            kept=kept,
         )
+        if self._codes is None:
+            return walked
+        scores, rows = self._reranked(queries, walked.rows, found=k, k=k)
+        return dataclasses.replace(walked, scores=scores, rows=rows)
 
     def write(self, path: Path) -> None:
         """Write the index to a file that `load_mapped` reads."""
         faiss.write_index(self._index, os.fspath(path))
+
+    def write_raw(self, path: Path) -> None:
+        """Write the float32 vectors of a lossy index to the other file that `load_mapped` reads."""
+        faiss.write_index(self._storage, os.fspath(path))
+
+    def _reranked(
+        self, queries: Float32Matrix, rows: Rows, *, found: int, k: int
+    ) -> tuple[Scores, Rows]:
+        best = rerank(self._storage, queries, rows, k=found, metric=self.metric)
+        return self._finish(*best, k)
 
     def _search_gathered(
         self, queries: Float32Matrix, rows: Rows, *, found: int, k: int
@@ -391,12 +435,27 @@ def build_hnsw(
     return VectorIndex(index, metric=metric)
 
 
-def load_mapped(path: Path, *, metric: Metric) -> VectorIndex:
-    """Open a file written by `VectorIndex.write` by mapping it.
+def quantized(
+    index: VectorIndex, *, storage: VectorStorage, sample: Float32Matrix | None = None
+) -> VectorIndex:
+    """Return an index with the links of a float32 HNSW `index` over codes of its vectors.
+
+    Shares the float32 vectors with `index`, and copies its links. `sample` (n, d) stands for the
+    vectors when the range of each dimension is learned, where `index` is a part of the whole.
+    """
+    if index.kind is not IndexKind.HNSW or index.storage is not VectorStorage.FLOAT32:
+        raise ValueError(f"a {index.kind} index of {index.storage} has no float32 graph")
+    raw = RawVectors(index._storage, index._index)
+    lossy = quantize_graph(index._index, storage, sample=sample)
+    return VectorIndex(lossy, metric=index.metric, raw=raw)
+
+
+def load_mapped(path: Path, *, metric: Metric, raw: Path | None = None) -> VectorIndex:
+    """Open a file written by `VectorIndex.write`, and `raw` by `write_raw`, by mapping them.
 
     Vectors stay in the page cache; HNSW levels and offsets (12 bytes a row) are copied.
     `metric` must agree with the file (cosine and inner product are the same to FAISS). Raises
-    `DataCorruption` when the file is no such index.
+    `DataCorruption` when a file is no such index, or the two do not belong together.
     """
     try:
         index = faiss.read_index(os.fspath(path), faiss.IO_FLAG_MMAP_IFC)
@@ -404,7 +463,8 @@ def load_mapped(path: Path, *, metric: Metric) -> VectorIndex:
         raise DataCorruption(
             f"{path} cannot be read as an index: {error}", metadata={"file": str(path)}
         ) from error
-    if not isinstance(index, faiss.IndexFlat | faiss.IndexHNSWFlat):
+    expected = faiss.IndexFlat | faiss.IndexHNSWFlat if raw is None else faiss.IndexHNSWSQ
+    if not isinstance(index, expected):
         raise DataCorruption(
             f"{path} holds a {type(index).__name__}, not a flat or HNSW index",
             metadata={"file": str(path)},
@@ -413,7 +473,17 @@ def load_mapped(path: Path, *, metric: Metric) -> VectorIndex:
         raise DataCorruption(
             f"{path} was not built for metric {metric.value}", metadata={"file": str(path)}
         )
-    return VectorIndex(index, metric=metric)
+    if raw is None:
+        return VectorIndex(index, metric=metric)
+    try:
+        vectors = map_raw(raw)
+        if (vectors.index.ntotal, vectors.index.d) != (index.ntotal, index.d):
+            raise ValueError(f"{vectors.index.ntotal} x {vectors.index.d} floats")
+        return VectorIndex(index, metric=metric, raw=vectors)
+    except (RuntimeError, ValueError) as error:
+        raise DataCorruption(
+            f"{raw} cannot be read as the vectors of {path}: {error}", metadata={"file": str(raw)}
+        ) from error
 
 
 def _by_rows(metric: Metric) -> Any:

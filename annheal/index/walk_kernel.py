@@ -452,9 +452,10 @@ def walk(
 ) -> None:
     """Answer the queries `settings[START]` to `settings[STOP]` (exclusive).
 
-    Writes scores (n, k) float32 and rows (n, k) int64 of the found rows, best first; counts (n, 3)
-    int64: rows compared, bits tested, beam width used; status (n,) uint8. What is not found stays
-    as it is. `layout` and `settings`: see `walk_layout`; an empty bitmap means no filter.
+    Writes scores (n, kept) float32 and rows (n, kept) int64 of the found rows, best first, where
+    kept is at least k; counts (n, 3) int64: rows compared, bits tested, beam width used; status
+    (n,) uint8. What is not found stays as it is. `layout` and `settings`: see `walk_layout`; an
+    empty bitmap means no filter.
     """
     graph = Graph(neighbors, offsets, layout, stored, queries, bitmap)
     scratch = Scratch(marks, pool, buffer, distances, queue, state)
@@ -476,7 +477,7 @@ def walk(
             status[q] = _walk_filtered(graph, scratch, entry, seeds, settings, width, l2)
         else:
             status[q] = _walk_unfiltered(graph, scratch, entry, width, l2)
-        for i in range(min(settings[K], state[SIZE])):
+        for i in range(min(int64(scores.shape[1]), state[SIZE])):
             key = pool[uint64(i)]
             scores[q, i] = -distance_in(key)
             rows[q, i] = row_in(key)

@@ -19,6 +19,18 @@ class Metric(StrEnum):
     L2 = "l2"
 
 
+class VectorStorage(StrEnum):
+    """How a graph stores the vectors that it is walked with (scalar quantization).
+
+    `fp16` and `int8` are lossy: half and a quarter of the bytes. What a walk finds is then compared
+    again with the float32 vectors, which are kept beside the graph, so scores are exact.
+    """
+
+    FLOAT32 = "float32"
+    FP16 = "fp16"
+    INT8 = "int8"
+
+
 class AttributeType(StrEnum):
     """Type of a filterable attribute; every value may be missing."""
 
@@ -69,7 +81,8 @@ class CollectionSettings:
     It builds no segment with more than `segment_rows_max` rows or `segment_bytes_max` bytes, and
     merges small ones after `segment_idle_s` without a write. Without `compaction_automatic` it
     happens on request only. Writes are refused with a retry hint while a shard holds more than
-    `unindexed_rows_max` rows that wait for an index.
+    `unindexed_rows_max` rows that wait for an index. `storage` is that of the graphs built from
+    now on.
     """
 
     recall_objective: float = 0.95
@@ -85,6 +98,7 @@ class CollectionSettings:
     segment_idle_s: float = 60.0
     walk_cost_ratio_max: float = 1.5
     compaction_automatic: bool = True
+    storage: VectorStorage = VectorStorage.FLOAT32
 
 
 @dataclass(frozen=True, slots=True)

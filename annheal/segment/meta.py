@@ -9,10 +9,12 @@ from typing import Any
 import msgspec
 
 from annheal.errors import DataCorruption, FailedPrecondition
-from annheal.model.collection import IndexSettings, ModelSpec, Schema
+from annheal.model.collection import IndexSettings, ModelSpec, Schema, VectorStorage
 from annheal.model.manifest import IndexKind, Tier
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+FORMAT_VERSION_FLOAT32 = 2
+"""Without lossy storage a segment is what it was before: older readers can open it."""
 
 META_FILE = "segment.json"
 INDEX_FILE = "index.faiss"
@@ -20,9 +22,15 @@ ROWS_FILE = "rows.arrow"
 HASHES_FILE = "hashes.npy"
 ORDER_FILE = "order.npy"
 FIELDS_FILE = "fields.arrow"
+VECTORS_FILE = "vectors.faiss"
 DATA_FILES = (INDEX_FILE, ROWS_FILE, FIELDS_FILE, HASHES_FILE, ORDER_FILE)
-"""Every file of the present format beside `segment.json`."""
-_DATA_FILES_BEFORE = {1: (INDEX_FILE, ROWS_FILE, HASHES_FILE, ORDER_FILE)}
+"""Every file beside `segment.json` where storage is float32."""
+DATA_FILES_LOSSY = (*DATA_FILES, VECTORS_FILE)
+_DATA_FILES_OF_FORMAT = {
+    1: (INDEX_FILE, ROWS_FILE, HASHES_FILE, ORDER_FILE),
+    2: DATA_FILES,
+    3: DATA_FILES_LOSSY,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +101,7 @@ class BuildInfo:
     merged one. `settings` is None for a flat index. `recall_curve` is empty where nothing was
     measured, as for a flat index, whose answers are exact. `reason` is the compaction's, as
     `annheal.model.task.TaskReason` says it; empty for a flushed segment and in older ones.
+    `storage` is that of the vectors which the graph is walked with.
     """
 
     settings: IndexSettings | None = None
@@ -101,6 +110,7 @@ class BuildInfo:
     recall_curve: tuple[RecallPoint, ...] = ()
     reason: str = ""
     graph: GraphHistory = GraphHistory()
+    storage: VectorStorage = VectorStorage.FLOAT32
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +169,7 @@ def decode_meta(body: bytes, *, segment_id: str) -> SegmentMeta:
             f" {meta.rows} rows, format {meta.format_version}",
             metadata=facts,
         )
-    expected = _DATA_FILES_BEFORE.get(meta.format_version, DATA_FILES)
+    expected = _DATA_FILES_OF_FORMAT[meta.format_version]
     if sorted(file.name for file in meta.files) != sorted(expected):
         raise DataCorruption(
             f"{META_FILE} of segment {segment_id} names other files than format"

@@ -13,6 +13,7 @@ import pyarrow as pa
 from annheal.errors import DataCorruption
 from annheal.filters import IndexedColumns, evaluate
 from annheal.index import LiveBitmap, VectorIndex, load_mapped
+from annheal.model.collection import VectorStorage
 from annheal.model.filter import Filter
 from annheal.model.manifest import IndexKind, SegmentEntry
 from annheal.model.records import Float32Matrix, Projection, RecordSet
@@ -25,6 +26,7 @@ from annheal.segment.meta import (
     INDEX_FILE,
     ORDER_FILE,
     ROWS_FILE,
+    VECTORS_FILE,
     RecallPoint,
     SegmentMeta,
 )
@@ -84,13 +86,14 @@ class Segment:
             except ValueError as error:
                 raise _unreadable(files, FIELDS_FILE, error) from error
             indexed = IndexedColumns(columns.attributes, postings, row_count=meta.rows)
-        index = load_mapped(paths[INDEX_FILE], metric=meta.model.metric)
-        found = (index.rows, index.dimension, index.kind)
-        expected = (meta.rows, meta.model.dimension, meta.index_kind)
+        index = load_mapped(
+            paths[INDEX_FILE], metric=meta.model.metric, raw=paths.get(VECTORS_FILE)
+        )
+        found = (index.rows, index.dimension, index.kind, index.storage)
+        expected = (meta.rows, meta.model.dimension, meta.index_kind, meta.build.storage)
         if found != expected:
-            raise _unreadable(
-                files, INDEX_FILE, f"it has (rows, dimension, kind) {found}, not {expected}"
-            )
+            what = "(rows, dimension, kind, storage)"
+            raise _unreadable(files, INDEX_FILE, f"it has {what} {found}, not {expected}")
         return cls(
             entry=entry, meta=meta, index=index, columns=columns, lookup=lookup, indexed=indexed
         )
@@ -109,6 +112,11 @@ class Segment:
     def kind(self) -> IndexKind:
         """Whether searches walk a graph or compare everything."""
         return self.meta.index_kind
+
+    @property
+    def storage(self) -> VectorStorage:
+        """What walks compare; exact comparison and reads see float32 in any case."""
+        return self.meta.build.storage
 
     @property
     def recall_curve(self) -> tuple[RecallPoint, ...]:

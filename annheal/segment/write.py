@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from annheal.errors import InvalidArgument, InvariantViolation
 from annheal.index import VectorIndex, build_flat
-from annheal.model.collection import ModelSpec, Schema
+from annheal.model.collection import ModelSpec, Schema, VectorStorage
 from annheal.model.manifest import SegmentEntry, Tier
 from annheal.routing import hash_ids
 from annheal.segment.checksum import checksum_of, checksum_of_file
@@ -16,13 +17,16 @@ from annheal.segment.fields import encode_fields
 from annheal.segment.lookup import IdLookup, save_lookup
 from annheal.segment.meta import (
     DATA_FILES,
+    DATA_FILES_LOSSY,
     FIELDS_FILE,
     FORMAT_VERSION,
+    FORMAT_VERSION_FLOAT32,
     HASHES_FILE,
     INDEX_FILE,
     META_FILE,
     ORDER_FILE,
     ROWS_FILE,
+    VECTORS_FILE,
     BuildInfo,
     FileEntry,
     SegmentMeta,
@@ -47,8 +51,9 @@ def write_segment(
 ) -> SegmentEntry:
     """Write the files of a segment into `directory` (made if missing) and return its entry.
 
-    `index` holds `rows.vectors` in the same order; a flat one is built when None. At least one
-    row; ids must be unique. Nothing is flushed to the medium: a segment becomes durable by
+    `index` holds `rows.vectors` in the same order; a flat one is built when None. What it stores
+    decides over the format and the files, whatever `build.storage` says. At least one row; ids
+    must be unique. Nothing is flushed to the medium: a segment becomes durable by
     `upload_segment`. Blocks: run it in a worker thread.
     """
     if not len(rows):
@@ -57,25 +62,29 @@ def write_segment(
         index = build_flat(rows.vectors, metric=model.metric)
     _check(rows, index=index, model=model, schema=schema)
     directory.mkdir(parents=True, exist_ok=True)
+    lossy = index.storage is not VectorStorage.FLOAT32
     index.write(directory / INDEX_FILE)
+    if lossy:
+        index.write_raw(directory / VECTORS_FILE)
     batch = encode_rows(rows, schema=schema)
     write_batch(directory / ROWS_FILE, batch)
     write_batch(directory / FIELDS_FILE, encode_fields(batch, schema=schema))
     lookup = IdLookup.build(rows.ids, hashes=hash_ids(rows.ids))
     save_lookup(lookup, hashes_path=directory / HASHES_FILE, order_path=directory / ORDER_FILE)
+    files = DATA_FILES_LOSSY if lossy else DATA_FILES
     meta = SegmentMeta(
-        format_version=FORMAT_VERSION,
+        format_version=FORMAT_VERSION if lossy else FORMAT_VERSION_FLOAT32,
         segment_id=segment_id,
         tier=tier,
         rows=len(rows),
         model=model,
         schema=schema,
         index_kind=index.kind,
-        build=build,
+        build=replace(build, storage=index.storage),
         min_sequence=int(rows.sequences.min()),
         max_sequence=int(rows.sequences.max()),
         created_at_s=created_at_s,
-        files=tuple(_file_entry(directory / name) for name in DATA_FILES),
+        files=tuple(_file_entry(directory / name) for name in files),
     )
     return _write_meta(directory, meta)
 

@@ -18,6 +18,13 @@ class Metric(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     METRIC_INNER_PRODUCT: _ClassVar[Metric]
     METRIC_L2: _ClassVar[Metric]
 
+class VectorStorage(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    VECTOR_STORAGE_UNSPECIFIED: _ClassVar[VectorStorage]
+    VECTOR_STORAGE_FLOAT32: _ClassVar[VectorStorage]
+    VECTOR_STORAGE_FP16: _ClassVar[VectorStorage]
+    VECTOR_STORAGE_INT8: _ClassVar[VectorStorage]
+
 class AttributeType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     ATTRIBUTE_TYPE_UNSPECIFIED: _ClassVar[AttributeType]
@@ -31,6 +38,10 @@ METRIC_UNSPECIFIED: Metric
 METRIC_COSINE: Metric
 METRIC_INNER_PRODUCT: Metric
 METRIC_L2: Metric
+VECTOR_STORAGE_UNSPECIFIED: VectorStorage
+VECTOR_STORAGE_FLOAT32: VectorStorage
+VECTOR_STORAGE_FP16: VectorStorage
+VECTOR_STORAGE_INT8: VectorStorage
 ATTRIBUTE_TYPE_UNSPECIFIED: AttributeType
 ATTRIBUTE_TYPE_KEYWORD: AttributeType
 ATTRIBUTE_TYPE_KEYWORD_LIST: AttributeType
@@ -66,7 +77,7 @@ class IndexSettings(_message.Message):
     def __init__(self, m: _Optional[int] = ..., ef_construction: _Optional[int] = ...) -> None: ...
 
 class CollectionSettings(_message.Message):
-    __slots__ = ("recall_objective", "recall_k", "seal_rows_max", "seal_bytes_max", "seal_age_s", "tombstone_ratio_max", "tombstone_rows_min", "segment_rows_max", "unindexed_rows_max", "segment_bytes_max", "segment_idle_s", "walk_cost_ratio_max", "compaction_automatic")
+    __slots__ = ("recall_objective", "recall_k", "seal_rows_max", "seal_bytes_max", "seal_age_s", "tombstone_ratio_max", "tombstone_rows_min", "segment_rows_max", "unindexed_rows_max", "segment_bytes_max", "segment_idle_s", "walk_cost_ratio_max", "compaction_automatic", "storage")
     RECALL_OBJECTIVE_FIELD_NUMBER: _ClassVar[int]
     RECALL_K_FIELD_NUMBER: _ClassVar[int]
     SEAL_ROWS_MAX_FIELD_NUMBER: _ClassVar[int]
@@ -80,6 +91,7 @@ class CollectionSettings(_message.Message):
     SEGMENT_IDLE_S_FIELD_NUMBER: _ClassVar[int]
     WALK_COST_RATIO_MAX_FIELD_NUMBER: _ClassVar[int]
     COMPACTION_AUTOMATIC_FIELD_NUMBER: _ClassVar[int]
+    STORAGE_FIELD_NUMBER: _ClassVar[int]
     recall_objective: float
     recall_k: int
     seal_rows_max: int
@@ -93,7 +105,8 @@ class CollectionSettings(_message.Message):
     segment_idle_s: float
     walk_cost_ratio_max: float
     compaction_automatic: bool
-    def __init__(self, recall_objective: _Optional[float] = ..., recall_k: _Optional[int] = ..., seal_rows_max: _Optional[int] = ..., seal_bytes_max: _Optional[int] = ..., seal_age_s: _Optional[float] = ..., tombstone_ratio_max: _Optional[float] = ..., tombstone_rows_min: _Optional[int] = ..., segment_rows_max: _Optional[int] = ..., unindexed_rows_max: _Optional[int] = ..., segment_bytes_max: _Optional[int] = ..., segment_idle_s: _Optional[float] = ..., walk_cost_ratio_max: _Optional[float] = ..., compaction_automatic: _Optional[bool] = ...) -> None: ...
+    storage: VectorStorage
+    def __init__(self, recall_objective: _Optional[float] = ..., recall_k: _Optional[int] = ..., seal_rows_max: _Optional[int] = ..., seal_bytes_max: _Optional[int] = ..., seal_age_s: _Optional[float] = ..., tombstone_ratio_max: _Optional[float] = ..., tombstone_rows_min: _Optional[int] = ..., segment_rows_max: _Optional[int] = ..., unindexed_rows_max: _Optional[int] = ..., segment_bytes_max: _Optional[int] = ..., segment_idle_s: _Optional[float] = ..., walk_cost_ratio_max: _Optional[float] = ..., compaction_automatic: _Optional[bool] = ..., storage: _Optional[_Union[VectorStorage, str]] = ...) -> None: ...
 
 class Collection(_message.Message):
     __slots__ = ("id", "name", "models", "attributes", "shard_count", "replica_count", "index", "settings", "created_at", "revision")

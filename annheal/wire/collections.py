@@ -20,13 +20,14 @@ from annheal.model.collection import (
 )
 from annheal.model.suggestions import suggestion
 from annheal.v1 import collections_pb2 as pb
-from annheal.wire.enums import ATTRIBUTE_TYPE, METRIC
+from annheal.wire.enums import ATTRIBUTE_TYPE, METRIC, VECTOR_STORAGE
 from annheal.wire.timestamps import decode_seconds, encode_seconds
 
 SettingsT = TypeVar("SettingsT", CollectionSettings, IndexSettings)
 
 _SETTINGS = tuple(f.name for f in dataclasses.fields(CollectionSettings))
 _INDEX = tuple(f.name for f in dataclasses.fields(IndexSettings))
+_STORAGE = "settings.storage"
 _PATHS = frozenset(
     ("settings", "index", *(f"settings.{n}" for n in _SETTINGS), *(f"index.{n}" for n in _INDEX))
 )
@@ -154,6 +155,9 @@ def encode_update_collection(
             continue
         if not leaf:
             raise InvalidArgument.of(path, "names a group; give values field by field")
+        if path == _STORAGE:
+            request.settings.storage = VECTOR_STORAGE.encode_checked(value, field=path)
+            continue
         try:
             setattr(getattr(request, group), leaf, value)
         except (TypeError, ValueError) as error:
@@ -236,7 +240,9 @@ def _decode_schema(messages: Sequence[pb.AttributeField]) -> Schema:
 
 
 def _encode_settings(settings: CollectionSettings) -> pb.CollectionSettings:
-    return pb.CollectionSettings(**{name: getattr(settings, name) for name in _SETTINGS})
+    values = {name: getattr(settings, name) for name in _SETTINGS}
+    values["storage"] = VECTOR_STORAGE.encode_checked(settings.storage, field=_STORAGE)
+    return pb.CollectionSettings(**values)
 
 
 def _encode_index(index: IndexSettings) -> pb.IndexSettings:
@@ -246,8 +252,13 @@ def _encode_index(index: IndexSettings) -> pb.IndexSettings:
 def _overlay(
     base: SettingsT, message: pb.CollectionSettings | pb.IndexSettings, names: Sequence[str]
 ) -> SettingsT:
-    given = {name: getattr(message, name) for name in names if message.HasField(name)}
+    given = {name: _given(message, name) for name in names if message.HasField(name)}
     return dataclasses.replace(base, **given)
+
+
+def _given(message: pb.CollectionSettings | pb.IndexSettings, name: str) -> Any:
+    value = getattr(message, name)
+    return VECTOR_STORAGE.decode(value, field=_STORAGE) if name == "storage" else value
 
 
 def _replace(
@@ -257,6 +268,7 @@ def _replace(
     names: Sequence[str],
 ) -> SettingsT:
     values = {
-        name: getattr(message if message.HasField(name) else defaults, name) for name in names
+        name: _given(message, name) if message.HasField(name) else getattr(defaults, name)
+        for name in names
     }
     return dataclasses.replace(current, **values)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Generic, TypeVar
 
 from annheal.errors import InvalidArgument
-from annheal.model.collection import AttributeType, Metric
+from annheal.model.collection import AttributeType, Metric, VectorStorage
 from annheal.model.filter import ComparisonOp
 from annheal.model.latency import TrendVerdict
 from annheal.model.manifest import IndexKind, Tier
@@ -35,6 +35,12 @@ class EnumCodec(Generic[DomainT]):
         """
         return self._numbers.get(value, 0)
 
+    def encode_checked(self, value: str, *, field: str) -> Any:
+        """Return the number of `value`; raises `InvalidArgument` for one that is no choice."""
+        if value not in self._numbers:
+            raise InvalidArgument.of(field, f"{value!r} is none of {self._choices}")
+        return self._numbers[value]
+
     def decode(self, number: int, *, field: str) -> DomainT:
         """Return the domain's value; raises `InvalidArgument` for 0 and unknown numbers."""
         try:
@@ -57,6 +63,13 @@ METRIC = EnumCodec(
         Metric.COSINE: collections_pb2.METRIC_COSINE,
         Metric.INNER_PRODUCT: collections_pb2.METRIC_INNER_PRODUCT,
         Metric.L2: collections_pb2.METRIC_L2,
+    }
+)
+VECTOR_STORAGE = EnumCodec(
+    {
+        VectorStorage.FLOAT32: collections_pb2.VECTOR_STORAGE_FLOAT32,
+        VectorStorage.FP16: collections_pb2.VECTOR_STORAGE_FP16,
+        VectorStorage.INT8: collections_pb2.VECTOR_STORAGE_INT8,
     }
 )
 ATTRIBUTE_TYPE = EnumCodec(

@@ -7,9 +7,8 @@ import threading
 import numpy as np
 import pytest
 
-from annheal.index import build_flat, build_hnsw, warm_up
+from annheal.index import VectorIndex, build_flat, build_hnsw, warm_up
 from annheal.model.collection import IndexSettings, Metric
-from shard_node import costs
 from shard_node.costs import DEFAULT_COSTS, MEASURED_ROWS_MIN, CostBook
 from tests.support.segments import unit_vectors
 
@@ -25,7 +24,7 @@ def test_defaults_until_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     vectors = unit_vectors(MEASURED_ROWS_MIN, 8)
     index = build_hnsw(vectors, metric=Metric.COSINE, settings=IndexSettings(), threads=1)
     book = CostBook()
-    monkeypatch.setattr(costs, "ready_kernels", lambda: None)
+    monkeypatch.setattr(VectorIndex, "walk_ready", False)
     assert book.costs_of(index) is DEFAULT_COSTS
     assert measuring(book) is None
     monkeypatch.undo()

@@ -4,12 +4,14 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import pytest
 
+from annheal.model.collection import VectorStorage
 from annheal.model.manifest import IndexKind, SegmentEntry, Tier
 from annheal.model.records import EVERYTHING
 from annheal.routing import hash_ids
 from annheal.segment import RecallPoint, decode_delete_vector
-from tests.support.segments import SCHEMA, attribute_batch, open_local, sample_columns
+from tests.support.segments import SCHEMA, attribute_batch, open_local, sample_columns, sample_rows
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "segment-v1"
 ROWS = 20
@@ -44,3 +46,19 @@ def test_delete_vector_of_format_1_opens_for_ever() -> None:
     body = (GOLDEN / "deletes.bin").read_bytes()
     vector = decode_delete_vector(body, key="deletes.bin", rows=ROWS)
     assert vector.dead_rows().tolist() == [0, 7, 19]
+
+
+@pytest.mark.parametrize("storage", [VectorStorage.FP16, VectorStorage.INT8])
+def test_segment_of_format_3_opens_for_ever(storage: VectorStorage) -> None:
+    folder = GOLDEN.parent / "segment-v3" / storage.value
+    entry = msgspec.json.decode((folder / "entry.json").read_bytes(), type=SegmentEntry)
+    segment = open_local(folder, entry)
+    assert (segment.id, segment.rows, segment.kind) == (f"golden-v3-{storage}", 150, IndexKind.HNSW)
+    assert (segment.meta.format_version, segment.storage) == (3, storage)
+    assert segment.recall_curve == (RecallPoint(10, 16, 0.98),)
+    written = sample_rows(150)
+    np.testing.assert_array_equal(segment.vectors, written.vectors)
+    scores, rows = segment.index.search(written.vectors, k=1)
+    assert rows[:, 0].tolist() == list(range(150))
+    np.testing.assert_allclose(scores[:, 0], 1.0, rtol=1e-6)
+    assert segment.ids.to_pylist() == written.ids.to_pylist()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 from datetime import UTC, datetime
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from annheal.model.collection import (
     IndexSettings,
     Metric,
     ModelSpec,
+    VectorStorage,
 )
 from annheal.model.filter import (
     And,
@@ -64,7 +66,7 @@ COLLECTION = Collection(
     schema=(AttributeField("year", AttributeType.INT64),),
     shard_count=4,
     index=IndexSettings(m=24, ef_construction=200),
-    settings=CollectionSettings(recall_objective=0.9, seal_age_s=2.5),
+    settings=CollectionSettings(recall_objective=0.9, seal_age_s=2.5, storage=VectorStorage.INT8),
     created_at_s=1_700_000_000.25,
     revision=17,
 )
@@ -226,6 +228,27 @@ def test_update_changes_what_the_mask_names_and_no_more() -> None:
             COLLECTION.settings, recall_k=20, seal_age_s=CollectionSettings().seal_age_s
         ),
     )
+
+
+def test_storage_is_named_in_updates_and_unknown_names_are_refused() -> None:
+    request = collections.encode_update_collection(
+        "things", changes={"settings.storage": "fp16", "settings.recall_k": 20}
+    )
+    updated = collections.apply_update(request, collection=COLLECTION)
+    assert updated.settings.storage is VectorStorage.FP16
+    reset = collections.encode_update_collection("things", changes={"settings.storage": None})
+    updated = collections.apply_update(reset, collection=COLLECTION)
+    assert updated.settings.storage is VectorStorage.FLOAT32
+    choices = r"settings\.storage: 'fp17' is none of float32, fp16, int8"
+    with pytest.raises(InvalidArgument, match=choices):
+        collections.encode_update_collection("things", changes={"settings.storage": "fp17"})
+    wrong: Any = CollectionSettings()
+    wrong = dataclasses.replace(wrong, storage="fp17")
+    with pytest.raises(InvalidArgument, match=choices):
+        collections.encode_create_collection("things", models=COLLECTION.models, settings=wrong)
+    strange = collections_pb2.CreateCollectionRequest(name="things", settings={"storage": 77})
+    with pytest.raises(InvalidArgument, match=r"settings\.storage: has the unknown value 77"):
+        collections.decode_create_collection(strange, collection_id="c", created_at_s=0)
 
 
 def test_update_without_mask_changes_what_is_set() -> None:
