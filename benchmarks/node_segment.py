@@ -19,6 +19,7 @@ from annheal.model.collection import (
     CollectionSettings,
     Metric,
     ModelSpec,
+    Schema,
     VectorStorage,
 )
 from annheal.model.filter import Filter
@@ -86,22 +87,8 @@ def build_node_segment(
     storage: VectorStorage = VectorStorage.FLOAT32,
 ) -> NodeSegment:
     """Write the rows as a node flushes them, merge them as the compactor does, and open them."""
-    schema = tuple(
-        AttributeField(
-            field.name,
-            AttributeType.KEYWORD if pa.types.is_string(field.type) else AttributeType.INT64,
-        )
-        for field in columns.schema
-    )
-    model = ModelSpec("benchmark", dataset.dimension, Metric.COSINE)
-    collection = Collection(
-        id="bench",
-        name="bench",
-        models=(model,),
-        schema=schema,
-        shard_count=1,
-        settings=CollectionSettings(storage=storage),
-    )
+    collection = _collection(dataset, columns, storage)
+    schema, model = collection.schema, collection.model
     attributes = pa.RecordBatch.from_arrays(
         [columns.column(field.name).cast(ARROW_TYPES[field.type]) for field in schema],
         schema=arrow_schema(schema),
@@ -152,16 +139,30 @@ def build_node_segment(
     )
 
 
-def canonical(filter: Filter, columns: pa.RecordBatch) -> Filter:
-    """Return a filter in the form that searches take."""
-    schema = tuple(
+def _collection(dataset: Dataset, columns: pa.RecordBatch, storage: VectorStorage) -> Collection:
+    return Collection(
+        id="bench",
+        name="bench",
+        models=(ModelSpec("benchmark", dataset.dimension, Metric.COSINE),),
+        schema=_schema(columns),
+        shard_count=1,
+        settings=CollectionSettings(storage=storage),
+    )
+
+
+def _schema(columns: pa.RecordBatch) -> Schema:
+    return tuple(
         AttributeField(
             field.name,
             AttributeType.KEYWORD if pa.types.is_string(field.type) else AttributeType.INT64,
         )
         for field in columns.schema
     )
-    return validate_filter(filter, schema)
+
+
+def canonical(filter: Filter, columns: pa.RecordBatch) -> Filter:
+    """Return a filter in the form that searches take."""
+    return validate_filter(filter, _schema(columns))
 
 
 def _open(directory: Path, entry: SegmentEntry) -> Segment:

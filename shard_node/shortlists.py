@@ -8,7 +8,6 @@ import threading
 import weakref
 
 from annheal.index import VectorIndex
-from annheal.model.collection import VectorStorage
 
 MEMORY_SHARE_MAX = 0.25
 """Of the machine's memory, for the codes of all segments of a process."""
@@ -36,12 +35,7 @@ class ShortlistBook:
         return self._bytes
 
     def want(self, index: VectorIndex) -> None:
-        """Let the codes of `index` be made, unless others are being made or memory is spent.
-
-        Never for lossy storage: who chose it wants the memory, and comparing reads pages instead.
-        """
-        if index.storage is not VectorStorage.FLOAT32:
-            return
+        """Let the codes of `index` be made, unless others are being made or memory is spent."""
         with self._lock:
             if index.shortlist is not None or (self._thread and self._thread.is_alive()):
                 return

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
+from llvmlite.binding import get_host_cpu_features
 from numba import float32, int32, int64, njit, types, uint64
 from numba.core import cgutils
 from numba.extending import intrinsic
@@ -24,6 +25,8 @@ REORDER_SUMS = {"reassoc", "contract", "nsz"}
 
 PREFETCH_AHEAD_ROWS = 8
 LINE_BYTES = 64
+HALVES_IN_HARDWARE = bool(get_host_cpu_features().get("f16c"))
+"""Elsewhere LLVM would call a function that nobody provides."""
 PREFETCH_LINES = 4
 """Cache lines of a row that are asked for ahead; the processor then sees the stream by itself.
 
@@ -57,28 +60,35 @@ prefetch: Any = intrinsic(_prefetch)
 
 
 def _element(typing_context: Any, stored: Any, position: Any) -> Any:
-    """Return `stored[position]` as a float32: a float, the bits of a finite half, or a byte.
-
-    Moving a half's exponent and mantissa to their places and multiplying by 2 ** (127 - 15) is
-    right for subnormal halves too, and does not ask for a processor that knows halves.
-    """
+    """Return `stored[position]` as a float32: a float, the bits of a finite half, or a byte."""
     signature = types.float32(stored, types.uint64)
 
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         view = context.make_array(signature.args[0])(context, builder, arguments[0])
-        word, real = ir.IntType(32), ir.FloatType()
         value = builder.load(builder.gep(view.data, [arguments[1]]), align=1)
         if stored.dtype == types.float32:
             return value
         if stored.dtype == types.uint8:
-            return builder.uitofp(value, real)
-        bits = builder.zext(value, word)
-        magnitude = builder.shl(builder.and_(bits, word(0x7FFF)), word(13))
-        scaled = builder.fmul(builder.bitcast(magnitude, real), ir.Constant(real, 2.0**112))
-        sign = builder.shl(builder.and_(bits, word(0x8000)), word(16))
-        return builder.bitcast(builder.or_(builder.bitcast(scaled, word), sign), real)
+            return builder.uitofp(value, ir.FloatType())
+        if HALVES_IN_HARDWARE:
+            return builder.fpext(builder.bitcast(value, ir.HalfType()), ir.FloatType())
+        return _half_by_shifts(builder, value)
 
     return signature, emit
+
+
+def _half_by_shifts(builder: Any, half: Any) -> Any:
+    """Return the bits of a finite half as a float32, on any processor.
+
+    Moves exponent and mantissa to their places and multiplies by 2 ** (127 - 15), which is right
+    for subnormal halves too.
+    """
+    word, real = ir.IntType(32), ir.FloatType()
+    bits = builder.zext(half, word)
+    magnitude = builder.shl(builder.and_(bits, word(0x7FFF)), word(13))
+    scaled = builder.fmul(builder.bitcast(magnitude, real), ir.Constant(real, 2.0**112))
+    sign = builder.shl(builder.and_(bits, word(0x8000)), word(16))
+    return builder.bitcast(builder.or_(builder.bitcast(scaled, word), sign), real)
 
 
 def _step(typing_context: Any, stored: Any, queries: Any, position: Any) -> Any:

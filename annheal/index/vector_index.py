@@ -166,6 +166,9 @@ class VectorIndex:
         found = min(k, self.rows if live is None else live.count)
         if n == 0 or found == 0:
             return _padded(n, k)
+        if n == 1 and live is None and not exact and self._kernel_is_faster:
+            walked = self.walk_filtered(queries, k=k, ef=ef, matching=None)
+            return walked.scores, walked.rows
         if exact or self.kind is IndexKind.FLAT:
             index: Any = self._storage
             parameters: Any = faiss.SearchParameters() if live is not None else None
@@ -345,6 +348,8 @@ class VectorIndex:
     def _reranked(
         self, queries: Float32Matrix, rows: Rows, *, found: int, k: int
     ) -> tuple[Scores, Rows]:
+        if not len(queries):
+            return _padded(0, k)
         best = rerank(self._storage, queries, rows, k=found, metric=self.metric)
         return self._finish(*best, k)
 
@@ -368,6 +373,15 @@ class VectorIndex:
         wide_scores[:, :found] = scores
         wide_rows[:, :found] = rows
         return wide_scores, wide_rows
+
+    @property
+    def _kernel_is_faster(self) -> bool:
+        """Whether the kernel walks without a filter faster than FAISS does.
+
+        It decodes bytes on the query's side: 172 against 193 us at 384 dimensions. Several queries
+        are left to FAISS, which shares them among threads.
+        """
+        return self.storage is VectorStorage.INT8 and self.walk_ready
 
     @property
     def _is_l2(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -215,6 +216,14 @@ def test_collections_by_hand_and_exit_codes(run: Run) -> None:
     )
     assert shown["settings"]["recall_objective"] == 0.99
     assert shown["settings"]["recall_k"] == 5
+    assert shown["settings"]["storage"] == "float32"
+    run("collection", "update", "cli-hand", "--set", "storage=fp16")
+    assert re.search(r"storage\s+fp16", run("collection", "show", "cli-hand").stdout)
+    unknown = run(
+        *("collection", "update", "cli-hand", "--set", "storage=fp8"),
+        code=ExitCode.INVALID_ARGUMENT,
+    )
+    assert "'fp8' is none of float32, fp16, int8" in unknown.stderr
     wrong = run(
         *("collection", "update", "cli-hand", "--set", "recall_objective=7"),
         code=ExitCode.INVALID_ARGUMENT,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
@@ -231,6 +232,41 @@ async def test_compaction_heals_and_recall_is_measured(client: AsyncClient) -> N
     assert [node.registration.node_id for node in await client.nodes()] == ["local"]
     assert {shard.shard for shard in await client.shards("sdk-heal")} == {0, 1}
     assert await client.rebalance(dry_run=True) == ()
+
+
+async def test_lossy_storage_answers_with_the_scores_of_the_vectors(
+    client: AsyncClient, embedded_server: EmbeddedServer
+) -> None:
+    with pytest.raises(InvalidArgument, match="'int4' is none of float32, fp16, int8"):
+        await client.create_collection("sdk-lossy", DIMENSION, settings={"storage": "int4"})
+    created = await client.create_collection(
+        "sdk-lossy", DIMENSION, metric="l2", settings={"storage": "int8"}
+    )
+    assert created.settings.storage == "int8"
+    await client.upsert("sdk-lossy", IDS, VECTORS)
+    await client.delete("sdk-lossy", IDS[:300])
+    queries = made_vectors(ROWS + 40)[ROWS:]
+    distances = ((queries[:, None] - VECTORS[None]) ** 2).sum(axis=2, dtype=np.float64)
+    distances[:, :300] = np.inf
+    for storage in ("int8", "fp16"):
+        await client.update_collection("sdk-lossy", settings={"storage": storage})
+        assert (await client.get_collection("sdk-lossy")).settings.storage == storage
+        await client.compact("sdk-lossy", full=True)
+        folder = embedded_server.data_dir / "objects" / "segments" / created.id
+        stored = [
+            json.loads(path.read_bytes())["build"]["storage"]
+            for path in folder.rglob("segment.json")
+        ]
+        assert storage in stored
+        found = 0
+        for query, truth in zip(queries, distances, strict=True):
+            result = await client.search("sdk-lossy", query, k=10)
+            numbers = [int(name.removeprefix("r")) for name in result.ids]
+            np.testing.assert_allclose(result.scores, truth[numbers], rtol=1e-5)
+            found += len({*numbers} & {*np.argsort(truth)[:10].tolist()})
+        assert found >= 0.95 * 10 * len(queries)
+    records = await client.get("sdk-lossy", ["r500"])
+    np.testing.assert_array_equal(records[0].vector, VECTORS[500])
 
 
 async def test_many_equal_vectors_compact_and_stay_findable(client: AsyncClient) -> None:

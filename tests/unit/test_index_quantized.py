@@ -141,6 +141,8 @@ def test_fewer_matches_than_k_are_padded(storage: VectorStorage) -> None:
         assert {*rows[0].tolist()} <= {5, 70, 2_999, -1}
         assert (rows[:, 3:] == -1).all()
         assert ((scores == -np.inf) == (rows < 0)).all()
+    assert index.walk_filtered(vectors[:0], k=5, ef=50, matching=few).rows.shape == (0, 5)
+    assert index.search(vectors[:0], k=5)[1].shape == (0, 5)
     assert sorted(compared[1][0][:3].tolist()) == [5, 70, 2_999]
 
 
@@ -186,6 +188,32 @@ def test_halves_are_decoded_as_numpy_decodes_them() -> None:
     found = np.empty(8, dtype=np.float32)
     found[walked.rows[0]] = walked.scores[0]
     assert found.tolist() == halves.astype(np.float32).tolist()
+
+
+@pytest.mark.parametrize("in_hardware", [False, True])
+def test_every_half_is_read_as_numpy_reads_it(
+    in_hardware: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from numba import njit, uint64
+
+    from annheal.index import distances
+
+    if in_hardware and not distances.HALVES_IN_HARDWARE:
+        pytest.skip("this processor does not know halves")
+    monkeypatch.setattr(distances, "HALVES_IN_HARDWARE", in_hardware)
+    element = distances.element
+
+    @njit
+    def read(stored, found):  # type: ignore[no-untyped-def]
+        for position in range(stored.size):
+            found[position] = element(stored, uint64(position))
+
+    bits = np.arange(1 << 16, dtype=np.uint16)
+    halves = bits.view(np.float16)
+    finite = np.isfinite(halves)
+    found = np.empty(len(bits), dtype=np.float32)
+    read(bits, found)
+    np.testing.assert_array_equal(found[finite], halves[finite].astype(np.float32))
 
 
 def test_values_beyond_halves_cannot_be_stored() -> None:
@@ -254,7 +282,8 @@ def test_walks_of_every_storage_are_compiled_when_wanted() -> None:
 
 
 def test_more_rows_than_asked_for_are_compared_again_within_the_beam() -> None:
-    assert reranked_rows(10, ef=64) == 26
+    assert reranked_rows(10, ef=64) == 18
     assert reranked_rows(10, ef=12) == 12
+    assert reranked_rows(10, ef=400) == 100
     assert reranked_rows(100, ef=64) == 100
-    assert reranked_rows(100, ef=512) == 200
+    assert reranked_rows(100, ef=512) == 150
