@@ -298,9 +298,7 @@ def _build_graph(
             _log.info("segment %s: live queries are harder than rows", order.segment_id)
         bands: tuple[RecallPoint, ...] = ()
         if base is None or not base.bands(len(vectors)):
-            bands = measure_bands(
-                stored.index, measured.probes, k=goal.recall_k, limit_s=limit_s
-            )
+            bands = measure_bands(stored.index, measured.probes, k=goal.recall_k, limit_s=limit_s)
         found.append((stored.index.storage, measured, bands))
 
     build = partial(build_hnsw, metric=model.metric)

@@ -16,9 +16,9 @@ SEARCH = """
 import sys
 from pathlib import Path
 import numpy as np
-from annheal.index import LiveBitmap, build_hnsw, start_warm_up
-from annheal.index.compiled import ready_kernels, warm_up
-from annheal.model.collection import IndexSettings, Metric
+from annheal.index import LiveBitmap, build_hnsw, quantized, start_warm_up, want_walk
+from annheal.index.compiled import ready_kernels, walk_ready, warm_up
+from annheal.model.collection import IndexSettings, Metric, VectorStorage
 
 assert "numba" not in sys.modules, "importing the package must not import numba"
 given = Path(sys.argv[1]) if len(sys.argv) > 1 else None
@@ -31,6 +31,12 @@ result = index.walk_filtered(vectors[:2], k=3, ef=20, matching=few)
 thread.join()
 assert (early[1] == index.search_matching(vectors[:2], matching=few, k=3)[1]).all()
 assert ready_kernels() is not None and warm_up().took_s == 0.0
+assert not walk_ready(VectorStorage.INT8) and not walk_ready(VectorStorage.FP16)
+for name in sys.argv[2:]:
+    want_walk(VectorStorage(name))
+    lossy = quantized(index, storage=VectorStorage(name))
+    lossy.walk_filtered(vectors[:2], k=3, ef=20, matching=few)
+    assert walk_ready(VectorStorage(name))
 print(result.rows.tolist())
 """
 
@@ -58,6 +64,16 @@ def test_second_process_reads_the_cache_of_the_first(tmp_path: Path) -> None:
     cache = tmp_path / "data" / "kernels"
     first = run(tmp_path, str(cache))
     written = {path: path.stat().st_mtime_ns for path in cache.rglob("*.nb?")}
-    assert len(list(cache.rglob("*.nbc"))) == 3
+    assert len(list(cache.rglob("*.nbc"))) == 4
     assert run(tmp_path, str(cache)) == first
+    assert {path: path.stat().st_mtime_ns for path in cache.rglob("*.nb?")} == written
+
+
+def test_walks_of_lossy_storage_are_compiled_when_wanted_and_cached(tmp_path: Path) -> None:
+    cache = tmp_path / "kernels"
+    run(tmp_path, str(cache), "int8")
+    written = {path: path.stat().st_mtime_ns for path in cache.rglob("*.nb?")}
+    # The others, and the walk over bytes.
+    assert len(list(cache.rglob("*.nbc"))) == 5
+    run(tmp_path, str(cache), "int8")
     assert {path: path.stat().st_mtime_ns for path in cache.rglob("*.nb?")} == written
