@@ -11,16 +11,18 @@ import numpy.typing as npt
 import pytest
 
 from annheal.index import VectorIndex
+from annheal.model.collection import CollectionSettings, IndexSettings, VectorStorage
 from annheal.model.manifest import IndexKind, Tier
 from annheal.model.records import EVERYTHING
 from annheal.model.task import TaskReason
 from annheal.routing import hash_ids
 from annheal.segment import DeleteVector, GraphHistory, GraphKind, RecallPoint, Segment, SegmentRows
 from annheal.segment.meta import decode_meta, encode_meta
-from compactor import build, calibrate, merge_plan
+from compactor import calibrate, merge_plan, storage
 from compactor.build import HNSW_ROWS_MIN, BuildOrder, build_segment
 from compactor.calibrate import meets_objective, probe_count
 from compactor.fetch import Source
+from compactor.incremental import Base
 from tests.support.compaction import collection
 from tests.support.damaged_graph import damaged_graph
 from tests.support.graphs import assert_valid_graph, levels_of
@@ -38,12 +40,16 @@ def _bases_may_be_small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def merge(
-    directory: Path, name: str, sources: list[Source], reason: TaskReason = TaskReason.MERGE
+    directory: Path,
+    name: str,
+    sources: list[Source],
+    reason: TaskReason = TaskReason.MERGE,
+    settings: CollectionSettings | None = None,
 ) -> Segment:
     order = BuildOrder(
         segment_id=name,
         tier=Tier.WARM,
-        collection=collection(),
+        collection=collection(settings=settings),
         threads=2,
         created_at_s=5.0,
         on_progress=lambda share: None,
@@ -66,6 +72,41 @@ def with_dead(segment: Segment, dead: npt.NDArray[np.int64]) -> Source:
 @pytest.fixture
 def graph(tmp_path: Path) -> Segment:
     return merge(tmp_path, "graph", [flat(tmp_path, "first", sample_rows(ROWS))])
+
+
+def test_a_lossy_base_is_gone_on_with_and_nothing_of_its_codes_is_kept(
+    tmp_path: Path,
+) -> None:
+    first = [flat(tmp_path, "first", sample_rows(ROWS))]
+    int8 = CollectionSettings(storage=VectorStorage.INT8)
+    base = merge(tmp_path, "base", first, settings=int8)
+    assert (base.storage, base.meta.build.graph.kind) == (VectorStorage.INT8, GraphKind.FULL)
+    dead = np.random.default_rng(3).permutation(ROWS)[:DEAD].astype(np.int64)
+    new = sample_rows(NEW, first=ROWS)
+    sources = [flat(tmp_path, "new", new), with_dead(base, dead)]
+    for wanted in VectorStorage:
+        settings = CollectionSettings(storage=wanted)
+        merged = merge(tmp_path, f"merged-{wanted}", sources, settings=settings)
+        assert merged.meta.build.graph.kind is GraphKind.INCREMENTAL
+        assert (merged.storage, merged.kind) == (wanted, IndexKind.HNSW)
+        assert meets_objective(merged.recall_curve, k=10, objective=0.95)
+        numbers = np.array([int(name.removeprefix("record-")) for name in merged.ids.to_pylist()])
+        everything = np.concatenate([sample_rows(ROWS).vectors, new.vectors])
+        np.testing.assert_array_equal(merged.vectors, everything[numbers])
+
+
+def test_recall_under_filters_is_not_taken_over_from_another_storage(graph: Segment) -> None:
+    point = RecallPoint(10, 64, 0.97, band="0.5")
+    build_info = replace(graph.meta.build, recall_curve=(*graph.recall_curve, point))
+    graph.meta = replace(graph.meta, build=build_info)
+    kept = np.arange(ROWS)
+    same, other = (
+        Base(graph, kept, IndexSettings(), (), ROWS, wanted)
+        for wanted in (VectorStorage.FLOAT32, VectorStorage.INT8)
+    )
+    assert same.bands(ROWS) == (point,)
+    assert other.bands(ROWS) == ()
+    assert other.history(ROWS).changed_rows == 0
 
 
 def test_base_keeps_its_rows_in_front_and_every_row_is_itself(
@@ -227,7 +268,7 @@ def test_reference_is_what_rows_say_where_live_queries_are_harder(
     ) -> calibrate.Calibration:
         return calibrate.Calibration(live, rows, held_out)
 
-    monkeypatch.setattr(build, "calibrate", harder)
+    monkeypatch.setattr(storage, "calibrate", harder)
     first = merge(tmp_path, "first", [flat(tmp_path, "rows", sample_rows(ROWS))])
     assert first.recall_curve == live
     assert first.meta.build.graph.reference == rows

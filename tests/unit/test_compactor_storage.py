@@ -196,7 +196,7 @@ def test_a_storage_that_misses_the_objective_is_not_used(
         measured.append(index.storage)
         return real(index, queries, k=k)
 
-    monkeypatch.setattr("compactor.storage.measure_recall", noting)
+    monkeypatch.setattr("compactor.calibrate.measure_recall", noting)
     merged = merge(tmp_path / "out", [flushed(tmp_path / "in", rows, target)], target)
     assert (merged.storage, merged.kind) == (VectorStorage.FLOAT32, IndexKind.HNSW)
     assert measured == [VectorStorage.INT8, VectorStorage.FLOAT32]
