@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from typing import Any, get_type_hints
 
 import msgspec
@@ -183,5 +184,11 @@ def _filled(base: Any, given: Any, *, field: str) -> Any:
             if plain is not None:  # None stands for the default, as in an update
                 values[name] = msgspec.convert(plain, hints[name])
         except msgspec.ValidationError as error:
-            raise InvalidArgument.of(f"{field}.{name}", f"{value!r}: {error}") from error
+            raise InvalidArgument.of(f"{field}.{name}", _mend(value, hints[name], error)) from error
     return replace(base, **values)
+
+
+def _mend(value: object, hint: Any, error: Exception) -> str:
+    if isinstance(hint, type) and issubclass(hint, StrEnum):
+        return f"{value!r} is none of {', '.join(hint)}"
+    return f"{value!r}: {error}"
