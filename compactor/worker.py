@@ -85,13 +85,17 @@ class Worker:
 
     async def _work(self, queued: QueuedTask) -> None:
         try:
-            await self.work_on(queued)
+            claimed = await self.work_on(queued)
         except WORK_TO_DO as error:
             _log.warning("task %s is left to the queue: %s", queued.task.id, error)
-            await asyncio.sleep(self._settings.poll_interval_s)
-        else:
+            claimed = False
+        if claimed:
             # The mirrors show the result shortly; until then the old state must not be read.
             self._seen[queued.task.id] = queued.revision
+        else:
+            # Another worker has it, which the mirror of claims shows shortly. Should that worker
+            # die, the task is free again without having changed.
+            await asyncio.sleep(self._settings.poll_interval_s)
 
     def _forget_ended(self) -> None:
         for task_id, (_, running) in list(self._running.items()):
@@ -112,8 +116,8 @@ class Worker:
             self._disk_bytes = int(DISK_FREE_SHARE * usage.free)
         return Room(settings.memory_bytes_max, self._disk_bytes)
 
-    async def work_on(self, queued: QueuedTask) -> None:
-        """Claim one task and bring the attempt to an end.
+    async def work_on(self, queued: QueuedTask) -> bool:
+        """Claim one task and bring the attempt to an end; False when another worker has it.
 
         Raises `LeaseExpired` when the claim was lost on the way, `Unavailable` or
         `UnknownOutcome` when the store could not be asked; the task is then free again.
@@ -127,12 +131,13 @@ class Worker:
                 now_s=self._now_s(),
             )
             if claim is None:
-                return
+                return False
             try:
                 await self._until_lost(self._attempt(claim), keeper)
             except asyncio.CancelledError:
                 await self._release(claim)
                 raise
+            return True
 
     async def _attempt(self, claim: Claim) -> None:
         task = claim.task
