@@ -358,8 +358,13 @@ class HealingMachine(HealingActors):
         self.do(self.passes(passes_s))
 
     async def passes(self, passes_s: float) -> None:
-        """Let time pass. No call of an owner to a store lasts as long as the grace period."""
+        """Let time pass. No change of an owner lasts as long as the grace period.
+
+        In the product `PUBLISH_WITHIN_S` sees to that, by a clock of its own.
+        """
         await self.resume([one for one in self.held if one.owner is not None])
+        while changes := self.owner.shard._publishing:
+            await asyncio.wait(set(changes))
         self.world.clock.passed_s += passes_s
 
     @rule(leaders=st.booleans(), waits=st.booleans())
@@ -386,7 +391,7 @@ class HealingMachine(HealingActors):
             await self.owner.shard.flush()
             await self.world.settle(self.owner)
             await self.world.collect()
-            self.world.clock.passed_s += GRACE_S + 10.0
+            await self.passes(GRACE_S + 10.0)
             await self.world.collect()
             check_no_orphans(await self.world.listing(), await self.world.manifest())
             assert not any(self.world.compactor_dir.glob("*/*")), "a build left files behind"
