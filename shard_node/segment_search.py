@@ -108,6 +108,11 @@ def _select(
     """
     kept = max(plan.ef, k)
     far = _far_queries(index, plan, queries, live=live)
+    if far.all() and not plan.ef_far:
+        hits = _missing(len(queries), k)
+        every = np.arange(len(queries))
+        _compare(index, plan, queries, every, hits, k=k, live=live, threads=threads)
+        return Ran(hits, len(queries) * live.count, len(queries))
     near = np.flatnonzero(~far)
     hits = _missing(len(queries), k)
     asked = queries if len(near) == len(queries) else np.ascontiguousarray(queries[near])

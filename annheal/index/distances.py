@@ -34,10 +34,19 @@ Reading 20,000 scattered rows of 384 floats took 1.7 ms with prefetching and 2.8
 """
 
 
-def _prefetch(typing_context: Any, array: Any, position: Any) -> Any:
-    """Ask for the cache line of `array[position]`; there is no such call in numba itself."""
-    signature = types.void(array, types.uint64)
+def _prefetching(locality: int) -> Any:
+    """Return a call that asks for the cache line of `array[position]`; numba itself has none.
 
+    `locality` 3 keeps the line in all levels of the cache, 0 lets it go after its first use.
+    """
+
+    def prefetching(typing_context: Any, array: Any, position: Any) -> Any:
+        return types.void(array, types.uint64), _emit_prefetch(locality)
+
+    return intrinsic(prefetching)
+
+
+def _emit_prefetch(locality: int) -> Any:
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         view = context.make_array(signature.args[0])(context, builder, arguments[0])
         address = builder.gep(view.data, [arguments[1]])
@@ -47,16 +56,15 @@ def _prefetch(typing_context: Any, array: Any, position: Any) -> Any:
             ir.FunctionType(ir.VoidType(), [bytes_type, flag, flag, flag]),
             "llvm.prefetch.p0",
         )
-        read, keep_in_all_levels, as_data = flag(0), flag(3), flag(1)
-        builder.call(
-            function, [builder.bitcast(address, bytes_type), read, keep_in_all_levels, as_data]
-        )
+        read, level, as_data = flag(0), flag(locality), flag(1)
+        builder.call(function, [builder.bitcast(address, bytes_type), read, level, as_data])
         return context.get_dummy_value()
 
-    return signature, emit
+    return emit
 
 
-prefetch: Any = intrinsic(_prefetch)
+prefetch: Any = _prefetching(3)
+prefetch_once: Any = _prefetching(0)
 
 
 def _element(typing_context: Any, stored: Any, position: Any) -> Any:

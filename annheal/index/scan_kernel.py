@@ -22,14 +22,15 @@ from annheal.index.distances import (
     distances_of,
     insert,
     key_of,
-    prefetch,
+    prefetch_once,
 )
 from annheal.index.exact_kernel import lowest_bit, write_results
 
 CODE_LINE_BYTES = 64
 CODE_LINES_AHEAD = 192
 """Cache lines of codes asked for ahead. 50,000 of 100,000 rows of 384 bytes took 1.9 ms without,
-0.83 ms with 48 lines and 0.46 ms with 192."""
+0.83 ms with 48 lines and 0.46 ms with 192. They are let go after their use: the caches stay with
+what the search reads next, which made it 0.13 ms shorter."""
 
 
 class Codes(NamedTuple):
@@ -92,7 +93,7 @@ def _multiply(
             # Not a function of its own: LLVM would unroll the loop far beyond a row's few lines.
             later = uint64(members[t + ahead]) * dimension
             for offset in range(uint64(0), dimension, uint64(CODE_LINE_BYTES)):
-                prefetch(codes, later + offset)
+                prefetch_once(codes, later + offset)
         start = uint64(members[t]) * dimension
         total = int32(0)
         for j in range(uint64(0), dimension):

@@ -22,8 +22,11 @@ SLACK_SAMPLE = 256
 """Rows, and as many in the place of queries, whose products are compared with the true ones."""
 SLACK_QUANTILE = 0.999
 SLACK_MIN = 1.0
-"""Slack per unit of row scale and query length: 3.5 standard deviations of independent rounding
+"""Error per unit of row scale and query length: 3.5 standard deviations of independent rounding
 errors, 1 / sqrt(12) each. Data whose errors are not independent gets what is measured."""
+SLACK_SHARE = 0.6
+"""Of that error on either side of a product: a row is missed when its own error is beyond both,
+the slack below the k-th best and the slack above itself."""
 CODE_BLOCK_ROWS = 1_024
 """Rows whose codes meet all queries of a call while they are in the cache."""
 COST_QUERIES, COST_K = 5, 10
@@ -98,7 +101,8 @@ class Shortlist:
             if l2:
                 self._norms[part] = np.einsum("ij,ij->i", floats, floats)
         self.size_bytes = self._codes.nbytes + self._scales.nbytes + self._norms.nbytes
-        self.slack = max(SLACK_MIN, _measured_slack(vectors, self._codes, self._scales))
+        error = max(SLACK_MIN, _measured_error(vectors, self._codes, self._scales))
+        self.slack = SLACK_SHARE * error
         self.costs = self._measured_costs(vectors)
 
     def search(
@@ -192,7 +196,7 @@ def _encoded(
     return codes, scales.astype(np.float32)
 
 
-def _measured_slack(
+def _measured_error(
     vectors: Float32Matrix, codes: npt.NDArray[np.int8], scales: npt.NDArray[np.float32]
 ) -> float:
     rng = np.random.default_rng(len(vectors))
