@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from annheal.index import start_merge_warm_up, warm_up
 from tests.support.cluster import EmbeddedServer
 from tests.support.etcd_server import EtcdServer
 from tests.support.processes import ProcessGroup, take_logs
@@ -60,3 +61,10 @@ def embedded_server() -> Iterator[EmbeddedServer]:
     """One `annheal up` for the whole run; every test takes collections of its own."""
     with ProcessGroup() as group:
         yield EmbeddedServer(group, name="embedded").start()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _kernels_in_the_cache() -> None:
+    """Compile once, before servers start: three that compile at once lose their leases."""
+    warm_up()
+    start_merge_warm_up().join()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -89,13 +91,34 @@ def save_lookup(lookup: IdLookup, *, hashes_path: Path, order_path: Path) -> Non
 
 def open_lookup(hashes_path: Path, order_path: Path, *, rows: int) -> IdLookup:
     """Map both arrays. Raises `ValueError` when they are not of `rows` rows."""
-    hashes = np.load(hashes_path, mmap_mode="r", allow_pickle=False)
-    order = np.load(order_path, mmap_mode="r", allow_pickle=False)
+    hashes = _mapped(hashes_path, np.uint64, rows=rows)
+    order = _mapped(order_path, np.int32, rows=rows)
     for array, dtype in ((hashes, np.uint64), (order, np.int32)):
         if array.dtype != dtype or array.shape != (rows,):
             raise ValueError(f"{array.dtype} {array.shape} instead of {dtype.__name__} ({rows},)")
     # Plain arrays: every slice of a np.memmap costs a Python call.
     return IdLookup(np.asarray(hashes), np.asarray(order))
+
+
+def _mapped(path: Path, dtype: type[np.generic], *, rows: int) -> npt.NDArray[Any]:
+    """Map a NumPy file, as `np.load` does, without parsing the header that is expected.
+
+    NumPy reads a header with Python's own parser, which fails now and then when several threads of
+    Python 3.11 use it at the same time ("AST constructor recursion depth mismatch").
+    """
+    expected = _header(dtype, rows)
+    with path.open("rb") as file:
+        if file.read(len(expected)) != expected or not rows:
+            found: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+            return found
+    return np.memmap(path, dtype=dtype, mode="r", offset=len(expected), shape=(rows,))
+
+
+def _header(dtype: type[np.generic], rows: int) -> bytes:
+    header = io.BytesIO()
+    described = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": (rows,)}
+    np.lib.format.write_array_header_1_0(header, described)
+    return header.getvalue()
 
 
 def _runs(ordered: npt.NDArray[np.uint64]) -> list[tuple[int, int]]:
