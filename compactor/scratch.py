@@ -6,6 +6,7 @@ import fcntl
 import logging
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,10 @@ from pathlib import Path
 from annheal.errors import FailedPrecondition
 
 LOCK_FILE = "worker.lock"
+LOOK_S = 0.05
+LOOKS_MAX = 40
+"""Looks at a lock before it counts as a worker's. Whoever removes abandoned folders holds it too,
+as long as it takes to delete one."""
 
 _log = logging.getLogger(__name__)
 
@@ -55,6 +60,7 @@ def remove_abandoned(scratch_dir: Path) -> int:
 
 def _locked(directory: Path) -> int:
     path = directory / LOCK_FILE
+    looks = 0
     while True:
         directory.mkdir(parents=True, exist_ok=True)
         try:
@@ -63,10 +69,14 @@ def _locked(directory: Path) -> int:
         except FileNotFoundError:
             continue  # somebody removed the folder of a dead worker just now
         if lock is None:
-            raise FailedPrecondition(
-                f"another compactor works in {directory}; give each a worker_id of its own",
-                reason="WORKER_ID_TAKEN",
-            )
+            looks += 1
+            if looks == LOOKS_MAX:
+                raise FailedPrecondition(
+                    f"another compactor works in {directory}; give each a worker_id of its own",
+                    reason="WORKER_ID_TAKEN",
+                )
+            time.sleep(LOOK_S)
+            continue
         try:
             same = os.path.samestat(os.fstat(lock), os.stat(path))
         except FileNotFoundError:

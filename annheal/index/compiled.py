@@ -23,6 +23,7 @@ from annheal.model.collection import VectorStorage
 _logger = logging.getLogger(__name__)
 
 _KERNEL_MODULES = (
+    "byte_products.py",
     "distances.py",
     "exact_kernel.py",
     "merge_kernel.py",
@@ -252,8 +253,8 @@ def _signatures(element: Any = None) -> dict[str, tuple[Any, ...]]:
     graph = (given(i4), given(i8), given(i8), walked, given(f4), given(u1))
     scratch = (own(u1), own(i8), own(i4), own(f4), own(i4), own(i8))
     vectors = (given(f4), i8, given(f4), types.boolean)
-    coded = (given(i1), given(f4), given(f4))
-    asked = (given(f4), given(i2), given(f4), given(f4), types.boolean)
+    coded = (given(i1), given(f4), given(i1), given(f4), given(f4))
+    asked = (given(f4), given(i2), given(i1), given(f4), given(f4), given(f4, 2), types.boolean)
     bitmap = (given(types.uint64), given(u1))
     return {
         "walk": (*graph, given(i4), given(i8), *scratch, *results, own(i8, 2), own(u1)),
@@ -262,7 +263,7 @@ def _signatures(element: Any = None) -> dict[str, tuple[Any, ...]]:
         "compare_codes": (
             *coded,
             given(f4),
-            i8,
+            types.UniTuple(i8, 2),
             *asked,
             *bitmap,
             own(i4),
@@ -270,6 +271,8 @@ def _signatures(element: Any = None) -> dict[str, tuple[Any, ...]]:
             own(f4, 2),
             own(i8),
             own(i4),
+            own(i4),
+            own(f4),
             *compared,
             *results,
         ),

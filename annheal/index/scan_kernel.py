@@ -4,9 +4,9 @@ Imported by `annheal.index.compiled` alone, because importing numba takes a good
 
 A row of codes takes a quarter of the memory of its floats, and reading is what comparing many
 scattered rows costs. A product of codes is off by no more than a known slack
-(`annheal.index.shortlist` measures it), so every row gets a lower and an upper bound of its score.
+(`annheal.index.row_codes` measures it), so every row gets a lower and an upper bound of its score.
 A row whose upper bound lies below the k-th best lower bound is not among the best k; the few others
-are compared by their floats.
+are compared by their floats. The head of a row's codes alone rules most rows out.
 """
 
 from __future__ import annotations
@@ -16,21 +16,30 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import float32, int32, int64, njit, uint8, uint64
 
+from annheal.index.byte_products import (
+    HAS_VNNI,
+    VNNI_LINE,
+    excess,
+    line_product,
+    product,
+)
 from annheal.index.distances import (
     REORDER_SUMS,
     distance_in,
     distances_of,
     insert,
     key_of,
+    prefetch,
     prefetch_once,
+    row_in,
 )
 from annheal.index.exact_kernel import lowest_bit, write_results
 
 CODE_LINE_BYTES = 64
 CODE_LINES_AHEAD = 192
-"""Cache lines of codes asked for ahead. 50,000 of 100,000 rows of 384 bytes took 1.9 ms without,
+"""Cache lines of heads asked for ahead. 50,000 of 100,000 rows of 384 bytes took 1.9 ms without,
 0.83 ms with 48 lines and 0.46 ms with 192. They are let go after their use: the caches stay with
-what the search reads next, which made it 0.13 ms shorter."""
+what the search reads next, which made it 0.13 ms shorter. Tails are used at once and kept."""
 
 
 class Codes(NamedTuple):
@@ -39,18 +48,35 @@ class Codes(NamedTuple):
     `norms` are squared lengths, for squared Euclidean distances; empty for inner products.
     """
 
-    codes: Any
-    scales: Any
+    head: Any
+    head_scales: Any
+    tail: Any
+    tail_scales: Any
     norms: Any
 
 
 class Asked(NamedTuple):
-    """Queries as floats, and as int16 codes with their scales; `slacks` per unit of row scale."""
+    """Queries as floats, and as int16 codes, head and tail, with one scale for both.
+
+    `bytes` (n, 2, d) int8 are the codes again, as 256 * the first + the second. A score is what
+    the codes give plus `offsets` (n,). `slacks` (n, 3) are errors: of leaving out the tail, and per
+    unit of the row's scales.
+    """
 
     floats: Any
     codes: Any
+    bytes: Any
     scales: Any
+    offsets: Any
     slacks: Any
+
+
+class Block(NamedTuple):
+    """Memory for the rows that meet all queries at a time, and for those that pass their head."""
+
+    products: Any
+    chosen: Any
+    partial: Any
 
 
 @njit(nogil=True)
@@ -77,28 +103,72 @@ def _multiply(
     members: Any,
     span: Any,
     asked: Any,
-    query: Any,
-    dimension: Any,
+    part: Any,
     products: Any,
     ahead: Any,
 ) -> None:
-    """Write the products of the members of `span` with one query into `products`.
+    """Write the products of the members of `span` with a part of one query into `products`.
 
-    Nothing else is done in this loop: with more in it LLVM leaves the 16-bit multiply-add, and a
-    row takes twice as long.
+    `part` is where the query begins, its dimension, and where in it this part begins and how wide
+    it is. Nothing else is done in this loop: with more in it LLVM leaves the 16-bit multiply-add,
+    and a row takes twice as long.
     """
+    query, dimension, offset, width = part
     first, stop, count = uint64(span[0]), uint64(span[1]), uint64(members.size)
+    by_lines = HAS_VNNI and width % uint64(VNNI_LINE) == uint64(0)
+    begin = query + offset
+    too_much = excess(asked.codes, begin, width) if by_lines else int32(0)
+    high, low = query + begin, query + begin + dimension
     for t in range(first, stop):
         if ahead and t + ahead < count:
             # Not a function of its own: LLVM would unroll the loop far beyond a row's few lines.
-            later = uint64(members[t + ahead]) * dimension
-            for offset in range(uint64(0), dimension, uint64(CODE_LINE_BYTES)):
-                prefetch_once(codes, later + offset)
-        start = uint64(members[t]) * dimension
-        total = int32(0)
-        for j in range(uint64(0), dimension):
-            total += int32(codes[start + j]) * int32(asked[query + j])
-        products[t - first] = total
+            later = uint64(members[t + ahead]) * width
+            for line in range(uint64(0), width, uint64(CODE_LINE_BYTES)):
+                prefetch_once(codes, later + line)
+        start = uint64(members[t]) * width
+        if by_lines:
+            total = line_product(codes, start, asked.bytes, high, low, width)
+            products[t - first] = int32(total - too_much)
+        else:
+            products[t - first] = product(codes, start, asked.codes, begin, width)
+
+
+@njit(nogil=True, fastmath=REORDER_SUMS)
+def _pass_heads(
+    held: Any,
+    asked: Any,
+    q: Any,
+    l2: Any,
+    members: Any,
+    span: Any,
+    block: Any,
+    least: Any,
+    tail_width: Any,
+) -> Any:
+    """Choose the members of `span` whose heads leave a score of `least` possible.
+
+    Returns their number, and asks for their tails.
+    """
+    query_scale, tail_slack, head_slack = asked.scales[q], asked.slacks[q, 0], asked.slacks[q, 1]
+    first = uint64(span[0])
+    count = int64(0)
+    for t in range(first, uint64(span[1])):
+        row = members[t]
+        scale = held.head_scales[uint64(row)]
+        value = float32(block.products[t - first]) * query_scale * scale
+        slack = tail_slack + head_slack * scale
+        if l2:
+            value = value + value - held.norms[uint64(row)]
+            slack += slack
+        # No branch: the processor would guess wrong for every other row of a close race.
+        block.chosen[uint64(count)] = row
+        block.partial[uint64(count)] = value
+        count += int64(value + slack >= least)
+    for i in range(uint64(0), uint64(count)):
+        start = uint64(block.chosen[i]) * tail_width
+        for offset in range(uint64(0), tail_width, uint64(CODE_LINE_BYTES)):
+            prefetch(held.tail, start + offset)
+    return count
 
 
 @njit(nogil=True, fastmath=REORDER_SUMS)
@@ -107,31 +177,30 @@ def _bound(
     asked: Any,
     q: Any,
     l2: Any,
-    members: Any,
-    span: Any,
-    products: Any,
+    block: Any,
+    chosen: Any,
     pool: Any,
     size: Any,
     promising: Any,
     uppers: Any,
     count: Any,
 ) -> Any:
-    """Bound the members of `span` for query `q`, and note those that are promising so far.
+    """Bound the `chosen` rows of a block for query `q`, and note those that are promising so far.
 
     Returns how many lower bounds the pool holds and how many rows are noted.
     """
     k = int64(pool.size)
-    query_scale, query_slack = asked.scales[q], asked.slacks[q]
-    first = uint64(span[0])
-    least = -distance_in(pool[uint64(k - 1)]) if size == k else float32(-np.inf)
-    for t in range(first, uint64(span[1])):
-        row = members[t]
-        scale = held.scales[uint64(row)]
-        value = float32(products[t - first]) * query_scale * scale
-        slack = query_slack * scale
+    query_scale, head_slack, tail_slack = asked.scales[q], asked.slacks[q, 1], asked.slacks[q, 2]
+    least = _least(pool, size)
+    for t in range(uint64(0), uint64(chosen)):
+        row = block.chosen[t]
+        tail_scale = held.tail_scales[uint64(row)]
+        tail = float32(block.products[t]) * query_scale * tail_scale
+        slack = head_slack * held.head_scales[uint64(row)] + tail_slack * tail_scale
         if l2:
-            value = value + value - held.norms[uint64(row)]
+            tail += tail
             slack += slack
+        value = block.partial[t] + tail
         if value + slack < least:
             continue
         promising[uint64(count)] = row
@@ -140,9 +209,16 @@ def _bound(
         if value - slack >= least:
             insert(pool, size, k, key_of(slack - value, row))
             size = min(size + 1, k)
-            if size == k:
-                least = -distance_in(pool[uint64(k - 1)])
+            least = _least(pool, size)
     return size, count
+
+
+@njit(nogil=True)
+def _least(pool: Any, size: Any) -> Any:
+    """Return the k-th best lower bound."""
+    if size < pool.size:
+        return float32(-np.inf)
+    return -distance_in(pool[uint64(pool.size - 1)])
 
 
 @njit(nogil=True, fastmath=REORDER_SUMS)
@@ -164,10 +240,12 @@ def _compare_promising(
     Returns how many there are.
     """
     k, last = int64(pool.size), uint64(promising.size - 1)
-    least = -distance_in(pool[uint64(k - 1)]) if size == k else float32(-np.inf)
+    offset, worst = asked.offsets[q], float32(np.inf)
+    if size == k:
+        worst = _worst_distance(stored, asked, q, dimension, l2, pool, block, distances)
     size, count = int64(0), int64(0)
     for t in range(uint64(promising.size)):
-        if uppers[t] >= least:
+        if -(uppers[t] + offset) <= worst:
             block[uint64(count)] = promising[t]
             count += 1
         if count == block.size or t == last:
@@ -179,50 +257,79 @@ def _compare_promising(
                 if size < k or key < pool[uint64(k - 1)]:
                     insert(pool, size, k, key)
                     size = min(size + 1, k)
+            if size == k:
+                worst = min(worst, distance_in(pool[uint64(k - 1)]))
             count = int64(0)
     return size
+
+
+@njit(nogil=True, fastmath=REORDER_SUMS)
+def _worst_distance(
+    stored: Any,
+    asked: Any,
+    q: Any,
+    dimension: Any,
+    l2: Any,
+    pool: Any,
+    block: Any,
+    distances: Any,
+) -> Any:
+    """Return the largest distance, by their floats, of the rows in a full `pool` of bounds.
+
+    The k-th best row is no farther, so nothing else needs to be compared. Their bounds alone would
+    leave twice the slack.
+    """
+    worst = float32(-np.inf)
+    at_once = int64(block.size)
+    for start in range(0, pool.size, at_once):
+        count = min(at_once, int64(pool.size) - start)
+        for i in range(count):
+            block[uint64(i)] = row_in(pool[uint64(start + i)])
+        distances_of(stored, block, count, asked.floats, q * dimension, dimension, l2, distances)
+        for i in range(count):
+            worst = max(worst, distances[uint64(i)])
+    return worst
 
 
 @njit(nogil=True)
 def _bound_all(
     held: Any,
     asked: Any,
-    dimension: Any,
+    widths: Any,
     l2: Any,
     members: Any,
     promising: Any,
     uppers: Any,
     counts: Any,
-    products: Any,
+    block: Any,
     pools: Any,
     sizes: Any,
 ) -> None:
     """Bound all members for all queries, block by block."""
-    count, block = int64(members.size), int64(products.size)
-    lines = (int64(dimension) + CODE_LINE_BYTES - 1) // CODE_LINE_BYTES
+    head, tail = widths
+    count, rows = int64(members.size), int64(block.products.size)
+    lines = (int64(head) + CODE_LINE_BYTES - 1) // CODE_LINE_BYTES
     ahead = uint64(max(int64(2), CODE_LINES_AHEAD // lines))
-    for start in range(0, count, block):
-        span = (start, min(start + block, count))
-        for q in range(uint64(0), uint64(sizes.size)):
+    none = uint64(0)
+    for start in range(0, count, rows):
+        span = (start, min(start + rows, count))
+        for q in range(none, uint64(sizes.size)):
+            query, dimension = q * (head + tail), head + tail
             # The first query brings the block into the cache.
-            _multiply(
-                held.codes,
-                members,
-                span,
-                asked.codes,
-                q * dimension,
-                dimension,
-                products,
-                uint64(0) if q else ahead,
-            )
+            first = none if q else ahead
+            part = (query, dimension, none, head)
+            _multiply(held.head, members, span, asked, part, block.products, first)
+            least = _least(pools[q], sizes[q])
+            passed = _pass_heads(held, asked, q, l2, members, span, block, least, tail)
+            part, rest = (query, dimension, head, tail), (int64(0), passed)
+            _multiply(held.tail, block.chosen, rest, asked, part, block.products, none)
             sizes[q], counts[q] = _bound(
                 held,
                 asked,
                 q,
                 l2,
-                members,
-                span,
-                products,
+                block,
+                passed,
                 pools[q],
                 sizes[q],
                 promising[q],
@@ -233,14 +340,18 @@ def _bound_all(
 
 @njit(nogil=True)
 def compare_codes(
-    codes: Any,
-    scales: Any,
+    head: Any,
+    head_scales: Any,
+    tail: Any,
+    tail_scales: Any,
     norms: Any,
     stored: Any,
-    dimension: Any,
+    widths: Any,
     queries: Any,
     asked_codes: Any,
+    asked_bytes: Any,
     asked_scales: Any,
+    offsets: Any,
     slacks: Any,
     l2: Any,
     words: Any,
@@ -250,6 +361,8 @@ def compare_codes(
     uppers: Any,
     counts: Any,
     products: Any,
+    chosen: Any,
+    partial: Any,
     block: Any,
     distances: Any,
     pools: Any,
@@ -259,21 +372,24 @@ def compare_codes(
 ) -> None:
     """Find the best rows of a bitmap for every query, reading the floats of the promising ones.
 
-    `members` (m,) int32, `promising` (n, m) int32 and `uppers` (n, m) float32 are memory for the m
-    rows of the bitmap, `counts` (n,) int64 are zeros; `products` int32 has a place for each row
-    that meets all queries at a time. The rest is as for `exact_kernel.compare_bitmap`.
+    `widths` are the codes of a row's head and of its tail. `members` (m,) int32, `promising`
+    (n, m) int32 and `uppers` (n, m) float32 are memory for the m rows of the bitmap, `counts` (n,)
+    int64 are zeros; `products` int32, `chosen` int32 and `partial` float32 have a place for each
+    row that meets all queries at a time. The rest is as for `exact_kernel.compare_bitmap`.
     """
-    held = Codes(codes, scales, norms)
-    asked = Asked(queries, asked_codes, asked_scales, slacks)
-    wide = uint64(dimension)
+    held = Codes(head, head_scales, tail, tail_scales, norms)
+    asked = Asked(queries, asked_codes, asked_bytes, asked_scales, offsets, slacks)
+    wide = (uint64(widths[0]), uint64(widths[1]))
+    dimension = wide[0] + wide[1]
     members = members[: _members(words, last_bytes, members)]
-    _bound_all(held, asked, wide, l2, members, promising, uppers, counts, products, pools, sizes)
+    at_once = Block(products, chosen, partial)
+    _bound_all(held, asked, wide, l2, members, promising, uppers, counts, at_once, pools, sizes)
     for q in range(uint64(0), uint64(sizes.size)):
         sizes[q] = _compare_promising(
             stored,
             asked,
             q,
-            wide,
+            dimension,
             l2,
             promising[q, : counts[q]],
             uppers[q],

@@ -12,22 +12,10 @@ import numpy.typing as npt
 from annheal.index.compiled import kernels
 from annheal.index.filtered_walk import ROW_MISSING, SCORE_MISSING
 from annheal.index.live import LiveBitmap
+from annheal.index.row_codes import ENCODE_ROWS, RowCodes
 from annheal.model.records import Float32Matrix
 
-CODE_MAX = 127
-QUERY_CODE_MAX = 32_767
-ENCODE_ROWS = 8_192
-"""Rows encoded at a time: 12 MiB of 384 floats."""
-SLACK_SAMPLE = 256
-"""Rows, and as many in the place of queries, whose products are compared with the true ones."""
-SLACK_QUANTILE = 0.999
-SLACK_MIN = 1.0
-"""Error per unit of row scale and query length: 3.5 standard deviations of independent rounding
-errors, 1 / sqrt(12) each. Data whose errors are not independent gets what is measured."""
-SLACK_SHARE = 0.6
-"""Of that error on either side of a product: a row is missed when its own error is beyond both,
-the slack below the k-th best and the slack above itself."""
-CODE_BLOCK_ROWS = 1_024
+CODE_BLOCK_ROWS = 512
 """Rows whose codes meet all queries of a call while they are in the cache."""
 COST_QUERIES, COST_K = 5, 10
 COST_ROWS_FEW, COST_SHARE = 1_000, 0.5
@@ -64,6 +52,8 @@ class _Scratch(threading.local):
         self.promising = np.zeros(0, dtype=np.int32)
         self.uppers = np.zeros(0, dtype=np.float32)
         self.products = np.zeros(CODE_BLOCK_ROWS, dtype=np.int32)
+        self.chosen = np.zeros(CODE_BLOCK_ROWS, dtype=np.int32)
+        self.partial = np.zeros(CODE_BLOCK_ROWS, dtype=np.float32)
         self.block = np.zeros(BLOCK_ROWS, dtype=np.int32)
         self.distances = np.zeros(BLOCK_ROWS, dtype=np.float32)
 
@@ -74,13 +64,9 @@ _scratch = _Scratch()
 class Shortlist:
     """Codes of all rows of one index; immutable, for any number of threads.
 
-    A row's codes are its components in units of the largest one by 127, so they are off by half a
-    unit. `slack` is the error of a product that is not exceeded by 99.9 % of them, in units of the
-    row's scale times the query's length: measured on rows of the index.
-
     Attributes:
+        codes: of all rows.
         size_bytes: memory held.
-        slack: see above.
         costs: of a search, on this machine.
     """
 
@@ -89,20 +75,10 @@ class Shortlist:
 
         Waits for the kernels, to measure the costs.
         """
-        rows, dimension = vectors.shape
         self._stored, self._l2 = flat, l2
-        self._codes = np.empty((rows, dimension), dtype=np.int8)
-        self._scales = np.empty(rows, dtype=np.float32)
-        self._norms = np.empty(rows if l2 else 0, dtype=np.float32)
-        for start in range(0, rows, ENCODE_ROWS):
-            part = slice(start, min(start + ENCODE_ROWS, rows))
-            floats = np.array(vectors[part])
-            self._codes[part], self._scales[part] = _encoded(floats, CODE_MAX)
-            if l2:
-                self._norms[part] = np.einsum("ij,ij->i", floats, floats)
-        self.size_bytes = self._codes.nbytes + self._scales.nbytes + self._norms.nbytes
-        error = max(SLACK_MIN, _measured_error(vectors, self._codes, self._scales))
-        self.slack = SLACK_SHARE * error
+        self.codes = RowCodes(vectors)
+        self._norms = _squared_lengths(vectors) if l2 else np.empty(0, dtype=np.float32)
+        self.size_bytes = self.codes.size_bytes + self._norms.nbytes
         self.costs = self._measured_costs(vectors)
 
     def search(
@@ -124,10 +100,12 @@ class Shortlist:
     def _search_part(
         self, queries: Float32Matrix, matching: LiveBitmap, scores: Scores, rows: Rows
     ) -> None:
-        n, dimension = queries.shape
-        # Products of 8 and of up to 16 bits, as many as there are dimensions, stay within int32.
-        asked, asked_scales = _encoded(queries, _query_code_max(dimension))
-        slacks = (self.slack * np.sqrt(np.einsum("ij,ij->i", queries, queries))).astype(np.float32)
+        n, held = len(queries), self.codes
+        asked = held.coded(queries)
+        offsets = asked.offsets
+        if self._l2:
+            # -|x - q|^2 = 2 qx - |x|^2 - |q|^2, of which the kernel bounds what depends on x.
+            offsets = 2 * offsets - np.einsum("ij,ij->i", queries, queries)
         scratch, bounds = _scratch, n * matching.count
         if len(scratch.members) < matching.count:
             scratch.members = np.empty(matching.count, dtype=np.int32)
@@ -136,15 +114,19 @@ class Shortlist:
             scratch.uppers = np.empty(bounds, dtype=np.float32)
         whole = len(matching.packed) // 8 * 8
         kernels().compare_codes(
-            self._codes.reshape(-1),
-            self._scales,
+            held.head,
+            held.head_scales,
+            held.tail,
+            held.tail_scales,
             self._norms,
             self._stored,
-            dimension,
+            held.widths,
             queries.reshape(-1),
-            asked.reshape(-1),
-            asked_scales,
-            slacks,
+            asked.codes.reshape(-1),
+            asked.bytes.reshape(-1),
+            asked.scales,
+            offsets,
+            asked.slacks,
             self._l2,
             matching.packed[:whole].view(np.uint64),
             matching.packed[whole:],
@@ -153,6 +135,8 @@ class Shortlist:
             scratch.uppers[:bounds].reshape(n, matching.count),
             np.zeros(n, dtype=np.int64),
             scratch.products,
+            scratch.chosen,
+            scratch.partial,
             scratch.block,
             scratch.distances,
             np.empty((n, scores.shape[1]), dtype=np.int64),
@@ -182,30 +166,10 @@ class Shortlist:
         return ShortlistCosts(max(0.0, fastest[0] - row_ns * few.count), row_ns)
 
 
-def _query_code_max(dimension: int) -> int:
-    return min(QUERY_CODE_MAX, (2**31 - 1) // (CODE_MAX * dimension))
-
-
-def _encoded(
-    vectors: Float32Matrix, code_max: int
-) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.float32]]:
-    """Return whole numbers up to `code_max` and what one of them stands for, row by row."""
-    largest = np.abs(vectors).max(axis=1)
-    scales = np.where(largest > 0, largest, np.float32(1)) / np.float32(code_max)
-    codes = np.rint(vectors / scales[:, None]).astype(np.int16)
-    return codes, scales.astype(np.float32)
-
-
-def _measured_error(
-    vectors: Float32Matrix, codes: npt.NDArray[np.int8], scales: npt.NDArray[np.float32]
-) -> float:
-    rng = np.random.default_rng(len(vectors))
-    chosen = rng.integers(0, len(vectors), SLACK_SAMPLE)
-    queries = np.array(vectors[rng.integers(0, len(vectors), SLACK_SAMPLE)])
-    asked, asked_scales = _encoded(queries, _query_code_max(vectors.shape[1]))
-    exact = queries.astype(np.float64) @ np.array(vectors[chosen]).astype(np.float64).T
-    whole = asked.astype(np.float64) @ codes[chosen].astype(np.float64).T
-    coded = whole * asked_scales[:, None] * scales[chosen]
-    lengths = np.maximum(np.linalg.norm(queries, axis=1), np.finfo(np.float32).tiny)
-    errors = np.abs(coded - exact) / (lengths[:, None] * scales[chosen])
-    return float(np.quantile(errors, SLACK_QUANTILE))
+def _squared_lengths(vectors: Float32Matrix) -> Floats:
+    lengths = np.empty(len(vectors), dtype=np.float32)
+    for start in range(0, len(vectors), ENCODE_ROWS):
+        part = slice(start, start + ENCODE_ROWS)
+        floats = np.array(vectors[part])
+        lengths[part] = np.einsum("ij,ij->i", floats, floats)
+    return lengths

@@ -259,7 +259,7 @@ class VectorIndex:
     @property
     def shortlist_bytes(self) -> int:
         """Memory that `make_shortlist` takes or took."""
-        per_row = self.dimension + (8 if self._is_l2 else 4)
+        per_row = self.dimension + (12 if self._is_l2 else 8)
         return self.rows * per_row
 
     def make_shortlist(self) -> Shortlist:

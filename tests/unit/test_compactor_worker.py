@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -27,7 +28,7 @@ from compactor import attempt as attempt_module
 from compactor import throttle as throttle_module
 from compactor.app import run_compactor
 from compactor.build import HNSW_ROWS_MIN
-from compactor.scratch import LOCK_FILE
+from compactor.scratch import LOCK_FILE, LOOK_S
 from compactor.settings import CompactorSettings
 from tests.support.compaction import COLLECTION_ID, DEADLINE_S, SHARD, Workplace, merge_task
 from tests.support.segments import sample_rows
@@ -342,6 +343,28 @@ async def test_files_of_a_worker_that_lives_are_left_alone(place: Workplace) -> 
         with pytest.raises(FailedPrecondition, match="another compactor works in"):
             await run_compactor(same, place.meta, place.objects, stop=asyncio.Event())
         assert theirs.exists()
+
+
+async def test_a_lock_held_for_a_moment_is_not_a_worker(place: Workplace) -> None:
+    """Whoever removes the folders of dead workers locks them, for as long as that takes."""
+    lock_path = place.directory / "scratch" / "w1" / LOCK_FILE
+    lock_path.parent.mkdir(parents=True)
+    with lock_path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        async with compactor(place):
+            await asyncio.sleep(2 * LOOK_S)  # it looks at least once meanwhile
+            fcntl.flock(lock, fcntl.LOCK_UN)
+            await until(lambda: _holds(lock_path))
+
+
+def _holds(lock_path: Path) -> bool:
+    """Return whether somebody else has the lock."""
+    with lock_path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 async def test_several_tasks_run_at_once_as_far_as_memory_and_threads_go(

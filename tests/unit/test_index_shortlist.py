@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from annheal.index import LiveBitmap, VectorIndex, build_flat, warm_up
+from annheal.index import LiveBitmap, VectorIndex, build_flat, byte_products, row_codes, warm_up
 from annheal.index import shortlist as shortlist_module
 from annheal.model.collection import Metric
 from shard_node.shortlists import ShortlistBook
@@ -32,6 +32,16 @@ def index_of(vectors: Floats, metric: Metric) -> VectorIndex:
     index = build_flat(np.ascontiguousarray(vectors, dtype=np.float32), metric=metric)
     index.make_shortlist()
     return index
+
+
+def decaying(rows: int, dimension: int, *, seed: int = 0) -> Floats:
+    """Vectors of which a few directions hold most, and none of them is an axis."""
+    rng = np.random.default_rng(seed)
+    turn, _ = np.linalg.qr(np.random.default_rng(1).standard_normal((dimension, dimension)))
+    spread = np.exp(-np.arange(dimension) / (dimension / 3))
+    made: Floats = (rng.standard_normal((rows, dimension)) * spread @ turn).astype(np.float32)
+    made += np.float32(0.02)
+    return made / np.linalg.norm(made, axis=1, keepdims=True)
 
 
 def assert_same(index: VectorIndex, queries: Floats, matching: LiveBitmap, *, k: int) -> None:
@@ -65,6 +75,55 @@ def test_the_nearest_of_the_far_half_are_found(metric: Metric) -> None:
         far = np.argsort(vectors @ query)[:10_000]
         matching = LiveBitmap.from_rows(far.astype(np.int64), rows=20_000)
         assert_same(index, query[None, :], matching, k=10)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize(("dimension", "widths"), [(192, (128, 64)), (200, (128, 72))])
+def test_codes_cut_in_two_find_the_same(
+    metric: Metric, dimension: int, widths: tuple[int, int]
+) -> None:
+    """Heads leave the far half's thousands in doubt; tails, of whole lines or not, decide."""
+    rows = 12_000
+    vectors = decaying(rows, dimension)
+    index = index_of(vectors, metric)
+    assert index.shortlist is not None
+    assert index.shortlist.codes.widths == widths
+    assert index.shortlist_bytes == index.shortlist.size_bytes
+    queries, found, wanted = decaying(30, dimension, seed=5), 0, 0
+    for query in queries:
+        near = np.argsort(vectors @ query).astype(np.int64)
+        for members in (near, near[: rows // 2], near[::7]):
+            matching = LiveBitmap.from_rows(members, rows=rows)
+            _, truth = index.search_matching(query[None, :], matching=matching, k=10)
+            scores, best = index.search_shortlisted(query[None, :], matching=matching, k=10)
+            assert (np.diff(scores[0]) <= 0).all()
+            found += len(set(truth[0].tolist()) & set(best[0].tolist()))
+            wanted += 10
+    assert found >= 0.995 * wanted
+
+
+def test_codes_are_cut_only_where_a_head_holds_nearly_everything() -> None:
+    assert row_codes.RowCodes(unit_vectors(9_000, 192)).widths == (192, 0)
+    assert row_codes.RowCodes(decaying(4_000, 192)).widths == (192, 0)
+    assert row_codes.RowCodes(np.ones((9_000, 192), dtype=np.float32)).widths == (192, 0)
+
+
+@pytest.mark.skipif(not byte_products.HAS_VNNI, reason="the processor has no AVX-512 VNNI")
+@pytest.mark.parametrize("width", [64, 128, 384])
+def test_products_of_whole_lines_equal_those_of_the_plain_loop(width: int) -> None:
+    rng = np.random.default_rng(width)
+    extremes = np.array([-row_codes.QUERY_CODE_MAX, row_codes.QUERY_CODE_MAX], dtype=np.int16)
+    random = rng.integers(extremes[0], extremes[1] + 1, (5, width)).astype(np.int16)
+    codes = rng.integers(-127, 128, width).astype(np.int8)
+    codes[:2] = -127, 127
+    for asked in (*random, np.resize(extremes, width), np.zeros(width, dtype=np.int16)):
+        halves = row_codes.bytes_of(asked[None, :]).reshape(-1)
+        zero, wide = np.uint64(0), np.uint64(width)
+        by_lines = byte_products.line_product(codes, zero, halves, zero, wide, wide)
+        too_much = byte_products.excess(asked, zero, wide)
+        plain = byte_products.product(codes, zero, asked, zero, wide)
+        assert np.int64(by_lines - too_much).astype(np.int32) == plain
+        assert plain == int(codes.astype(np.int64) @ asked.astype(np.int64))
 
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
