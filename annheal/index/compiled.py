@@ -253,8 +253,9 @@ def _signatures(element: Any = None) -> dict[str, tuple[Any, ...]]:
     graph = (given(i4), given(i8), given(i8), walked, given(f4), given(u1))
     scratch = (own(u1), own(i8), own(i4), own(f4), own(i4), own(i8))
     vectors = (given(f4), i8, given(f4), types.boolean)
-    coded = (given(i1), given(f4), given(i1), given(f4), given(f4))
-    asked = (given(f4), given(i2), given(i1), given(f4), given(f4), given(f4, 2), types.boolean)
+    coded = (given(i1), given(f4, 2), given(i8), given(f4))
+    errors = (given(f4, 2),) * 3
+    asked = (given(f4), given(i2), given(i1), given(f4), given(f4), *errors)
     bitmap = (given(types.uint64), given(u1))
     return {
         "walk": (*graph, given(i4), given(i8), *scratch, *results, own(i8, 2), own(u1)),
@@ -263,8 +264,9 @@ def _signatures(element: Any = None) -> dict[str, tuple[Any, ...]]:
         "compare_codes": (
             *coded,
             given(f4),
-            types.UniTuple(i8, 2),
+            i8,
             *asked,
+            types.boolean,
             *bitmap,
             own(i4),
             own(i4, 2),
@@ -272,6 +274,7 @@ def _signatures(element: Any = None) -> dict[str, tuple[Any, ...]]:
             own(i8),
             own(i4),
             own(i4),
+            own(f4),
             own(f4),
             *compared,
             *results,

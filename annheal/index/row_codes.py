@@ -1,8 +1,8 @@
 """Vectors as 8-bit codes, and how far a product of codes may be from the true one.
 
 Where few directions hold most of what tells vectors apart, as in those of language models, a row's
-codes are cut in two: the **head** holds its components along the strongest directions and usually
-decides alone that the row is not among the best; the **tail** holds the others.
+codes are cut into **planes**: the first holds its components along the strongest directions and
+usually decides alone that the row is not among the best, the last those along the weakest.
 """
 
 from __future__ import annotations
@@ -22,21 +22,20 @@ LINE_BYTES = 64
 ENCODE_ROWS = 8_192
 """Rows encoded at a time: 12 MiB of 384 floats."""
 AXES_ROWS = 8_192
-"""Rows of which directions are made; an index of fewer has no tails."""
-HEAD_VARIANCE = 0.96
-"""Share of the variance that a head holds at least."""
-HEAD_WIDTH_MAX = 0.7
-"""Share of the components in a head; with more, cutting saves too little."""
+"""Rows of which directions are made; an index of fewer has one plane."""
+PLANE_VARIANCES = (0.75, 0.96)
+"""Share of the variance held at least by the planes up to the first cut, and up to the second."""
+CUT_MAX = 0.7
+"""Share of the components before a cut; with more, cutting saves too little."""
 SAMPLE_ROWS = 256
 """Rows, and as many in the place of queries, whose products are compared with the true ones."""
-CODE_QUANTILE = 0.998
+SLACK_QUANTILE = 0.998
+"""Of the absolute errors measured. Half of what is beyond it is in favour of the row."""
 CODE_SLACK_MIN = 0.9
 """Error per unit of row scale and query length: 3.1 standard deviations of independent rounding
-errors, 1 / sqrt(12) each. Data whose errors are not independent gets what is measured. Half of the
-errors beyond it are in favour of the row, the others can lose it."""
-TAIL_QUANTILE = 0.998
-TAIL_SLACK_MIN = 3.0
-"""Standard deviations of a tail's product. Half of what is beyond the quantile helps the row."""
+errors, 1 / sqrt(12) each. Data whose errors are not independent gets what is measured."""
+REST_SLACK_MIN = 3.0
+"""Standard deviations of the product of the planes that are left out."""
 
 Floats = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.int8]
@@ -45,45 +44,56 @@ QueryCodes = npt.NDArray[np.int16]
 
 @dataclass(frozen=True, slots=True)
 class Axes:
-    """Directions by which rows are cut in two: a row becomes (row - mean) @ directions.
+    """Directions by which rows are cut: a row becomes (row - mean) @ directions.
 
-    `variances` (d,) are those of the components; only those after the head's `head_width` are used.
+    `variances` (d,) are those along the principal directions, from the strongest; each plane
+    but the last mixes its own.
     """
 
     mean: Floats
     directions: Floats
     variances: Floats
-    head_width: int
+    cuts: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class CodedQueries:
-    """Queries (n, d) as codes, their scales (n,), and slacks (n, 3).
+    """Queries (n, d) as codes with their scales (n,).
 
     `bytes` (n, 2, d) are the codes as 256 * the first + the second. An inner product is what the
-    codes give plus the query's offset (n,). The slacks are the errors of leaving out the
-    tail, and per unit of a row's head scale and tail scale.
+    codes give plus the query's offset (n,). Errors: `rests` (n, planes) of leaving out the planes
+    after this one, for a row far from the query; `shares` (n, planes) more per unit of the whole
+    product, because what is near the query is near it in all planes; `errors` (n, planes) of the
+    codes, per unit of a row's scale.
     """
 
     codes: QueryCodes
     bytes: Codes
     scales: Floats
     offsets: Floats
-    slacks: Floats
+    rests: Floats
+    shares: Floats
+    errors: Floats
+
+
+def size_bytes_max(rows: int, dimension: int) -> int:
+    """Return the memory that `RowCodes` of so many vectors may take."""
+    planes = 1 if rows < AXES_ROWS else 1 + len(PLANE_VARIANCES)
+    return rows * (dimension + 4 * planes)
 
 
 class RowCodes:
     """Codes of all rows of one index.
 
     A row's codes are its components in units of the largest one by 127, so they are off by half a
-    unit; head and tail have a unit each.
+    unit; each plane has a unit of its own.
 
     Attributes:
-        head, tail: codes, int8, row after row; the tail may be empty.
-        head_scales, tail_scales: what a code of one stands for, (rows,) float32.
-        widths: codes in a head and in a tail.
+        planes: codes, int8, plane after plane, row after row.
+        scales: what a code of one stands for, (planes, rows) float32.
+        widths: codes of a row in each plane, (planes,) int64.
         code_slack: error of a product of codes, as a share of scale times query length.
-        tail_slack: product of a tail that is expected at most, in standard deviations.
+        rest_slacks: of the planes after each one, in standard deviations, (planes,).
         size_bytes: memory held.
     """
 
@@ -91,39 +101,45 @@ class RowCodes:
         """Encode `vectors` (rows, d), which may be mapped and unaligned."""
         rows, dimension = vectors.shape
         self._axes = _axes_of(vectors)
-        cut = dimension if self._axes is None else self._axes.head_width
-        self.widths = (cut, dimension - cut)
-        self.head, self.tail = (_aligned_codes(rows * width) for width in self.widths)
-        self.head_scales = np.empty(rows, dtype=np.float32)
-        self.tail_scales = np.zeros(rows, dtype=np.float32)
-        heads, tails = self.head.reshape(rows, cut), self.tail.reshape(rows, dimension - cut)
+        edges = [0, *(self._axes.cuts if self._axes else ()), dimension]
+        self._parts = [slice(*edge) for edge in zip(edges[:-1], edges[1:], strict=True)]
+        self.widths = np.diff(np.array(edges, dtype=np.int64))
+        self.planes = _aligned_codes(rows * dimension)
+        self.scales = np.empty((len(self._parts), rows), dtype=np.float32)
         for start in range(0, rows, ENCODE_ROWS):
-            part = slice(start, min(start + ENCODE_ROWS, rows))
-            turned = self._turned(np.array(vectors[part]), less_mean=True)
-            heads[part], self.head_scales[part] = _encoded(turned[:, :cut], CODE_MAX)
-            if cut < dimension:
-                tails[part], self.tail_scales[part] = _encoded(turned[:, cut:], CODE_MAX)
-        arrays = (self.head, self.tail, self.head_scales, self.tail_scales)
-        self.size_bytes = sum(array.nbytes for array in arrays)
-        self.code_slack, self.tail_slack = CODE_SLACK_MIN, TAIL_SLACK_MIN
+            some = slice(start, min(start + ENCODE_ROWS, rows))
+            turned = self._turned(np.array(vectors[some]), less_mean=True)
+            for number, part in enumerate(self._parts):
+                codes, self.scales[number, some] = _encoded(turned[:, part], CODE_MAX)
+                self._plane(number)[some] = codes
+        self.size_bytes = self.planes.nbytes + self.scales.nbytes
+        self.code_slack = CODE_SLACK_MIN
+        self.rest_slacks = np.full(len(self._parts), REST_SLACK_MIN, dtype=np.float32)
         self._measure_slacks(vectors)
 
     def coded(self, queries: Float32Matrix) -> CodedQueries:
         """Return the codes of queries (n, d)."""
-        cut = self.widths[0]
         turned = self._turned(queries, less_mean=False)
         # Products of 8 and of up to 16 bits, as many as there are dimensions, stay within int32.
         codes, scales = _encoded(turned, _query_code_max(queries.shape[1]))
-        slacks = np.zeros((len(queries), 3), dtype=np.float32)
-        offsets = np.zeros(len(queries), dtype=np.float32)
         squares = turned * turned
+        starts = [part.start for part in self._parts]
+        lengths = np.add.reduceat(squares, starts, axis=1)
+        errors = self.code_slack * np.sqrt(lengths)
+        offsets = np.zeros(len(queries), dtype=np.float32)
+        rests, shares = np.zeros_like(errors), np.zeros_like(errors)
         if self._axes is not None:
             offsets[:] = queries @ self._axes.mean
-            tails = np.sqrt(squares[:, cut:] @ self._axes.variances[cut:])
-            slacks[:, 0] = self.tail_slack * tails
-        slacks[:, 1] = self.code_slack * np.sqrt(squares[:, :cut].sum(axis=1))
-        slacks[:, 2] = self.code_slack * np.sqrt(squares[:, cut:].sum(axis=1))
-        return CodedQueries(codes, bytes_of(codes), scales, offsets, slacks)
+            spread = np.add.reduceat(squares * self._axes.variances, starts, axis=1)
+            rests = self.rest_slacks * np.sqrt(_after(spread))
+            whole = np.maximum(lengths.sum(axis=1, keepdims=True), np.finfo(np.float32).tiny)
+            shares = _after(lengths) / whole
+        return CodedQueries(codes, bytes_of(codes), scales, offsets, rests, shares, errors)
+
+    def _plane(self, number: int) -> Codes:
+        """Return the codes of a plane, (rows, width)."""
+        rows, part = self.scales.shape[1], self._parts[number]
+        return self.planes[rows * part.start : rows * part.stop].reshape(rows, -1)
 
     def _turned(self, vectors: Floats, *, less_mean: bool) -> Floats:
         axes = self._axes
@@ -133,32 +149,27 @@ class RowCodes:
         return turned
 
     def _measure_slacks(self, vectors: Float32Matrix) -> None:
-        """Compare products of codes, and of heads alone, with the true ones, on rows as queries."""
-        cut = self.widths[0]
+        """Compare products of codes, and of some planes alone, with the true ones: rows ask."""
         rng = np.random.default_rng(len(vectors))
         chosen = rng.integers(0, len(vectors), SAMPLE_ROWS)
         queries = np.array(vectors[rng.integers(0, len(vectors), SAMPLE_ROWS)])
         rows = self._turned(np.array(vectors[chosen]), less_mean=True).astype(np.float64)
-        asked = self.coded(queries)
         exact = self._turned(queries, less_mean=False).astype(np.float64) @ rows.T
+        asked = self.coded(queries)
         whole = asked.codes.astype(np.float64) * asked.scales[:, None]
-        head_scales, tail_scales = self.head_scales[chosen], self.tail_scales[chosen]
-        heads = self.head.reshape(-1, cut)[chosen] * head_scales[:, None].astype(np.float64)
-        coded = whole[:, :cut] @ heads.T
-        if cut < vectors.shape[1]:
-            tails = self.tail.reshape(len(vectors), -1)[chosen] * tail_scales[:, None]
-            tail_products = whole[:, cut:] @ tails.astype(np.float64).T
-            coded = coded + tail_products
-            deviations = asked.slacks[:, :1] / TAIL_SLACK_MIN
-            product = _quantile(tail_products, deviations, TAIL_QUANTILE)
-            self.tail_slack = max(TAIL_SLACK_MIN, product)
-        units = asked.slacks[:, 1:2] * head_scales + asked.slacks[:, 2:] * tail_scales
-        error = _quantile(coded - exact, units / CODE_SLACK_MIN, CODE_QUANTILE)
-        self.code_slack = max(CODE_SLACK_MIN, error)
+        units = asked.errors @ self.scales[:, chosen] / CODE_SLACK_MIN
+        rest = np.zeros_like(exact)
+        for number, part in reversed(list(enumerate(self._parts))):
+            if number < len(self._parts) - 1:
+                deviations = asked.rests[:, number, None] / REST_SLACK_MIN
+                self.rest_slacks[number] = max(REST_SLACK_MIN, _quantile(rest, deviations))
+            plane = self._plane(number)[chosen] * self.scales[number, chosen, None]
+            rest += whole[:, part] @ plane.T.astype(np.float64)
+        self.code_slack = max(CODE_SLACK_MIN, _quantile(rest - exact, units))
 
 
 def _axes_of(vectors: Float32Matrix) -> Axes | None:
-    """Return directions with a head that is worth cutting off, or None."""
+    """Return directions with cuts that are worth making, or None."""
     rows, dimension = vectors.shape
     if rows < AXES_ROWS:
         return None
@@ -171,16 +182,26 @@ def _axes_of(vectors: Float32Matrix) -> Axes | None:
     total = variances.sum()
     if not 0 < total < np.inf:
         return None
-    needed = 1 + int(np.searchsorted(np.cumsum(variances), HEAD_VARIANCE * total))
-    width = -(-needed // LINE_BYTES) * LINE_BYTES
-    if width > HEAD_WIDTH_MAX * dimension:
+    needed = 1 + np.searchsorted(np.cumsum(variances), np.array(PLANE_VARIANCES) * total)
+    lines = {-(-int(width) // LINE_BYTES) for width in needed}
+    cuts = tuple(sorted(n * LINE_BYTES for n in lines if n * LINE_BYTES <= CUT_MAX * dimension))
+    if not cuts:
         return None
-    # Equal spread within the head: the largest component of a row is the unit of all.
-    mixing, _ = np.linalg.qr(np.random.default_rng(width).standard_normal((width, width)))
-    directions = np.hstack([directions[:, :width] @ mixing, directions[:, width:]])
-    return Axes(
-        mean, np.ascontiguousarray(directions, np.float32), variances.astype(np.float32), width
-    )
+    turned = np.ascontiguousarray(_mixed(directions, cuts), dtype=np.float32)
+    return Axes(mean, turned, variances.astype(np.float32), cuts)
+
+
+def _mixed(directions: npt.NDArray[np.float64], cuts: tuple[int, ...]) -> npt.NDArray[np.float64]:
+    """Spread rows evenly over the directions of each plane but the last.
+
+    The largest component of a row is the unit of all.
+    """
+    mixed = directions.copy()
+    for start, stop in zip((0, *cuts), cuts, strict=False):
+        size = stop - start
+        turn, _ = np.linalg.qr(np.random.default_rng(size).standard_normal((size, size)))
+        mixed[:, start:stop] = directions[:, start:stop] @ turn
+    return mixed
 
 
 def _aligned_codes(size: int) -> Codes:
@@ -210,9 +231,14 @@ def bytes_of(codes: QueryCodes) -> Codes:
     return found
 
 
-def _quantile(
-    errors: npt.NDArray[np.float64], units: npt.NDArray[np.floating[Any]], quantile: float
-) -> float:
-    """Return the quantile of absolute errors in units that may be zero."""
+def _after(parts: Floats) -> Floats:
+    """Return for each column the sum of those after it."""
+    sums: Floats = np.zeros_like(parts)
+    sums[:, :-1] = np.cumsum(parts[:, :0:-1], axis=1)[:, ::-1]
+    return sums
+
+
+def _quantile(errors: npt.NDArray[np.float64], units: npt.NDArray[np.floating[Any]]) -> float:
+    """Return `SLACK_QUANTILE` of absolute errors in units that may be zero."""
     tiny = np.finfo(np.float32).tiny
-    return float(np.quantile(np.abs(errors) / np.maximum(units, tiny), quantile))
+    return float(np.quantile(np.abs(errors) / np.maximum(units, tiny), SLACK_QUANTILE))

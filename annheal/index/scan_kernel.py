@@ -6,7 +6,7 @@ A row of codes takes a quarter of the memory of its floats, and reading is what 
 scattered rows costs. A product of codes is off by no more than a known slack
 (`annheal.index.row_codes` measures it), so every row gets a lower and an upper bound of its score.
 A row whose upper bound lies below the k-th best lower bound is not among the best k; the few others
-are compared by their floats. The head of a row's codes alone rules most rows out.
+are compared by their floats. The first plane of codes rules most rows out alone.
 """
 
 from __future__ import annotations
@@ -37,30 +37,33 @@ from annheal.index.exact_kernel import lowest_bit, write_results
 
 CODE_LINE_BYTES = 64
 CODE_LINES_AHEAD = 192
-"""Cache lines of heads asked for ahead. 50,000 of 100,000 rows of 384 bytes took 1.9 ms without,
-0.83 ms with 48 lines and 0.46 ms with 192. They are let go after their use: the caches stay with
-what the search reads next, which made it 0.13 ms shorter. Tails are used at once and kept."""
+"""Cache lines of the first plane asked for ahead. 50,000 of 100,000 rows of 384 bytes took 1.9 ms
+without, 0.83 ms with 48 lines and 0.46 ms with 192. They are let go after their use: the caches
+stay with what the search reads next, which made it 0.13 ms shorter. Lines of other planes are used
+at once and kept."""
 
 
 class Codes(NamedTuple):
-    """The rows' codes as the kernel gets them: int8, with the float that a code of one stands for.
+    """The rows' codes as the kernel gets them: int8, plane after plane.
 
-    `norms` are squared lengths, for squared Euclidean distances; empty for inner products.
+    `scales` (planes, rows) are the floats that a code of one stands for, `widths` (planes,) the
+    codes of a row in each plane. `norms` are squared lengths, for squared Euclidean distances;
+    empty for inner products.
     """
 
-    head: Any
-    head_scales: Any
-    tail: Any
-    tail_scales: Any
+    planes: Any
+    scales: Any
+    widths: Any
     norms: Any
 
 
 class Asked(NamedTuple):
-    """Queries as floats, and as int16 codes, head and tail, with one scale for both.
+    """Queries as floats, and as int16 codes with one scale for all planes.
 
     `bytes` (n, 2, d) int8 are the codes again, as 256 * the first + the second. A score is what
-    the codes give plus `offsets` (n,). `slacks` (n, 3) are errors: of leaving out the tail, and per
-    unit of the row's scales.
+    the codes give plus `offsets` (n,). Errors: `rests` and `shares` (n, planes) of leaving out the
+    planes after this one, at any row and per unit of the product looked for; `errors` (n, planes)
+    of codes, per unit of a row's scale.
     """
 
     floats: Any
@@ -68,15 +71,21 @@ class Asked(NamedTuple):
     bytes: Any
     scales: Any
     offsets: Any
-    slacks: Any
+    rests: Any
+    shares: Any
+    errors: Any
 
 
 class Block(NamedTuple):
-    """Memory for the rows that meet all queries at a time, and for those that pass their head."""
+    """Memory for the rows that meet all queries at a time, and for those that are still in it.
+
+    Of those `values` and `slacks` are the product of the planes so far, and its error.
+    """
 
     products: Any
     chosen: Any
-    partial: Any
+    values: Any
+    slacks: Any
 
 
 @njit(nogil=True)
@@ -100,6 +109,7 @@ def _members(words: Any, last_bytes: Any, members: Any) -> Any:
 @njit(nogil=True)
 def _multiply(
     codes: Any,
+    base: Any,
     members: Any,
     span: Any,
     asked: Any,
@@ -109,9 +119,9 @@ def _multiply(
 ) -> None:
     """Write the products of the members of `span` with a part of one query into `products`.
 
-    `part` is where the query begins, its dimension, and where in it this part begins and how wide
-    it is. Nothing else is done in this loop: with more in it LLVM leaves the 16-bit multiply-add,
-    and a row takes twice as long.
+    The plane begins at `base`; `part` is where the query begins, its dimension, and where in it
+    this plane begins and how wide it is. Nothing else is done in this loop: with more in it LLVM
+    leaves the 16-bit multiply-add, and a row takes twice as long.
     """
     query, dimension, offset, width = part
     first, stop, count = uint64(span[0]), uint64(span[1]), uint64(members.size)
@@ -122,10 +132,10 @@ def _multiply(
     for t in range(first, stop):
         if ahead and t + ahead < count:
             # Not a function of its own: LLVM would unroll the loop far beyond a row's few lines.
-            later = uint64(members[t + ahead]) * width
+            later = base + uint64(members[t + ahead]) * width
             for line in range(uint64(0), width, uint64(CODE_LINE_BYTES)):
                 prefetch_once(codes, later + line)
-        start = uint64(members[t]) * width
+        start = base + uint64(members[t]) * width
         if by_lines:
             total = line_product(codes, start, asked.bytes, high, low, width)
             products[t - first] = int32(total - too_much)
@@ -134,7 +144,39 @@ def _multiply(
 
 
 @njit(nogil=True, fastmath=REORDER_SUMS)
-def _pass_heads(
+def _sift(
+    held: Any, asked: Any, q: Any, p: Any, l2: Any, members: Any, span: Any, block: Any, least: Any
+) -> Any:
+    """Choose the members of `span` of which a score of `least` is possible after plane `p`.
+
+    Returns their number. `members` may be `block.chosen` itself.
+    """
+    query_scale, error, scales = asked.scales[q], asked.errors[q, p], held.scales[p]
+    rest, share = asked.rests[q, p], asked.shares[q, p]
+    first = uint64(span[0])
+    needed = least
+    count = int64(0)
+    for t in range(first, uint64(span[1])):
+        row = members[t]
+        scale = scales[uint64(row)]
+        value = float32(block.products[t - first]) * query_scale * scale
+        slack = error * scale
+        if p:
+            value += block.values[t - first]
+            slack += block.slacks[t - first]
+        if l2:
+            needed = float32(0.5) * (least + held.norms[uint64(row)])
+        possible = value + slack + rest + share * max(needed, float32(0))
+        # No branch: the processor would guess wrong for every other row of a close race.
+        block.chosen[uint64(count)] = row
+        block.values[uint64(count)] = value
+        block.slacks[uint64(count)] = slack
+        count += int64(possible >= needed)
+    return count
+
+
+@njit(nogil=True)
+def _pass_planes(
     held: Any,
     asked: Any,
     q: Any,
@@ -143,39 +185,36 @@ def _pass_heads(
     span: Any,
     block: Any,
     least: Any,
-    tail_width: Any,
+    dimension: Any,
+    ahead: Any,
 ) -> Any:
-    """Choose the members of `span` whose heads leave a score of `least` possible.
+    """Choose the members of `span` of which the codes leave a score of `least` possible.
 
-    Returns their number, and asks for their tails.
+    Returns their number. Each plane is read for the rows only that the planes before it left.
     """
-    query_scale, tail_slack, head_slack = asked.scales[q], asked.slacks[q, 0], asked.slacks[q, 1]
-    first = uint64(span[0])
-    count = int64(0)
-    for t in range(first, uint64(span[1])):
-        row = members[t]
-        scale = held.head_scales[uint64(row)]
-        value = float32(block.products[t - first]) * query_scale * scale
-        slack = tail_slack + head_slack * scale
-        if l2:
-            value = value + value - held.norms[uint64(row)]
-            slack += slack
-        # No branch: the processor would guess wrong for every other row of a close race.
-        block.chosen[uint64(count)] = row
-        block.partial[uint64(count)] = value
-        count += int64(value + slack >= least)
-    for i in range(uint64(0), uint64(count)):
-        start = uint64(block.chosen[i]) * tail_width
-        for offset in range(uint64(0), tail_width, uint64(CODE_LINE_BYTES)):
-            prefetch(held.tail, start + offset)
+    query, none = q * dimension, uint64(0)
+    every = uint64(held.scales.shape[1])
+    width = uint64(held.widths[0])
+    part = (query, dimension, none, width)
+    _multiply(held.planes, none, members, span, asked, part, block.products, ahead)
+    count = _sift(held, asked, q, int64(0), l2, members, span, block, least)
+    offset = width
+    for p in range(1, held.widths.size):
+        width, base = uint64(held.widths[p]), every * offset
+        for i in range(none, uint64(count)):
+            start = base + uint64(block.chosen[i]) * width
+            for line in range(none, width, uint64(CODE_LINE_BYTES)):
+                prefetch(held.planes, start + line)
+        rest, part = (int64(0), count), (query, dimension, offset, width)
+        _multiply(held.planes, base, block.chosen, rest, asked, part, block.products, none)
+        count = _sift(held, asked, q, int64(p), l2, block.chosen, rest, block, least)
+        offset += width
     return count
 
 
-@njit(nogil=True, fastmath=REORDER_SUMS)
-def _bound(
+@njit(nogil=True)
+def _note(
     held: Any,
-    asked: Any,
-    q: Any,
     l2: Any,
     block: Any,
     chosen: Any,
@@ -185,22 +224,17 @@ def _bound(
     uppers: Any,
     count: Any,
 ) -> Any:
-    """Bound the `chosen` rows of a block for query `q`, and note those that are promising so far.
+    """Put the bounds of the `chosen` rows of a block into the pool, and note what is promising.
 
     Returns how many lower bounds the pool holds and how many rows are noted.
     """
     k = int64(pool.size)
-    query_scale, head_slack, tail_slack = asked.scales[q], asked.slacks[q, 1], asked.slacks[q, 2]
     least = _least(pool, size)
     for t in range(uint64(0), uint64(chosen)):
-        row = block.chosen[t]
-        tail_scale = held.tail_scales[uint64(row)]
-        tail = float32(block.products[t]) * query_scale * tail_scale
-        slack = head_slack * held.head_scales[uint64(row)] + tail_slack * tail_scale
+        row, value, slack = block.chosen[t], block.values[t], block.slacks[t]
         if l2:
-            tail += tail
+            value = value + value - held.norms[uint64(row)]
             slack += slack
-        value = block.partial[t] + tail
         if value + slack < least:
             continue
         promising[uint64(count)] = row
@@ -295,7 +329,7 @@ def _worst_distance(
 def _bound_all(
     held: Any,
     asked: Any,
-    widths: Any,
+    dimension: Any,
     l2: Any,
     members: Any,
     promising: Any,
@@ -306,30 +340,21 @@ def _bound_all(
     sizes: Any,
 ) -> None:
     """Bound all members for all queries, block by block."""
-    head, tail = widths
     count, rows = int64(members.size), int64(block.products.size)
-    lines = (int64(head) + CODE_LINE_BYTES - 1) // CODE_LINE_BYTES
+    lines = (int64(held.widths[0]) + CODE_LINE_BYTES - 1) // CODE_LINE_BYTES
     ahead = uint64(max(int64(2), CODE_LINES_AHEAD // lines))
-    none = uint64(0)
     for start in range(0, count, rows):
         span = (start, min(start + rows, count))
-        for q in range(none, uint64(sizes.size)):
-            query, dimension = q * (head + tail), head + tail
-            # The first query brings the block into the cache.
-            first = none if q else ahead
-            part = (query, dimension, none, head)
-            _multiply(held.head, members, span, asked, part, block.products, first)
+        for q in range(uint64(0), uint64(sizes.size)):
             least = _least(pools[q], sizes[q])
-            passed = _pass_heads(held, asked, q, l2, members, span, block, least, tail)
-            part, rest = (query, dimension, head, tail), (int64(0), passed)
-            _multiply(held.tail, block.chosen, rest, asked, part, block.products, none)
-            sizes[q], counts[q] = _bound(
+            # The first query brings the block into the cache.
+            first = uint64(0) if q else ahead
+            chosen = _pass_planes(held, asked, q, l2, members, span, block, least, dimension, first)
+            sizes[q], counts[q] = _note(
                 held,
-                asked,
-                q,
                 l2,
                 block,
-                passed,
+                chosen,
                 pools[q],
                 sizes[q],
                 promising[q],
@@ -340,19 +365,20 @@ def _bound_all(
 
 @njit(nogil=True)
 def compare_codes(
-    head: Any,
-    head_scales: Any,
-    tail: Any,
-    tail_scales: Any,
+    planes: Any,
+    scales: Any,
+    widths: Any,
     norms: Any,
     stored: Any,
-    widths: Any,
+    dimension: Any,
     queries: Any,
     asked_codes: Any,
     asked_bytes: Any,
     asked_scales: Any,
     offsets: Any,
-    slacks: Any,
+    rests: Any,
+    shares: Any,
+    errors: Any,
     l2: Any,
     words: Any,
     last_bytes: Any,
@@ -362,7 +388,8 @@ def compare_codes(
     counts: Any,
     products: Any,
     chosen: Any,
-    partial: Any,
+    values: Any,
+    slacks: Any,
     block: Any,
     distances: Any,
     pools: Any,
@@ -372,24 +399,23 @@ def compare_codes(
 ) -> None:
     """Find the best rows of a bitmap for every query, reading the floats of the promising ones.
 
-    `widths` are the codes of a row's head and of its tail. `members` (m,) int32, `promising`
-    (n, m) int32 and `uppers` (n, m) float32 are memory for the m rows of the bitmap, `counts` (n,)
-    int64 are zeros; `products` int32, `chosen` int32 and `partial` float32 have a place for each
-    row that meets all queries at a time. The rest is as for `exact_kernel.compare_bitmap`.
+    `members` (m,) int32, `promising` (n, m) int32 and `uppers` (n, m) float32 are memory for the m
+    rows of the bitmap, `counts` (n,) int64 are zeros; `products` int32, `chosen` int32, `values`
+    and `slacks` float32 have a place for each row that meets all queries at a time. The rest is as
+    for `exact_kernel.compare_bitmap`.
     """
-    held = Codes(head, head_scales, tail, tail_scales, norms)
-    asked = Asked(queries, asked_codes, asked_bytes, asked_scales, offsets, slacks)
-    wide = (uint64(widths[0]), uint64(widths[1]))
-    dimension = wide[0] + wide[1]
+    held = Codes(planes, scales, widths, norms)
+    asked = Asked(queries, asked_codes, asked_bytes, asked_scales, offsets, rests, shares, errors)
+    wide = uint64(dimension)
     members = members[: _members(words, last_bytes, members)]
-    at_once = Block(products, chosen, partial)
+    at_once = Block(products, chosen, values, slacks)
     _bound_all(held, asked, wide, l2, members, promising, uppers, counts, at_once, pools, sizes)
     for q in range(uint64(0), uint64(sizes.size)):
         sizes[q] = _compare_promising(
             stored,
             asked,
             q,
-            dimension,
+            wide,
             l2,
             promising[q, : counts[q]],
             uppers[q],

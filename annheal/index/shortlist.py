@@ -53,7 +53,8 @@ class _Scratch(threading.local):
         self.uppers = np.zeros(0, dtype=np.float32)
         self.products = np.zeros(CODE_BLOCK_ROWS, dtype=np.int32)
         self.chosen = np.zeros(CODE_BLOCK_ROWS, dtype=np.int32)
-        self.partial = np.zeros(CODE_BLOCK_ROWS, dtype=np.float32)
+        self.values = np.zeros(CODE_BLOCK_ROWS, dtype=np.float32)
+        self.slacks = np.zeros(CODE_BLOCK_ROWS, dtype=np.float32)
         self.block = np.zeros(BLOCK_ROWS, dtype=np.int32)
         self.distances = np.zeros(BLOCK_ROWS, dtype=np.float32)
 
@@ -114,19 +115,20 @@ class Shortlist:
             scratch.uppers = np.empty(bounds, dtype=np.float32)
         whole = len(matching.packed) // 8 * 8
         kernels().compare_codes(
-            held.head,
-            held.head_scales,
-            held.tail,
-            held.tail_scales,
+            held.planes,
+            held.scales,
+            held.widths,
             self._norms,
             self._stored,
-            held.widths,
+            queries.shape[1],
             queries.reshape(-1),
             asked.codes.reshape(-1),
             asked.bytes.reshape(-1),
             asked.scales,
             offsets,
-            asked.slacks,
+            asked.rests,
+            asked.shares,
+            asked.errors,
             self._l2,
             matching.packed[:whole].view(np.uint64),
             matching.packed[whole:],
@@ -136,7 +138,8 @@ class Shortlist:
             np.zeros(n, dtype=np.int64),
             scratch.products,
             scratch.chosen,
-            scratch.partial,
+            scratch.values,
+            scratch.slacks,
             scratch.block,
             scratch.distances,
             np.empty((n, scores.shape[1]), dtype=np.int64),

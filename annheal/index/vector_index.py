@@ -38,6 +38,7 @@ from annheal.index.quantized import (
     rerank,
     reranked_rows,
 )
+from annheal.index.row_codes import size_bytes_max
 from annheal.index.shortlist import Shortlist
 from annheal.model.collection import IndexSettings, Metric, VectorStorage
 from annheal.model.manifest import IndexKind
@@ -258,14 +259,15 @@ class VectorIndex:
 
     @property
     def shortlist_bytes(self) -> int:
-        """Memory that `make_shortlist` takes or took."""
-        per_row = self.dimension + (12 if self._is_l2 else 8)
-        return self.rows * per_row
+        """Memory that `make_shortlist` took, or the most that it may take."""
+        if self._shortlist is not None:
+            return self._shortlist.size_bytes
+        return size_bytes_max(self.rows, self.dimension) + (4 * self.rows if self._is_l2 else 0)
 
     def make_shortlist(self) -> Shortlist:
         """Encode all vectors in 8 bits for `search_shortlisted`, unless that was done.
 
-        Takes a quarter of the vectors' memory and a tenth of a second for 100,000 x 384. Waits for
+        Takes a quarter of the vectors' memory and a third of a second for 100,000 x 384. Waits for
         the kernels.
         """
         if self._shortlist is None:
