@@ -22,7 +22,9 @@ from benchmarks.servers import Server, serve
 
 HEALING_OFF = {"compaction_automatic": "false"}
 PROMPT_COLLECTION = {"collection_interval_s": "1", "collection_grace_s": "2"}
-"""The month is over in minutes: what nothing names must not lie about for an hour."""
+PROMPT_MERGES = {"segment_idle_s": 3.0}
+"""The month is over in minutes: what nothing names must not lie about for an hour, and a shard
+counts as idle after seconds."""
 
 BATCH_QUERIES = 100
 WRITE_ROWS = 250
@@ -63,7 +65,7 @@ class ChurnedServer:
 
     async def load(self, dataset: Dataset) -> None:
         """Fill a new collection and wait until graphs cover it."""
-        await load(self._client, dataset, compact=True)
+        await load(self._client, dataset, compact=True, settings=PROMPT_MERGES)
 
     async def apply(self, change: Change, whole: Dataset, *, seconds: float) -> None:
         """Delete and upsert in small batches spread over `seconds`, while queries are asked."""

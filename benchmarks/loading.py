@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,14 +45,24 @@ def build_faiss(dataset: Dataset) -> tuple[Any, float]:
     return index, time.perf_counter() - started_s
 
 
-async def load(client: AsyncClient, dataset: Dataset, *, compact: bool) -> Loaded:
-    """Fill a new collection with default settings and wait until graphs cover all of it.
+async def load(
+    client: AsyncClient,
+    dataset: Dataset,
+    *,
+    compact: bool,
+    settings: Mapping[str, Any] | None = None,
+) -> Loaded:
+    """Fill a new collection and wait until graphs cover all of it; default settings, or `settings`.
 
     With `compact` the client asks for flush and compaction after the last row, as one does after a
     bulk load; without it the server decides when.
     """
     await client.create_collection(
-        COLLECTION, dataset.dimension, metric="cosine", attributes=dataset.schema
+        COLLECTION,
+        dataset.dimension,
+        metric="cosine",
+        attributes=dataset.schema,
+        settings=settings,
     )
     started_s = time.perf_counter()
     await client.upsert(

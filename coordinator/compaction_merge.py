@@ -153,7 +153,7 @@ def _idle(
     if shard.quiet_s < max(collection.settings.segment_idle_s, settings.quiet_s):
         return None
     small = [one for one in alive if live_rows(one) < WARM_ROWS_MAX]
-    group = growing_group(collection, small, growth=settings.growth_quiet, settings=settings)
+    group = growing_group(collection, small, growth=settings.growth_idle, settings=settings)
     if not group:
         return None
     why = f"shard idle, {len(group)} small segments"

@@ -37,7 +37,8 @@ class CompactionSettings:
     Without `automatic` only what somebody asks for is compacted. While a shard is written to,
     `flat_segments_max` flat segments or `flat_rows_max` rows in them start a merge; after
     `quiet_s` without a write two are enough. The largest segment of a merge has at most
-    `growth_busy` (`growth_quiet` when quiet) times the rows of the others together. A lone flat
+    `growth_busy` (`growth_quiet` when quiet, `growth_idle` when nobody has written for the
+    collection's `segment_idle_s`) times the rows of the others together. A lone flat
     segment below `graph_rows_min` rows stays as it is. More than `graphs_max` graphs in a shard are
     merged, the smallest first. A task that failed keeps its sources away from new tasks for
     `failed_pause_s`. Over the whole cluster at most `tasks_max` tasks are unfinished, with
@@ -51,6 +52,7 @@ class CompactionSettings:
     quiet_s: float = 3.0
     growth_busy: float = 1.0
     growth_quiet: float = 4.0
+    growth_idle: float = 10.0
     graph_rows_min: int = 2_000
     graphs_max: int = 8
     sources_max: int = 64

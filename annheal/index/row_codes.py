@@ -7,6 +7,7 @@ usually decides alone that the row is not among the best, the last those along t
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,7 +103,7 @@ class RowCodes:
         rows, dimension = vectors.shape
         self._axes = _axes_of(vectors)
         edges = [0, *(self._axes.cuts if self._axes else ()), dimension]
-        self._parts = [slice(*edge) for edge in zip(edges[:-1], edges[1:], strict=True)]
+        self._parts = [slice(*edge) for edge in itertools.pairwise(edges)]
         self.widths = np.diff(np.array(edges, dtype=np.int64))
         self.planes = _aligned_codes(rows * dimension)
         self.scales = np.empty((len(self._parts), rows), dtype=np.float32)
@@ -125,15 +126,15 @@ class RowCodes:
         squares = turned * turned
         starts = [part.start for part in self._parts]
         lengths = np.add.reduceat(squares, starts, axis=1)
-        errors = self.code_slack * np.sqrt(lengths)
+        errors, rests, shares = (np.zeros(lengths.shape, dtype=np.float32) for _ in range(3))
+        errors[:] = self.code_slack * np.sqrt(lengths)
         offsets = np.zeros(len(queries), dtype=np.float32)
-        rests, shares = np.zeros_like(errors), np.zeros_like(errors)
         if self._axes is not None:
             offsets[:] = queries @ self._axes.mean
             spread = np.add.reduceat(squares * self._axes.variances, starts, axis=1)
-            rests = self.rest_slacks * np.sqrt(_after(spread))
+            rests[:] = self.rest_slacks * np.sqrt(_after(spread))
             whole = np.maximum(lengths.sum(axis=1, keepdims=True), np.finfo(np.float32).tiny)
-            shares = _after(lengths) / whole
+            shares[:] = _after(lengths) / whole
         return CodedQueries(codes, bytes_of(codes), scales, offsets, rests, shares, errors)
 
     def _plane(self, number: int) -> Codes:

@@ -142,7 +142,7 @@ class Load:
             for part in self.parts.pop(source)
         ]
         for part in self.parts[name]:
-            assert part.rewrites <= bound(rows, part.flushed_rows, growth=RULES.growth_quiet)
+            assert part.rewrites <= bound(rows, part.flushed_rows, growth=RULES.growth_idle)
 
     @property
     def amplification(self) -> float:
@@ -202,8 +202,10 @@ def test_the_largest_segment_of_a_merge_is_never_much_larger_than_the_others(
         assert sum(rows) <= COLLECTION.settings.segment_rows_max
         if len(rows) > 1:
             chosen = [one for one in segments if one.segment_id in task.sources]
-            crowd = all(one.index_kind == "hnsw" for one in chosen)
-            growth = RULES.growth_quiet if quiet_s or crowd else RULES.growth_busy
+            graphs = all(one.index_kind == "hnsw" for one in chosen)
+            growth = RULES.growth_quiet if quiet_s or graphs else RULES.growth_busy
+            if graphs and quiet_s >= COLLECTION.settings.segment_idle_s:
+                growth = RULES.growth_idle
             assert rows[-1] <= growth * sum(rows[:-1])
         else:
             (source,) = task.sources
