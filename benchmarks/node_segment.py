@@ -33,7 +33,7 @@ from compactor.build import BuildOrder, build_segment
 from compactor.fetch import Source
 from shard_node.costs import CostBook
 from shard_node.filter_cache import FilterCache
-from shard_node.planner import choose_ef
+from shard_node.recall_curves import choose_ef
 from shard_node.search import Searcher
 from shard_node.view import SegmentView, ShardView
 

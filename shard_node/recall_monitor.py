@@ -39,7 +39,7 @@ from shard_node.ef_control import (
 from shard_node.filter_cache import FilterCache
 from shard_node.latency_history import LatencyHistory
 from shard_node.offload import Offload
-from shard_node.planner import choose_ef
+from shard_node.recall_curves import choose_ef
 from shard_node.recall_keeper import RecallKeeper
 from shard_node.recall_measure import GroupFinding, QueryGroup, group_queries, measure_group
 from shard_node.recall_result import (

@@ -11,7 +11,7 @@ from annheal.model.recall import RECALL_UNKNOWN
 from annheal.model.shard import ShardId, ShardPhase
 from annheal.model.write import SegmentState, ShardState
 from shard_node.growing import GrowingView
-from shard_node.planner import measured_visits, plain_ef
+from shard_node.recall_curves import measured_visits, plain_ef
 from shard_node.view import SegmentView, ShardView
 
 

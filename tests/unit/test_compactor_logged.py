@@ -21,7 +21,7 @@ from compactor.build import STRENGTHENINGS, BuildOrder, build_segment
 from compactor.calibrate import LOGGED_MIN, calibrate, harder_curve, recall_of
 from compactor.fetch import Source, fetch_logged
 from compactor.recalls import best_scores
-from shard_node.planner import choose_ef
+from shard_node.recall_curves import choose_ef
 from tests.support.compaction import COLLECTION_ID, SHARD, collection, merge_task
 from tests.support.segments import open_local, sample_rows, write_sample
 

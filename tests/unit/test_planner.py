@@ -11,17 +11,19 @@ from annheal.index import ShortlistCosts, WalkCosts
 from annheal.model.manifest import IndexKind
 from annheal.segment import RecallPoint
 from shard_node.planner import (
-    EF_MIN,
-    EF_UNCALIBRATED_MAX,
     WALK_COMPARISONS_PER_EF,
     PlanKind,
     SegmentFacts,
     SegmentPlan,
     Wanted,
+    plan_segment,
+)
+from shard_node.recall_curves import (
+    EF_MIN,
+    EF_UNCALIBRATED_MAX,
     choose_band_ef,
     choose_ef,
     measured_visits,
-    plan_segment,
 )
 
 CURVE = (RecallPoint(10, 16, 0.9), RecallPoint(10, 64, 0.99), RecallPoint(10, 32, 0.96))
@@ -109,7 +111,7 @@ def test_few_matches_are_compared_alone_and_many_walked_to() -> None:
     assert plan(allowed=2_000).kind is PlanKind.ROWS
     found = plan(allowed=10_000)
     assert (found.kind, found.ef) == (PlanKind.IN_GRAPH, 128)
-    assert (plan(allowed=60_000).kind, plan(allowed=60_000).ef) == (PlanKind.IN_GRAPH, 96)
+    assert (plan(allowed=60_000).kind, plan(allowed=60_000).ef) == (PlanKind.IN_GRAPH, 84)
 
 
 def test_the_cheaper_way_depends_on_what_the_machine_measured() -> None:
@@ -204,10 +206,17 @@ def test_no_beam_is_narrower_than_what_it_must_hold() -> None:
 
 
 @pytest.mark.parametrize(
-    ("objective", "ef"), [(0.5, 16), (0.89, 16), (0.9, 32), (0.95, 32), (0.96, 64), (0.999, 64)]
+    ("objective", "ef"), [(0.5, 16), (0.89, 16), (0.9, 19), (0.95, 32), (0.96, 41), (0.999, 64)]
 )
 def test_the_smallest_ef_that_meets_the_objective(objective: float, ef: int) -> None:
     assert choose_ef(BANDS, k=10, objective=objective) == ef
+
+
+def test_between_two_points_recall_rises_evenly() -> None:
+    point = choose_band_ef(BANDS, k=10, objective=0.95, share=0.5)
+    assert point is not None
+    assert (point.ef, point.recall) == (84, pytest.approx(0.95875))
+    assert (point.visited, point.checked) == (887.5, 2_625.0)
 
 
 def test_a_band_is_read_at_or_below_the_share() -> None:
@@ -215,7 +224,7 @@ def test_a_band_is_read_at_or_below_the_share() -> None:
         point = choose_band_ef(BANDS, k=10, objective=0.95, share=share, **more)  # type: ignore[arg-type]
         return None if point is None else point.ef
 
-    assert chosen(0.5) == 96
+    assert chosen(0.5) == 84
     assert chosen(0.49) == 128
     assert chosen(0.09) is None
     assert chosen(0.3, far=True) == 256
@@ -226,7 +235,7 @@ def test_uncertain_points_do_not_count() -> None:
     unsure = (RecallPoint(10, 64, 0.96, 0.01, band="0.1"), RecallPoint(10, 96, 0.98, band="0.1"))
     point = choose_band_ef(unsure, k=10, objective=0.95, share=0.2)
     assert point is not None
-    assert point.ef == 96
+    assert point.ef == 82
 
 
 def test_more_neighbours_than_measured_widen_the_beam_as_without_a_filter() -> None:
@@ -257,6 +266,7 @@ def test_the_baseline_of_a_walk_is_what_was_counted_at_its_beam() -> None:
         RecallPoint(100, 128, 0.97, visited=2_000.0),
     ]
     assert measured_visits(curve, k=10, ef=32) == 500.0
+    assert measured_visits(curve, k=10, ef=20) == 350.0
     assert measured_visits(curve, k=10, ef=64) == 500.0, "where nothing was counted: the one below"
     assert measured_visits(curve, k=50, ef=128) == 2_000.0
     assert measured_visits(curve, k=10, ef=10) == 0.0

@@ -36,7 +36,7 @@ from tests.support.shards import (
     ShardWorld,
 )
 
-EXAMPLES = int(os.environ.get("ANNHEAL_STATEFUL_EXAMPLES", "34"))
+EXAMPLES = int(os.environ.get("ANNHEAL_STATEFUL_EXAMPLES", "46"))
 STEPS = int(os.environ.get("ANNHEAL_STATEFUL_STEPS", "60"))
 SOAK_S = float(os.environ.get("ANNHEAL_SOAK_S", "0"))
 SOAK_SEED = os.environ.get("ANNHEAL_SOAK_SEED", "")
