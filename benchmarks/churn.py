@@ -28,6 +28,7 @@ from benchmarks.churn_figures import (
     HEALING,
     HEALING_OFF,
     HNSWLIB,
+    REFERENCE,
     SYSTEMS,
     check,
     draw,
@@ -55,6 +56,7 @@ COLUMNS = (
     Column("recall", "recall", 4),
     Column("p50_ms", "p50 ms", 2),
     Column("p99_ms", "p99 ms", 2),
+    Column("p99_ratio", "of cycle 0", 2),
     Column("visited", "compared"),
     Column("ghosts", "ghosts"),
     Column("segments", "segments"),
@@ -167,6 +169,7 @@ class Run:
         self._population = Population(dataset)
         self._queries = dataset.queries[:QUERIES_MAX]
         self._servers: list[ChurnedServer] = []
+        self._reference: ChurnedServer | None = None
         self._indexes: list[IndexUnderChurn] = []
 
     async def run(self) -> None:
@@ -192,7 +195,10 @@ class Run:
                 stack.callback(index.close)
                 self._indexes.append(IndexUnderChurn(name, index))
         first = population.subset(*population.records())
-        for system in self._servers:
+        if HEALING in own.systems:
+            server = churned_server(REFERENCE, healing=True, k=k)
+            self._reference = await stack.enter_async_context(server)
+        for system in (*self._servers, *filter(None, [self._reference])):
             self._say(f"loading {population.live_rows:,} rows into {system.name}")
             await system.load(first)
         for library in self._indexes:
@@ -220,7 +226,10 @@ class Run:
         truth = await asyncio.to_thread(population.truth, queries, self._options.k)
         wanted = 0.95
         for system in self._servers:
-            row = await system.measure(population, truth, queries, rounds=rounds)
+            reference = self._reference if system.name == HEALING else None
+            row = await system.measure(
+                population, truth, queries, rounds=rounds, reference=reference
+            )
             wanted = max(wanted, row["recall"]) if system.name == HEALING else wanted
             if row["live_rows"] != population.live_rows:
                 raise RuntimeError(
@@ -242,7 +251,8 @@ class Run:
     def _add(self, system: str, cycle: int, row: Row, seen: Foreground | None = None) -> None:
         seen = seen or Foreground()
         ghosts = row.pop("ghosts") + seen.ghosts
-        order = ("live_rows", "dead_rows", "recall", "p50_ms", "p99_ms", "visited")
+        row.setdefault("p99_ratio", None)
+        order = ("live_rows", "dead_rows", "recall", "p50_ms", "p99_ms", "p99_ratio", "visited")
         head = {key: row.pop(key) for key in order}
         tail = {key: row.pop(key) for key in ("memory_mb", "disk_mb")}
         added = self._report.add(

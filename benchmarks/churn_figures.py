@@ -12,6 +12,7 @@ HEALING_OFF = "annheal, healing off"
 FAISS = "faiss, tombstones"
 HNSWLIB = "hnswlib, replacing"
 FRESH = "annheal, fresh build"
+REFERENCE = "annheal, as in cycle 0"
 SYSTEMS = {"annheal": HEALING, "unhealed": HEALING_OFF, "faiss": FAISS, "hnswlib": HNSWLIB}
 """Systems by the words of the command line, in the order of the picture."""
 
@@ -48,7 +49,7 @@ def check(rows: Sequence[Row]) -> list[Requirement]:
         return []
     first, last = own[0], own[-1]
     worst = min(row["recall"] for row in own)
-    slowest = max(row["p99_ms"] for row in own)
+    slowest = max(own, key=lambda row: row["p99_ratio"])
     ghosts = sum(row["ghosts"] for row in own)
     failures = sum(row["failures"] for row in own)
     found = [
@@ -61,10 +62,10 @@ def check(rows: Sequence[Row]) -> list[Requirement]:
             f"cycle 0 {first['recall']:.4f}, lowest {worst:.4f}",
         ),
         Requirement(
-            f"p99 at rest <= {P99_RATIO_MAX} times that of cycle 0",
-            slowest <= P99_RATIO_MAX * first["p99_ms"],
-            f"cycle 0 {first['p99_ms']:.2f} ms, highest {slowest:.2f} ms:"
-            f" {slowest / first['p99_ms']:.2f} times",
+            f"p99 at rest <= {P99_RATIO_MAX} times that of a server left as in cycle 0",
+            slowest["p99_ratio"] <= P99_RATIO_MAX,
+            f"highest in cycle {slowest['cycle']}, {slowest['p99_ms']:.2f} ms:"
+            f" {slowest['p99_ratio']:.2f} times",
         ),
         Requirement("no ghosts", ghosts == 0, f"{ghosts} hits were deleted or replaced"),
         Requirement("no query or write failed", failures == 0, f"{failures} failed"),

@@ -181,7 +181,7 @@ def _axes_of(vectors: Float32Matrix) -> Axes | None:
     variances, directions = np.linalg.eigh((sample.T @ sample).astype(np.float64) / AXES_ROWS)
     variances, directions = np.maximum(variances[::-1], 0.0), directions[:, ::-1]
     total = variances.sum()
-    if not 0 < total < np.inf:
+    if not 0 < total < np.finfo(np.float32).max:
         return None
     needed = 1 + np.searchsorted(np.cumsum(variances), np.array(PLANE_VARIANCES) * total)
     lines = {-(-int(width) // LINE_BYTES) for width in needed}
