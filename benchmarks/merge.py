@@ -211,13 +211,17 @@ class Generations:
         return Segment.open(local_segment(self._directory / entry.segment_id, entry), entry)
 
 
-def measure(report: Report, churn: Churn) -> None:
+def measure(report: Report, churn: Churn, say: Callable[[str], None]) -> None:
     """Add a row for every generation to `report`."""
     directory = Path(tempfile.mkdtemp(prefix="bench-merge-"))
     try:
         generations = Generations(report.dataset, churn, directory)
         for number in range(1, churn.generations + 1):
-            report.add(**generations.run(number, report.options.k))
+            row = report.add(**generations.run(number, report.options.k))
+            say(
+                f"generation {number} of {churn.generations}: {row['kind']},"
+                f" {row['merge_s']:.1f} s, recall {row['recall']:.4f}"
+            )
             report.write()  # what is known so far, should the rest be interrupted
     finally:
         shutil.rmtree(directory, ignore_errors=True)
@@ -247,12 +251,13 @@ def main() -> None:
     """Print a row for every generation."""
     options, churn = parse()
     report = Report("merge", options, load_dataset(options))
-    measure(report, churn)
+    console = report_console()
+    measure(report, churn, lambda text: console.print(text, style="dim", highlight=False))
     print_report(
         report,
         title=f"merges of {churn.deleted:.0%} deleted and {churn.added:.0%} new rows",
         columns=COLUMNS,
-        console=report_console(),
+        console=console,
     )
 
 

@@ -28,8 +28,8 @@ from benchmarks.write_amplification import BATCH_ROWS_MAX, batch_sizes
 ROWS, DIMENSION, K = 3_000, 16, 10
 # A server builds graphs from 2,000 rows on.
 KEYS = (
-    "system cycle live_rows dead_rows recall p50_ms p99_ms p99_ratio visited ghosts memory_mb disk_mb"
-    " segments failures"
+    "system cycle live_rows dead_rows recall p50_ms p99_ms p99_ratio visited ghosts memory_mb"
+    " disk_mb segments failures"
 )
 
 
@@ -172,7 +172,8 @@ def failed(*rows: dict[str, Any]) -> list[str]:
 
 
 def test_what_is_required_can_be_met() -> None:
-    assert failed(row(), row(cycle=1, recall=0.961, p99_ratio=1.25), row(cycle=2, disk_mb=299)) == []
+    slower = row(cycle=1, recall=0.961, p99_ratio=1.25)
+    assert failed(row(), slower, row(cycle=2, disk_mb=299)) == []
     assert len(check([row(), row(FRESH)])) == 7
 
 
