@@ -204,7 +204,7 @@ def test_the_largest_segment_of_a_merge_is_never_much_larger_than_the_others(
             chosen = [one for one in segments if one.segment_id in task.sources]
             graphs = all(one.index_kind == "hnsw" for one in chosen)
             growth = RULES.growth_quiet if quiet_s or graphs else RULES.growth_busy
-            if graphs and quiet_s >= COLLECTION.settings.segment_idle_s:
+            if quiet_s >= COLLECTION.settings.segment_idle_s:
                 growth = RULES.growth_idle
             assert rows[-1] <= growth * sum(rows[:-1])
         else:
