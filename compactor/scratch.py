@@ -7,17 +7,19 @@ import logging
 import os
 import shutil
 import time
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from annheal.errors import FailedPrecondition
 
 LOCK_FILE = "worker.lock"
+DISCARDED_PREFIX = ".discarded-"
 LOOK_S = 0.05
 LOOKS_MAX = 40
 """Looks at a lock before it counts as a worker's. Whoever removes abandoned folders holds it too,
-as long as it takes to delete one."""
+for a moment."""
 
 _log = logging.getLogger(__name__)
 
@@ -37,8 +39,7 @@ def locked_folder(directory: Path) -> Iterator[None]:
         remove_abandoned(directory.parent)
         yield
     finally:
-        # The lock file goes with the folder, and the lock after it.
-        shutil.rmtree(directory, ignore_errors=True)
+        _discard(directory)
         os.close(lock)
 
 
@@ -50,7 +51,7 @@ def remove_abandoned(scratch_dir: Path) -> int:
         if lock is None:
             continue
         try:
-            shutil.rmtree(lock_path.parent, ignore_errors=True)
+            _discard(lock_path.parent)
         finally:
             os.close(lock)
         _log.info("files of the dead worker %s were removed", lock_path.parent.name)
@@ -98,6 +99,18 @@ def _try_lock(path: Path) -> int | None:
         os.close(lock)
         return None
     return lock
+
+
+def _discard(folder: Path) -> None:
+    """Delete a folder whose lock is held.
+
+    Under another name: files of a worker that takes this one meanwhile are not met, nor does it
+    wait. Should the process die, whoever finds the lock without an owner goes on.
+    """
+    if not folder.name.startswith(DISCARDED_PREFIX):
+        with suppress(OSError):
+            folder = folder.rename(folder.with_name(f"{DISCARDED_PREFIX}{uuid.uuid4().hex}"))
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _remove(path: Path) -> None:

@@ -78,11 +78,11 @@ def choose_band_ef(
     in_band = [p for p in of_kind if p.band == band]
     points = _points(in_band, k=k, band=band or "")
     if points:
-        return _meeting(points, objective)
+        return _first_meeting(points, objective)
     if not in_band:
         return None
     measured_k = max(point.k for point in in_band)
-    found = _meeting(_points(in_band, k=measured_k, band=band or ""), objective)
+    found = _first_meeting(_points(in_band, k=measured_k, band=band or ""), objective)
     if found is None:
         return None
     wider = plain_ef(curve, k=k, objective=objective)
@@ -107,18 +107,20 @@ def _points(curve: Sequence[RecallPoint], *, k: int, band: str = "") -> list[Rec
 def _meeting(points: Sequence[RecallPoint], objective: float) -> RecallPoint | None:
     """Return what lies on the line between the first point that meets and the one before it.
 
-    Recall is concave in ef: the line is below it.
+    Without a filter recall is concave in ef: the line is below it. Bands may rise late.
     """
-    before: RecallPoint | None = None
+    point = _first_meeting(points, objective)
+    before = [one for one in points if point is not None and one.ef < point.ef]
+    if point is None or not before or _sure_recall(point) < objective:
+        return point
+    low, high = _sure_recall(before[-1]), _sure_recall(point)
+    return _between(before[-1], point, (objective - low) / (high - low))
+
+
+def _first_meeting(points: Sequence[RecallPoint], objective: float) -> RecallPoint | None:
     for point in points:
-        if _sure_recall(point) >= objective:
-            if before is None:
-                return point
-            low, high = _sure_recall(before), _sure_recall(point)
-            return _between(before, point, (objective - low) / (high - low))
-        if point.recall >= 1.0:
+        if _sure_recall(point) >= objective or point.recall >= 1.0:
             return point
-        before = point
     return None
 
 

@@ -24,7 +24,7 @@ _LANES = ir.VectorType(ir.IntType(32), VNNI_LINE // 4)
 
 def _has_vnni() -> bool:
     settings: Any = config
-    if settings.CPU_NAME or settings.CPU_FEATURES:
+    if settings.CPU_NAME or settings.CPU_FEATURES or not settings.ENABLE_AVX:
         return False  # code for another processor was asked for
     found = binding.get_host_cpu_features()
     return bool(found.get("avx512f") and found.get("avx512vnni"))

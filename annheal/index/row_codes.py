@@ -37,6 +37,17 @@ CODE_SLACK_MIN = 0.9
 errors, 1 / sqrt(12) each. Data whose errors are not independent gets what is measured."""
 REST_SLACK_MIN = 3.0
 """Standard deviations of the product of the planes that are left out."""
+TYPICAL_COMPONENT = 4.0
+"""Of the weaker directions, in standard deviations: a row with a larger one gets a wider slack."""
+TYPICAL_RMS = 1.5
+"""A row of a rare kind is far out in directions that are weak for all others. Beyond this no slack
+is safe but the largest product that there can be."""
+UNTYPICAL_SHARE_MAX = 0.05
+"""With more such rows codes are not cut."""
+VARIANCE_MIN = 1e-12
+"""Of a direction, by that of the strongest; no sample says that others have none."""
+OFFSET_ERROR = 1e-6
+"""Rounding of a product with the mean, by the product of their lengths."""
 
 Floats = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.int8]
@@ -47,13 +58,13 @@ QueryCodes = npt.NDArray[np.int16]
 class Axes:
     """Directions by which rows are cut: a row becomes (row - mean) @ directions.
 
-    `variances` (d,) are those along the principal directions, from the strongest; each plane
-    but the last mixes its own.
+    `deviations` (d,) are those along the principal directions, from the strongest; the first plane
+    mixes its own.
     """
 
     mean: Floats
     directions: Floats
-    variances: Floats
+    deviations: npt.NDArray[np.float64]
     cuts: tuple[int, ...]
 
 
@@ -61,8 +72,8 @@ class Axes:
 class CodedQueries:
     """Queries (n, d) as codes with their scales (n,).
 
-    `bytes` (n, 2, d) are the codes as 256 * the first + the second. An inner product is what the
-    codes give plus the query's offset (n,). Errors: `rests` (n, planes) of leaving out the planes
+    `bytes` (n, 2, d) are the codes as 256 * the first + the second. A score is what the codes give
+    plus the query's offset (n,). Errors: `rests` (n, planes) of leaving out the planes
     after this one, for a row far from the query; `shares` (n, planes) more per unit of the whole
     product, because what is near the query is near it in all planes; `errors` (n, planes) of the
     codes, per unit of a row's scale.
@@ -80,7 +91,7 @@ class CodedQueries:
 def size_bytes_max(rows: int, dimension: int) -> int:
     """Return the memory that `RowCodes` of so many vectors may take."""
     planes = 1 if rows < AXES_ROWS else 1 + len(PLANE_VARIANCES)
-    return rows * (dimension + 4 * planes)
+    return rows * (dimension + 8 * planes)
 
 
 class RowCodes:
@@ -93,49 +104,86 @@ class RowCodes:
         planes: codes, int8, plane after plane, row after row.
         scales: what a code of one stands for, (planes, rows) float32.
         widths: codes of a row in each plane, (planes,) int64.
+        factors: of the slack for the planes after this one, (planes, rows) float32.
+        norms: squared lengths for squared Euclidean distances, (rows,) float32; else empty.
+        untypical_share: rows with an untypical rest, for which only its length bounds it.
         code_slack: error of a product of codes, as a share of scale times query length.
         rest_slacks: of the planes after each one, in standard deviations, (planes,).
         size_bytes: memory held.
     """
 
-    def __init__(self, vectors: Float32Matrix) -> None:
-        """Encode `vectors` (rows, d), which may be mapped and unaligned."""
+    def __init__(self, vectors: Float32Matrix, *, l2: bool, cut: bool = True) -> None:
+        """Encode `vectors` (rows, d), which may be mapped and unaligned.
+
+        Without `cut`, or where cutting does not pay, in one plane.
+        """
         rows, dimension = vectors.shape
-        self._axes = _axes_of(vectors)
+        self._l2 = l2
+        self._axes = _axes_of(vectors) if cut else None
         edges = [0, *(self._axes.cuts if self._axes else ()), dimension]
         self._parts = [slice(*edge) for edge in itertools.pairwise(edges)]
         self.widths = np.diff(np.array(edges, dtype=np.int64))
         self.planes = _aligned_codes(rows * dimension)
         self.scales = np.empty((len(self._parts), rows), dtype=np.float32)
+        self.factors = np.zeros((len(self._parts), rows), dtype=np.float32)
+        self.norms = np.empty(rows if l2 else 0, dtype=np.float32)
         for start in range(0, rows, ENCODE_ROWS):
             some = slice(start, min(start + ENCODE_ROWS, rows))
             turned = self._turned(np.array(vectors[some]), less_mean=True)
             for number, part in enumerate(self._parts):
                 codes, self.scales[number, some] = _encoded(turned[:, part], CODE_MAX)
                 self._plane(number)[some] = codes
-        self.size_bytes = self.planes.nbytes + self.scales.nbytes
+            self.factors[:-1, some] = self._factors(turned)
+            if l2:
+                self.norms[some] = np.einsum("ij,ij->i", turned, turned)
+        arrays = (self.planes, self.scales, self.factors, self.norms)
+        self.size_bytes = sum(array.nbytes for array in arrays)
         self.code_slack = CODE_SLACK_MIN
         self.rest_slacks = np.full(len(self._parts), REST_SLACK_MIN, dtype=np.float32)
         self._measure_slacks(vectors)
+        untypical = self.factors < 0
+        self.untypical_share = float(untypical.any(axis=0).mean()) if rows else 0.0
+        lengths = -self.factors / self.rest_slacks[:, None]
+        np.copyto(self.factors, lengths, where=untypical)
 
     def coded(self, queries: Float32Matrix) -> CodedQueries:
         """Return the codes of queries (n, d)."""
-        turned = self._turned(queries, less_mean=False)
+        turned = self._turned(queries, less_mean=self._l2)
         # Products of 8 and of up to 16 bits, as many as there are dimensions, stay within int32.
         codes, scales = _encoded(turned, _query_code_max(queries.shape[1]))
-        squares = turned * turned
+        squares = np.square(turned, dtype=np.float64)
         starts = [part.start for part in self._parts]
         lengths = np.add.reduceat(squares, starts, axis=1)
+        whole = np.maximum(lengths.sum(axis=1), np.finfo(np.float64).tiny)
         errors, rests, shares = (np.zeros(lengths.shape, dtype=np.float32) for _ in range(3))
         errors[:] = self.code_slack * np.sqrt(lengths)
         offsets = np.zeros(len(queries), dtype=np.float32)
         if self._axes is not None:
-            offsets[:] = queries @ self._axes.mean
-            spread = np.add.reduceat(squares * self._axes.variances, starts, axis=1)
+            spread = np.add.reduceat(squares * self._axes.deviations**2, starts, axis=1)
             rests[:] = self.rest_slacks * np.sqrt(_after(spread))
-            whole = np.maximum(lengths.sum(axis=1, keepdims=True), np.finfo(np.float32).tiny)
-            shares[:] = _after(lengths) / whole
+            shares[:] = _after(lengths) / whole[:, None]
+            error = OFFSET_ERROR * np.sqrt(whole) * np.linalg.norm(self._axes.mean)
+            offsets[:] = queries @ self._axes.mean + error
+        if self._l2:
+            # -|x - q|^2 = 2 x'q' - |x'|^2 - |q'|^2, with x' = x - mean.
+            offsets[:] = -lengths.sum(axis=1)
         return CodedQueries(codes, bytes_of(codes), scales, offsets, rests, shares, errors)
+
+    def _factors(self, turned: Floats) -> npt.NDArray[np.float64]:
+        """Return the factors (cuts, n) of rows, and negated lengths for those that are untypical.
+
+        A length is in standard deviations; times those of a query it is the largest product.
+        """
+        cuts = () if self._axes is None else self._axes.cuts
+        factors = np.empty((len(cuts), len(turned)))
+        for number, cut in enumerate(cuts):
+            assert self._axes is not None
+            rest = np.abs(turned[:, cut:] / self._axes.deviations[cut:])
+            lengths = np.linalg.norm(rest, axis=1)
+            factors[number] = np.maximum(1.0, rest.max(axis=1) / TYPICAL_COMPONENT)
+            untypical = lengths > TYPICAL_RMS * np.sqrt(rest.shape[1])
+            factors[number, untypical] = -lengths[untypical]
+        return factors
 
     def _plane(self, number: int) -> Codes:
         """Return the codes of a plane, (rows, width)."""
@@ -155,14 +203,15 @@ class RowCodes:
         chosen = rng.integers(0, len(vectors), SAMPLE_ROWS)
         queries = np.array(vectors[rng.integers(0, len(vectors), SAMPLE_ROWS)])
         rows = self._turned(np.array(vectors[chosen]), less_mean=True).astype(np.float64)
-        exact = self._turned(queries, less_mean=False).astype(np.float64) @ rows.T
+        exact = self._turned(queries, less_mean=self._l2).astype(np.float64) @ rows.T
         asked = self.coded(queries)
         whole = asked.codes.astype(np.float64) * asked.scales[:, None]
         units = asked.errors @ self.scales[:, chosen] / CODE_SLACK_MIN
         rest = np.zeros_like(exact)
         for number, part in reversed(list(enumerate(self._parts))):
             if number < len(self._parts) - 1:
-                deviations = asked.rests[:, number, None] / REST_SLACK_MIN
+                factors = np.abs(self.factors[number, chosen])
+                deviations = asked.rests[:, number, None] / REST_SLACK_MIN * factors
                 self.rest_slacks[number] = max(REST_SLACK_MIN, _quantile(rest, deviations))
             plane = self._plane(number)[chosen] * self.scales[number, chosen, None]
             rest += whole[:, part] @ plane.T.astype(np.float64)
@@ -178,31 +227,25 @@ def _axes_of(vectors: Float32Matrix) -> Axes | None:
     sample = np.array(vectors[np.sort(chosen)])
     mean = sample.mean(axis=0)
     sample -= mean
-    variances, directions = np.linalg.eigh((sample.T @ sample).astype(np.float64) / AXES_ROWS)
-    variances, directions = np.maximum(variances[::-1], 0.0), directions[:, ::-1]
-    total = variances.sum()
-    if not 0 < total < np.finfo(np.float32).max:
+    limits = np.finfo(np.float32)
+    covariance = (sample.T @ sample).astype(np.float64) / AXES_ROWS
+    # What is so small or large has lost digits, or overflows with the next product.
+    if not limits.tiny / limits.eps < np.trace(covariance) < limits.max * limits.eps:
         return None
+    variances, directions = np.linalg.eigh(covariance)
+    variances, directions = variances[::-1], directions[:, ::-1]
+    variances = np.maximum(variances, VARIANCE_MIN * variances[0])
+    total = variances.sum()
     needed = 1 + np.searchsorted(np.cumsum(variances), np.array(PLANE_VARIANCES) * total)
     lines = {-(-int(width) // LINE_BYTES) for width in needed}
     cuts = tuple(sorted(n * LINE_BYTES for n in lines if n * LINE_BYTES <= CUT_MAX * dimension))
     if not cuts:
         return None
-    turned = np.ascontiguousarray(_mixed(directions, cuts), dtype=np.float32)
-    return Axes(mean, turned, variances.astype(np.float32), cuts)
-
-
-def _mixed(directions: npt.NDArray[np.float64], cuts: tuple[int, ...]) -> npt.NDArray[np.float64]:
-    """Spread rows evenly over the directions of each plane but the last.
-
-    The largest component of a row is the unit of all.
-    """
-    mixed = directions.copy()
-    for start, stop in zip((0, *cuts), cuts, strict=False):
-        size = stop - start
-        turn, _ = np.linalg.qr(np.random.default_rng(size).standard_normal((size, size)))
-        mixed[:, start:stop] = directions[:, start:stop] @ turn
-    return mixed
+    # The largest component of a row is the unit of all: spread rows evenly over the first plane.
+    mixing, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((cuts[0], cuts[0])))
+    directions = np.hstack([directions[:, : cuts[0]] @ mixing, directions[:, cuts[0] :]])
+    turned = np.ascontiguousarray(directions, dtype=np.float32)
+    return Axes(mean, turned, np.sqrt(variances), cuts)
 
 
 def _aligned_codes(size: int) -> Codes:
@@ -232,9 +275,9 @@ def bytes_of(codes: QueryCodes) -> Codes:
     return found
 
 
-def _after(parts: Floats) -> Floats:
+def _after(parts: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Return for each column the sum of those after it."""
-    sums: Floats = np.zeros_like(parts)
+    sums = np.zeros_like(parts)
     sums[:, :-1] = np.cumsum(parts[:, :0:-1], axis=1)[:, ::-1]
     return sums
 

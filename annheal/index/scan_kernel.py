@@ -47,13 +47,15 @@ class Codes(NamedTuple):
     """The rows' codes as the kernel gets them: int8, plane after plane.
 
     `scales` (planes, rows) are the floats that a code of one stands for, `widths` (planes,) the
-    codes of a row in each plane. `norms` are squared lengths, for squared Euclidean distances;
+    codes of a row in each plane, `factors` (planes, rows) of the slack for leaving out the planes
+    after it. `norms` are squared lengths, for squared Euclidean distances;
     empty for inner products.
     """
 
     planes: Any
     scales: Any
     widths: Any
+    factors: Any
     norms: Any
 
 
@@ -152,7 +154,7 @@ def _sift(
     Returns their number. `members` may be `block.chosen` itself.
     """
     query_scale, error, scales = asked.scales[q], asked.errors[q, p], held.scales[p]
-    rest, share = asked.rests[q, p], asked.shares[q, p]
+    rest, share, factors = asked.rests[q, p], asked.shares[q, p], held.factors[p]
     first = uint64(span[0])
     needed = least
     count = int64(0)
@@ -166,7 +168,7 @@ def _sift(
             slack += block.slacks[t - first]
         if l2:
             needed = float32(0.5) * (least + held.norms[uint64(row)])
-        possible = value + slack + rest + share * max(needed, float32(0))
+        possible = value + slack + rest * factors[uint64(row)] + share * max(needed, float32(0))
         # No branch: the processor would guess wrong for every other row of a close race.
         block.chosen[uint64(count)] = row
         block.values[uint64(count)] = value
@@ -271,15 +273,14 @@ def _compare_promising(
 ) -> Any:
     """Put the best rows by their floats into `pool`, in place of `size` bounds.
 
-    Returns how many there are.
+    Returns how many there are. The rows of the bounds are among the first to be compared: the k-th
+    best row is no farther than the farthest of them, which rules out more than bounds could.
     """
     k, last = int64(pool.size), uint64(promising.size - 1)
-    offset, worst = asked.offsets[q], float32(np.inf)
-    if size == k:
-        worst = _worst_distance(stored, asked, q, dimension, l2, pool, block, distances)
-    size, count = int64(0), int64(0)
+    _compare_pool(stored, asked, q, dimension, l2, pool, size, block, distances)
+    offset, count = asked.offsets[q], int64(0)
     for t in range(uint64(promising.size)):
-        if -(uppers[t] + offset) <= worst:
+        if size < k or -(uppers[t] + offset) <= distance_in(pool[uint64(k - 1)]):
             block[uint64(count)] = promising[t]
             count += 1
         if count == block.size or t == last:
@@ -288,41 +289,45 @@ def _compare_promising(
             )
             for i in range(uint64(count)):
                 key = key_of(distances[i], block[i])
-                if size < k or key < pool[uint64(k - 1)]:
+                new = size < k or key < pool[uint64(k - 1)]
+                if new and not _holds_row(pool, size, block[i]):
                     insert(pool, size, k, key)
                     size = min(size + 1, k)
-            if size == k:
-                worst = min(worst, distance_in(pool[uint64(k - 1)]))
             count = int64(0)
     return size
 
 
 @njit(nogil=True, fastmath=REORDER_SUMS)
-def _worst_distance(
+def _compare_pool(
     stored: Any,
     asked: Any,
     q: Any,
     dimension: Any,
     l2: Any,
     pool: Any,
+    size: Any,
     block: Any,
     distances: Any,
-) -> Any:
-    """Return the largest distance, by their floats, of the rows in a full `pool` of bounds.
-
-    The k-th best row is no farther, so nothing else needs to be compared. Their bounds alone would
-    leave twice the slack.
-    """
-    worst = float32(-np.inf)
-    at_once = int64(block.size)
-    for start in range(0, pool.size, at_once):
-        count = min(at_once, int64(pool.size) - start)
+) -> None:
+    """Put the rows of `pool[:size]` in the order of their distances by floats."""
+    done = int64(0)
+    while done < size:
+        count = min(int64(block.size), size - done)
         for i in range(count):
-            block[uint64(i)] = row_in(pool[uint64(start + i)])
+            block[uint64(i)] = row_in(pool[uint64(done + i)])
         distances_of(stored, block, count, asked.floats, q * dimension, dimension, l2, distances)
         for i in range(count):
-            worst = max(worst, distances[uint64(i)])
-    return worst
+            # At `done` keys are sorted and of floats, from there on they are bounds still.
+            insert(pool, done, done + 1, key_of(distances[uint64(i)], block[uint64(i)]))
+            done += 1
+
+
+@njit(nogil=True)
+def _holds_row(pool: Any, size: Any, row: Any) -> Any:
+    found = False
+    for i in range(uint64(0), uint64(size)):
+        found = found or row_in(pool[i]) == row
+    return found
 
 
 @njit(nogil=True)
@@ -368,6 +373,7 @@ def compare_codes(
     planes: Any,
     scales: Any,
     widths: Any,
+    factors: Any,
     norms: Any,
     stored: Any,
     dimension: Any,
@@ -404,7 +410,7 @@ def compare_codes(
     and `slacks` float32 have a place for each row that meets all queries at a time. The rest is as
     for `exact_kernel.compare_bitmap`.
     """
-    held = Codes(planes, scales, widths, norms)
+    held = Codes(planes, scales, widths, factors, norms)
     asked = Asked(queries, asked_codes, asked_bytes, asked_scales, offsets, rests, shares, errors)
     wide = uint64(dimension)
     members = members[: _members(words, last_bytes, members)]

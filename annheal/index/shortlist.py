@@ -10,13 +10,15 @@ import numpy as np
 import numpy.typing as npt
 
 from annheal.index.compiled import kernels
-from annheal.index.filtered_walk import ROW_MISSING, SCORE_MISSING
+from annheal.index.filtered_walk import ROW_MISSING, SCORE_MISSING, compare_bitmap
 from annheal.index.live import LiveBitmap
-from annheal.index.row_codes import ENCODE_ROWS, RowCodes
+from annheal.index.row_codes import UNTYPICAL_SHARE_MAX, RowCodes
 from annheal.model.records import Float32Matrix
 
 CODE_BLOCK_ROWS = 512
 """Rows whose codes meet all queries of a call while they are in the cache."""
+PROBES, PROBES_RECALL_MIN = 32, 0.99
+"""Queries of rows and of mixtures of two. Codes that miss more of them are not cut into planes."""
 COST_QUERIES, COST_K = 5, 10
 COST_ROWS_FEW, COST_SHARE = 1_000, 0.5
 """Rows of the two bitmaps whose times give the costs of a call and of a row."""
@@ -77,9 +79,10 @@ class Shortlist:
         Waits for the kernels, to measure the costs.
         """
         self._stored, self._l2 = flat, l2
-        self.codes = RowCodes(vectors)
-        self._norms = _squared_lengths(vectors) if l2 else np.empty(0, dtype=np.float32)
-        self.size_bytes = self.codes.size_bytes + self._norms.nbytes
+        self.codes = RowCodes(vectors, l2=l2)
+        if len(self.codes.widths) > 1 and not self._planes_hold(vectors):
+            self.codes = RowCodes(vectors, l2=l2, cut=False)
+        self.size_bytes = self.codes.size_bytes
         self.costs = self._measured_costs(vectors)
 
     def search(
@@ -103,10 +106,6 @@ class Shortlist:
     ) -> None:
         n, held = len(queries), self.codes
         asked = held.coded(queries)
-        offsets = asked.offsets
-        if self._l2:
-            # -|x - q|^2 = 2 qx - |x|^2 - |q|^2, of which the kernel bounds what depends on x.
-            offsets = 2 * offsets - np.einsum("ij,ij->i", queries, queries)
         scratch, bounds = _scratch, n * matching.count
         if len(scratch.members) < matching.count:
             scratch.members = np.empty(matching.count, dtype=np.int32)
@@ -118,14 +117,15 @@ class Shortlist:
             held.planes,
             held.scales,
             held.widths,
-            self._norms,
+            held.factors,
+            held.norms,
             self._stored,
             queries.shape[1],
             queries.reshape(-1),
             asked.codes.reshape(-1),
             asked.bytes.reshape(-1),
             asked.scales,
-            offsets,
+            asked.offsets,
             asked.rests,
             asked.shares,
             asked.errors,
@@ -148,6 +148,20 @@ class Shortlist:
             rows,
         )
 
+    def _planes_hold(self, vectors: Float32Matrix) -> bool:
+        """Return whether codes in planes find what floats find, for rows and mixtures of them."""
+        if self.codes.untypical_share > UNTYPICAL_SHARE_MAX:
+            return False
+        rows = len(vectors)
+        chosen = np.random.default_rng(rows).integers(0, rows, (2, PROBES))
+        queries = np.array(vectors[chosen[0]])
+        queries[: PROBES // 2] += np.array(vectors[chosen[1, : PROBES // 2]])
+        every = LiveBitmap.from_mask(np.ones(rows, dtype=np.bool_))
+        _, truth = compare_bitmap(self._stored, queries, l2=self._l2, k=COST_K, matching=every)
+        _, found = self.search(queries, k=COST_K, matching=every)
+        hits = sum(len(np.intersect1d(*pair)) for pair in zip(truth, found, strict=True))
+        return hits >= PROBES_RECALL_MIN * truth.size
+
     def _measured_costs(self, vectors: Float32Matrix) -> ShortlistCosts:
         """Measure searches of few and of many rows; the fastest count: the rest is foreign load."""
         rows = len(vectors)
@@ -167,12 +181,3 @@ class Shortlist:
             fastest.append(float(min(took_ns)))
         row_ns = max(fastest[1] - fastest[0], 1.0) / (many.count - few.count)
         return ShortlistCosts(max(0.0, fastest[0] - row_ns * few.count), row_ns)
-
-
-def _squared_lengths(vectors: Float32Matrix) -> Floats:
-    lengths = np.empty(len(vectors), dtype=np.float32)
-    for start in range(0, len(vectors), ENCODE_ROWS):
-        part = slice(start, start + ENCODE_ROWS)
-        floats = np.array(vectors[part])
-        lengths[part] = np.einsum("ij,ij->i", floats, floats)
-    return lengths

@@ -101,10 +101,80 @@ def test_codes_cut_in_planes_find_the_same(
     assert found >= 0.995 * wanted
 
 
+def hits_of(index: VectorIndex, queries: Floats, matching: LiveBitmap, *, k: int) -> float:
+    """Return the share of the best rows that are found; ties count, a short answer never does."""
+    truth, _ = index.search_matching(queries, matching=matching, k=k)
+    scores, rows = index.search_shortlisted(queries, matching=matching, k=k)
+    assert ((rows >= 0).sum(axis=1) == min(k, matching.count)).all()
+    return float((scores >= truth[:, -1:] - 1e-6 * np.abs(truth[:, -1:])).mean())
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.7])
+def test_rare_rows_far_out_in_weak_directions_are_found(metric: Metric, share: float) -> None:
+    """No sample sees them, and a query half of them and half of the others is not near them."""
+    vectors = decaying(20_000, 192)
+    rng = np.random.default_rng(0)
+    weakest = np.linalg.eigh(np.cov(vectors[:5_000].T))[1][:, 0]
+    rare = weakest + 0.02 * rng.standard_normal((15, 192))
+    vectors[7:22] = rare / np.linalg.norm(rare, axis=1, keepdims=True)
+    index = index_of(vectors, metric)
+    assert index.shortlist is not None
+    assert len(index.shortlist.codes.widths) > 1
+    common = decaying(40, 192, seed=5)
+    queries = np.sqrt(1 - share) * weakest + np.sqrt(share) * common
+    every = LiveBitmap.from_mask(np.ones(20_000, dtype=np.bool_))
+    assert hits_of(index, queries.astype(np.float32), every, k=10) >= 0.995
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e3, 1e4, 1e5])
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_far_common_offset_hides_nothing(metric: Metric, offset: float) -> None:
+    vectors = decaying(10_000, 192) + np.float32(offset)
+    queries = decaying(40, 192, seed=5) + np.float32(offset)
+    every = LiveBitmap.from_mask(np.ones(10_000, dtype=np.bool_))
+    assert hits_of(index_of(vectors, metric), queries, every, k=10) >= 0.995
+
+
+def test_many_kinds_of_rows_are_not_cut() -> None:
+    """A row is a few of many categories: most are untypical of the others."""
+    rng = np.random.default_rng(0)
+    kinds = np.minimum(rng.zipf(1.3, (20_000, 4)) - 1, 191)
+    vectors = 0.01 * rng.standard_normal((20_000, 192)).astype(np.float32)
+    np.put_along_axis(vectors, kinds, 1.0, axis=1)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    queries = vectors[:50] + vectors[50:100]
+    index = index_of(vectors, Metric.COSINE)
+    every = LiveBitmap.from_mask(np.ones(20_000, dtype=np.bool_))
+    assert hits_of(index, queries, every, k=10) >= 0.99
+
+
+@pytest.mark.parametrize("scale", [1e-24, 1e-12, 1.0, 1e12])
+def test_the_length_of_a_query_changes_nothing(scale: float) -> None:
+    index = index_of(decaying(10_000, 192), Metric.INNER_PRODUCT)
+    queries = decaying(60, 192, seed=5) * np.float32(scale)
+    every = LiveBitmap.from_mask(np.ones(10_000, dtype=np.bool_))
+    assert hits_of(index, queries, every, k=10) >= 0.995
+
+
+@pytest.mark.parametrize("k", [1, 10])
+def test_no_answer_is_short_however_wrong_the_codes_are(k: int) -> None:
+    """Components of few values round alike in every row: the errors add up beyond the slack."""
+    rng = np.random.default_rng(0)
+    kinds = rng.choice(np.array([0.4515, 1.0], dtype=np.float32), (160, 768))
+    signs = rng.choice(np.array([-1.0, 1.0], dtype=np.float32), (160, 768))
+    vectors = np.repeat(kinds * signs, 50, axis=0)
+    index = index_of(vectors, Metric.INNER_PRODUCT)
+    every = LiveBitmap.from_mask(np.ones(8_000, dtype=np.bool_))
+    assert hits_of(index, vectors[::200].copy(), every, k=k) >= 0.95
+
+
 def test_codes_are_cut_only_where_few_directions_hold_nearly_everything() -> None:
-    assert row_codes.RowCodes(unit_vectors(9_000, 192)).widths.tolist() == [192]
-    assert row_codes.RowCodes(decaying(4_000, 192)).widths.tolist() == [192]
-    assert row_codes.RowCodes(np.ones((9_000, 192), dtype=np.float32)).widths.tolist() == [192]
+    assert row_codes.RowCodes(unit_vectors(9_000, 192), l2=False).widths.tolist() == [192]
+    assert row_codes.RowCodes(decaying(4_000, 192), l2=False).widths.tolist() == [192]
+    assert row_codes.RowCodes(np.ones((9_000, 192), dtype=np.float32), l2=True).widths.tolist() == [
+        192
+    ]
 
 
 @pytest.mark.skipif(not byte_products.HAS_VNNI, reason="the processor has no AVX-512 VNNI")
