@@ -228,7 +228,8 @@ def _axes_of(vectors: Float32Matrix) -> Axes | None:
     mean = sample.mean(axis=0)
     sample -= mean
     limits = np.finfo(np.float32)
-    covariance = (sample.T @ sample).astype(np.float64) / AXES_ROWS
+    wide = sample.astype(np.float64)
+    covariance = wide.T @ wide / AXES_ROWS
     # What is so small or large has lost digits, or overflows with the next product.
     if not limits.tiny / limits.eps < np.trace(covariance) < limits.max * limits.eps:
         return None
