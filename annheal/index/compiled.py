@@ -24,10 +24,13 @@ _logger = logging.getLogger(__name__)
 
 _KERNEL_MODULES = (
     "byte_products.py",
+    "code_layout.py",
     "distances.py",
     "exact_kernel.py",
     "merge_kernel.py",
     "merge_layout.py",
+    "plane_kernel.py",
+    "query_kernel.py",
     "scan_kernel.py",
     "walk_kernel.py",
     "walk_layout.py",
@@ -42,6 +45,7 @@ class Kernels:
     compare_bitmap: Callable[..., None]
     compare_rows: Callable[..., None]
     compare_codes: Callable[..., None]
+    code_queries: Callable[..., None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,13 +193,14 @@ def compile_one(function: Any, signature: tuple[Any, ...]) -> None:
 
 
 def _compile(directory: Path | None) -> Kernels:
-    from annheal.index import exact_kernel, scan_kernel, walk_kernel
+    from annheal.index import exact_kernel, query_kernel, scan_kernel, walk_kernel
 
     functions: dict[str, Any] = {
         "walk": walk_kernel.walk,
         "compare_bitmap": exact_kernel.compare_bitmap,
         "compare_rows": exact_kernel.compare_rows,
         "compare_codes": scan_kernel.compare_codes,
+        "code_queries": query_kernel.code_queries,
     }
     signatures = _signatures()
     for name, function in functions.items():
@@ -246,16 +251,19 @@ def _signatures(element: Any = None) -> dict[str, tuple[Any, ...]]:
         return types.Array(dtype, dimensions, "C")
 
     i1, i2, i4, i8 = types.int8, types.int16, types.int32, types.int64
-    u1, f4 = types.uint8, types.float32
+    u1, f4, f8 = types.uint8, types.float32, types.float64
     results = (own(f4, 2), own(i8, 2))
     compared = (own(i4), own(f4), own(i8, 2), own(i8))
     walked = given(f4 if element is None else element)
     graph = (given(i4), given(i8), given(i8), walked, given(f4), given(u1))
     scratch = (own(u1), own(i8), own(i4), own(f4), own(i4), own(i8))
     vectors = (given(f4), i8, given(f4), types.boolean)
-    coded = (given(i1), given(f4, 2), given(i8), given(f4, 2), given(f4))
+    coded = (given(i1), given(i8, 2), given(f4, 2), given(f4, 2), given(f4), given(f4))
+    kinds = (given(u1), given(f8, 2))
     errors = (given(f4, 2),) * 3
-    asked = (given(f4), given(i2), given(i1), given(f4), given(f4), *errors)
+    asked = (given(f4), given(i2), given(i1), given(i4, 2), given(f4), given(f4), *errors)
+    axes = (given(f4), given(types.uint16), given(f4), given(i8), f8, given(f8))
+    asked_errors = (own(f4, 2),) * 3
     bitmap = (given(types.uint64), given(u1))
     return {
         "walk": (*graph, given(i4), given(i8), *scratch, *results, own(i8, 2), own(u1)),
@@ -263,20 +271,28 @@ def _signatures(element: Any = None) -> dict[str, tuple[Any, ...]]:
         "compare_rows": (*vectors, given(i8), *compared, *results),
         "compare_codes": (
             *coded,
+            *kinds,
             given(f4),
             i8,
             *asked,
             types.boolean,
             *bitmap,
-            own(i4),
-            own(i4, 2),
-            own(f4, 2),
-            own(i8),
-            own(i4),
-            own(i4),
-            own(f4),
-            own(f4),
+            *(own(i4), own(i4), own(i4), own(f4)),
+            *(own(i4), own(i4), own(f8), own(f8), own(i4)),
             *compared,
             *results,
+        ),
+        "code_queries": (
+            given(f4, 2),
+            *axes,
+            i8,
+            f8,
+            types.boolean,
+            own(i2, 2),
+            own(i1, 3),
+            own(i4, 2),
+            own(f4),
+            own(f4),
+            *asked_errors,
         ),
     }

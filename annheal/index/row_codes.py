@@ -1,33 +1,48 @@
 """Vectors as 8-bit codes, and how far a product of codes may be from the true one.
 
 Where few directions hold most of what tells vectors apart, as in those of language models, a row's
-codes are cut into **planes**: the first holds its components along the strongest directions and
-usually decides alone that the row is not among the best, the last those along the weakest.
+components along them come in **parts**, the strongest first, and its codes in **planes**. The first
+plane holds the higher halves of the codes of the first part, and usually decides alone that the row
+is not among the best; the lower halves and the other parts are read for the few that are left.
 """
 
 from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from annheal.index.code_axes import AXES_ROWS, PART_VARIANCES, Axes, Doubles, Floats, axes_of
+from annheal.index.code_layout import (
+    BEGIN,
+    COLUMNS,
+    HALF_CENTER,
+    HALF_STEP,
+    HIGH,
+    KIND,
+    KINDS,
+    LINE_BYTES,
+    LOW,
+    OTHER_KINDS,
+    PART,
+    SCALE_KINDS,
+    SEEN,
+    WHOLE,
+    WIDTH,
+)
+from annheal.index.compiled import kernels
 from annheal.model.records import Float32Matrix
 
 CODE_MAX = 127
+HALVED_CODE_MAX = 119
+"""Of codes cut in halves: 16 times one of -7 to 7 plus one of -8 to 7."""
 QUERY_CODE_MAX = 127 * 256
 """Its higher byte, rounded, is a signed one."""
-LINE_BYTES = 64
 ENCODE_ROWS = 8_192
 """Rows encoded at a time: 12 MiB of 384 floats."""
-AXES_ROWS = 8_192
-"""Rows of which directions are made; an index of fewer has one plane."""
-PLANE_VARIANCES = (0.75, 0.96)
-"""Share of the variance held at least by the planes up to the first cut, and up to the second."""
-CUT_MAX = 0.7
-"""Share of the components before a cut; with more, cutting saves too little."""
 SAMPLE_ROWS = 256
 """Rows, and as many in the place of queries, whose products are compared with the true ones."""
 SLACK_QUANTILE = 0.998
@@ -36,7 +51,7 @@ CODE_SLACK_MIN = 0.9
 """Error per unit of row scale and query length: 3.1 standard deviations of independent rounding
 errors, 1 / sqrt(12) each. Data whose errors are not independent gets what is measured."""
 REST_SLACK_MIN = 3.0
-"""Standard deviations of the product of the planes that are left out."""
+"""Standard deviations of the product of the parts that are left out."""
 TYPICAL_COMPONENT = 4.0
 """Of the weaker directions, in standard deviations: a row with a larger one gets a wider slack."""
 TYPICAL_RMS = 1.5
@@ -44,43 +59,32 @@ TYPICAL_RMS = 1.5
 is safe but the largest product that there can be."""
 UNTYPICAL_SHARE_MAX = 0.05
 """With more such rows codes are not cut."""
-VARIANCE_MIN = 1e-12
-"""Of a direction, by that of the strongest; no sample says that others have none."""
+HALF_SLACK_MAX = 4 * CODE_SLACK_MIN
+"""Nor where the errors of higher halves add up to more, per unit as `CODE_SLACK_MIN`."""
+FACTOR_KINDS = (0.9, 0.97, 0.995)
+"""Shares of rows by which kinds of factors are told apart."""
 OFFSET_ERROR = 1e-6
 """Rounding of a product with the mean, by the product of their lengths."""
 
-Floats = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.int8]
-QueryCodes = npt.NDArray[np.int16]
-
-
-@dataclass(frozen=True, slots=True)
-class Axes:
-    """Directions by which rows are cut: a row becomes (row - mean) @ directions.
-
-    `deviations` (d,) are those along the principal directions, from the strongest; the first plane
-    mixes its own.
-    """
-
-    mean: Floats
-    directions: Floats
-    deviations: npt.NDArray[np.float64]
-    cuts: tuple[int, ...]
+Scaled: TypeAlias = tuple[npt.NDArray[np.int16], Floats]
+"""Codes of vectors (n, width) and what a code of one stands for, (n,)."""
 
 
 @dataclass(frozen=True, slots=True)
 class CodedQueries:
-    """Queries (n, d) as codes with their scales (n,).
+    """Queries (n, d) as codes, int16, with their scales (n,).
 
-    `bytes` (n, 2, d) are the codes as 256 * the first + the second. A score is what the codes give
-    plus the query's offset (n,). Errors: `rests` (n, planes) of leaving out the planes
-    after this one, for a row far from the query; `shares` (n, planes) more per unit of the whole
-    product, because what is near the query is near it in all planes; `errors` (n, planes) of the
-    codes, per unit of a row's scale.
+    `bytes` (n, 2, d) are the codes as 256 * the first + the second, `sums` (n, parts) of them. A
+    score is what the codes give plus the query's offset (n,). Errors: `rests` (n, parts) of leaving
+    out the parts after this one, for a row far from the query; `shares` (n, parts) more per unit of
+    the whole product, because what is near the query is near it in all parts; `errors` (n, parts)
+    of the codes, per unit of a row's scale.
     """
 
-    codes: QueryCodes
+    codes: npt.NDArray[np.int16]
     bytes: Codes
+    sums: npt.NDArray[np.int32]
     scales: Floats
     offsets: Floats
     rests: Floats
@@ -90,86 +94,133 @@ class CodedQueries:
 
 def size_bytes_max(rows: int, dimension: int) -> int:
     """Return the memory that `RowCodes` of so many vectors may take."""
-    planes = 1 if rows < AXES_ROWS else 1 + len(PLANE_VARIANCES)
-    return rows * (dimension + 8 * planes)
+    parts = 1 if rows < AXES_ROWS else 1 + len(PART_VARIANCES)
+    return rows * (dimension + 8 * parts + 1)
 
 
 class RowCodes:
     """Codes of all rows of one index.
 
     A row's codes are its components in units of the largest one by 127, so they are off by half a
-    unit; each plane has a unit of its own.
+    unit; each part has a unit of its own.
 
     Attributes:
         planes: codes, int8, plane after plane, row after row.
-        scales: what a code of one stands for, (planes, rows) float32.
-        widths: codes of a row in each plane, (planes,) int64.
-        factors: of the slack for the planes after this one, (planes, rows) float32.
-        norms: squared lengths for squared Euclidean distances, (rows,) float32; else empty.
+        layout: what the planes hold, (planes, COLUMNS) int64, see `annheal.index.code_layout`.
+        scales: what a code of one stands for, (parts, rows) float32.
+        factors: of the slack for the parts after this one, (parts, rows) float32.
+        weights: how the squared error of a part's codes grows with each plane, (planes,) float32.
+        norms: squared lengths, for squared Euclidean distances, (rows,) float32; else empty.
+        kinds: uint8, (rows,), by which rows are alike.
+        classes: least and largest scale of the first part, largest factor of it and least norm of
+            the rows of a kind, (kinds, 4) float64.
         untypical_share: rows with an untypical rest, for which only its length bounds it.
         code_slack: error of a product of codes, as a share of scale times query length.
-        rest_slacks: of the planes after each one, in standard deviations, (planes,).
+        half_slack: as `code_slack` of higher halves alone, by `HALF_STEP`.
+        rest_slacks: of the parts after each one, in standard deviations, (parts,).
         size_bytes: memory held.
     """
 
     def __init__(self, vectors: Float32Matrix, *, l2: bool, cut: bool = True) -> None:
-        """Encode `vectors` (rows, d), which may be mapped and unaligned.
+        """Encode `vectors` (rows, d), which may be mapped and unaligned; waits for the kernels.
 
         Without `cut`, or where cutting does not pay, in one plane.
         """
         rows, dimension = vectors.shape
         self._l2 = l2
-        self._axes = _axes_of(vectors) if cut else None
-        edges = [0, *(self._axes.cuts if self._axes else ()), dimension]
-        self._parts = [slice(*edge) for edge in itertools.pairwise(edges)]
-        self.widths = np.diff(np.array(edges, dtype=np.int64))
+        self._axes = axes_of(vectors) if cut else None
+        self._edges = np.array(
+            [0, *(self._axes.cuts if self._axes else ()), dimension], dtype=np.int64
+        )
+        self._parts = [slice(*edge) for edge in itertools.pairwise(self._edges.tolist())]
+        self._given = _given(self._axes, dimension)
+        parts = len(self._parts)
+        self.layout = _layout(self._parts)
         self.planes = _aligned_codes(rows * dimension)
-        self.scales = np.empty((len(self._parts), rows), dtype=np.float32)
-        self.factors = np.zeros((len(self._parts), rows), dtype=np.float32)
+        self.scales = np.empty((parts, rows), dtype=np.float32)
+        self.factors = np.zeros((parts, rows), dtype=np.float32)
         self.norms = np.empty(rows if l2 else 0, dtype=np.float32)
         for start in range(0, rows, ENCODE_ROWS):
-            some = slice(start, min(start + ENCODE_ROWS, rows))
-            turned = self._turned(np.array(vectors[some]), less_mean=True)
-            for number, part in enumerate(self._parts):
-                codes, self.scales[number, some] = _encoded(turned[:, part], CODE_MAX)
-                self._plane(number)[some] = codes
-            self.factors[:-1, some] = self._factors(turned)
-            if l2:
-                self.norms[some] = np.einsum("ij,ij->i", turned, turned)
-        arrays = (self.planes, self.scales, self.factors, self.norms)
-        self.size_bytes = sum(array.nbytes for array in arrays)
-        self.code_slack = CODE_SLACK_MIN
-        self.rest_slacks = np.full(len(self._parts), REST_SLACK_MIN, dtype=np.float32)
+            self._encode(np.array(vectors[start : start + ENCODE_ROWS]), start)
+        self.code_slack = self.half_slack = CODE_SLACK_MIN
+        self.rest_slacks = np.full(parts, REST_SLACK_MIN)
         self._measure_slacks(vectors)
+        ratio = (HALF_STEP * self.half_slack / self.code_slack) ** 2
+        added = {WHOLE: 1.0, HIGH: ratio, LOW: 1.0 - ratio}
+        self.weights = np.array([added[kind] for kind in self.layout[:, KIND]], dtype=np.float32)
         untypical = self.factors < 0
         self.untypical_share = float(untypical.any(axis=0).mean()) if rows else 0.0
         lengths = -self.factors / self.rest_slacks[:, None]
-        np.copyto(self.factors, lengths, where=untypical)
+        np.copyto(self.factors, lengths, where=untypical, casting="same_kind")
+        self.kinds, self.classes = _kinds_of(self.scales[0], self.factors[0], self.norms)
+        arrays = (self.planes, self.scales, self.factors, self.norms, self.kinds)
+        self.size_bytes = sum(array.nbytes for array in arrays)
+
+    @property
+    def cut(self) -> bool:
+        """Whether the codes are in several planes."""
+        return len(self.layout) > 1
 
     def coded(self, queries: Float32Matrix) -> CodedQueries:
         """Return the codes of queries (n, d)."""
-        turned = self._turned(queries, less_mean=self._l2)
-        # Products of 8 and of up to 16 bits, as many as there are dimensions, stay within int32.
-        codes, scales = _encoded(turned, _query_code_max(queries.shape[1]))
-        squares = np.square(turned, dtype=np.float64)
-        starts = [part.start for part in self._parts]
-        lengths = np.add.reduceat(squares, starts, axis=1)
-        whole = np.maximum(lengths.sum(axis=1), np.finfo(np.float64).tiny)
-        errors, rests, shares = (np.zeros(lengths.shape, dtype=np.float32) for _ in range(3))
-        errors[:] = self.code_slack * np.sqrt(lengths)
-        offsets = np.zeros(len(queries), dtype=np.float32)
-        if self._axes is not None:
-            spread = np.add.reduceat(squares * self._axes.deviations**2, starts, axis=1)
-            rests[:] = self.rest_slacks * np.sqrt(_after(spread))
-            shares[:] = _after(lengths) / whole[:, None]
-            error = OFFSET_ERROR * np.sqrt(whole) * np.linalg.norm(self._axes.mean)
-            offsets[:] = queries @ self._axes.mean + error
-        if self._l2:
-            # -|x - q|^2 = 2 x'q' - |x'|^2 - |q'|^2, with x' = x - mean.
-            offsets[:] = -lengths.sum(axis=1)
-        return CodedQueries(codes, bytes_of(codes), scales, offsets, rests, shares, errors)
+        (n, dimension), parts = queries.shape, len(self._parts)
+        rests, shares, errors = np.empty((3, n, parts), dtype=np.float32)
+        scales, offsets = np.empty((2, n), dtype=np.float32)
+        asked = CodedQueries(
+            codes=np.empty((n, dimension), dtype=np.int16),
+            bytes=np.empty((n, 2, dimension), dtype=np.int8),
+            sums=np.empty((n, parts), dtype=np.int32),
+            scales=scales,
+            offsets=offsets,
+            rests=rests,
+            shares=shares,
+            errors=errors,
+        )
+        kernels().code_queries(
+            queries,
+            *self._given,
+            self._edges,
+            self.code_slack,
+            self.rest_slacks,
+            # Products of 8 and of up to 16 bits, as many as there are dimensions, fit in int32.
+            min(QUERY_CODE_MAX, (2**31 - 1) // (CODE_MAX * dimension)),
+            OFFSET_ERROR,
+            self._l2,
+            asked.codes,
+            asked.bytes,
+            asked.sums,
+            scales,
+            offsets,
+            rests,
+            shares,
+            errors,
+        )
+        return asked
 
-    def _factors(self, turned: Floats) -> npt.NDArray[np.float64]:
+    def _encode(self, vectors: Floats, start: int) -> None:
+        """Fill in the codes of the rows from `start` on."""
+        some = slice(start, start + len(vectors))
+        turned = self._turned(vectors)
+        for plane, (_, kind, part, _, _) in enumerate(self.layout.tolist()):
+            codes, self.scales[part, some] = self._encoded(turned, part)
+            self._plane(plane)[some] = codes if kind == WHOLE else _packed(_half(codes, kind))
+        self.factors[:-1, some] = self._factors(turned)
+        if self._l2:
+            less = vectors if self._axes is None else vectors - self._axes.mean
+            self.norms[some] = np.einsum("ij,ij->i", less, less)
+
+    def _encoded(self, turned: Floats, part: int) -> Scaled:
+        """Return the codes of one part."""
+        halved = self.cut and part == 0
+        return _encoded(turned[:, self._parts[part]], HALVED_CODE_MAX if halved else CODE_MAX)
+
+    def _plane(self, number: int) -> Codes:
+        """Return the codes of a plane, (rows, width)."""
+        rows = self.scales.shape[1]
+        start, stop = (rows * int(self.layout[:n, WIDTH].sum()) for n in (number, number + 1))
+        return self.planes[start:stop].reshape(rows, -1)
+
+    def _factors(self, turned: Floats) -> Doubles:
         """Return the factors (cuts, n) of rows, and negated lengths for those that are untypical.
 
         A length is in standard deviations; times those of a query it is the largest product.
@@ -185,68 +236,92 @@ class RowCodes:
             factors[number, untypical] = -lengths[untypical]
         return factors
 
-    def _plane(self, number: int) -> Codes:
-        """Return the codes of a plane, (rows, width)."""
-        rows, part = self.scales.shape[1], self._parts[number]
-        return self.planes[rows * part.start : rows * part.stop].reshape(rows, -1)
-
-    def _turned(self, vectors: Floats, *, less_mean: bool) -> Floats:
+    def _turned(self, vectors: Floats) -> Floats:
         axes = self._axes
         if axes is None:
             return vectors
-        turned: Floats = np.matmul(vectors - axes.mean if less_mean else vectors, axes.directions)
+        turned: Floats = np.matmul(vectors - axes.mean, axes.directions)
         return turned
 
     def _measure_slacks(self, vectors: Float32Matrix) -> None:
-        """Compare products of codes, and of some planes alone, with the true ones: rows ask."""
+        """Compare products of codes, and of some parts alone, with the true ones: rows ask."""
         rng = np.random.default_rng(len(vectors))
         chosen = rng.integers(0, len(vectors), SAMPLE_ROWS)
+        rows = np.array(vectors[chosen])
         queries = np.array(vectors[rng.integers(0, len(vectors), SAMPLE_ROWS)])
-        rows = self._turned(np.array(vectors[chosen]), less_mean=True).astype(np.float64)
-        exact = self._turned(queries, less_mean=self._l2).astype(np.float64) @ rows.T
+        turned, mean = self._turned(rows), self._given[0].astype(np.float64)
+        exact = (queries - mean if self._l2 else queries) @ (rows - mean).T
         asked = self.coded(queries)
         whole = asked.codes.astype(np.float64) * asked.scales[:, None]
-        units = asked.errors @ self.scales[:, chosen] / CODE_SLACK_MIN
-        rest = np.zeros_like(exact)
-        for number, part in reversed(list(enumerate(self._parts))):
-            if number < len(self._parts) - 1:
-                factors = np.abs(self.factors[number, chosen])
-                deviations = asked.rests[:, number, None] / REST_SLACK_MIN * factors
-                self.rest_slacks[number] = max(REST_SLACK_MIN, _quantile(rest, deviations))
-            plane = self._plane(number)[chosen] * self.scales[number, chosen, None]
-            rest += whole[:, part] @ plane.T.astype(np.float64)
-        self.code_slack = max(CODE_SLACK_MIN, _quantile(rest - exact, units))
+        squares, rest = np.zeros_like(exact), np.zeros_like(exact)
+        for part, components in reversed(list(enumerate(self._parts))):
+            if part < len(self._parts) - 1:
+                factors = np.abs(self.factors[part, chosen])
+                deviations = asked.rests[:, part, None] / REST_SLACK_MIN * factors
+                self.rest_slacks[part] = max(REST_SLACK_MIN, _quantile(rest, deviations))
+            codes, scales = self._encoded(turned, part)
+            units = np.outer(asked.errors[:, part] / CODE_SLACK_MIN, scales.astype(np.float64))
+            squares += units**2
+            rest += whole[:, components] @ (codes * scales[:, None]).T
+            if self.cut and part == 0:
+                low = _half(codes, LOW) * scales[:, None]
+                missing = _quantile(whole[:, components] @ low.T, HALF_STEP * units)
+                self.half_slack = max(CODE_SLACK_MIN, missing)
+        self.code_slack = max(CODE_SLACK_MIN, _quantile(rest - exact, np.sqrt(squares)))
 
 
-def _axes_of(vectors: Float32Matrix) -> Axes | None:
-    """Return directions with cuts that are worth making, or None."""
-    rows, dimension = vectors.shape
-    if rows < AXES_ROWS:
-        return None
-    chosen = np.random.default_rng(dimension).choice(rows, AXES_ROWS, replace=False)
-    sample = np.array(vectors[np.sort(chosen)])
-    mean = sample.mean(axis=0)
-    sample -= mean
-    limits = np.finfo(np.float32)
-    wide = sample.astype(np.float64)
-    covariance = wide.T @ wide / AXES_ROWS
-    # What is so small or large has lost digits, or overflows with the next product.
-    if not limits.tiny / limits.eps < np.trace(covariance) < limits.max * limits.eps:
-        return None
-    variances, directions = np.linalg.eigh(covariance)
-    variances, directions = variances[::-1], directions[:, ::-1]
-    variances = np.maximum(variances, VARIANCE_MIN * variances[0])
-    total = variances.sum()
-    needed = 1 + np.searchsorted(np.cumsum(variances), np.array(PLANE_VARIANCES) * total)
-    lines = {-(-int(width) // LINE_BYTES) for width in needed}
-    cuts = tuple(sorted(n * LINE_BYTES for n in lines if n * LINE_BYTES <= CUT_MAX * dimension))
-    if not cuts:
-        return None
-    # The largest component of a row is the unit of all: spread rows evenly over the first plane.
-    mixing, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((cuts[0], cuts[0])))
-    directions = np.hstack([directions[:, : cuts[0]] @ mixing, directions[:, cuts[0] :]])
-    turned = np.ascontiguousarray(directions, dtype=np.float32)
-    return Axes(mean, turned, np.sqrt(variances), cuts)
+def _given(axes: Axes | None, dimension: int) -> tuple[Floats, npt.NDArray[np.uint16], Floats]:
+    """Return mean, directions as bits of halves, and deviations, as `code_queries` takes them."""
+    if axes is None:
+        nothing = np.zeros(dimension, dtype=np.float32)
+        return nothing, np.zeros(0, dtype=np.uint16), nothing
+    halves = np.ascontiguousarray(axes.directions.T).astype(np.float16)
+    return axes.mean, halves.view(np.uint16).reshape(-1), axes.deviations.astype(np.float32)
+
+
+def _layout(parts: list[slice]) -> npt.NDArray[np.int64]:
+    """Return the planes of parts, of which the first is cut in halves unless it is the only one.
+
+    Its lower halves tell less of a row than the second of three parts.
+    """
+    widths = [part.stop - part.start for part in parts]
+    planes = [(widths[part], WHOLE, part) for part in range(1, len(parts))]
+    if not planes:
+        planes = [(widths[0], WHOLE, 0)]
+    else:
+        planes.insert(len(planes) - 1, (widths[0] // 2, LOW, 0))
+        planes.insert(0, (widths[0] // 2, HIGH, 0))
+    seen = np.maximum.accumulate([part for _, _, part in planes]).tolist()
+    layout = np.zeros((len(planes), COLUMNS), dtype=np.int64)
+    for number, (width, kind, part) in enumerate(planes):
+        layout[number, [WIDTH, KIND, PART, BEGIN, SEEN]] = (
+            *(width, kind, part),
+            *(parts[part].start, seen[number]),
+        )
+    return layout
+
+
+def _kinds_of(
+    scales: Floats, factors: Floats, norms: Floats
+) -> tuple[npt.NDArray[np.uint8], Doubles]:
+    """Sort rows into kinds: by scale, and by norm where there are norms, else by factor."""
+    if len(norms):
+        counts, others = (OTHER_KINDS, SCALE_KINDS), norms
+    else:
+        counts, others = (SCALE_KINDS, OTHER_KINDS), factors
+    kinds = np.zeros(len(scales), dtype=np.int64)
+    for values, count in zip((scales, others), counts, strict=True):
+        # Most factors are 1: the kinds are for the rest of them.
+        shares = FACTOR_KINDS if values is factors else np.arange(1, count) / count
+        kinds = kinds * count + np.searchsorted(np.quantile(values, shares), values)
+    classes = np.array([[np.inf, 0.0, 0.0, np.inf if len(norms) else 0.0]] * KINDS)
+    np.minimum.at(classes[:, 0], kinds, scales)
+    np.maximum.at(classes[:, 1], kinds, scales)
+    np.maximum.at(classes[:, 2], kinds, factors)
+    if len(norms):
+        np.minimum.at(classes[:, 3], kinds, norms)
+    classes[np.isinf(classes[:, 0])] = 1.0  # no row is of this kind
+    return kinds.astype(np.uint8), classes
 
 
 def _aligned_codes(size: int) -> Codes:
@@ -256,11 +331,7 @@ def _aligned_codes(size: int) -> Codes:
     return memory[start : start + size]
 
 
-def _query_code_max(dimension: int) -> int:
-    return min(QUERY_CODE_MAX, (2**31 - 1) // (CODE_MAX * dimension))
-
-
-def _encoded(vectors: Floats, code_max: int) -> tuple[QueryCodes, Floats]:
+def _encoded(vectors: Floats, code_max: int) -> Scaled:
     """Return whole numbers up to `code_max` and what one of them stands for, row by row."""
     largest = np.abs(vectors).max(axis=1)
     scales = np.where(largest > 0, largest, np.float32(1)) / np.float32(code_max)
@@ -268,19 +339,17 @@ def _encoded(vectors: Floats, code_max: int) -> tuple[QueryCodes, Floats]:
     return codes, scales.astype(np.float32)
 
 
-def bytes_of(codes: QueryCodes) -> Codes:
-    """Return (n, 2, d) bytes of which 256 * the first + the second are the codes (n, d)."""
-    found = np.empty((len(codes), 2, codes.shape[1]), dtype=np.int8)
-    high = (codes + np.int16(128)) >> 8
-    found[:, 0], found[:, 1] = high, codes - (high << 8)
-    return found
+def _half(codes: npt.NDArray[np.int16], kind: int) -> npt.NDArray[np.int16]:
+    """Return the higher or lower halves of codes."""
+    high = (codes + np.int16(HALF_CENTER)) // np.int16(HALF_STEP)
+    return high if kind == HIGH else codes - high * np.int16(HALF_STEP)
 
 
-def _after(parts: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return for each column the sum of those after it."""
-    sums = np.zeros_like(parts)
-    sums[:, :-1] = np.cumsum(parts[:, :0:-1], axis=1)[:, ::-1]
-    return sums
+def _packed(halves: npt.NDArray[np.int16]) -> Codes:
+    """Return halves (n, width), of which the width is one of `HALF_LINE`s, as bytes."""
+    raised = (halves + np.int16(HALF_CENTER)).reshape(len(halves), -1, 2, LINE_BYTES)
+    both = raised[:, :, 0] | raised[:, :, 1] << 4
+    return both.astype(np.uint8).view(np.int8).reshape(len(halves), -1)
 
 
 def _quantile(errors: npt.NDArray[np.float64], units: npt.NDArray[np.floating[Any]]) -> float:

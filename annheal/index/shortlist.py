@@ -9,14 +9,15 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from annheal.index.code_layout import KINDS, ROWS_PADDING
 from annheal.index.compiled import kernels
 from annheal.index.filtered_walk import ROW_MISSING, SCORE_MISSING, compare_bitmap
 from annheal.index.live import LiveBitmap
-from annheal.index.row_codes import UNTYPICAL_SHARE_MAX, RowCodes
+from annheal.index.row_codes import HALF_SLACK_MAX, UNTYPICAL_SHARE_MAX, RowCodes
 from annheal.model.records import Float32Matrix
 
-CODE_BLOCK_ROWS = 512
-"""Rows whose codes meet all queries of a call while they are in the cache."""
+DOUBTFUL_ROWS = 2_048
+"""Rows of which all planes but the first are read at a time."""
 PROBES, PROBES_RECALL_MIN = 32, 0.99
 """Queries of rows and of mixtures of two. Codes that miss more of them are not cut into planes."""
 COST_QUERIES, COST_K = 5, 10
@@ -26,8 +27,6 @@ COST_ROW_NS_UNMEASURED = 25.0
 """For an index too small to measure."""
 BLOCK_ROWS = 256
 """Rows compared by their floats at a time."""
-UPPERS_MAX = 1 << 22
-"""Bounds held at a time: 32 MiB with their rows. More queries than fit take turns."""
 
 Floats = npt.NDArray[np.float32]
 Scores = npt.NDArray[np.float32]
@@ -47,18 +46,23 @@ class ShortlistCosts:
 
 
 class _Scratch(threading.local):
-    """Memory of the calling thread."""
+    """Memory of the calling thread, grown to the largest bitmap it has seen."""
 
     def __init__(self) -> None:
-        self.members = np.zeros(0, dtype=np.int32)
-        self.promising = np.zeros(0, dtype=np.int32)
-        self.uppers = np.zeros(0, dtype=np.float32)
-        self.products = np.zeros(CODE_BLOCK_ROWS, dtype=np.int32)
-        self.chosen = np.zeros(CODE_BLOCK_ROWS, dtype=np.int32)
-        self.values = np.zeros(CODE_BLOCK_ROWS, dtype=np.float32)
-        self.slacks = np.zeros(CODE_BLOCK_ROWS, dtype=np.float32)
+        self.fit(0)
+        room = DOUBTFUL_ROWS + ROWS_PADDING
+        self.rows, self.doubtful_products = np.zeros((2, room), dtype=np.int32)
+        self.values, self.squares = np.zeros((2, DOUBTFUL_ROWS), dtype=np.float64)
+        self.thresholds = np.zeros(KINDS, dtype=np.int32)
         self.block = np.zeros(BLOCK_ROWS, dtype=np.int32)
         self.distances = np.zeros(BLOCK_ROWS, dtype=np.float32)
+
+    def fit(self, rows: int) -> None:
+        """Make room for a bitmap of so many rows."""
+        self.bitmap_rows = rows
+        self.members, self.products = np.zeros((2, rows + ROWS_PADDING), dtype=np.int32)
+        self.promising = np.zeros(rows + DOUBTFUL_ROWS, dtype=np.int32)
+        self.uppers = np.zeros(rows + DOUBTFUL_ROWS, dtype=np.float32)
 
 
 _scratch = _Scratch()
@@ -80,7 +84,7 @@ class Shortlist:
         """
         self._stored, self._l2 = flat, l2
         self.codes = RowCodes(vectors, l2=l2)
-        if len(self.codes.widths) > 1 and not self._planes_hold(vectors):
+        if self.codes.cut and not self._planes_hold(vectors):
             self.codes = RowCodes(vectors, l2=l2, cut=False)
         self.size_bytes = self.codes.size_bytes
         self.costs = self._measured_costs(vectors)
@@ -92,38 +96,29 @@ class Shortlist:
 
         As `VectorIndex.search_matching`, but for errors of codes beyond the slack.
         """
-        n = len(queries)
+        n, held = len(queries), self.codes
         scores = np.full((n, k), SCORE_MISSING, dtype=np.float32)
         rows = np.full((n, k), ROW_MISSING, dtype=np.int64)
-        at_once = max(1, UPPERS_MAX // matching.count)
-        for start in range(0, n, at_once):
-            part = slice(start, start + at_once)
-            self._search_part(queries[part], matching, scores[part], rows[part])
-        return scores, rows
-
-    def _search_part(
-        self, queries: Float32Matrix, matching: LiveBitmap, scores: Scores, rows: Rows
-    ) -> None:
-        n, held = len(queries), self.codes
         asked = held.coded(queries)
-        scratch, bounds = _scratch, n * matching.count
-        if len(scratch.members) < matching.count:
-            scratch.members = np.empty(matching.count, dtype=np.int32)
-        if len(scratch.uppers) < bounds:
-            scratch.promising = np.empty(bounds, dtype=np.int32)
-            scratch.uppers = np.empty(bounds, dtype=np.float32)
+        scratch = _scratch
+        if scratch.bitmap_rows < matching.count:
+            scratch.fit(matching.count)
         whole = len(matching.packed) // 8 * 8
         kernels().compare_codes(
             held.planes,
+            held.layout,
             held.scales,
-            held.widths,
             held.factors,
+            held.weights,
             held.norms,
+            held.kinds,
+            held.classes,
             self._stored,
             queries.shape[1],
             queries.reshape(-1),
             asked.codes.reshape(-1),
             asked.bytes.reshape(-1),
+            asked.sums,
             asked.scales,
             asked.offsets,
             asked.rests,
@@ -133,24 +128,27 @@ class Shortlist:
             matching.packed[:whole].view(np.uint64),
             matching.packed[whole:],
             scratch.members,
-            scratch.promising[:bounds].reshape(n, matching.count),
-            scratch.uppers[:bounds].reshape(n, matching.count),
-            np.zeros(n, dtype=np.int64),
             scratch.products,
-            scratch.chosen,
+            scratch.promising,
+            scratch.uppers,
+            scratch.rows,
+            scratch.doubtful_products,
             scratch.values,
-            scratch.slacks,
+            scratch.squares,
+            scratch.thresholds,
             scratch.block,
             scratch.distances,
-            np.empty((n, scores.shape[1]), dtype=np.int64),
+            np.empty((n, k), dtype=np.int64),
             np.zeros(n, dtype=np.int64),
             scores,
             rows,
         )
+        return scores, rows
 
     def _planes_hold(self, vectors: Float32Matrix) -> bool:
         """Return whether codes in planes find what floats find, for rows and mixtures of them."""
-        if self.codes.untypical_share > UNTYPICAL_SHARE_MAX:
+        codes = self.codes
+        if codes.untypical_share > UNTYPICAL_SHARE_MAX or codes.half_slack > HALF_SLACK_MAX:
             return False
         rows = len(vectors)
         chosen = np.random.default_rng(rows).integers(0, rows, (2, PROBES))

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import gc
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from numba import njit
 from numpy.typing import NDArray
 
 from annheal.index import LiveBitmap, VectorIndex, build_flat, byte_products, row_codes, warm_up
-from annheal.index import shortlist as shortlist_module
+from annheal.index.code_layout import WIDTH
 from annheal.model.collection import Metric
 from shard_node.shortlists import ShortlistBook
 from tests.support.segments import unit_vectors
@@ -42,6 +44,28 @@ def decaying(rows: int, dimension: int, *, seed: int = 0) -> Floats:
     made: Floats = (rng.standard_normal((rows, dimension)) * spread @ turn).astype(np.float32)
     made += np.float32(0.02)
     return made / np.linalg.norm(made, axis=1, keepdims=True)
+
+
+def callable_of(products: Any) -> Any:
+    """Return a function of what only compiled code can call."""
+
+    @njit
+    def call(
+        codes: Any, base: Any, rows: Any, first: Any, bytes_: Any, high: Any, low: Any, width: Any,
+        found: Any, at: Any,
+    ) -> None:  # fmt: skip
+        products(codes, base, rows, first, bytes_, high, low, width, found, at)
+
+    return call
+
+
+WHOLE_PRODUCTS = callable_of(byte_products.whole_products)
+HALF_PRODUCTS = callable_of(byte_products.half_products)
+
+
+def widths_of(codes: row_codes.RowCodes) -> list[int]:
+    widths: list[int] = codes.layout[:, WIDTH].tolist()
+    return widths
 
 
 def assert_same(index: VectorIndex, queries: Floats, matching: LiveBitmap, *, k: int) -> None:
@@ -78,16 +102,19 @@ def test_the_nearest_of_the_far_half_are_found(metric: Metric) -> None:
 
 
 @pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize(("dimension", "widths"), [(192, (64, 64, 64)), (200, (64, 64, 72))])
+@pytest.mark.parametrize(
+    ("dimension", "widths"),
+    [(192, [64, 64, 64]), (200, [64, 64, 72]), (400, [64, 128, 64, 144])],
+)
 def test_codes_cut_in_planes_find_the_same(
-    metric: Metric, dimension: int, widths: tuple[int, ...]
+    metric: Metric, dimension: int, widths: list[int]
 ) -> None:
     """The first plane leaves thousands of the far half in doubt, the last decides."""
     rows = 12_000
     vectors = decaying(rows, dimension)
     index = index_of(vectors, metric)
     assert index.shortlist is not None
-    assert tuple(index.shortlist.codes.widths) == widths
+    assert widths_of(index.shortlist.codes) == widths
     queries, found, wanted = decaying(30, dimension, seed=5), 0, 0
     for query in queries:
         near = np.argsort(vectors @ query).astype(np.int64)
@@ -120,7 +147,7 @@ def test_rare_rows_far_out_in_weak_directions_are_found(metric: Metric, share: f
     vectors[7:22] = rare / np.linalg.norm(rare, axis=1, keepdims=True)
     index = index_of(vectors, metric)
     assert index.shortlist is not None
-    assert len(index.shortlist.codes.widths) > 1
+    assert index.shortlist.codes.cut
     common = decaying(40, 192, seed=5)
     queries = np.sqrt(1 - share) * weakest + np.sqrt(share) * common
     every = LiveBitmap.from_mask(np.ones(20_000, dtype=np.bool_))
@@ -170,29 +197,41 @@ def test_no_answer_is_short_however_wrong_the_codes_are(k: int) -> None:
 
 
 def test_codes_are_cut_only_where_few_directions_hold_nearly_everything() -> None:
-    assert row_codes.RowCodes(unit_vectors(9_000, 192), l2=False).widths.tolist() == [192]
-    assert row_codes.RowCodes(decaying(4_000, 192), l2=False).widths.tolist() == [192]
-    assert row_codes.RowCodes(np.ones((9_000, 192), dtype=np.float32), l2=True).widths.tolist() == [
-        192
-    ]
+    equal = np.ones((9_000, 192), dtype=np.float32)
+    for vectors in (unit_vectors(9_000, 192), decaying(4_000, 192), equal):
+        for l2 in (False, True):
+            assert widths_of(row_codes.RowCodes(vectors, l2=l2)) == [192]
 
 
 @pytest.mark.skipif(not byte_products.HAS_VNNI, reason="the processor has no AVX-512 VNNI")
 @pytest.mark.parametrize("width", [64, 128, 384])
-def test_products_of_whole_lines_equal_those_of_the_plain_loop(width: int) -> None:
+def test_products_of_sixteen_rows_equal_those_of_the_plain_loop(width: int) -> None:
     rng = np.random.default_rng(width)
     extremes = np.array([-row_codes.QUERY_CODE_MAX, row_codes.QUERY_CODE_MAX], dtype=np.int16)
-    random = rng.integers(extremes[0], extremes[1] + 1, (5, width)).astype(np.int16)
-    codes = rng.integers(-127, 128, width).astype(np.int8)
-    codes[:2] = -127, 127
-    for asked in (*random, np.resize(extremes, width), np.zeros(width, dtype=np.int16)):
-        halves = row_codes.bytes_of(asked[None, :]).reshape(-1)
-        zero, wide = np.uint64(0), np.uint64(width)
-        by_lines = byte_products.line_product(codes, zero, halves, zero, wide, wide)
-        too_much = byte_products.excess(asked, zero, wide)
-        plain = byte_products.product(codes, zero, asked, zero, wide)
-        assert np.int64(by_lines - too_much).astype(np.int32) == plain
-        assert plain == int(codes.astype(np.int64) @ asked.astype(np.int64))
+    codes = rng.integers(-127, 128, (40, width)).astype(np.int8)
+    codes[3, :2], codes[7], codes[8] = (-127, 127), -127, 127
+    rows = rng.permutation(40).astype(np.int32)
+    zero, start, wide = np.uint64(0), np.uint64(5), np.uint64(width)
+    for halves in (False, True):
+        dimension = 2 * width if halves else width
+        random = rng.integers(extremes[0], extremes[1] + 1, (5, dimension)).astype(np.int16)
+        for asked in (*random, np.resize(extremes, dimension), np.zeros(dimension, np.int16)):
+            high = (asked.astype(np.int32) + 128) >> 8
+            parts = np.concatenate([high, asked - (high << 8)]).astype(np.int8)
+            found = np.zeros(20, dtype=np.int32)
+            at_once = HALF_PRODUCTS if halves else WHOLE_PRODUCTS
+            low, at = np.uint64(dimension), np.uint64(2)
+            at_once(codes.reshape(-1), zero, rows, start, parts, zero, low, wide, found, at)
+            assert not found[:2].any()
+            assert not found[18:].any()
+            one = byte_products.half_product if halves else byte_products.whole_product
+            for place, row in enumerate(rows[5:21].tolist()):
+                plain = one(codes.reshape(-1), np.uint64(row * width), asked, zero, wide)
+                excess = 0 if halves else 128 * int(asked.sum(dtype=np.int64))
+                assert np.int64(found[2 + place] - excess).astype(np.int32) == plain
+                lines = codes[row].view(np.uint8).reshape(-1, 1, 64)
+                stored = np.concatenate([lines & 15, lines >> 4], axis=1) if halves else codes[row]
+                assert plain == int(stored.reshape(-1).astype(np.int64) @ asked.astype(np.int64))
 
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
@@ -226,13 +265,6 @@ def test_any_vectors(
     found, _ = index.search_shortlisted(queries, matching=matching, k=k)
     scale = np.abs(truth[np.isfinite(truth)]).max(initial=0.0)
     np.testing.assert_allclose(found, truth, rtol=1e-4, atol=float(scale) * 1e-5)
-
-
-def test_many_queries_are_answered_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
-    index = index_of(unit_vectors(1_000, 16), Metric.COSINE)
-    monkeypatch.setattr(shortlist_module, "UPPERS_MAX", 2_500)
-    matching = LiveBitmap.from_mask(np.ones(1_000, dtype=np.bool_))
-    assert_same(index, unit_vectors(9, 16, seed=2), matching, k=10)
 
 
 def test_without_codes_floats_are_compared() -> None:
