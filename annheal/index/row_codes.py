@@ -201,8 +201,11 @@ class RowCodes:
         """Fill in the codes of the rows from `start` on."""
         some = slice(start, start + len(vectors))
         turned = self._turned(vectors)
-        for plane, (_, kind, part, _, _) in enumerate(self.layout.tolist()):
-            codes, self.scales[part, some] = self._encoded(turned, part)
+        encoded = [self._encoded(turned, part) for part in range(len(self._parts))]
+        for part, (_, scales) in enumerate(encoded):
+            self.scales[part, some] = scales
+        for plane, (kind, part) in enumerate(self.layout[:, [KIND, PART]].tolist()):
+            codes = encoded[part][0]
             self._plane(plane)[some] = codes if kind == WHOLE else _packed(_half(codes, kind))
         self.factors[:-1, some] = self._factors(turned)
         if self._l2:
