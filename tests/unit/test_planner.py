@@ -139,6 +139,15 @@ def test_codes_answer_neither_exact_searches_nor_the_highest_objectives() -> Non
     assert (high.kind, high.by_codes) == (PlanKind.ROWS, False)
 
 
+def test_codes_answer_no_search_that_wants_many_of_few_rows() -> None:
+    cheap = ShortlistCosts(call_ns=1_000.0, row_ns=1.0)
+    assert plan(replace(WANTED, k=10), allowed=500, shortlist=cheap).by_codes
+    assert plan(replace(WANTED, k=200), allowed=10_000, shortlist=cheap).by_codes
+    many = plan(replace(WANTED, k=201), allowed=10_000, shortlist=cheap)
+    assert (many.kind, many.by_codes) == (PlanKind.ROWS, False)
+    assert not plan(replace(WANTED, k=201), allowed=10_000).codes_wanted
+
+
 def test_codes_are_wanted_where_they_would_pay() -> None:
     assert plan(allowed=4_000).codes_wanted
     assert not plan(allowed=4_000, shortlist=CODES).codes_wanted
