@@ -15,8 +15,8 @@ from numba import float32, float64, int16, int32, int64, njit, uint64
 from annheal.index.distances import REORDER_SUMS, element
 
 BYTE = 256
-SCALE_MIN = np.finfo(np.float32).tiny
-"""Of a query of zeros, or next to nothing."""
+SCALE_MIN = np.float32(1e-42)
+"""Of a query of zeros, or next to nothing: below it a float32 has too few digits to divide by."""
 
 
 @njit(nogil=True, fastmath=REORDER_SUMS)

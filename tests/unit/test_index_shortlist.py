@@ -176,7 +176,7 @@ def test_many_kinds_of_rows_are_not_cut() -> None:
     assert hits_of(index, queries, every, k=10) >= 0.99
 
 
-@pytest.mark.parametrize("scale", [1e-24, 1e-12, 1.0, 1e12])
+@pytest.mark.parametrize("scale", [1e-37, 1e-24, 1e-12, 1.0, 1e12])
 def test_the_length_of_a_query_changes_nothing(scale: float) -> None:
     index = index_of(decaying(10_000, 192), Metric.INNER_PRODUCT)
     queries = decaying(60, 192, seed=5) * np.float32(scale)
