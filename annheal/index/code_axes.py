@@ -16,8 +16,9 @@ PART_VARIANCES = (0.75, 0.96)
 """Share of the variance held at least by the parts up to the first cut, and up to the second."""
 CUT_MAX = 0.7
 """Share of the components before a cut; with more, cutting saves too little."""
-VARIANCE_MIN = 1e-12
-"""Of a direction, by that of the strongest; no sample says that others have none."""
+VARIANCE_MIN = 1e-7
+"""Of a direction, by that of the strongest: no sample says that others have none, and directions
+rounded to halves give all of them a hundred-millionth."""
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]

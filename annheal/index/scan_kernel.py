@@ -83,10 +83,12 @@ def _note(
     found: Any,
     size: Any,
     count: Any,
+    again: Any,
 ) -> Any:
     """Put the bounds of the first `chosen` rows into the pool, and note what is promising.
 
-    Returns how many lower bounds the pool holds and how many rows are noted.
+    `again`: some of them may be there already. Returns how many lower bounds the pool holds and how
+    many rows are noted.
     """
     pool, k = found.pool, int64(found.pool.size)
     least = _least(pool, size)
@@ -101,7 +103,7 @@ def _note(
         found.rows[uint64(count)] = row
         found.uppers[uint64(count)] = value + slack
         count += 1
-        if value - slack >= least and not _holds_row(pool, size, row):
+        if value - slack >= least and not (again and _holds_row(pool, size, row)):
             insert(pool, size, k, key_of(slack - value, row))
             size = min(size + 1, k)
             least = _least(pool, size)
@@ -246,11 +248,12 @@ def _bound_all(
     multiply(held, asked, q, int64(0), dimension, members, count, products)
     size, noted, room = int64(0), int64(0), int64(doubtful.values.size)
     leaders = LEADERS_PER_K * int64(found.pool.size) + LEADERS_MIN
-    if leaders <= room // 2 and leaders * LEADERS_OF <= count:
+    led = leaders <= room and leaders * LEADERS_OF <= count
+    if led:
         chosen = _take_leaders(members, products, count, leaders, doubtful)
         least = _least(found.pool, size)
         chosen = pass_planes(held, asked, q, dimension, l2, doubtful, chosen, least)
-        size, noted = _note(held, l2, doubtful, chosen, found, size, noted)
+        size, noted = _note(held, l2, doubtful, chosen, found, size, noted, False)
         least = _least(found.pool, size)
         count = keep_possible(held, asked, q, l2, members, products, count, doubtful, least)
     for start in range(0, count, room):
@@ -260,7 +263,7 @@ def _bound_all(
             doubtful.products[t] = products[uint64(start) + t]
         least = _least(found.pool, size)
         chosen = pass_planes(held, asked, q, dimension, l2, doubtful, chosen, least)
-        size, noted = _note(held, l2, doubtful, chosen, found, size, noted)
+        size, noted = _note(held, l2, doubtful, chosen, found, size, noted, led)
     return size, noted
 
 

@@ -163,6 +163,29 @@ def test_a_far_common_offset_hides_nothing(metric: Metric, offset: float) -> Non
     assert hits_of(index_of(vectors, metric), queries, every, k=10) >= 0.995
 
 
+def test_directions_without_variance_do_not_keep_codes_from_being_cut() -> None:
+    """Vectors projected upwards, or with components that follow from others."""
+    rng = np.random.default_rng(0)
+    narrow = decaying(12_000, 192)
+    vectors = (narrow @ rng.standard_normal((192, 384)) / 14).astype(np.float32)
+    index = index_of(vectors, Metric.INNER_PRODUCT)
+    assert index.shortlist is not None
+    assert index.shortlist.codes.cut
+    every = LiveBitmap.from_mask(np.ones(12_000, dtype=np.bool_))
+    assert hits_of(index, vectors[:40] + vectors[40:80], every, k=10) >= 0.995
+
+
+@pytest.mark.parametrize("k", [1, 250, 506, 507, 3_000])
+def test_many_of_many_rows_are_found(k: int) -> None:
+    """Up to a k of 506 some rows lead."""
+    index = index_of(decaying(12_000, 192), Metric.COSINE)
+    queries = decaying(10, 192, seed=5)
+    every = LiveBitmap.from_mask(np.ones(12_000, dtype=np.bool_))
+    _, rows = index.search_shortlisted(queries, matching=every, k=k)
+    assert all(len(set(row.tolist())) == k for row in rows)
+    assert hits_of(index, queries, every, k=k) >= 0.995
+
+
 def test_many_kinds_of_rows_are_not_cut() -> None:
     """A row is a few of many categories: most are untypical of the others."""
     rng = np.random.default_rng(0)
