@@ -279,8 +279,9 @@ class VectorIndex:
     ) -> tuple[Scores, Rows]:
         """Return what `search_matching` does, but reading the codes of most rows only.
 
-        The scores are exact. A row is missed only where the error of its code is greater than
-        that of 99.9 % of the products measured. Falls back to `search_matching` without codes.
+        The scores are exact. A row is missed where the errors of its codes exceed the slack that
+        `annheal.index.row_codes` measures: five of 10,000 best rows under filters far from the
+        queries (ADR 18). Falls back to `search_matching` without codes.
         """
         if self._shortlist is None or ready_kernels() is None:
             return self.search_matching(queries, matching=matching, k=k)
