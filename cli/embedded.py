@@ -20,8 +20,9 @@ from annheal.metastore.sqlite import SqliteMetaStore
 from annheal.model.shard import NodeRegistration
 from annheal.objectstore.local import LocalObjectStore
 from annheal.rpc.server import RpcServer
+from annheal.runtime.folder_lock import folder_lock
 from annheal.runtime.tasks import TaskScope
-from cli.datadir import locked, published_address
+from cli.datadir import published_address
 from cli.metering import Metering, metered
 from cli.opening import wait_open
 from cli.roles import EmbeddedSettings, embedded_settings, settings_source, split_address
@@ -37,6 +38,7 @@ OBJECTS_DIR: Final = "objects"
 GRACE_S: Final = 5.0
 """How long calls under way may take to end when the server stops."""
 PORT_ATTEMPTS_MAX: Final = 20
+LOCKED_FIX: Final = "stop it, or give another --data-dir"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,7 @@ async def running(settings: EmbeddedSettings) -> AsyncIterator[EmbeddedServer]:
     """Run a server by its settings; on leaving, calls under way end and what grows is flushed."""
     data_dir = settings.process.data_dir.absolute()
     async with AsyncExitStack() as stack:
-        stack.enter_context(locked(data_dir))
+        stack.enter_context(folder_lock(data_dir, role="annheal up", fix=LOCKED_FIX))
         meta = SqliteMetaStore(data_dir / META_FILE)
         stack.push_async_callback(meta.close)
         # The lock says that nobody else lives: what the last process leased is free at once.

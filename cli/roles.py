@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote
 
 from annheal.errors import AnnhealError
 from cli.settings import ProcessSettings, SettingsSource
@@ -63,12 +64,14 @@ def coordinator_settings(source: SettingsSource) -> tuple[ProcessSettings, Coord
 def shard_node_settings(source: SettingsSource) -> tuple[ProcessSettings, ShardNodeSettings]:
     """Return the settings of a shard node process."""
     process = source.settings(ProcessSettings, role=SHARD_NODE)
+    # Stable over restarts: what an operator decided about the node is kept under its id.
+    node_id = process.node_id or socket.gethostname()
     own = source.settings(
         ShardNodeSettings,
         role=SHARD_NODE,
-        # Stable over restarts: what an operator decided about the node is kept under its id.
-        node_id=socket.gethostname(),
-        data_dir=process.data_dir,
+        node_id=node_id,
+        # Nodes that were started in one working directory do not share what nobody chose.
+        data_dir=process.data_dir / f"{SHARD_NODE}-{quote(node_id, safe='')}",
     )
     return process, own
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from annheal.errors import FailedPrecondition
+from annheal.runtime.folder_lock import Holder, read_holder, write_holder
 
 LOCK_FILE = "worker.lock"
 DISCARDED_PREFIX = ".discarded-"
@@ -32,6 +33,7 @@ def locked_folder(directory: Path) -> Iterator[None]:
     process holds `directory`. Blocks for as long as files are deleted.
     """
     lock = _locked(directory)
+    write_holder(lock, role=f"compactor {directory.name}")
     try:
         for child in directory.iterdir():
             if child.name != LOCK_FILE:
@@ -73,7 +75,8 @@ def _locked(directory: Path) -> int:
             looks += 1
             if looks == LOOKS_MAX:
                 raise FailedPrecondition(
-                    f"another compactor works in {directory}; give each a worker_id of its own",
+                    f"another compactor works in {directory}: {_holder(path)}; give each a"
+                    " worker_id of its own",
                     reason="WORKER_ID_TAKEN",
                 )
             time.sleep(LOOK_S)
@@ -85,6 +88,17 @@ def _locked(directory: Path) -> int:
         if same:
             return lock
         os.close(lock)
+
+
+def _holder(path: Path) -> Holder:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return Holder()
+    try:
+        return read_holder(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _try_lock(path: Path) -> int | None:

@@ -16,6 +16,7 @@ from annheal.index import start_warm_up
 from annheal.metastore.protocol import MetaStore
 from annheal.model.shard import NodeRegistration
 from annheal.objectstore.protocol import ObjectStore
+from annheal.runtime.folder_lock import folder_lock
 from annheal.runtime.metrics import Metrics
 from annheal.runtime.tasks import TaskScope
 from shard_node.dependencies import ShardDependencies
@@ -33,6 +34,7 @@ from shard_node.registration import run_registration
 from shard_node.settings import ShardNodeSettings
 
 WRITER_BYTES = 16
+LOCKED_FIX = "stop it, or give this one a --node-id or a --data-dir of its own"
 
 _log = logging.getLogger(__name__)
 
@@ -56,13 +58,28 @@ async def running_node(
 ) -> AsyncIterator[tuple[Node, TaskScope]]:
     """Run a node in this process: yields its port and its tasks' scope (watch it for failure).
 
-    `listen` is given the node before it registers and returns the address to register; searches
-    and the monitor's work are counted in `metrics`, if there are any.
+    The node holds `settings.data_dir`: raises `FailedPrecondition` that names the other process
+    while that one does. `listen` is given the node before it registers and returns the address to
+    register; searches and the monitor's work are counted in `metrics`, if there are any.
 
     On leaving, the node flushes what it holds within `drain_timeout_s` (whatever is not flushed
     is in the log), then ends its lease, so that others take over. Raises what a task of the node
     fails with before it is registered.
     """
+    with folder_lock(settings.data_dir, role=f"shard node {settings.node_id}", fix=LOCKED_FIX):
+        async with _running(settings, meta, objects, listen=listen, metrics=metrics) as running:
+            yield running
+
+
+@asynccontextmanager
+async def _running(
+    settings: ShardNodeSettings,
+    meta: MetaStore,
+    objects: ObjectStore,
+    *,
+    listen: Listen,
+    metrics: Metrics | None,
+) -> AsyncIterator[tuple[Node, TaskScope]]:
     metrics = metrics or Metrics()
     scratch = settings.data_dir / "scratch"
     shutil.rmtree(scratch, ignore_errors=True)
