@@ -9,11 +9,10 @@ RUN python -m venv /opt/annheal
 WORKDIR /src
 # Dependencies change less often than the code: they get a layer of their own.
 COPY pyproject.toml constraints.txt LICENSE ./
-RUN mkdir annheal coordinator shard_node compactor cli \
-    && touch annheal/__init__.py coordinator/__init__.py shard_node/__init__.py \
-        compactor/__init__.py cli/__init__.py \
+RUN mkdir annheal && touch annheal/__init__.py \
     && /opt/annheal/bin/pip install --quiet -c constraints.txt ".[text]" \
     && /opt/annheal/bin/pip uninstall --quiet --yes annheal
+# annheal/ holds links to the four services beside it.
 COPY annheal annheal
 COPY coordinator coordinator
 COPY shard_node shard_node

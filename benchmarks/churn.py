@@ -22,7 +22,9 @@ import numpy as np
 import numpy.typing as npt
 from rich.console import Console
 
-from benchmarks.churn_figures import (
+from benchmarks.datasets.dataset import Dataset, load_dataset
+from benchmarks.datasets.population import Change, Churn, Population, Truth
+from benchmarks.harness.churn_figures import (
     FAISS,
     FRESH,
     HEALING,
@@ -33,19 +35,17 @@ from benchmarks.churn_figures import (
     check,
     draw,
 )
-from benchmarks.churned_server import (
+from benchmarks.harness.options import Options, parse_options
+from benchmarks.harness.report import Column, Report, Row, print_report, report_console
+from benchmarks.search import FAISS_EFS, RECALL_TOLERANCE
+from benchmarks.systems.churned_server import (
     LATENCY_QUERIES_MAX,
     MEGABYTE,
     ChurnedServer,
     Foreground,
     churned_server,
 )
-from benchmarks.dataset import Dataset, load_dataset
-from benchmarks.in_process import ChildIndex, hnswlib_is_there
-from benchmarks.options import Options, parse_options
-from benchmarks.population import Change, Churn, Population, Truth
-from benchmarks.report import Column, Report, Row, print_report, report_console
-from benchmarks.search import FAISS_EFS, RECALL_TOLERANCE
+from benchmarks.systems.in_process import ChildIndex, hnswlib_is_there
 
 QUERIES_MAX = 1_000
 COLUMNS = (

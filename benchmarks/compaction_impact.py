@@ -20,13 +20,13 @@ import numpy as np
 
 from annheal import AsyncClient
 from annheal.errors import AnnhealError
-from annheal.model.task import TaskPhase
-from benchmarks.callers import run_at_rate
-from benchmarks.dataset import Dataset, load_dataset
-from benchmarks.loading import COLLECTION, load
-from benchmarks.options import Options, parse_options
-from benchmarks.report import Column, Report, Requirement, Row, print_report, report_console
-from benchmarks.servers import serve
+from annheal.model.topology.task import TaskPhase
+from benchmarks.datasets.dataset import Dataset, load_dataset
+from benchmarks.datasets.loading import COLLECTION, load
+from benchmarks.harness.callers import run_at_rate
+from benchmarks.harness.options import Options, parse_options
+from benchmarks.harness.report import Column, Report, Requirement, Row, print_report, report_console
+from benchmarks.systems.servers import serve
 
 SETTINGS = {"compaction_automatic": "false", "threads": "1"}
 QUERIES_PER_S = 50.0

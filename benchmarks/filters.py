@@ -22,13 +22,13 @@ import numpy.typing as npt
 
 from annheal.index import warm_up
 from annheal.model.search import SearchOptions
-from benchmarks.accuracy import OBJECTIVE, hits_by_score, padded_scores, verdict
-from benchmarks.dataset import load_dataset
-from benchmarks.filter_cases import Case, Group, cases_of, columns_of
-from benchmarks.node_segment import NodeSegment, build_node_segment
-from benchmarks.options import HALF, Options, parse_options
-from benchmarks.report import Column, Report, Row, print_report, report_console
-from benchmarks.timing import Timings, time_in_turns
+from benchmarks.datasets.dataset import load_dataset
+from benchmarks.datasets.filter_cases import Case, Group, cases_of, columns_of
+from benchmarks.harness.accuracy import OBJECTIVE, hits_by_score, padded_scores, verdict
+from benchmarks.harness.options import HALF, Options, parse_options
+from benchmarks.harness.report import Column, Report, Row, print_report, report_console
+from benchmarks.harness.timing import Timings, time_in_turns
+from benchmarks.systems.node_segment import NodeSegment, build_node_segment
 
 QUERIES_MAX = 300
 """Queries whose recall is measured; exact answers to all of them take the most time."""

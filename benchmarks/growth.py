@@ -20,13 +20,13 @@ import numpy.typing as npt
 
 from annheal import AsyncClient
 from annheal.model.search import SegmentExplain
-from benchmarks.accuracy import OBJECTIVE, hits_by_score, padded_scores, verdict
-from benchmarks.dataset import Dataset, load_dataset
-from benchmarks.loading import COLLECTION, grow
-from benchmarks.options import Options, parse_options
-from benchmarks.report import Column, Report, Row, print_report, report_console
-from benchmarks.servers import Server, serve
-from benchmarks.timing import Queries, await_in_turns
+from benchmarks.datasets.dataset import Dataset, load_dataset
+from benchmarks.datasets.loading import COLLECTION, grow
+from benchmarks.harness.accuracy import OBJECTIVE, hits_by_score, padded_scores, verdict
+from benchmarks.harness.options import Options, parse_options
+from benchmarks.harness.report import Column, Report, Row, print_report, report_console
+from benchmarks.harness.timing import Queries, await_in_turns
+from benchmarks.systems.servers import Server, serve
 
 SIZES = (1_000, 10_000, 100_000, 1_000_000)
 SIZES_FEW = (1_000, 2_500)

@@ -13,11 +13,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
 from annheal import AsyncClient
-from benchmarks.dataset import Dataset, load_dataset
-from benchmarks.loading import COLLECTION, build_faiss, load
-from benchmarks.options import parse_options
-from benchmarks.report import Column, Report, Row, print_report, report_console
-from benchmarks.servers import ClusterUnavailable, serve
+from benchmarks.datasets.dataset import Dataset, load_dataset
+from benchmarks.datasets.loading import COLLECTION, build_faiss, load
+from benchmarks.harness.options import parse_options
+from benchmarks.harness.report import Column, Report, Row, print_report, report_console
+from benchmarks.systems.servers import ClusterUnavailable, serve
 
 COLUMNS = (
     Column("system", "system"),

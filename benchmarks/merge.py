@@ -26,17 +26,17 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from annheal.compactor import build
+from annheal.compactor.build.build import BuildOrder, build_segment
+from annheal.compactor.build.calibrate import measure_recall, own_recall
+from annheal.compactor.fetch import Source
 from annheal.index import VectorIndex
 from annheal.model.collection import Collection, CollectionSettings, Metric, ModelSpec
-from annheal.model.manifest import SegmentEntry, Tier
+from annheal.model.topology.manifest import SegmentEntry, Tier
 from annheal.segment import DeleteVector, Segment, SegmentRows, local_segment, write_segment
-from benchmarks.dataset import Dataset, load_dataset
-from benchmarks.options import Options, parse_options
-from benchmarks.report import Column, Report, print_report, report_console
-from compactor import build
-from compactor.build import BuildOrder, build_segment
-from compactor.calibrate import measure_recall, own_recall
-from compactor.fetch import Source
+from benchmarks.datasets.dataset import Dataset, load_dataset
+from benchmarks.harness.options import Options, parse_options
+from benchmarks.harness.report import Column, Report, print_report, report_console
 
 EF_FIXED = 64
 OBJECTIVE = 0.95

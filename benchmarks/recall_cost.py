@@ -24,15 +24,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import pyarrow as pa
 
 from annheal.index import warm_up
-from annheal.model.recall import SelectivityBand
-from benchmarks.dataset import load_dataset
-from benchmarks.monitored_node import DEFAULTS, OFF, ON, MonitoredNode, Turns
-from benchmarks.node_segment import build_node_segment
-from benchmarks.options import Options, parse_options
-from benchmarks.pairs import PairedRatio, paired_ratio
-from benchmarks.report import Column, Report, Row, print_report, report_console
-from shard_node.recall_measure import GROUP_QUERIES
-from shard_node.recall_sampler import RESERVOIR_QUERIES
+from annheal.model.measures.recall import SelectivityBand
+from annheal.shard_node.recall.measure import GROUP_QUERIES
+from annheal.shard_node.recall.sampler import RESERVOIR_QUERIES
+from benchmarks.datasets.dataset import load_dataset
+from benchmarks.harness.options import Options, parse_options
+from benchmarks.harness.pairs import PairedRatio, paired_ratio
+from benchmarks.harness.report import Column, Report, Row, print_report, report_console
+from benchmarks.systems.monitored_node import DEFAULTS, OFF, ON, MonitoredNode, Turns
+from benchmarks.systems.node_segment import build_node_segment
 
 Say = Callable[[str], None]
 COST_MAX = 0.02

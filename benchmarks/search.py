@@ -22,7 +22,9 @@ import numpy as np
 import numpy.typing as npt
 
 from annheal import AsyncClient
-from benchmarks.callers import (
+from benchmarks.datasets.dataset import Dataset, load_dataset
+from benchmarks.datasets.loading import COLLECTION, build_faiss, load, recall
+from benchmarks.harness.callers import (
     WARM_UP_S,
     AsyncCall,
     Round,
@@ -30,11 +32,9 @@ from benchmarks.callers import (
     run_tasks,
     run_threads,
 )
-from benchmarks.dataset import Dataset, load_dataset
-from benchmarks.loading import COLLECTION, build_faiss, load, recall
-from benchmarks.options import Options, parse_options
-from benchmarks.report import Column, Report, Row, print_report, report_console
-from benchmarks.servers import ClusterUnavailable, serve
+from benchmarks.harness.options import Options, parse_options
+from benchmarks.harness.report import Column, Report, Row, print_report, report_console
+from benchmarks.systems.servers import ClusterUnavailable, serve
 
 BATCH_QUERIES = 100
 STYLES = ("unary", "sdk", "batch")

@@ -26,15 +26,15 @@ import pyarrow as pa
 
 from annheal.index import set_search_threads, warm_up
 from annheal.model.search import SearchOptions
-from benchmarks.accuracy import padded_scores, recall_by_score, verdict
-from benchmarks.dataset import Dataset, load_dataset
-from benchmarks.loading import build_faiss
-from benchmarks.node_segment import NodeSegment, build_node_segment
-from benchmarks.options import Options, parse_options
-from benchmarks.pairs import paired_ratio
-from benchmarks.report import Column, Report, Row, print_report, report_console
-from benchmarks.timing import Queries, time_in_turns
-from shard_node.node import search_threads_for
+from annheal.shard_node.node import search_threads_for
+from benchmarks.datasets.dataset import Dataset, load_dataset
+from benchmarks.datasets.loading import build_faiss
+from benchmarks.harness.accuracy import padded_scores, recall_by_score, verdict
+from benchmarks.harness.options import Options, parse_options
+from benchmarks.harness.pairs import paired_ratio
+from benchmarks.harness.report import Column, Report, Row, print_report, report_console
+from benchmarks.harness.timing import Queries, time_in_turns
+from benchmarks.systems.node_segment import NodeSegment, build_node_segment
 
 RATIO_MAX = 1.15
 QUERIES_TIMED = 300

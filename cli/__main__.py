@@ -1,4 +1,4 @@
-"""The console script `annheal`, and `python -m cli`."""
+"""The console script `annheal`, and `python -m annheal.cli`."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def main() -> None:
     # FAISS's threads must not spin while others could work; read when FAISS is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        from cli.app import app
+        from annheal.cli.app import app
 
         app(args=hoist(sys.argv[1:]), prog_name="annheal")
     except KeyboardInterrupt:  # while modules are loaded; later typer sees to it

@@ -8,26 +8,14 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from annheal.cli.exit_codes import MEANINGS, ExitCode, exit_code_of
+from annheal.cli.operator_commands import cluster, garbage, healing, health, recall, tasks
+from annheal.cli.output import Output, OutputFormat, drop_stdout, print_error
+from annheal.cli.server import serving
+from annheal.cli.state import State, state_of
+from annheal.cli.user_commands import collections, explain, filters, importing, records, search
 from annheal.errors import AnnhealError, Unavailable
 from annheal.rpc.status import CANNOT_CONNECT
-from cli import (
-    cluster,
-    collections,
-    explain,
-    filters,
-    garbage,
-    healing,
-    health,
-    importing,
-    recall,
-    records,
-    search,
-    serving,
-    tasks,
-)
-from cli.exit_codes import MEANINGS, ExitCode, exit_code_of
-from cli.output import Output, OutputFormat, drop_stdout, print_error
-from cli.state import State, state_of
 
 _CODES = "\n".join(f"  {code.value:>3}  {meaning}" for code, meaning in MEANINGS.items())
 _EPILOG = f"Exit codes:\n\n\b\n{_CODES}"

@@ -16,8 +16,8 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from annheal.cli.exit_codes import ExitCode
 from annheal.errors import AnnhealError, InvalidArgument
-from cli.exit_codes import ExitCode
 
 ValueT = TypeVar("ValueT")
 

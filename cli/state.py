@@ -9,9 +9,9 @@ from typing import TypeVar
 
 import typer
 
+from annheal.cli.output import Output, OutputFormat
 from annheal.client import Client
 from annheal.runtime.retry import DEFAULT_POLICY, RetryPolicy
-from cli.output import Output, OutputFormat
 
 HASTY = RetryPolicy(delay_s_min=0.05, delay_s_max=0.5, attempts_max=6)
 """A person waits: after about a second they rather want to know that nobody answers."""

@@ -1,4 +1,4 @@
-"""`python -m compactor`: one compactor process. `annheal serve compactor` offers more settings."""
+"""`python -m annheal.compactor`: one compactor. `annheal serve compactor` offers more settings."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import signal
 import socket
 from pathlib import Path
 
+from annheal.compactor.service import serve_compactor
+from annheal.compactor.settings import CompactorSettings
 from annheal.metastore.factory import open_meta_store
 from annheal.objectstore.factory import open_object_store
 from annheal.runtime.logging import configure_logging
-from compactor.service import serve_compactor
-from compactor.settings import CompactorSettings
 
 
 def main() -> None:
@@ -47,7 +47,7 @@ async def _run(settings: CompactorSettings, metadata_url: str, object_store_url:
 
 def _parser() -> argparse.ArgumentParser:
     defaults = CompactorSettings(worker_id=f"compactor-{socket.gethostname()}")
-    parser = argparse.ArgumentParser(prog="python -m compactor", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m annheal.compactor", description=__doc__)
     parser.add_argument("--metadata-url", required=True, help="sqlite:///path or etcd://host:2379")
     parser.add_argument("--object-store-url", required=True, help="/path or s3://bucket/prefix")
     parser.add_argument("--worker-id", default=defaults.worker_id)

@@ -11,7 +11,7 @@ from collections.abc import Collection as AnyOf
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from annheal.model.task import CompactionTask, TaskPhase
+from annheal.model.topology.task import CompactionTask, TaskPhase
 
 BACKOFF_FIRST_S = 1.0
 BACKOFF_MAX_S = 60.0

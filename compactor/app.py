@@ -9,15 +9,15 @@ from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from importlib import metadata
 
+from annheal.compactor.registration import run_registration
+from annheal.compactor.scratch import locked_folder
+from annheal.compactor.settings import CompactorSettings
+from annheal.compactor.worker import Worker
 from annheal.index import start_merge_warm_up
 from annheal.metastore.protocol import MetaStore
-from annheal.model.shard import WorkerRegistration, WorkerRole
+from annheal.model.topology.shard import WorkerRegistration, WorkerRole
 from annheal.objectstore.protocol import ObjectStore
 from annheal.runtime.tasks import TaskScope
-from compactor.registration import run_registration
-from compactor.scratch import locked_folder
-from compactor.settings import CompactorSettings
-from compactor.worker import Worker
 
 _log = logging.getLogger(__name__)
 

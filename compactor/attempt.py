@@ -16,19 +16,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
+from annheal.compactor.build.build import BuildOrder, build_segment
+from annheal.compactor.claim import Claim
+from annheal.compactor.fetch import Source, StaleTask, fetch_logged, fetch_sources, load_collection
+from annheal.compactor.throttle import BuildTurns, lower_priority
+from annheal.compactor.verify import verify_segment
 from annheal.errors import Unavailable
 from annheal.index import set_search_threads
 from annheal.metastore.protocol import MetaStore
-from annheal.model.manifest import SegmentEntry, Tier
-from annheal.model.task import CompactionTask, TaskPhase
+from annheal.model.topology.manifest import SegmentEntry, Tier
+from annheal.model.topology.task import CompactionTask, TaskPhase
 from annheal.objectstore.protocol import ObjectStore
 from annheal.runtime.fail_points import fail_point
 from annheal.segment import upload_segment
-from compactor.build import BuildOrder, build_segment
-from compactor.claim import Claim
-from compactor.fetch import Source, StaleTask, fetch_logged, fetch_sources, load_collection
-from compactor.throttle import BuildTurns, lower_priority
-from compactor.verify import verify_segment
 
 PROGRESS_INTERVAL_S = 1.0
 

@@ -12,12 +12,12 @@ import asyncio
 import logging
 from dataclasses import replace
 
+from annheal.compactor.admission import QueuedTask
 from annheal.errors import Conflict, Unavailable, UnknownOutcome
 from annheal.metastore.codec import decode_value, encode_value
 from annheal.metastore.keys import claim_key, task_key
 from annheal.metastore.protocol import Compare, Delete, Lease, LeaseExpired, MetaStore, Put
-from annheal.model.task import ATTEMPTS_MAX, CompactionTask, TaskClaim, TaskPhase
-from compactor.admission import QueuedTask
+from annheal.model.topology.task import ATTEMPTS_MAX, CompactionTask, TaskClaim, TaskPhase
 
 STORE_RETRY_S = 0.5
 

@@ -11,9 +11,9 @@ from annheal.metastore.codec import decode_value
 from annheal.metastore.keys import COLLECTIONS_PREFIX, manifest_key
 from annheal.metastore.protocol import MetaStore
 from annheal.model.collection import Collection, ModelSpec
-from annheal.model.manifest import Manifest
 from annheal.model.records import Float32Matrix
-from annheal.model.task import CompactionTask
+from annheal.model.topology.manifest import Manifest
+from annheal.model.topology.task import CompactionTask
 from annheal.objectstore.protocol import ObjectStore
 from annheal.recall import load_memory
 from annheal.segment import DeleteVector, Segment, fetch_segment, load_delete_vector

@@ -10,7 +10,7 @@ from annheal.metastore.codec import encode_value
 from annheal.metastore.keys import compactor_key
 from annheal.metastore.lease_keeper import LeaseKeeper
 from annheal.metastore.protocol import LeaseExpired, MetaStore, Put
-from annheal.model.shard import WorkerRegistration
+from annheal.model.topology.shard import WorkerRegistration
 
 REGISTER_RETRY_S = 0.5
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from annheal.compactor.app import run_compactor
+from annheal.compactor.settings import CompactorSettings
 from annheal.metastore.protocol import MetaStore
 from annheal.objectstore.protocol import ObjectStore
 from annheal.rpc.server import RpcServer
-from compactor.app import run_compactor
-from compactor.settings import CompactorSettings
 
 STOP_GRACE_S = 1.0
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
+from annheal.compactor.build.calibrate import EF_LIMIT, own_recall
 from annheal.errors import DataCorruption
 from annheal.model.collection import CollectionSettings
-from annheal.model.manifest import IndexKind, SegmentEntry
+from annheal.model.topology.manifest import IndexKind, SegmentEntry
 from annheal.objectstore.protocol import ObjectStore
 from annheal.segment import Segment, SegmentFiles, fetch_segment
-from compactor.calibrate import EF_LIMIT, own_recall
 
 SAMPLE_ROWS = 100
 

@@ -9,20 +9,20 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from annheal.compactor.admission import QueuedTask, Room, plan_claim
+from annheal.compactor.attempt import Attempt, run_progress
+from annheal.compactor.claim import Claim, failed_attempt, released
+from annheal.compactor.settings import CompactorSettings
+from annheal.compactor.throttle import BuildTurns, ThrottledStore
 from annheal.errors import AnnhealError, Unavailable, UnknownOutcome
 from annheal.metastore.codec import decode_value
 from annheal.metastore.keys import CLAIMS_PREFIX, TASKS_PREFIX, parse_id, task_key
 from annheal.metastore.lease_keeper import LeaseKeeper
 from annheal.metastore.mirror import Mirror
 from annheal.metastore.protocol import LeaseExpired, MetaStore
-from annheal.model.task import ATTEMPTS_MAX, CompactionTask, TaskPhase
+from annheal.model.topology.task import ATTEMPTS_MAX, CompactionTask, TaskPhase
 from annheal.objectstore.protocol import ObjectStore
 from annheal.runtime.fail_points import fail_point
-from compactor.admission import QueuedTask, Room, plan_claim
-from compactor.attempt import Attempt, run_progress
-from compactor.claim import Claim, failed_attempt, released
-from compactor.settings import CompactorSettings
-from compactor.throttle import BuildTurns, ThrottledStore
 
 RELEASE_TIMEOUT_S = 2.0
 ERROR_CHARACTERS_MAX = 1_000

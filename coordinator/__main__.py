@@ -1,4 +1,4 @@
-"""`python -m coordinator` says how a coordinator is started."""
+"""`python -m annheal.coordinator` says how a coordinator is started."""
 
 from __future__ import annotations
 

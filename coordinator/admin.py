@@ -6,10 +6,23 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Sequence
 
+from annheal.coordinator.collections import check_shard
+from annheal.coordinator.compaction.plan import (
+    ShardObservation,
+    plan_compactions,
+    plan_manual,
+    plan_named,
+)
+from annheal.coordinator.compaction.task_book import UNFINISHED
+from annheal.coordinator.data_path.ports import ShardNode
+from annheal.coordinator.leader.control import ControlParts
+from annheal.coordinator.leader.observation import Observation, observe_shards
+from annheal.coordinator.settings import CoordinatorSettings
 from annheal.errors import AnnhealError, FailedPrecondition, InvalidArgument
 from annheal.metastore import keys
 from annheal.metastore.codec import decode_value
-from annheal.model.cluster import (
+from annheal.model.collection import Collection
+from annheal.model.topology.cluster import (
     ClusterStatus,
     CollectionStatus,
     CompactionOrder,
@@ -19,25 +32,12 @@ from annheal.model.cluster import (
     ShardStatus,
     TaskStatus,
 )
-from annheal.model.collection import Collection
-from annheal.model.manifest import Tier
-from annheal.model.shard import ShardId, ShardPhase, WorkerRegistration
-from annheal.model.task import CompactionTask, TaskPhase
+from annheal.model.topology.manifest import Tier
+from annheal.model.topology.shard import ShardId, ShardPhase, WorkerRegistration
+from annheal.model.topology.task import CompactionTask, TaskPhase
 from annheal.model.write import SegmentState, ShardState
 from annheal.runtime.deadline import Deadline
 from annheal.runtime.tasks import TaskScope
-from coordinator.collections import check_shard
-from coordinator.compaction_plan import (
-    ShardObservation,
-    plan_compactions,
-    plan_manual,
-    plan_named,
-)
-from coordinator.control import ControlParts
-from coordinator.observation import Observation, observe_shards
-from coordinator.ports import ShardNode
-from coordinator.settings import CoordinatorSettings
-from coordinator.task_book import UNFINISHED
 
 _log = logging.getLogger(__name__)
 

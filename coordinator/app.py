@@ -8,26 +8,26 @@ import time
 import uuid
 from collections.abc import Callable
 
+from annheal.coordinator.admin import Admin
+from annheal.coordinator.catalog.catalog import Catalog
+from annheal.coordinator.collections import Collections
+from annheal.coordinator.compaction.task_book import TaskBook
+from annheal.coordinator.data_path.fanout import Fanout
+from annheal.coordinator.data_path.reads import Reads
+from annheal.coordinator.data_path.router import Connect, Disconnect, Router, keep_connected
+from annheal.coordinator.data_path.writes import Writes
+from annheal.coordinator.election import Election
+from annheal.coordinator.leader.control import Control, ControlParts
+from annheal.coordinator.leader.gc import GarbageCollector
+from annheal.coordinator.placement.topology import Topology
+from annheal.coordinator.recall.probe import RecallMeter
+from annheal.coordinator.recall.summary import RecallView
+from annheal.coordinator.settings import CoordinatorSettings
 from annheal.metastore.protocol import MetaStore
-from annheal.model.shard import WorkerRegistration, WorkerRole
+from annheal.model.topology.shard import WorkerRegistration, WorkerRole
 from annheal.objectstore.protocol import ObjectStore
 from annheal.runtime.offload import Offload
 from annheal.runtime.tasks import TaskScope
-from coordinator.admin import Admin
-from coordinator.catalog import Catalog
-from coordinator.collections import Collections
-from coordinator.control import Control, ControlParts
-from coordinator.election import Election
-from coordinator.fanout import Fanout
-from coordinator.gc import GarbageCollector
-from coordinator.reads import Reads
-from coordinator.recall import RecallMeter
-from coordinator.recall_view import RecallView
-from coordinator.router import Connect, Disconnect, Router, keep_connected
-from coordinator.settings import CoordinatorSettings
-from coordinator.task_book import TaskBook
-from coordinator.topology import Topology
-from coordinator.writes import Writes
 
 _log = logging.getLogger(__name__)
 

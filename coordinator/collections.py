@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from annheal.coordinator.catalog.catalog import Catalog
 from annheal.errors import (
     AlreadyExists,
     Conflict,
@@ -18,12 +19,11 @@ from annheal.metastore.codec import decode_value, encode_value
 from annheal.metastore.limits import COMMIT_OPERATIONS_MAX
 from annheal.metastore.protocol import Compare, Delete, MetaStore, Operation, Put
 from annheal.model.collection import Collection
-from annheal.model.shard import Assignment, ShardId
+from annheal.model.topology.shard import Assignment, ShardId
 from annheal.model.validation import validate_collection, validate_settings
 from annheal.objectstore.protocol import ObjectStore
 from annheal.runtime.deadline import Deadline
 from annheal.runtime.retry import RetryPolicy, retry
-from coordinator.catalog import Catalog
 
 _log = logging.getLogger(__name__)
 

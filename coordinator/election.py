@@ -20,7 +20,7 @@ from annheal.metastore.keys import LEADER_KEY, coordinator_key
 from annheal.metastore.lease_keeper import LeaseKeeper
 from annheal.metastore.mirror import Mirror
 from annheal.metastore.protocol import Compare, LeaseExpired, MetaStore, Put
-from annheal.model.shard import WorkerRegistration
+from annheal.model.topology.shard import WorkerRegistration
 from annheal.runtime.tasks import TaskScope
 
 _log = logging.getLogger(__name__)

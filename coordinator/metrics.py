@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections import Counter as Counts
 from collections.abc import Callable, Iterable
 
-from annheal.model.recall import SegmentRecall
-from annheal.model.recall_summary import RecallSlice, RecallSummary
-from annheal.model.shard import ShardPhase
-from annheal.model.task import CompactionTask, TaskPhase
+from annheal.coordinator.app import Coordinator
+from annheal.coordinator.leader.observation import observe_shards
+from annheal.model.measures.recall import SegmentRecall
+from annheal.model.measures.recall_summary import RecallSlice, RecallSummary
+from annheal.model.topology.shard import ShardPhase
+from annheal.model.topology.task import CompactionTask, TaskPhase
 from annheal.model.write import ShardState
 from annheal.runtime.metrics import LONG_SECONDS, Family, FamilyKind, Metrics
-from coordinator.app import Coordinator
-from coordinator.observation import observe_shards
 
 SEGMENT_SERIES_MAX = 500
 """Segments (times bands) that have series of their own, those of the worst recall first."""

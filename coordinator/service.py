@@ -11,12 +11,14 @@ import time
 from dataclasses import replace
 from typing import TypeAlias
 
+from annheal.coordinator.app import Coordinator
+from annheal.coordinator.data_path.router import check_sequences
 from annheal.errors import InvalidArgument
 from annheal.filters import validate_filter
 from annheal.model.collection import Collection
 from annheal.model.search import Consistency, SearchOptions
 from annheal.model.session import SessionToken
-from annheal.model.task import TaskPhase
+from annheal.model.topology.task import TaskPhase
 from annheal.model.validation import (
     validate_projection,
     validate_search,
@@ -41,8 +43,6 @@ from annheal.wire import search as wire_search
 from annheal.wire.columns import decode_vectors
 from annheal.wire.recall import encode_recall_summary
 from annheal.wire.session import decode_freshness
-from coordinator.app import Coordinator
-from coordinator.router import check_sequences
 
 # The answer, an error above all, must be on its way before the caller gives up.
 _MARGIN_SHARE = 0.05

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from annheal.coordinator.compaction.plan import CompactionSettings
 from annheal.errors import FieldViolation, InvalidArgument
-from coordinator.compaction_plan import CompactionSettings
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from rich.table import Table
 from annheal import Client
 from annheal.client import SearchResult
 from annheal.errors import AnnhealError, FailedPrecondition
-from annheal.model.task import TaskPhase
+from annheal.model.topology.task import TaskPhase
 from samples.demo_server import DemoServer
 from samples.demo_state import (
     ATTRIBUTES,

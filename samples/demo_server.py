@@ -12,7 +12,7 @@ from pathlib import Path
 
 from annheal import Client
 from annheal.errors import AnnhealError
-from annheal.model.shard import WorkerRole
+from annheal.model.topology.shard import WorkerRole
 
 READY_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 20.0
@@ -57,7 +57,7 @@ class DemoServer:
         started_s = time.monotonic()
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "cli", *self.command],
+                [sys.executable, "-m", "annheal.cli", *self.command],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

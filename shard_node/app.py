@@ -14,24 +14,24 @@ from importlib import metadata
 
 from annheal.index import start_warm_up
 from annheal.metastore.protocol import MetaStore
-from annheal.model.shard import NodeRegistration
+from annheal.model.topology.shard import NodeRegistration
 from annheal.objectstore.protocol import ObjectStore
 from annheal.runtime.folder_lock import folder_lock
 from annheal.runtime.metrics import Metrics
 from annheal.runtime.tasks import TaskScope
-from shard_node.dependencies import ShardDependencies
-from shard_node.ef_control import EfController
-from shard_node.filter_cache import FilterCache
-from shard_node.manifest_store import ManifestStore
-from shard_node.metrics import register_reports
-from shard_node.node import Node
-from shard_node.offload import Offload
-from shard_node.ownership import Ownership
-from shard_node.recall_keeper import RecallKeeper
-from shard_node.recall_monitor import MonitorSettings, RecallMonitor
-from shard_node.recall_sampler import RecallSampler
-from shard_node.registration import run_registration
-from shard_node.settings import ShardNodeSettings
+from annheal.shard_node.metrics import register_reports
+from annheal.shard_node.node import Node
+from annheal.shard_node.offload import Offload
+from annheal.shard_node.owner.dependencies import ShardDependencies
+from annheal.shard_node.owner.manifest_store import ManifestStore
+from annheal.shard_node.ownership import Ownership
+from annheal.shard_node.recall.ef_control import EfController
+from annheal.shard_node.recall.keeper import RecallKeeper
+from annheal.shard_node.recall.monitor import MonitorSettings, RecallMonitor
+from annheal.shard_node.recall.sampler import RecallSampler
+from annheal.shard_node.registration import run_registration
+from annheal.shard_node.search.filter_cache import FilterCache
+from annheal.shard_node.settings import ShardNodeSettings
 
 WRITER_BYTES = 16
 LOCKED_FIX = "stop it, or give this one a --node-id or a --data-dir of its own"

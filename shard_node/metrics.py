@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from annheal.runtime.metrics import Family, FamilyKind, Metrics
-from shard_node.filter_cache import CacheState, FilterCache
-from shard_node.shortlists import SHORTLISTS
+from annheal.shard_node.search.filter_cache import CacheState, FilterCache
+from annheal.shard_node.search.shortlists import SHORTLISTS
 
 
 def register_reports(metrics: Metrics, *, filters: FilterCache) -> None:

@@ -1,4 +1,4 @@
-"""A shard node as its callers see it: the port of `coordinator/ports.py`, over owned shards."""
+"""A shard node as its callers see it: the coordinator's port `ShardNode`, over owned shards."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import numpy as np
 from annheal.errors import DeadlineExceeded, Fenced, InvalidArgument, ResourceExhausted
 from annheal.index import set_search_threads
 from annheal.model.collection import ModelSpec
-from annheal.model.recall import CollectionRecall, band_of
+from annheal.model.measures.recall import CollectionRecall, band_of
 from annheal.model.records import RecordSet
 from annheal.model.search import Consistency, SearchAnswer, SearchRequest
-from annheal.model.shard import ShardId
-from annheal.model.task import CompactionTask
+from annheal.model.topology.shard import ShardId
+from annheal.model.topology.task import CompactionTask
 from annheal.model.write import (
     CountRequest,
     GetRequest,
@@ -28,16 +28,16 @@ from annheal.model.write import (
     WriteRequest,
 )
 from annheal.runtime.metrics import Metrics
-from shard_node.filter_cache import FilterCache
-from shard_node.offload import Offload
-from shard_node.owned_shard import OwnedShard
-from shard_node.ownership import Ownership
-from shard_node.read import count_rows, get_records, scan_page
-from shard_node.recall_monitor import RecallMonitor
-from shard_node.recall_sampler import Reach
-from shard_node.search import Searcher
-from shard_node.shard_state import describe_unserved, with_recall
-from shard_node.view import ShardView
+from annheal.shard_node.offload import Offload
+from annheal.shard_node.owner.owned_shard import OwnedShard
+from annheal.shard_node.owner.shard_state import describe_unserved, with_recall
+from annheal.shard_node.ownership import Ownership
+from annheal.shard_node.recall.monitor import RecallMonitor
+from annheal.shard_node.recall.sampler import Reach
+from annheal.shard_node.rows.view import ShardView
+from annheal.shard_node.search.filter_cache import FilterCache
+from annheal.shard_node.search.reads import count_rows, get_records, scan_page
+from annheal.shard_node.search.searcher import Searcher
 
 QUERIES_PER_THREAD = 12
 """Queries of one batch for each FAISS thread beyond the first (measured: docs/benchmarks.md)."""

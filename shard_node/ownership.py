@@ -19,10 +19,10 @@ from annheal.metastore.keys import COLLECTIONS_PREFIX, SHARDS_PREFIX, shard_key
 from annheal.metastore.mirror import Mirror
 from annheal.metastore.protocol import Compare, KeyValue, MetaStore, Put
 from annheal.model.collection import Collection
-from annheal.model.shard import Assignment, ShardId
-from shard_node.dependencies import ShardDependencies
-from shard_node.opening import open_shard
-from shard_node.owned_shard import OwnedShard
+from annheal.model.topology.shard import Assignment, ShardId
+from annheal.shard_node.owner.dependencies import ShardDependencies
+from annheal.shard_node.owner.opening import open_shard
+from annheal.shard_node.owner.owned_shard import OwnedShard
 
 REOPEN_DELAY_S = 2.0
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from annheal.model.recall import CollectionRecall
+from annheal.model.measures.recall import CollectionRecall
 from annheal.model.records import RecordSet
 from annheal.model.search import SearchAnswer, SearchRequest
-from annheal.model.task import CompactionTask
+from annheal.model.topology.task import CompactionTask
 from annheal.model.write import (
     CountRequest,
     GetRequest,
@@ -24,7 +24,7 @@ from annheal.wire.recall import encode_recall_reports
 
 
 class ServedNode(Protocol):
-    """What is served; `coordinator.ports.ShardNode` states the contract."""
+    """What is served; `annheal.coordinator.data_path.ports.ShardNode` states the contract."""
 
     async def search(self, request: SearchRequest) -> SearchAnswer: ...  # noqa: D102
 

@@ -11,10 +11,10 @@ from annheal.objectstore.protocol import ObjectStore
 from annheal.rpc.methods import SHARD_SERVICE
 from annheal.rpc.server import RpcServer, ServerTls
 from annheal.runtime.metrics import Metrics
-from shard_node.app import running_node
-from shard_node.node import Node
-from shard_node.service import ShardServicer
-from shard_node.settings import ShardNodeSettings
+from annheal.shard_node.app import running_node
+from annheal.shard_node.node import Node
+from annheal.shard_node.service import ShardServicer
+from annheal.shard_node.settings import ShardNodeSettings
 
 _log = logging.getLogger(__name__)
 

@@ -10,7 +10,9 @@ from typing import Final
 from annheal.client.connection import ServerConnection
 from annheal.client.inputs import FilterInput, as_filter
 from annheal.errors import DeadlineExceeded, NotFound
-from annheal.model.cluster import (
+from annheal.model.limits import TIMEOUT_MAX_S
+from annheal.model.measures.recall_summary import RecallSummary
+from annheal.model.topology.cluster import (
     RECALL_SAMPLE_DEFAULT,
     ClusterStatus,
     CompactionOrder,
@@ -22,10 +24,8 @@ from annheal.model.cluster import (
     ShardStatus,
     TaskStatus,
 )
-from annheal.model.limits import TIMEOUT_MAX_S
-from annheal.model.manifest import Tier
-from annheal.model.recall_summary import RecallSummary
-from annheal.model.task import TaskPhase
+from annheal.model.topology.manifest import Tier
+from annheal.model.topology.task import TaskPhase
 from annheal.model.write import SegmentState
 from annheal.runtime.deadline import Deadline
 

@@ -13,7 +13,6 @@ import numpy as np
 from annheal.client.connection import ServerConnection
 from annheal.client.inputs import as_schema
 from annheal.errors import InvalidArgument
-from annheal.model.cluster import CollectionStatus
 from annheal.model.collection import (
     AttributeType,
     Collection,
@@ -23,6 +22,7 @@ from annheal.model.collection import (
     ModelSpec,
 )
 from annheal.model.suggestions import suggestion
+from annheal.model.topology.cluster import CollectionStatus
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,19 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from annheal.errors import FailedPrecondition
-from annheal.model.cluster import (
+from annheal.model.collection import (
+    Collection,
+    CollectionSettings,
+    IndexSettings,
+    ModelSpec,
+    Schema,
+)
+from annheal.model.filter import Filter
+from annheal.model.measures.recall_summary import RecallSummary
+from annheal.model.records import Projection, RecordSet
+from annheal.model.search import Consistency, SearchOptions
+from annheal.model.session import SessionToken
+from annheal.model.topology.cluster import (
     ClusterStatus,
     CollectionStatus,
     CompactionOrder,
@@ -23,19 +35,7 @@ from annheal.model.cluster import (
     ShardStatus,
     TaskStatus,
 )
-from annheal.model.collection import (
-    Collection,
-    CollectionSettings,
-    IndexSettings,
-    ModelSpec,
-    Schema,
-)
-from annheal.model.filter import Filter
-from annheal.model.recall_summary import RecallSummary
-from annheal.model.records import Projection, RecordSet
-from annheal.model.search import Consistency, SearchOptions
-from annheal.model.session import SessionToken
-from annheal.model.task import TaskPhase
+from annheal.model.topology.task import TaskPhase
 from annheal.model.write import SegmentState
 from annheal.rpc import methods
 from annheal.rpc.channel import Connection

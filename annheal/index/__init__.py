@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from annheal.index.carry.merge import CarriedLinks, is_base, merge_hnsw
+from annheal.index.carry.merge_compiled import start_merge_warm_up
+from annheal.index.codes.shortlist import ShortlistCosts
 from annheal.index.compiled import WarmUp, start_warm_up, want_walk, warm_up
 from annheal.index.costs import WalkCosts, measure_costs
-from annheal.index.filtered_walk import ROW_MISSING, SCORE_MISSING, WalkResult
 from annheal.index.live import LiveBitmap
-from annheal.index.merge import CarriedLinks, is_base, merge_hnsw
-from annheal.index.merge_compiled import start_merge_warm_up
 from annheal.index.quantized import can_store
-from annheal.index.shortlist import ShortlistCosts
 from annheal.index.topk import TopK, merge_topk
 from annheal.index.vector_index import (
     EF_DEFAULT,
@@ -20,7 +19,8 @@ from annheal.index.vector_index import (
     quantized,
     set_search_threads,
 )
-from annheal.index.walk_layout import ABORTED, OK, STARVED
+from annheal.index.walk.filtered_walk import ROW_MISSING, SCORE_MISSING, WalkResult
+from annheal.index.walk.walk_layout import ABORTED, OK, STARVED
 
 __all__ = [
     "ABORTED",

@@ -23,17 +23,17 @@ from annheal.model.collection import VectorStorage
 _logger = logging.getLogger(__name__)
 
 _KERNEL_MODULES = (
-    "byte_products.py",
-    "code_layout.py",
+    "carry/merge_kernel.py",
+    "carry/merge_layout.py",
+    "codes/byte_products.py",
+    "codes/code_layout.py",
+    "codes/plane_kernel.py",
+    "codes/query_kernel.py",
+    "codes/scan_kernel.py",
     "distances.py",
     "exact_kernel.py",
-    "merge_kernel.py",
-    "merge_layout.py",
-    "plane_kernel.py",
-    "query_kernel.py",
-    "scan_kernel.py",
-    "walk_kernel.py",
-    "walk_layout.py",
+    "walk/walk_kernel.py",
+    "walk/walk_layout.py",
 )
 
 
@@ -193,7 +193,9 @@ def compile_one(function: Any, signature: tuple[Any, ...]) -> None:
 
 
 def _compile(directory: Path | None) -> Kernels:
-    from annheal.index import exact_kernel, query_kernel, scan_kernel, walk_kernel
+    from annheal.index import exact_kernel
+    from annheal.index.codes import query_kernel, scan_kernel
+    from annheal.index.walk import walk_kernel
 
     functions: dict[str, Any] = {
         "walk": walk_kernel.walk,
@@ -213,7 +215,7 @@ def _compile_lossy_walk(storage: VectorStorage, directory: Path | None) -> Calla
     from numba import njit, types
 
     from annheal.index.distances import REORDER_SUMS
-    from annheal.index.walk_kernel import walk
+    from annheal.index.walk.walk_kernel import walk
 
     function: Any = njit(nogil=True, fastmath=REORDER_SUMS)(walk.py_func)
     element = types.uint16 if storage is VectorStorage.FP16 else types.uint8

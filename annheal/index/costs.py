@@ -11,7 +11,7 @@ import numpy as np
 from annheal.index.compiled import kernels
 from annheal.index.live import LiveBitmap
 from annheal.index.vector_index import VectorIndex
-from annheal.model.manifest import IndexKind
+from annheal.model.topology.manifest import IndexKind
 
 SAMPLE_ROWS = 4_096
 SAMPLE_QUERIES = 16

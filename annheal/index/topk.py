@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from annheal.index.filtered_walk import ROW_MISSING, SCORE_MISSING
+from annheal.index.walk.filtered_walk import ROW_MISSING, SCORE_MISSING
 
 _PARTITION_FACTOR = 8
 """Sorting everything is cheaper than partitioning first below this many times `k` candidates.

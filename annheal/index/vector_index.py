@@ -24,9 +24,9 @@ import numpy as np
 import numpy.typing as npt
 
 from annheal.errors import DataCorruption
-from annheal.index import filtered_walk
+from annheal.index.codes.row_codes import size_bytes_max
+from annheal.index.codes.shortlist import Shortlist
 from annheal.index.compiled import ready_kernels, walk_ready
-from annheal.index.filtered_walk import ROW_MISSING, SCORE_MISSING, WalkResult
 from annheal.index.graph import ForeignMemory, HnswGraph, graph_of
 from annheal.index.live import LiveBitmap
 from annheal.index.quantized import (
@@ -38,11 +38,11 @@ from annheal.index.quantized import (
     rerank,
     reranked_rows,
 )
-from annheal.index.row_codes import size_bytes_max
-from annheal.index.shortlist import Shortlist
+from annheal.index.walk import filtered_walk
+from annheal.index.walk.filtered_walk import ROW_MISSING, SCORE_MISSING, WalkResult
 from annheal.model.collection import IndexSettings, Metric, VectorStorage
-from annheal.model.manifest import IndexKind
 from annheal.model.records import Float32Matrix
+from annheal.model.topology.manifest import IndexKind
 
 EF_DEFAULT = 64
 
@@ -280,7 +280,7 @@ class VectorIndex:
         """Return what `search_matching` does, but reading the codes of most rows only.
 
         The scores are exact. A row is missed where the errors of its codes exceed the slack that
-        `annheal.index.row_codes` measures: five of 10,000 best rows under filters far from the
+        `codes.row_codes` measures: five of 10,000 best rows under filters far from the
         queries (ADR 18). Falls back to `search_matching` without codes.
         """
         if self._shortlist is None or ready_kernels() is None:

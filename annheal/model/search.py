@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from annheal.model.filter import Filter
 from annheal.model.records import IDS_ONLY, Float32Matrix, Projection, RecordSet
-from annheal.model.shard import ShardId
+from annheal.model.topology.shard import ShardId
 
 
 class Consistency(StrEnum):

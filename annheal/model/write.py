@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from annheal.model.filter import Filter
-from annheal.model.recall import RECALL_UNKNOWN
+from annheal.model.measures.recall import RECALL_UNKNOWN
 from annheal.model.records import EVERYTHING, Projection, RecordBatch, RecordSet
 from annheal.model.search import Consistency
 

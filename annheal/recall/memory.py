@@ -12,7 +12,7 @@ import xxhash
 from annheal.errors import DataCorruption, InvalidArgument
 from annheal.filters import format_expression, parse_expression
 from annheal.model.filter import Filter
-from annheal.model.recall import SegmentRecall, SelectivityBand, ShardBandRecall
+from annheal.model.measures.recall import SegmentRecall, SelectivityBand, ShardBandRecall
 from annheal.model.records import Float32Matrix
 
 QUERIES_MAX = 256
@@ -32,7 +32,7 @@ _CHECKSUM_BYTES = 16
 
 @dataclass(frozen=True, slots=True)
 class EfMemory:
-    """By how much one segment is searched wider in one band; see `shard_node.ef_control`."""
+    """By how much one segment is searched wider in one band; see `shard_node.recall.ef_control`."""
 
     segment_id: str
     band: SelectivityBand

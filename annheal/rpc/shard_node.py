@@ -1,12 +1,12 @@
-"""A shard node in another process, behind the methods of `coordinator.ports.ShardNode`."""
+"""A shard node in another process, behind the methods of `coordinator.data_path.ports`."""
 
 from __future__ import annotations
 
 from annheal.model.limits import TIMEOUT_DEFAULT_S
-from annheal.model.recall import CollectionRecall
+from annheal.model.measures.recall import CollectionRecall
 from annheal.model.records import RecordSet
 from annheal.model.search import SearchAnswer, SearchRequest
-from annheal.model.task import CompactionTask
+from annheal.model.topology.task import CompactionTask
 from annheal.model.write import (
     CountRequest,
     GetRequest,

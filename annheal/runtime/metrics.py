@@ -31,7 +31,7 @@ from prometheus_client.metrics_core import (
 from prometheus_client.registry import Collector
 
 from annheal.errors import AnnhealError
-from annheal.model.recall import SelectivityBand
+from annheal.model.measures.recall import SelectivityBand
 
 SERIES_MAX: Final = 1_000
 """Series of one metric; further label values are joined under `other`."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from annheal.errors import DataCorruption
-from annheal.model.manifest import DeleteVectorEntry, SegmentEntry
+from annheal.model.topology.manifest import DeleteVectorEntry, SegmentEntry
 from annheal.segment.checksum import checksum_of, checksum_of_file
 from annheal.segment.deletes import DeleteVector, decode_delete_vector
 from annheal.segment.keys import segment_key

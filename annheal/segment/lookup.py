@@ -28,7 +28,7 @@ class IdLookup:
 
     @classmethod
     def build(cls, ids: pa.StringArray, *, hashes: npt.NDArray[np.uint64]) -> IdLookup:
-        """Return the lookup of `ids`; `hashes` (n,) as `annheal.routing.hash_ids` gives them."""
+        """Return the lookup of `ids`; `hashes` (n,) as `shards.routing.hash_ids` gives them."""
         order = np.argsort(hashes, kind="stable").astype(np.int32)
         ordered = hashes[order]
         for start, end in _runs(ordered):

@@ -10,7 +10,7 @@ import msgspec
 
 from annheal.errors import DataCorruption, FailedPrecondition
 from annheal.model.collection import IndexSettings, ModelSpec, Schema, VectorStorage
-from annheal.model.manifest import IndexKind, Tier
+from annheal.model.topology.manifest import IndexKind, Tier
 
 FORMAT_VERSION = 3
 FORMAT_VERSION_FLOAT32 = 2
@@ -100,7 +100,7 @@ class BuildInfo:
     `generation` is 0 for a flushed segment and one more than the highest of its `sources` for a
     merged one. `settings` is None for a flat index. `recall_curve` is empty where nothing was
     measured, as for a flat index, whose answers are exact. `reason` is the compaction's, as
-    `annheal.model.task.TaskReason` says it; empty for a flushed segment and in older ones.
+    `annheal.model.topology.task.TaskReason` says it; empty for a flushed segment and in older ones.
     `storage` is that of the vectors which the graph is walked with.
     """
 

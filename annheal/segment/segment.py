@@ -15,8 +15,8 @@ from annheal.filters import IndexedColumns, evaluate
 from annheal.index import LiveBitmap, VectorIndex, load_mapped
 from annheal.model.collection import VectorStorage
 from annheal.model.filter import Filter
-from annheal.model.manifest import IndexKind, SegmentEntry
 from annheal.model.records import Float32Matrix, Projection, RecordSet
+from annheal.model.topology.manifest import IndexKind, SegmentEntry
 from annheal.segment.fields import open_fields
 from annheal.segment.files import SegmentFiles
 from annheal.segment.lookup import IdLookup, open_lookup
@@ -179,7 +179,7 @@ class Segment:
     def find(self, ids: Sequence[str], hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
         """Return the row of each id, (n,) int64, -1 where the segment has none.
 
-        `hashes` (n,) are `annheal.routing.hash_ids(ids)`. Dead rows are found too.
+        `hashes` (n,) are `annheal.shards.routing.hash_ids(ids)`. Dead rows are found too.
         """
         return self._lookup.find(ids, hashes=hashes, ids=self._columns.ids)
 

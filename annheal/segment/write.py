@@ -10,8 +10,7 @@ import numpy as np
 from annheal.errors import InvalidArgument, InvariantViolation
 from annheal.index import VectorIndex, build_flat
 from annheal.model.collection import ModelSpec, Schema, VectorStorage
-from annheal.model.manifest import SegmentEntry, Tier
-from annheal.routing import hash_ids
+from annheal.model.topology.manifest import SegmentEntry, Tier
 from annheal.segment.checksum import checksum_of, checksum_of_file
 from annheal.segment.fields import encode_fields
 from annheal.segment.lookup import IdLookup, save_lookup
@@ -33,6 +32,7 @@ from annheal.segment.meta import (
     encode_meta,
 )
 from annheal.segment.rows import SegmentRows, encode_rows, write_batch
+from annheal.shards.routing import hash_ids
 
 _FLUSHED = BuildInfo()
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from annheal.errors import InvalidArgument
-from annheal.model.cluster import (
+from annheal.model.measures.recall import RECALL_UNKNOWN
+from annheal.model.topology.cluster import (
     RECALL_SAMPLE_DEFAULT,
     ClusterStatus,
     CompactionOrder,
@@ -19,10 +20,9 @@ from annheal.model.cluster import (
     ShardStatus,
     TaskStatus,
 )
-from annheal.model.manifest import Tier
-from annheal.model.recall import RECALL_UNKNOWN
-from annheal.model.shard import NodeRegistration, WorkerRegistration, WorkerRole
-from annheal.model.task import TaskPhase, TaskReason
+from annheal.model.topology.manifest import Tier
+from annheal.model.topology.shard import NodeRegistration, WorkerRegistration, WorkerRole
+from annheal.model.topology.task import TaskPhase, TaskReason
 from annheal.model.write import SegmentState
 from annheal.v1 import admin_pb2 as pb
 from annheal.wire.collections import decode_collection_status, encode_collection_status

@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from annheal.errors import Conflict, InvalidArgument
-from annheal.model.cluster import CollectionStatus
 from annheal.model.collection import (
     AttributeField,
     Collection,
@@ -19,6 +18,7 @@ from annheal.model.collection import (
     Schema,
 )
 from annheal.model.suggestions import suggestion
+from annheal.model.topology.cluster import CollectionStatus
 from annheal.v1 import collections_pb2 as pb
 from annheal.wire.enums import ATTRIBUTE_TYPE, METRIC, VECTOR_STORAGE
 from annheal.wire.timestamps import decode_seconds, encode_seconds

@@ -8,13 +8,13 @@ from typing import Any, Generic, TypeVar
 from annheal.errors import InvalidArgument
 from annheal.model.collection import AttributeType, Metric, VectorStorage
 from annheal.model.filter import ComparisonOp
-from annheal.model.latency import TrendVerdict
-from annheal.model.manifest import IndexKind, Tier
-from annheal.model.recall import SelectivityBand
-from annheal.model.recall_summary import RecallVerdict
+from annheal.model.measures.latency import TrendVerdict
+from annheal.model.measures.recall import SelectivityBand
+from annheal.model.measures.recall_summary import RecallVerdict
 from annheal.model.search import Consistency
-from annheal.model.shard import ShardPhase, WorkerRole
-from annheal.model.task import TaskPhase, TaskReason
+from annheal.model.topology.manifest import IndexKind, Tier
+from annheal.model.topology.shard import ShardPhase, WorkerRole
+from annheal.model.topology.task import TaskPhase, TaskReason
 from annheal.v1 import admin_pb2, collections_pb2, filter_pb2, session_pb2
 
 DomainT = TypeVar("DomainT", bound=str)

@@ -1,4 +1,4 @@
-"""Between coordinator and shard node: the requests and answers of `coordinator.ports.ShardNode`.
+"""Between coordinator and shard node: requests and answers of the port `ShardNode`.
 
 Scores stay as they are inside (higher = better); rows travel as Arrow IPC streams.
 """
@@ -10,12 +10,12 @@ from typing import assert_never
 import numpy as np
 
 from annheal.errors import InvalidArgument
-from annheal.model.cluster import TaskStatus
-from annheal.model.manifest import IndexKind, SegmentEntry, Tier
 from annheal.model.records import IDS_ONLY, Projection, RecordSet
 from annheal.model.search import Consistency, SearchAnswer, SearchOptions, SearchRequest
-from annheal.model.shard import ShardId
-from annheal.model.task import CompactionTask
+from annheal.model.topology.cluster import TaskStatus
+from annheal.model.topology.manifest import IndexKind, SegmentEntry, Tier
+from annheal.model.topology.shard import ShardId
+from annheal.model.topology.task import CompactionTask
 from annheal.model.write import (
     CountRequest,
     DeleteIds,

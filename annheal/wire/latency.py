@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from annheal.model.latency import LatencyTrend, TrendRatio, TrendVerdict
+from annheal.model.measures.latency import LatencyTrend, TrendRatio, TrendVerdict
 from annheal.v1 import admin_pb2
 from annheal.wire.enums import TREND_VERDICT
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from annheal.model.recall import (
+from annheal.model.measures.recall import (
     RECALL_UNKNOWN,
     CollectionRecall,
     FilterRecall,
@@ -14,7 +14,7 @@ from annheal.model.recall import (
     SelectivityBand,
     ShardBandRecall,
 )
-from annheal.model.recall_summary import (
+from annheal.model.measures.recall_summary import (
     ALL_SHARDS,
     RecallSlice,
     RecallSummary,

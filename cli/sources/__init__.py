@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from annheal.cli.sources.chunk import Chunk, Columns, ImportSource, Layout
+from annheal.cli.sources.jsonl import JsonlSource
+from annheal.cli.sources.matrix import MatrixSource
+from annheal.cli.sources.parquet import ParquetSource
 from annheal.errors import InvalidArgument
-from cli.sources.chunk import Chunk, Columns, ImportSource, Layout
-from cli.sources.jsonl import JsonlSource
-from cli.sources.matrix import MatrixSource
-from cli.sources.parquet import ParquetSource
 
 __all__ = ["Chunk", "Columns", "ImportSource", "Layout", "check_file", "open_source"]
 

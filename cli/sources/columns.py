@@ -10,11 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
+from annheal.cli.sources.chunk import Chunk, Columns, Layout
 from annheal.errors import InvalidArgument
 from annheal.model.collection import AttributeType
 from annheal.model.records import ARROW_TYPES, Float32Matrix
 from annheal.model.suggestions import suggestion
-from cli.sources.chunk import Chunk, Columns, Layout
 
 SAMPLE_ROWS: Final = 2_000
 """Rows looked at to tell keywords from free text."""

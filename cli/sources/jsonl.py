@@ -11,11 +11,11 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
+from annheal.cli.sources.chunk import Chunk, Columns, Layout
+from annheal.cli.sources.columns import SAMPLE_ROWS, TablePlan
 from annheal.client.inputs import as_column
 from annheal.errors import InvalidArgument
 from annheal.model.collection import AttributeType
-from cli.sources.chunk import Chunk, Columns, Layout
-from cli.sources.columns import SAMPLE_ROWS, TablePlan
 
 LINE_BYTES_MAX: Final = 16 << 20
 PAYLOAD_KEY: Final = "payload"

@@ -15,10 +15,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from annheal.cli.sources.chunk import Chunk, Columns, Layout
+from annheal.cli.sources.columns import SAMPLE_ROWS, TablePlan
 from annheal.errors import InvalidArgument
 from annheal.model.records import Float32Matrix
-from cli.sources.chunk import Chunk, Columns, Layout
-from cli.sources.columns import SAMPLE_ROWS, TablePlan
 
 _ANN_BENCHMARKS_METRICS = {
     "angular": "cosine",

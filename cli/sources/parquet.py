@@ -8,9 +8,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from annheal.cli.sources.chunk import Chunk, Columns, Layout
+from annheal.cli.sources.columns import SAMPLE_ROWS, TablePlan, float32_rows
 from annheal.errors import InvalidArgument
-from cli.sources.chunk import Chunk, Columns, Layout
-from cli.sources.columns import SAMPLE_ROWS, TablePlan, float32_rows
 
 
 class ParquetSource:

@@ -20,8 +20,8 @@ from annheal.metastore.codec import decode_value
 from annheal.metastore.factory import open_meta_store
 from annheal.metastore.protocol import MetaStore
 from annheal.metastore.sqlite import SqliteMetaStore
-from annheal.model.manifest import Manifest
-from annheal.model.task import TaskPhase
+from annheal.model.topology.manifest import Manifest
+from annheal.model.topology.task import TaskPhase
 from annheal.objectstore.factory import open_object_store
 from annheal.objectstore.local import LocalObjectStore
 from annheal.objectstore.protocol import ObjectStore

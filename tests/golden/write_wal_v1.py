@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from annheal.wal.codec import DeleteEntry, UpsertEntry, WalObject, encode_wal_object
+from annheal.shards.wal import DeleteEntry, UpsertEntry, WalObject, encode_wal_object
 from tests.support.shards import record_batch
 
 GOLDEN = Path(__file__).parent / "wal-v1"

@@ -11,11 +11,11 @@ import numpy.typing as npt
 import pytest
 
 from annheal import AsyncClient
+from annheal.cli.server.embedded import EmbeddedServer, embedded_server
 from annheal.errors import ResourceExhausted
-from annheal.model.task import TaskPhase
+from annheal.model.topology.task import TaskPhase
 from annheal.runtime.retry import RetryPolicy
-from cli.embedded import EmbeddedServer, embedded_server
-from shard_node.write_path import WritePath
+from annheal.shard_node.owner.write_path import WritePath
 
 LIMIT = 1_000
 BATCH = 250

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
-from cli.__main__ import hoist
-from cli.app import app
-from cli.exit_codes import ExitCode
+from annheal.cli.__main__ import hoist
+from annheal.cli.app import app
+from annheal.cli.exit_codes import ExitCode
 from tests.support.cluster import EmbeddedServer
 from tests.support.processes import REPOSITORY, clean_environment
 
@@ -248,7 +248,7 @@ def test_a_reader_that_leaves_ends_the_command_quietly(
     run: Run, packages: str, embedded_server: EmbeddedServer
 ) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "cli", "scan", packages, "--include", "all"],
+        [sys.executable, "-m", "annheal.cli", "scan", packages, "--include", "all"],
         cwd=REPOSITORY,
         env=clean_environment({"ANNHEAL_ADDRESS": embedded_server.address}),
         stdout=subprocess.PIPE,
@@ -266,7 +266,7 @@ def test_a_reader_that_leaves_ends_the_command_quietly(
 
 def test_ctrl_c_ends_the_server_cleanly(tmp_path: Path) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "cli", "up", "--data-dir", str(tmp_path), "--port", "0"],
+        [sys.executable, "-m", "annheal.cli", "up", "--data-dir", str(tmp_path), "--port", "0"],
         cwd=REPOSITORY,
         env=clean_environment(),
         stdout=subprocess.PIPE,

@@ -16,7 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from annheal.metastore.factory import open_meta_store
 from annheal.metastore.keys import compactor_key
-from annheal.model.task import ATTEMPTS_MAX, TaskPhase
+from annheal.model.topology.task import ATTEMPTS_MAX, TaskPhase
 from annheal.objectstore.local import LocalObjectStore
 from tests.support.compaction import Workplace, merge_task
 from tests.support.etcd_server import EtcdServer
@@ -60,7 +60,7 @@ async def compactor(
     listen: str = "127.0.0.1:0",
     metadata_url: str = "",
 ) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Run `python -m compactor` with its output in a file; SIGTERM ends it."""
+    """Run `python -m annheal.compactor` with its output in a file; SIGTERM ends it."""
     arguments = {
         "metadata-url": metadata_url or sqlite_url(place.directory),
         "object-store-url": str(place.directory / "objects"),

@@ -12,7 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from annheal import AsyncClient
-from cli.embedded import embedded_server
+from annheal.cli.server.embedded import embedded_server
 
 ROOT = Path(__file__).resolve().parents[2]
 MANUAL = ROOT / "docs" / "operations" / "metrics.md"

@@ -13,7 +13,7 @@ import pytest
 
 from annheal import AsyncClient
 from annheal.errors import InvalidArgument, NotFound
-from annheal.model.cluster import ShardStatus
+from annheal.model.topology.cluster import ShardStatus
 from tests.support.cluster import FAST_CLUSTER, Cluster
 from tests.support.etcd_server import EtcdServer
 from tests.support.processes import ProcessGroup, wait_until_async

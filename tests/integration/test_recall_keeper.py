@@ -28,23 +28,23 @@ from annheal.model.collection import (
     ModelSpec,
 )
 from annheal.model.filter import Comparison, ComparisonOp, Filter
-from annheal.model.recall import SegmentRecall, SelectivityBand
+from annheal.model.measures.recall import SegmentRecall, SelectivityBand
 from annheal.model.records import ARROW_TYPES
 from annheal.model.search import SearchOptions, SearchRequest
-from annheal.model.shard import Assignment, ShardId
+from annheal.model.topology.shard import Assignment, ShardId
 from annheal.objectstore.local import LocalObjectStore
 from annheal.recall import RECALL_PREFIX, load_memory, store_memory
 from annheal.runtime.tasks import TaskScope
 from annheal.segment import BuildInfo, RecallPoint, SegmentRows
-from shard_node.app import not_listening, running_node
-from shard_node.ef_control import EfController, EfState
-from shard_node.filter_cache import FilterCache
-from shard_node.node import Node
-from shard_node.offload import Offload
-from shard_node.recall_keeper import SAMPLE_GAP_S, STATE_GAP_S, RecallKeeper
-from shard_node.recall_monitor import MonitorSettings, RecallMonitor
-from shard_node.recall_sampler import Reach, RecallSampler
-from shard_node.settings import ShardNodeSettings
+from annheal.shard_node.app import not_listening, running_node
+from annheal.shard_node.node import Node
+from annheal.shard_node.offload import Offload
+from annheal.shard_node.recall.ef_control import EfController, EfState
+from annheal.shard_node.recall.keeper import SAMPLE_GAP_S, STATE_GAP_S, RecallKeeper
+from annheal.shard_node.recall.monitor import MonitorSettings, RecallMonitor
+from annheal.shard_node.recall.sampler import Reach, RecallSampler
+from annheal.shard_node.search.filter_cache import FilterCache
+from annheal.shard_node.settings import ShardNodeSettings
 from tests.support.compaction import Workplace, collection
 from tests.support.shards import Owner, ShardWorld
 

@@ -16,6 +16,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pytest
 
+from annheal.compactor.app import run_compactor
+from annheal.compactor.settings import CompactorSettings
+from annheal.coordinator.compaction.plan import (
+    CompactionSettings,
+    ShardObservation,
+    plan_compactions,
+)
 from annheal.index import VectorIndex, build_hnsw, warm_up
 from annheal.metastore.codec import encode_value
 from annheal.metastore.keys import shard_key
@@ -29,37 +36,34 @@ from annheal.model.collection import (
     ModelSpec,
 )
 from annheal.model.filter import Comparison, ComparisonOp, Filter
-from annheal.model.manifest import IndexKind
-from annheal.model.recall import RECALL_UNKNOWN, SegmentRecall, SelectivityBand
+from annheal.model.measures.recall import RECALL_UNKNOWN, SegmentRecall, SelectivityBand
 from annheal.model.records import ARROW_TYPES
 from annheal.model.search import SearchOptions, SearchRequest
-from annheal.model.shard import Assignment, ShardId
-from annheal.model.task import TaskPhase, TaskReason
+from annheal.model.topology.manifest import IndexKind
+from annheal.model.topology.shard import Assignment, ShardId
+from annheal.model.topology.task import TaskPhase, TaskReason
 from annheal.model.write import DeleteIds, SegmentState
 from annheal.objectstore.local import LocalObjectStore
 from annheal.segment import BuildInfo, DeleteVector, RecallPoint, SegmentRows
-from compactor.app import run_compactor
-from compactor.settings import CompactorSettings
-from coordinator.compaction_plan import CompactionSettings, ShardObservation, plan_compactions
-from shard_node.app import not_listening, running_node
-from shard_node.ef_control import EF_CONTROL_MAX, EfController
-from shard_node.filter_cache import FilterCache
-from shard_node.node import Node
-from shard_node.offload import Offload
-from shard_node.planner import PlanKind, SegmentPlan
-from shard_node.recall_measure import (
+from annheal.shard_node.app import not_listening, running_node
+from annheal.shard_node.node import Node
+from annheal.shard_node.offload import Offload
+from annheal.shard_node.owner.shard_state import with_recall
+from annheal.shard_node.recall.ef_control import EF_CONTROL_MAX, EfController
+from annheal.shard_node.recall.measure import (
     WALK_QUERIES,
     GroupFinding,
     group_queries,
     measure_group,
     walk_work,
 )
-from shard_node.recall_monitor import MonitorSettings, RecallMonitor
-from shard_node.recall_sampler import Reach, RecallSampler, SampledQuery
-from shard_node.search import Searcher
-from shard_node.settings import ShardNodeSettings
-from shard_node.shard_state import with_recall
-from shard_node.view import SegmentView
+from annheal.shard_node.recall.monitor import MonitorSettings, RecallMonitor
+from annheal.shard_node.recall.sampler import Reach, RecallSampler, SampledQuery
+from annheal.shard_node.rows.view import SegmentView
+from annheal.shard_node.search.filter_cache import FilterCache
+from annheal.shard_node.search.planner import PlanKind, SegmentPlan
+from annheal.shard_node.search.searcher import Searcher
+from annheal.shard_node.settings import ShardNodeSettings
 from tests.support.compaction import Workplace, collection
 from tests.support.damaged_graph import damaged_graph
 from tests.support.packages import Packages, load_packages

@@ -16,6 +16,8 @@ import pyarrow as pa
 import pytest
 
 from annheal import AsyncClient, Client
+from annheal.cli.server import opening
+from annheal.cli.server.embedded import embedded_server as in_process_server
 from annheal.errors import (
     AlreadyExists,
     DataCorruption,
@@ -25,12 +27,10 @@ from annheal.errors import (
     NotFound,
     Unavailable,
 )
-from annheal.model.shard import ShardPhase
-from annheal.model.task import TaskPhase
+from annheal.model.topology.shard import ShardPhase
+from annheal.model.topology.task import TaskPhase
 from annheal.runtime.retry import RetryPolicy
-from cli import opening
-from cli.embedded import embedded_server as in_process_server
-from shard_node import ownership
+from annheal.shard_node import ownership
 from tests.support.cluster import EmbeddedServer
 from tests.support.ports import free_port
 
@@ -387,7 +387,7 @@ async def test_a_role_that_dies_ends_the_server(
     async def dies(*_: object, **__: object) -> None:
         raise DataCorruption("the queue is damaged")
 
-    monkeypatch.setattr("cli.embedded.run_compactor", dies)
+    monkeypatch.setattr("annheal.cli.server.embedded.run_compactor", dies)
     async with in_process_server(tmp_path / "data") as server:
         with pytest.raises(DataCorruption, match="queue"):
             await asyncio.wait_for(server.wait(), 10)

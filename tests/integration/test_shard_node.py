@@ -20,7 +20,7 @@ from annheal.metastore.protocol import Delete, Put
 from annheal.metastore.sqlite import SqliteMetaStore
 from annheal.model.records import EVERYTHING
 from annheal.model.search import Consistency, SearchOptions, SearchRequest
-from annheal.model.shard import Assignment, ShardPhase
+from annheal.model.topology.shard import Assignment, ShardPhase
 from annheal.model.write import (
     CountRequest,
     DeleteIds,
@@ -31,12 +31,12 @@ from annheal.model.write import (
     WriteRequest,
 )
 from annheal.objectstore.local import LocalObjectStore
-from shard_node import ownership
-from shard_node.app import not_listening, running_node
-from shard_node.node import Node
-from shard_node.offload import Offload
-from shard_node.owned_shard import OwnedShard
-from shard_node.settings import ShardNodeSettings
+from annheal.shard_node import ownership
+from annheal.shard_node.app import not_listening, running_node
+from annheal.shard_node.node import Node
+from annheal.shard_node.offload import Offload
+from annheal.shard_node.owner.owned_shard import OwnedShard
+from annheal.shard_node.settings import ShardNodeSettings
 from tests.support.shards import DIMENSION, ShardWorld, record_batch, shard_collection, vector_of
 
 PATIENCE_S = 20.0

@@ -10,7 +10,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from annheal import AsyncClient
-from annheal.model.task import TaskPhase
+from annheal.model.topology.task import TaskPhase
 from tests.support.ports import LOOPBACK, free_port
 from tests.support.processes import ProcessGroup, ServerProcess
 

@@ -14,8 +14,8 @@ from annheal.metastore.codec import decode_value, encode_value
 from annheal.metastore.keys import claim_key, collection_key, manifest_key, task_key
 from annheal.metastore.protocol import MetaStore, Put
 from annheal.model.collection import Collection, CollectionSettings, ModelSpec, Schema
-from annheal.model.manifest import DeleteVectorEntry, Manifest, SegmentEntry
-from annheal.model.task import CompactionTask, TaskPhase, TaskReason
+from annheal.model.topology.manifest import DeleteVectorEntry, Manifest, SegmentEntry
+from annheal.model.topology.task import CompactionTask, TaskPhase, TaskReason
 from annheal.objectstore.protocol import ObjectStore
 from annheal.segment import (
     BuildInfo,

@@ -101,7 +101,7 @@ def main() -> None:
     text = os.environ.pop(ENV_CRASH_AT, "")
     if text:
         install(CrashPoint.parse(text))
-    from cli.__main__ import main as annheal
+    from annheal.cli.__main__ import main as annheal
 
     annheal()
 

@@ -22,11 +22,11 @@ from annheal.errors import NotFound
 from annheal.index import VectorIndex, WalkCosts
 from annheal.model.collection import Metric
 from annheal.model.filter import Comparison, ComparisonOp, Filter
-from annheal.model.manifest import IndexKind, Manifest
+from annheal.model.topology.manifest import IndexKind, Manifest
 from annheal.runtime import fail_points
-from shard_node.costs import DEFAULT_COSTS, CostBook
-from shard_node.filter_cache import FilterCache
-from shard_node.search import Searcher
+from annheal.shard_node.search.costs import DEFAULT_COSTS, CostBook
+from annheal.shard_node.search.filter_cache import FilterCache
+from annheal.shard_node.search.searcher import Searcher
 from tests.support.healing_world import HealingWorld, Reins, ended
 from tests.support.model_checker import (
     ABSENT,

@@ -14,7 +14,7 @@ from annheal.errors import AnnhealError, Fenced
 from annheal.model.records import EVERYTHING, IDS_ONLY
 from annheal.runtime import fail_points
 from annheal.runtime.fail_points import FAIL_POINTS
-from shard_node.read import get_records
+from annheal.shard_node.search.reads import get_records
 from tests.support.healing_actors import (
     CHEAP,
     IDS,

@@ -14,6 +14,19 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+from annheal.compactor.admission import QueuedTask, Room, plan_claim
+from annheal.compactor.settings import CompactorSettings
+from annheal.compactor.worker import WORK_TO_DO, Worker
+from annheal.coordinator.catalog.catalog import Catalog
+from annheal.coordinator.catalog.table import Stored
+from annheal.coordinator.compaction.plan import (
+    CompactionSettings,
+    ShardObservation,
+    plan_compactions,
+    plan_manual,
+)
+from annheal.coordinator.compaction.task_book import UNFINISHED, TaskBook
+from annheal.coordinator.leader.gc import GarbageCollector
 from annheal.errors import (
     AnnhealError,
     FailedPrecondition,
@@ -26,30 +39,17 @@ from annheal.metastore import keys
 from annheal.metastore.codec import decode_value, encode_value
 from annheal.metastore.protocol import Put
 from annheal.metastore.sqlite import SqliteMetaStore
-from annheal.model.cluster import GarbageReport
 from annheal.model.collection import Collection
-from annheal.model.manifest import Manifest, SegmentEntry
-from annheal.model.task import CompactionTask, TaskPhase
+from annheal.model.topology.cluster import GarbageReport
+from annheal.model.topology.manifest import Manifest, SegmentEntry
+from annheal.model.topology.task import CompactionTask, TaskPhase
 from annheal.objectstore.local import LocalObjectStore
 from annheal.objectstore.protocol import ObjectStat
 from annheal.runtime.tasks import TaskScope
 from annheal.segment import Segment
-from compactor.admission import QueuedTask, Room, plan_claim
-from compactor.settings import CompactorSettings
-from compactor.worker import WORK_TO_DO, Worker
-from coordinator.catalog import Catalog
-from coordinator.compaction_plan import (
-    CompactionSettings,
-    ShardObservation,
-    plan_compactions,
-    plan_manual,
-)
-from coordinator.gc import GarbageCollector
-from coordinator.table import Stored
-from coordinator.task_book import UNFINISHED, TaskBook
-from shard_node.offload import Offload
-from shard_node.replay import LogPosition, SegmentLoader, load_manifest, replay_log
-from shard_node.shard import Shard
+from annheal.shard_node.offload import Offload
+from annheal.shard_node.owner.replay import LogPosition, SegmentLoader, load_manifest, replay_log
+from annheal.shard_node.rows.shard import Shard
 from tests.support.shards import DeadError, HookedMeta, HookedObjects, Owner, ShardWorld
 
 GRACE_S = 3_600.0

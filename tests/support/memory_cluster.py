@@ -11,17 +11,17 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from annheal.coordinator.app import Coordinator
+from annheal.coordinator.data_path.ports import ShardNode
+from annheal.coordinator.settings import CoordinatorSettings
 from annheal.metastore.protocol import MetaStore
 from annheal.metastore.sqlite import SqliteMetaStore
 from annheal.model.collection import Collection, Metric, ModelSpec, Schema
 from annheal.model.records import RecordBatch, arrow_schema
-from annheal.model.shard import NodeRegistration, ShardId
+from annheal.model.topology.shard import NodeRegistration, ShardId
 from annheal.model.write import SegmentState, ShardState
 from annheal.objectstore.local import LocalObjectStore
 from annheal.runtime.deadline import Deadline
-from coordinator.app import Coordinator
-from coordinator.ports import ShardNode
-from coordinator.settings import CoordinatorSettings
 from tests.support.memory_node import MemoryNode, MemoryShard, NodeAgent
 
 DIMENSION = 8

@@ -1,4 +1,4 @@
-"""A shard node in memory behind `coordinator.ports.ShardNode`, and an agent that takes shards over.
+"""A shard node in memory behind the port `ShardNode`, and an agent that takes shards over.
 
 It keeps what a coordinator can observe of a node: ownership is checked on every call, rows replace
 each other by id, searches are exact.
@@ -19,11 +19,11 @@ from annheal.metastore.codec import decode_value, encode_value
 from annheal.metastore.lease_keeper import LeaseKeeper
 from annheal.metastore.mirror import Mirror
 from annheal.metastore.protocol import Compare, MetaStore, Put
-from annheal.model.recall import CollectionRecall
+from annheal.model.measures.recall import CollectionRecall
 from annheal.model.records import RecordSet
 from annheal.model.search import SearchAnswer, SearchRequest
-from annheal.model.shard import Assignment, NodeRegistration, ShardId
-from annheal.model.task import CompactionTask
+from annheal.model.topology.shard import Assignment, NodeRegistration, ShardId
+from annheal.model.topology.task import CompactionTask
 from annheal.model.write import (
     CountRequest,
     DeleteIds,
@@ -35,8 +35,8 @@ from annheal.model.write import (
     WriteAnswer,
     WriteRequest,
 )
-from annheal.routing import hash_id
 from annheal.runtime.tasks import TaskScope
+from annheal.shards.routing import hash_id
 
 Row = npt.NDArray[np.float32]
 

@@ -17,24 +17,24 @@ from annheal.errors import Fenced
 from annheal.model.collection import Metric
 from annheal.model.filter import Filter
 from annheal.model.limits import WRITE_ROWS_MAX
-from annheal.model.manifest import Manifest, SegmentEntry
 from annheal.model.records import EVERYTHING, RecordSet
 from annheal.model.search import SearchAnswer, SearchOptions
-from annheal.model.task import CompactionTask, TaskPhase
+from annheal.model.topology.manifest import Manifest, SegmentEntry
+from annheal.model.topology.task import CompactionTask, TaskPhase
 from annheal.model.write import DeleteIds, ScanRequest
 from annheal.objectstore.protocol import ObjectStat, ObjectStore
-from annheal.routing import hash_id
 from annheal.segment import checksum_of, load_delete_vector
 from annheal.segment.keys import segment_key
 from annheal.segment.meta import META_FILE, decode_meta
-from annheal.wal.codec import decode_wal_object, wal_prefix
-from shard_node.filter_cache import CACHE_BYTES_MAX, FilterCache
-from shard_node.owned_shard import CHECKPOINT_SLOTS_MAX, OwnedShard
-from shard_node.read import count_rows, get_records, scan_page
-from shard_node.search import Searcher
-from shard_node.shard import Shard
-from shard_node.view import ShardView
-from shard_node.write_path import GROUP_OPERATIONS_MAX
+from annheal.shard_node.owner.owned_shard import CHECKPOINT_SLOTS_MAX, OwnedShard
+from annheal.shard_node.owner.write_path import GROUP_OPERATIONS_MAX
+from annheal.shard_node.rows.shard import Shard
+from annheal.shard_node.rows.view import ShardView
+from annheal.shard_node.search.filter_cache import CACHE_BYTES_MAX, FilterCache
+from annheal.shard_node.search.reads import count_rows, get_records, scan_page
+from annheal.shard_node.search.searcher import Searcher
+from annheal.shards.routing import hash_id
+from annheal.shards.wal import decode_wal_object, wal_prefix
 from tests.support.shards import colour_of, payload_of, size_of, vector_of
 
 ABSENT = -1

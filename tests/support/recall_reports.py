@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from annheal.model.filter import And, Comparison, ComparisonOp, Filter
-from annheal.model.latency import LatencyTrend, TrendRatio, TrendVerdict
-from annheal.model.recall import (
+from annheal.model.measures.latency import LatencyTrend, TrendRatio, TrendVerdict
+from annheal.model.measures.recall import (
     CollectionRecall,
     FilterRecall,
     RecallEstimate,

@@ -12,8 +12,8 @@ import pyarrow as pa
 
 from annheal.index import VectorIndex
 from annheal.model.collection import AttributeField, AttributeType, Metric, ModelSpec, Schema
-from annheal.model.manifest import SegmentEntry, Tier
 from annheal.model.records import ARROW_TYPES, arrow_schema
+from annheal.model.topology.manifest import SegmentEntry, Tier
 from annheal.segment import BuildInfo, Segment, SegmentRows, local_segment, write_segment
 
 MODEL = ModelSpec("test-model", 8, Metric.COSINE)

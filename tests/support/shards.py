@@ -28,11 +28,11 @@ from annheal.model.records import ARROW_TYPES, RecordBatch, arrow_schema
 from annheal.model.write import DeleteIds, DeleteWhere, Upsert, WriteAnswer, WriteOperation
 from annheal.objectstore.local import LocalObjectStore
 from annheal.objectstore.protocol import ObjectStore
-from shard_node.dependencies import ShardDependencies
-from shard_node.manifest_store import ManifestStore
-from shard_node.offload import Offload
-from shard_node.opening import open_shard
-from shard_node.owned_shard import OwnedShard
+from annheal.shard_node.offload import Offload
+from annheal.shard_node.owner.dependencies import ShardDependencies
+from annheal.shard_node.owner.manifest_store import ManifestStore
+from annheal.shard_node.owner.opening import open_shard
+from annheal.shard_node.owner.owned_shard import OwnedShard
 
 DIMENSION = 4
 COLOURS = ("red", "green", "blue")

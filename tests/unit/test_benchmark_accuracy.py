@@ -7,10 +7,10 @@ import math
 import numpy as np
 import pytest
 
-from benchmarks.accuracy import hits_by_score, padded_scores, recall_by_score, verdict
 from benchmarks.filters import summary
-from benchmarks.pairs import paired_ratio
-from benchmarks.timing import await_in_turns, time_in_turns
+from benchmarks.harness.accuracy import hits_by_score, padded_scores, recall_by_score, verdict
+from benchmarks.harness.pairs import paired_ratio
+from benchmarks.harness.timing import await_in_turns, time_in_turns
 from benchmarks.unfiltered import interpolated_ef
 
 

@@ -15,14 +15,14 @@ from prometheus_client.registry import CollectorRegistry
 from annheal.runtime.metrics import Metrics
 from benchmarks import compaction_impact, write_amplification
 from benchmarks.churn import Run, parse
-from benchmarks.churn_figures import FAISS, FRESH, HEALING, check, draw
-from benchmarks.dataset import Dataset
-from benchmarks.drawing import Line, Panel, drawing, ticks
-from benchmarks.in_process import INDEXES, FaissTombstones, HnswlibReplace, hnswlib_is_there
-from benchmarks.options import REPOSITORY
-from benchmarks.population import Churn, Population
-from benchmarks.report import Report
-from benchmarks.servers import stored_bytes
+from benchmarks.datasets.dataset import Dataset
+from benchmarks.datasets.population import Churn, Population
+from benchmarks.harness.churn_figures import FAISS, FRESH, HEALING, check, draw
+from benchmarks.harness.drawing import Line, Panel, drawing, ticks
+from benchmarks.harness.options import REPOSITORY
+from benchmarks.harness.report import Report
+from benchmarks.systems.in_process import INDEXES, FaissTombstones, HnswlibReplace, hnswlib_is_there
+from benchmarks.systems.servers import stored_bytes
 from benchmarks.write_amplification import BATCH_ROWS_MAX, batch_sizes
 
 ROWS, DIMENSION, K = 3_000, 16, 10

@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks.dataset import load_dataset
-from benchmarks.filter_cases import cases_of, columns_of
+from benchmarks.datasets.dataset import load_dataset
+from benchmarks.datasets.filter_cases import cases_of, columns_of
 from benchmarks.filters import measure_case
-from benchmarks.node_segment import build_node_segment
-from benchmarks.options import REPOSITORY, parse_options
+from benchmarks.harness.options import REPOSITORY, parse_options
+from benchmarks.systems.node_segment import build_node_segment
 
 # The first test of a machine compiles the kernels.
 pytestmark = pytest.mark.timeout(400)

@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks.callers import Round, figures_of, run_tasks
-from benchmarks.dataset import Dataset, load_dataset
-from benchmarks.loading import recall
-from benchmarks.options import Options, parse_options
-from benchmarks.report import Report, environment
+from benchmarks.datasets.dataset import Dataset, load_dataset
+from benchmarks.datasets.loading import recall
+from benchmarks.harness.callers import Round, figures_of, run_tasks
+from benchmarks.harness.options import Options, parse_options
+from benchmarks.harness.report import Report, environment
 
 ROWS, DIMENSION = 60, 8
 

@@ -6,10 +6,10 @@ import asyncio
 
 import pytest
 
-from benchmarks.monitored_node import OFF, ON, GatedOffload, Turns
-from benchmarks.options import REPOSITORY
-from benchmarks.pairs import PairedRatio
+from benchmarks.harness.options import REPOSITORY
+from benchmarks.harness.pairs import PairedRatio
 from benchmarks.recall_cost import COLUMNS, Cost, cost_of, judged, schedule_of, sentences
+from benchmarks.systems.monitored_node import OFF, ON, GatedOffload, Turns
 
 
 def test_turns_are_as_long_as_the_slices_are_due() -> None:

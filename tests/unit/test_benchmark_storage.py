@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from annheal.model.collection import VectorStorage
-from benchmarks.dataset import load_dataset
-from benchmarks.options import REPOSITORY, parse_options
-from benchmarks.report import Report
+from benchmarks.datasets.dataset import load_dataset
+from benchmarks.harness.options import REPOSITORY, parse_options
+from benchmarks.harness.report import Report
 from benchmarks.storage import build_all, measure_share
 
 # The first test of a machine compiles the kernels.

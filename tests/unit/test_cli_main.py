@@ -16,12 +16,12 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from annheal import errors
+from annheal.cli.__main__ import _INTERRUPTED, hoist
+from annheal.cli.app import app
+from annheal.cli.exit_codes import MEANINGS, ExitCode, exit_code_of
+from annheal.cli.operator_commands.assignments import parse_attributes, parse_settings
+from annheal.cli.output import cell, share, size, to_json
 from annheal.errors import AnnhealError, InvalidArgument
-from cli.__main__ import _INTERRUPTED, hoist
-from cli.app import app
-from cli.assignments import parse_attributes, parse_settings
-from cli.exit_codes import MEANINGS, ExitCode, exit_code_of
-from cli.output import cell, share, size, to_json
 from tests.support.ports import free_port
 from tests.support.processes import REPOSITORY, clean_environment
 
@@ -42,7 +42,7 @@ def annheal(*arguments: str, **environment: str) -> Result:
 
 def test_help_lists_commands_and_exit_codes() -> None:
     found = subprocess.run(
-        [sys.executable, "-m", "cli", "--help"],
+        [sys.executable, "-m", "annheal.cli", "--help"],
         cwd=REPOSITORY,
         env=clean_environment(),
         capture_output=True,
@@ -181,7 +181,7 @@ def test_print_config_shows_what_is_in_force(tmp_path: Path) -> None:
 def test_ctrl_c_is_130_without_a_trace() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         process = subprocess.Popen(
-            [sys.executable, "-m", "cli", "count", "c", "--timeout", "30"],
+            [sys.executable, "-m", "annheal.cli", "count", "c", "--timeout", "30"],
             cwd=REPOSITORY,
             env=clean_environment({"ANNHEAL_ADDRESS": f"127.0.0.1:{silent.getsockname()[1]}"}),
             stderr=subprocess.PIPE,

@@ -18,13 +18,13 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+from annheal.cli.__main__ import hoist
+from annheal.cli.app import app
+from annheal.cli.exit_codes import ExitCode
+from annheal.cli.user_commands.explain import why
+from annheal.coordinator.service import services
 from annheal.model.search import SegmentExplain
 from annheal.rpc.server import RpcServer
-from cli.__main__ import hoist
-from cli.app import app
-from cli.exit_codes import ExitCode
-from cli.explain import why
-from coordinator.service import services
 from tests.support.memory_cluster import memory_cluster, soon, spec
 from tests.support.memory_node import MemoryNode
 from tests.support.processes import REPOSITORY, clean_environment
@@ -134,7 +134,7 @@ async def test_without_live_queries_recall_measures_at_once(served: Served) -> N
 async def watch(served: Served, *options: str, stdout: int) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
         sys.executable,
-        *("-m", "cli", "recall", "things", "--watch", "--interval", "0.1", *options),
+        *("-m", "annheal.cli", "recall", "things", "--watch", "--interval", "0.1", *options),
         *("--address", served.address),
         cwd=REPOSITORY,
         env=clean_environment(),

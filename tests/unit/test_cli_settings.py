@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from annheal.errors import InvalidArgument
-from cli.exit_codes import CONFIGURATION, ExitCode, exit_code_of
-from cli.roles import embedded_settings, settings_source, shard_node_settings
-from cli.settings import (
+from annheal.cli.exit_codes import CONFIGURATION, ExitCode, exit_code_of
+from annheal.cli.server.roles import embedded_settings, settings_source, shard_node_settings
+from annheal.cli.server.settings import (
     ProcessSettings,
     SettingsSource,
     format_settings,
     parse_assignments,
     setting_keys,
 )
+from annheal.errors import InvalidArgument
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +151,7 @@ def test_assignments_need_an_equals_sign() -> None:
 
 
 def test_keys_of_all_roles_do_not_mean_two_things() -> None:
-    from cli.roles import ROLES as real
+    from annheal.cli.server.roles import ROLES as real
 
     for kinds in real.values():
         keys = [key for kind in kinds for key in setting_keys(kind)]
@@ -185,7 +185,7 @@ def test_print_config_is_toml(tmp_path: Path) -> None:
 
 
 def test_the_manual_names_every_key_with_its_default() -> None:
-    from cli.roles import ROLES as real
+    from annheal.cli.server.roles import ROLES as real
 
     text = (Path(__file__).resolve().parents[2] / "docs" / "configuration.md").read_text()
     # The settings of collections follow, which are no keys of a process.

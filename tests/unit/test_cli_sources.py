@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from annheal.cli.sources import Chunk, Columns, ImportSource, open_source
 from annheal.errors import InvalidArgument
 from annheal.model.collection import AttributeType
-from cli.sources import Chunk, Columns, ImportSource, open_source
 
 ROWS, DIMENSION = 50, 8
 NO_COLUMNS = Columns()

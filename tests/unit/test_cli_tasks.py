@@ -6,9 +6,9 @@ from dataclasses import replace
 from rich.console import Console
 from rich.text import Text
 
-from annheal.model.cluster import TaskStatus
-from annheal.model.task import TaskPhase, TaskReason
-from cli.tasks import BAR_CELLS, bar_of, render_bars, render_tasks
+from annheal.cli.operator_commands.tasks import BAR_CELLS, bar_of, render_bars, render_tasks
+from annheal.model.topology.cluster import TaskStatus
+from annheal.model.topology.task import TaskPhase, TaskReason
 
 WAITING = TaskStatus(
     "t1", "papers", "c1", 3, TaskPhase.PENDING, TaskReason.MERGE, why="9 graphs, 8 are allowed"

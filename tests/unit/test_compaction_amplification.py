@@ -11,10 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from annheal.coordinator.compaction.plan import (
+    CompactionSettings,
+    ShardObservation,
+    plan_compactions,
+)
 from annheal.model.collection import Collection, CollectionSettings, Metric, ModelSpec
-from annheal.model.task import CompactionTask, TaskPhase, TaskReason
+from annheal.model.topology.task import CompactionTask, TaskPhase, TaskReason
 from annheal.model.write import SegmentState, ShardState
-from coordinator.compaction_plan import CompactionSettings, ShardObservation, plan_compactions
 
 RULES = CompactionSettings()
 COLLECTION = Collection(

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
+from annheal.coordinator.compaction.plan import CompactionSettings, within_budget
 from annheal.errors import InvalidArgument
-from annheal.model.task import CompactionTask, TaskPhase, TaskReason
-from coordinator.compaction_plan import CompactionSettings, within_budget
+from annheal.model.topology.task import CompactionTask, TaskPhase, TaskReason
 
 RULES = CompactionSettings(tasks_max=4, tasks_bytes_max=100)
 

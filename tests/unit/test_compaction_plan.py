@@ -7,16 +7,16 @@ from itertools import count
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from annheal.model.collection import Collection, Metric, ModelSpec
-from annheal.model.manifest import IndexKind, SegmentEntry, Tier
-from annheal.model.task import CompactionTask, TaskPhase, TaskReason
-from annheal.model.write import SegmentState, ShardState
-from coordinator.compaction_plan import (
+from annheal.coordinator.compaction.plan import (
     CompactionSettings,
     ShardObservation,
     plan_compactions,
     plan_manual,
 )
+from annheal.model.collection import Collection, Metric, ModelSpec
+from annheal.model.topology.manifest import IndexKind, SegmentEntry, Tier
+from annheal.model.topology.task import CompactionTask, TaskPhase, TaskReason
+from annheal.model.write import SegmentState, ShardState
 
 RULES = CompactionSettings()
 COLLECTION = Collection(

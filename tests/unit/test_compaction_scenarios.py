@@ -12,18 +12,18 @@ from typing import Any
 import msgspec
 import pytest
 
-from annheal.errors import NotFound
-from annheal.model.collection import Collection, CollectionSettings, Metric, ModelSpec
-from annheal.model.manifest import Tier
-from annheal.model.task import CompactionTask, TaskPhase, TaskReason
-from annheal.model.write import SegmentState, ShardState
-from coordinator.compaction_plan import (
+from annheal.coordinator.compaction.plan import (
     CompactionSettings,
     ShardObservation,
     plan_compactions,
     plan_manual,
     plan_named,
 )
+from annheal.errors import NotFound
+from annheal.model.collection import Collection, CollectionSettings, Metric, ModelSpec
+from annheal.model.topology.manifest import Tier
+from annheal.model.topology.task import CompactionTask, TaskPhase, TaskReason
+from annheal.model.write import SegmentState, ShardState
 
 FOLDER = Path(__file__).parent / "scenarios"
 NOW_S = 10_000.0

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from annheal.compactor import bands
+from annheal.compactor.build.bands import BAND_ROWS_MIN, measure_bands, plain_visits
+from annheal.compactor.build.calibrate import meets_objective
 from annheal.index import VectorIndex, build_hnsw
 from annheal.model.collection import IndexSettings, Metric
-from compactor import bands
-from compactor.bands import BAND_ROWS_MIN, measure_bands, plain_visits
-from compactor.calibrate import meets_objective
 from tests.support.segments import unit_vectors
 
 # The first test of a machine compiles the kernels.

@@ -8,6 +8,20 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from annheal.compactor import build, calibrate
+from annheal.compactor.build.build import HNSW_ROWS_MIN, BuildOrder, build_segment
+from annheal.compactor.build.calibrate import (
+    EF_LADDER,
+    RECALL_FULL,
+    is_damaged,
+    meets_objective,
+    own_recall,
+    probe_count,
+    recall_of,
+)
+from annheal.compactor.build.recalls import best_scores
+from annheal.compactor.fetch import Source
+from annheal.compactor.verify import verify_segment
 from annheal.errors import DataCorruption, InvariantViolation
 from annheal.index import VectorIndex, build_flat, build_hnsw
 from annheal.model.collection import (
@@ -19,9 +33,9 @@ from annheal.model.collection import (
     Metric,
     ModelSpec,
 )
-from annheal.model.manifest import IndexKind, Tier
 from annheal.model.records import EVERYTHING
-from annheal.model.task import TaskReason
+from annheal.model.topology.manifest import IndexKind, Tier
+from annheal.model.topology.task import TaskReason
 from annheal.objectstore.local import LocalObjectStore
 from annheal.segment import (
     BuildInfo,
@@ -31,20 +45,6 @@ from annheal.segment import (
     SegmentRows,
     upload_segment,
 )
-from compactor import build, calibrate
-from compactor.build import HNSW_ROWS_MIN, BuildOrder, build_segment
-from compactor.calibrate import (
-    EF_LADDER,
-    RECALL_FULL,
-    is_damaged,
-    meets_objective,
-    own_recall,
-    probe_count,
-    recall_of,
-)
-from compactor.fetch import Source
-from compactor.recalls import best_scores
-from compactor.verify import verify_segment
 from tests.support.compaction import collection
 from tests.support.damaged_graph import damaged_graph
 from tests.support.segments import (

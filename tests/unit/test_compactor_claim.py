@@ -6,6 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from annheal.compactor import claim as claim_module
+from annheal.compactor.admission import (
+    BACKOFF_MAX_S,
+    PATIENCE_S,
+    QueuedTask,
+    Room,
+    backoff_s,
+    plan_claim,
+)
+from annheal.compactor.claim import Claim, failed_attempt, released
 from annheal.errors import Conflict, Unavailable, UnknownOutcome
 from annheal.metastore.codec import decode_value, encode_value
 from annheal.metastore.keys import claim_key, task_key
@@ -17,10 +27,7 @@ from annheal.metastore.protocol import (
     Put,
 )
 from annheal.metastore.sqlite import SqliteMetaStore
-from annheal.model.task import ATTEMPTS_MAX, CompactionTask, TaskClaim, TaskPhase
-from compactor import claim as claim_module
-from compactor.admission import BACKOFF_MAX_S, PATIENCE_S, QueuedTask, Room, backoff_s, plan_claim
-from compactor.claim import Claim, failed_attempt, released
+from annheal.model.topology.task import ATTEMPTS_MAX, CompactionTask, TaskClaim, TaskPhase
 from tests.support.compaction import merge_task
 
 

@@ -10,19 +10,19 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from annheal.compactor import calibrate, merge_plan, storage
+from annheal.compactor.build.build import HNSW_ROWS_MIN, BuildOrder, build_segment
+from annheal.compactor.build.calibrate import meets_objective, probe_count
+from annheal.compactor.build.incremental import Base
+from annheal.compactor.fetch import Source
 from annheal.index import VectorIndex
 from annheal.model.collection import CollectionSettings, IndexSettings, VectorStorage
-from annheal.model.manifest import IndexKind, Tier
 from annheal.model.records import EVERYTHING
-from annheal.model.task import TaskReason
-from annheal.routing import hash_ids
+from annheal.model.topology.manifest import IndexKind, Tier
+from annheal.model.topology.task import TaskReason
 from annheal.segment import DeleteVector, GraphHistory, GraphKind, RecallPoint, Segment, SegmentRows
 from annheal.segment.meta import decode_meta, encode_meta
-from compactor import calibrate, merge_plan, storage
-from compactor.build import HNSW_ROWS_MIN, BuildOrder, build_segment
-from compactor.calibrate import meets_objective, probe_count
-from compactor.fetch import Source
-from compactor.incremental import Base
+from annheal.shards.routing import hash_ids
 from tests.support.compaction import collection
 from tests.support.damaged_graph import damaged_graph
 from tests.support.graphs import assert_valid_graph, levels_of

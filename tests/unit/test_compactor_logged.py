@@ -9,19 +9,19 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from annheal.compactor import build
+from annheal.compactor.build.build import STRENGTHENINGS, BuildOrder, build_segment
+from annheal.compactor.build.calibrate import LOGGED_MIN, calibrate, harder_curve, recall_of
+from annheal.compactor.build.recalls import best_scores
+from annheal.compactor.fetch import Source, fetch_logged
 from annheal.index import VectorIndex
 from annheal.model.collection import Metric, ModelSpec
-from annheal.model.manifest import IndexKind, Tier
-from annheal.model.recall import SelectivityBand
+from annheal.model.measures.recall import SelectivityBand
+from annheal.model.topology.manifest import IndexKind, Tier
 from annheal.objectstore.local import LocalObjectStore
 from annheal.recall import LoggedQuery, RecallMemory, store_memory
 from annheal.segment import DeleteVector, RecallPoint, Segment, SegmentRows
-from compactor import build
-from compactor.build import STRENGTHENINGS, BuildOrder, build_segment
-from compactor.calibrate import LOGGED_MIN, calibrate, harder_curve, recall_of
-from compactor.fetch import Source, fetch_logged
-from compactor.recalls import best_scores
-from shard_node.recall_curves import choose_ef
+from annheal.shard_node.search.recall_curves import choose_ef
 from tests.support.compaction import COLLECTION_ID, SHARD, collection, merge_task
 from tests.support.segments import open_local, sample_rows, write_sample
 
@@ -147,7 +147,7 @@ def test_what_no_graph_reaches_for_live_queries_is_still_a_graph(
         return points(10, (512, 0.5))
 
     monkeypatch.setattr(build, "build_hnsw", noting)
-    monkeypatch.setattr("compactor.calibrate.harder_curve", hopeless)
+    monkeypatch.setattr("annheal.compactor.build.calibrate.harder_curve", hopeless)
     segment = built(tmp_path, clustered(3_000), logged=strangers[:50])
     assert len(tried) == len(STRENGTHENINGS)
     assert segment.kind is IndexKind.HNSW

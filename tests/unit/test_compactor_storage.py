@@ -9,6 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from annheal.compactor import calibrate
+from annheal.compactor.build.build import HNSW_ROWS_MIN, BuildOrder, build_segment
+from annheal.compactor.build.calibrate import is_damaged, recall_of
+from annheal.compactor.fetch import Source
 from annheal.errors import DataCorruption
 from annheal.filters import validate_filter
 from annheal.index import VectorIndex, warm_up
@@ -20,18 +24,14 @@ from annheal.model.collection import (
     VectorStorage,
 )
 from annheal.model.filter import Membership
-from annheal.model.manifest import IndexKind, Tier
 from annheal.model.search import SearchOptions
+from annheal.model.topology.manifest import IndexKind, Tier
 from annheal.segment import DeleteVector, RecallPoint, Segment, SegmentRows, local_segment
 from annheal.segment.meta import INDEX_FILE, VECTORS_FILE
-from compactor import calibrate
-from compactor.build import HNSW_ROWS_MIN, BuildOrder, build_segment
-from compactor.calibrate import is_damaged, recall_of
-from compactor.fetch import Source
-from shard_node.costs import CostBook
-from shard_node.filter_cache import FilterCache
-from shard_node.search import Searcher
-from shard_node.view import SegmentView
+from annheal.shard_node.rows.view import SegmentView
+from annheal.shard_node.search.costs import CostBook
+from annheal.shard_node.search.filter_cache import FilterCache
+from annheal.shard_node.search.searcher import Searcher
 from tests.support.compaction import collection
 from tests.support.packages import load_packages
 from tests.support.segments import SCHEMA, open_local, sample_rows, write_sample
@@ -196,7 +196,7 @@ def test_a_storage_that_misses_the_objective_is_not_used(
         measured.append(index.storage)
         return real(index, queries, k=k)
 
-    monkeypatch.setattr("compactor.calibrate.measure_recall", noting)
+    monkeypatch.setattr("annheal.compactor.build.calibrate.measure_recall", noting)
     merged = merge(tmp_path / "out", [flushed(tmp_path / "in", rows, target)], target)
     assert (merged.storage, merged.kind) == (VectorStorage.FLOAT32, IndexKind.HNSW)
     assert measured == [VectorStorage.INT8, VectorStorage.FLOAT32]

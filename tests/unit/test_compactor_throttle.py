@@ -7,9 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from annheal.errors import NotFound, Unavailable
-from annheal.objectstore.local import LocalObjectStore
-from compactor.throttle import (
+from annheal.compactor.throttle import (
     STORE_PATIENCE_S,
     STORE_PAUSE_FIRST_S,
     STORE_PAUSE_MAX_S,
@@ -18,6 +16,8 @@ from compactor.throttle import (
     ThrottledStore,
     lower_priority,
 )
+from annheal.errors import NotFound, Unavailable
+from annheal.objectstore.local import LocalObjectStore
 
 
 class Clock:

@@ -12,24 +12,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from annheal.compactor import admission as admission_module
+from annheal.compactor import attempt as attempt_module
+from annheal.compactor import throttle as throttle_module
+from annheal.compactor.app import run_compactor
+from annheal.compactor.build.build import HNSW_ROWS_MIN
+from annheal.compactor.scratch import LOCK_FILE, LOOK_S
+from annheal.compactor.settings import CompactorSettings
 from annheal.errors import FailedPrecondition, Unavailable
 from annheal.metastore.codec import decode_value
 from annheal.metastore.keys import claim_key, compactor_key
 from annheal.metastore.protocol import Delete
 from annheal.metastore.sqlite import SqliteMetaStore
-from annheal.model.manifest import IndexKind, Tier
-from annheal.model.shard import WorkerRegistration, WorkerRole
-from annheal.model.task import ATTEMPTS_MAX, TaskClaim, TaskPhase
+from annheal.model.topology.manifest import IndexKind, Tier
+from annheal.model.topology.shard import WorkerRegistration, WorkerRole
+from annheal.model.topology.task import ATTEMPTS_MAX, TaskClaim, TaskPhase
 from annheal.objectstore.local import LocalObjectStore
 from annheal.segment import segment_key
 from annheal.segment.meta import INDEX_FILE
-from compactor import admission as admission_module
-from compactor import attempt as attempt_module
-from compactor import throttle as throttle_module
-from compactor.app import run_compactor
-from compactor.build import HNSW_ROWS_MIN
-from compactor.scratch import LOCK_FILE, LOOK_S
-from compactor.settings import CompactorSettings
 from tests.support.compaction import COLLECTION_ID, DEADLINE_S, SHARD, Workplace, merge_task
 from tests.support.segments import sample_rows
 

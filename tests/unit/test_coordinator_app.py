@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from annheal.coordinator.app import Coordinator
+from annheal.coordinator.compaction.plan import CompactionSettings
 from annheal.errors import (
     AlreadyExists,
     Conflict,
@@ -25,14 +27,12 @@ from annheal.errors import (
 from annheal.metastore import keys
 from annheal.metastore.codec import encode_value
 from annheal.metastore.protocol import Put
-from annheal.model.cluster import CompactionOrder, RecallOptions
 from annheal.model.collection import Collection
 from annheal.model.filter import Exists
 from annheal.model.search import SearchOptions
-from annheal.model.shard import Assignment, ShardId
-from annheal.model.task import CompactionTask, TaskPhase, TaskReason
-from coordinator.app import Coordinator
-from coordinator.compaction_plan import CompactionSettings
+from annheal.model.topology.cluster import CompactionOrder, RecallOptions
+from annheal.model.topology.shard import Assignment, ShardId
+from annheal.model.topology.task import CompactionTask, TaskPhase, TaskReason
 from tests.support.memory_cluster import (
     MemoryCluster,
     batch,

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from annheal.coordinator.data_path.batcher import SearchBatcher
 from annheal.errors import (
     DeadlineExceeded,
     InvalidArgument,
@@ -15,10 +16,9 @@ from annheal.errors import (
 )
 from annheal.model.filter import Exists
 from annheal.model.search import Consistency, SearchAnswer, SearchOptions
-from annheal.model.shard import ShardId
+from annheal.model.topology.shard import ShardId
 from annheal.runtime.deadline import Deadline
 from annheal.runtime.tasks import TaskScope
-from coordinator.batcher import SearchBatcher
 from tests.support.memory_node import MemoryNode, MemoryShard
 
 OPTIONS = SearchOptions(k=1)

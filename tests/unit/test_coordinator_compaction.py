@@ -13,10 +13,10 @@ from annheal.errors import FailedPrecondition, InvalidArgument, NotFound
 from annheal.metastore import keys
 from annheal.metastore.codec import encode_value
 from annheal.metastore.protocol import Put
-from annheal.model.cluster import CompactionOrder
-from annheal.model.manifest import Tier
-from annheal.model.shard import ShardId
-from annheal.model.task import CompactionTask, TaskPhase, TaskReason
+from annheal.model.topology.cluster import CompactionOrder
+from annheal.model.topology.manifest import Tier
+from annheal.model.topology.shard import ShardId
+from annheal.model.topology.task import CompactionTask, TaskPhase, TaskReason
 from tests.support.memory_cluster import (
     MemoryCluster,
     eventually,

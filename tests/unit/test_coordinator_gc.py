@@ -4,17 +4,23 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from annheal.coordinator.catalog.catalog import Catalog
+from annheal.coordinator.leader.gc import Garbage, GarbageCollector, plan_collection, report_of
 from annheal.metastore import keys
 from annheal.metastore.codec import encode_value
 from annheal.metastore.protocol import Put
 from annheal.metastore.sqlite import SqliteMetaStore
-from annheal.model.cluster import GarbageKind
-from annheal.model.manifest import DeleteVectorEntry, IndexKind, Manifest, SegmentEntry, Tier
-from annheal.model.task import CompactionTask, TaskPhase, TaskReason
+from annheal.model.topology.cluster import GarbageKind
+from annheal.model.topology.manifest import (
+    DeleteVectorEntry,
+    IndexKind,
+    Manifest,
+    SegmentEntry,
+    Tier,
+)
+from annheal.model.topology.task import CompactionTask, TaskPhase, TaskReason
 from annheal.objectstore.local import LocalObjectStore
 from annheal.objectstore.protocol import ObjectStat
-from coordinator.catalog import Catalog
-from coordinator.gc import Garbage, GarbageCollector, plan_collection, report_of
 from tests.support.memory_cluster import spec
 
 NOW = 100_000.0

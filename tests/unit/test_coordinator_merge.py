@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from annheal.coordinator.data_path.merge import empty_answer, merge_answers, slice_answer
 from annheal.model.records import RecordSet
 from annheal.model.search import SearchAnswer
-from annheal.model.shard import ShardId
-from coordinator.merge import empty_answer, merge_answers, slice_answer
+from annheal.model.topology.shard import ShardId
 
 Hits = list[tuple[float, str]]
 

@@ -7,6 +7,7 @@ import logging
 import numpy as np
 import pytest
 
+from annheal.coordinator.recall.probe import interval_95, tally
 from annheal.errors import (
     AnnhealError,
     Conflict,
@@ -22,7 +23,6 @@ from annheal.runtime.deadline import Deadline
 from annheal.runtime.logging import PlainFormatter
 from annheal.runtime.retry import RetryPolicy, retry
 from annheal.runtime.tasks import TaskScope, run_loop
-from coordinator.recall import interval_95, tally
 
 QUICK = RetryPolicy(delay_s_min=0.001, delay_s_max=0.002)
 

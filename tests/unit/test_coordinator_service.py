@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from annheal.coordinator.service import services
 from annheal.errors import (
     AnnhealError,
     FailedPrecondition,
@@ -26,7 +27,6 @@ from annheal.v1 import collections_pb2, search_pb2, session_pb2
 from annheal.wire import collections as wire_collections
 from annheal.wire import records as wire_records
 from annheal.wire import search as wire_search
-from coordinator.service import services
 from tests.support.memory_cluster import DIMENSION, MemoryCluster, batch, memory_cluster, spec
 
 IDS = [f"id{n}" for n in range(60)]

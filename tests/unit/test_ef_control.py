@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from annheal.model.recall import RecallEstimate, SelectivityBand
-from shard_node.ef_control import (
+from annheal.model.measures.recall import RecallEstimate, SelectivityBand
+from annheal.shard_node.recall.ef_control import (
     ABOVE_RUNS,
     BELOW_RUNS,
     EF_CONTROL_MAX,
@@ -22,7 +22,7 @@ from shard_node.ef_control import (
     next_state,
     scaled_ef,
 )
-from shard_node.recall_estimate import estimate_interval
+from annheal.shard_node.recall.estimate import estimate_interval
 
 CURVE_EF = 32
 OBJECTIVE = 0.95

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from annheal.cli.server.settings import ProcessSettings, SettingsSource
 from annheal.runtime import fail_points
 from annheal.runtime.fail_points import ENV_FAIL_POINT, FAIL_POINTS, arm, disarm, fail_point
-from cli.settings import ProcessSettings, SettingsSource
 from tests.support.processes import REPOSITORY, clean_environment
 
 CODE = ("annheal", "coordinator", "shard_node", "compactor", "cli")

@@ -11,9 +11,9 @@ from annheal.filters import evaluate, filter_key
 from annheal.model.filter import Comparison, ComparisonOp, Filter
 from annheal.model.records import RecordBatch
 from annheal.segment import Segment
-from shard_node import filter_cache
-from shard_node.filter_cache import CacheState, FilterCache
-from shard_node.growing import GrowingSegment, GrowingView
+from annheal.shard_node.rows.growing import GrowingSegment, GrowingView
+from annheal.shard_node.search import filter_cache
+from annheal.shard_node.search.filter_cache import CacheState, FilterCache
 from tests.support.segments import MODEL, open_local, sample_rows, write_sample
 
 SMALL = Comparison("size", ComparisonOp.LT, 5)

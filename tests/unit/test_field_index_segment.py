@@ -11,7 +11,7 @@ import pytest
 
 from annheal.filters import evaluate, parse_expression, validate_filter
 from annheal.model.collection import Schema
-from annheal.model.manifest import SegmentEntry
+from annheal.model.topology.manifest import SegmentEntry
 from annheal.segment import Segment
 from annheal.segment.fields import open_fields
 from annheal.segment.meta import FIELDS_FILE

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from annheal.model.collection import Metric
 from annheal.model.records import EVERYTHING, Projection, RecordBatch
-from annheal.wal.codec import decode_record_batch, empty_attributes, encode_record_batch
-from shard_node import growing as growing_module
-from shard_node.growing import GrowingSegment
+from annheal.shard_node import growing as growing_module
+from annheal.shard_node.rows.growing import GrowingSegment
+from annheal.shards.wal import decode_record_batch, empty_attributes, encode_record_batch
 from tests.support.model_checker import brute_force, versions_of
 from tests.support.shards import DIMENSION, record_batch
 

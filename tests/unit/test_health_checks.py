@@ -7,21 +7,28 @@ from typing import Any
 
 import pytest
 
-from annheal.model.cluster import (
+from annheal.cli.operator_commands.health_checks import (
+    Finding,
+    Health,
+    Observed,
+    examine,
+    examine_cluster,
+    worst_of,
+)
+from annheal.model.collection import Collection, CollectionSettings, Metric, ModelSpec
+from annheal.model.measures.latency import LatencyTrend, TrendRatio, TrendVerdict
+from annheal.model.measures.recall import FilterRecall
+from annheal.model.measures.recall_summary import RecallSlice, RecallSummary, RecallVerdict
+from annheal.model.topology.cluster import (
     ClusterStatus,
     CollectionStatus,
     NodeStatus,
     ShardStatus,
     TaskStatus,
 )
-from annheal.model.collection import Collection, CollectionSettings, Metric, ModelSpec
-from annheal.model.latency import LatencyTrend, TrendRatio, TrendVerdict
-from annheal.model.recall import FilterRecall
-from annheal.model.recall_summary import RecallSlice, RecallSummary, RecallVerdict
-from annheal.model.shard import NodeRegistration, WorkerRegistration
-from annheal.model.task import TaskPhase, TaskReason
+from annheal.model.topology.shard import NodeRegistration, WorkerRegistration
+from annheal.model.topology.task import TaskPhase, TaskReason
 from annheal.model.write import SegmentState
-from cli.health_checks import Finding, Health, Observed, examine, examine_cluster, worst_of
 from tests.support.recall_reports import SELECTIVE, SLOWER, UNKNOWN, estimate
 
 STEADY = LatencyTrend(TrendVerdict.STEADY, p50=TrendRatio(0.002, 1.05, 0.95, 1.15))

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from annheal.compactor.build.recalls import recalls_of
 from annheal.index import (
     VectorIndex,
     build_flat,
@@ -18,10 +19,9 @@ from annheal.index import (
     merge_compiled,
     start_merge_warm_up,
 )
-from annheal.index.merge import CarriedLinks, is_base, merge_hnsw, unreachable_rows
-from annheal.index.merge_compiled import merge_kernels
+from annheal.index.carry.merge import CarriedLinks, is_base, merge_hnsw, unreachable_rows
+from annheal.index.carry.merge_compiled import merge_kernels
 from annheal.model.collection import IndexSettings, Metric
-from compactor.recalls import recalls_of
 from tests.support.graphs import assert_valid_graph, levels_of, links_by_level
 from tests.support.packages import load_packages
 from tests.support.segments import unit_vectors

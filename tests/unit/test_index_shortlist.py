@@ -13,9 +13,9 @@ from numba import njit
 from numpy.typing import NDArray
 
 from annheal.index import LiveBitmap, VectorIndex, build_flat, byte_products, row_codes, warm_up
-from annheal.index.code_layout import WIDTH
+from annheal.index.codes.code_layout import WIDTH
 from annheal.model.collection import Metric
-from shard_node.shortlists import ShortlistBook
+from annheal.shard_node.search.shortlists import ShortlistBook
 from tests.support.segments import unit_vectors
 
 # The first test of a machine compiles the kernels.

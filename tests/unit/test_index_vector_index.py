@@ -20,7 +20,7 @@ from annheal.index import (
 )
 from annheal.index.vector_index import GATHER_QUERIES_MIN
 from annheal.model.collection import IndexSettings, Metric
-from annheal.model.manifest import IndexKind
+from annheal.model.topology.manifest import IndexKind
 
 DIMENSION = 24
 ROWS = 3_000

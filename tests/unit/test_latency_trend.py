@@ -8,9 +8,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from annheal.model.latency import TrendVerdict
-from shard_node.latency_history import WINDOWS_MAX, LatencyHistory
-from shard_node.latency_trend import (
+from annheal.model.measures.latency import TrendVerdict
+from annheal.shard_node.recall.latency_history import WINDOWS_MAX, LatencyHistory
+from annheal.shard_node.recall.latency_trend import (
     BASELINE_MIN,
     GAP_WINDOWS,
     QUERIES_MIN,

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from annheal import manifest as transitions
 from annheal.errors import FailedPrecondition, Fenced, InvariantViolation
 from annheal.metastore.codec import decode_value, encode_value
-from annheal.model.manifest import DeleteVectorEntry, IndexKind, Manifest, SegmentEntry, Tier
+from annheal.model.topology.manifest import (
+    DeleteVectorEntry,
+    IndexKind,
+    Manifest,
+    SegmentEntry,
+    Tier,
+)
+from annheal.shards import transitions
 
 
 def segment(segment_id: str) -> SegmentEntry:

@@ -6,9 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from annheal.model.collection import IndexSettings
-from annheal.segment import RecallPoint
-from compactor.merge_plan import (
+from annheal.compactor.build.merge_plan import (
     BASE_ROWS_MIN,
     COST_SHARE_MAX,
     DEAD_SHARE_MAX,
@@ -21,6 +19,8 @@ from compactor.merge_plan import (
     drift_of,
     plan_merge,
 )
+from annheal.model.collection import IndexSettings
+from annheal.segment import RecallPoint
 
 CURVE = (RecallPoint(10, 32, 0.94), RecallPoint(10, 64, 0.97), RecallPoint(10, 512, 0.999))
 GRAPH = MergeSource(100_000, 95_000, IndexSettings(), reference=CURVE)

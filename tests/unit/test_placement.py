@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from annheal.model.shard import Assignment, NodeRegistration, NodeSettings, ShardId
-from coordinator.placement import (
+from annheal.coordinator.placement.placement import (
     PlacementNode,
     placement_nodes,
     plan_assignments,
     plan_overdue,
 )
-from coordinator.rebalance import plan_rebalance, plan_rebalance_fully
+from annheal.coordinator.placement.rebalance import plan_rebalance, plan_rebalance_fully
+from annheal.model.topology.shard import Assignment, NodeRegistration, NodeSettings, ShardId
 
 A, B, C = PlacementNode("a"), PlacementNode("b"), PlacementNode("c")
 

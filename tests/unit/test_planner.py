@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 
 from annheal.index import ShortlistCosts, WalkCosts
-from annheal.model.manifest import IndexKind
+from annheal.model.topology.manifest import IndexKind
 from annheal.segment import RecallPoint
-from shard_node.planner import (
+from annheal.shard_node.search.planner import (
     WALK_COMPARISONS_PER_EF,
     PlanKind,
     SegmentFacts,
@@ -18,7 +18,7 @@ from shard_node.planner import (
     Wanted,
     plan_segment,
 )
-from shard_node.recall_curves import (
+from annheal.shard_node.search.recall_curves import (
     EF_MIN,
     EF_UNCALIBRATED_MAX,
     choose_band_ef,

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from annheal.model.shard import ShardId
-from annheal.model.task import CompactionTask, TaskPhase, TaskReason
-from coordinator.publication_plan import plan_publications
+from annheal.coordinator.compaction.publication_plan import plan_publications
+from annheal.model.topology.shard import ShardId
+from annheal.model.topology.task import CompactionTask, TaskPhase, TaskReason
 
 OWNERS = {ShardId("c", number): node for number, node in enumerate("aabb")}
 

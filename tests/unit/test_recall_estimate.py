@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from shard_node.recall_estimate import estimate_interval, query_recalls
+from annheal.shard_node.recall.estimate import estimate_interval, query_recalls
 
 K = 10
 Draw = Callable[[np.random.Generator, int], npt.NDArray[np.float64]]

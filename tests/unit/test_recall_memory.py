@@ -17,7 +17,7 @@ from annheal.filters import validate_filter
 from annheal.model.collection import AttributeField, AttributeType
 from annheal.model.filter import And, Comparison, ComparisonOp, Exists, Membership, Not, Or, Prefix
 from annheal.model.limits import DIMENSION_MAX
-from annheal.model.recall import SegmentRecall, SelectivityBand
+from annheal.model.measures.recall import SegmentRecall, SelectivityBand
 from annheal.objectstore.local import LocalObjectStore
 from annheal.recall import (
     QUERIES_MAX,

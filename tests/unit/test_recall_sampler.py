@@ -9,9 +9,9 @@ import numpy.typing as npt
 import pytest
 
 from annheal.model.filter import Comparison, ComparisonOp
-from annheal.model.recall import SelectivityBand
+from annheal.model.measures.recall import SelectivityBand
 from annheal.model.search import SearchOptions
-from shard_node.recall_sampler import (
+from annheal.shard_node.recall.sampler import (
     FIRST_QUERIES,
     MEMORY_QUERIES,
     RESERVOIR_QUERIES,

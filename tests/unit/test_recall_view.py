@@ -9,10 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from annheal.coordinator.metrics import recall_families
+from annheal.coordinator.recall.summary import join_dependent, join_independent, summarise
+from annheal.coordinator.service import services
 from annheal.errors import Unavailable
 from annheal.model.collection import Collection, Metric, ModelSpec
-from annheal.model.recall import SelectivityBand
-from annheal.model.recall_summary import ALL_SHARDS, RecallVerdict, verdict_of
+from annheal.model.measures.recall import SelectivityBand
+from annheal.model.measures.recall_summary import ALL_SHARDS, RecallVerdict, verdict_of
 from annheal.rpc import methods
 from annheal.rpc.channel import Connection
 from annheal.rpc.server import RpcServer
@@ -22,9 +25,6 @@ from annheal.wire.recall import (
     encode_recall_reports,
     encode_recall_summary,
 )
-from coordinator.metrics import recall_families
-from coordinator.recall_view import join_dependent, join_independent, summarise
-from coordinator.service import services
 from tests.support.memory_cluster import memory_cluster, soon, spec
 from tests.support.recall_reports import (
     BROAD,

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from annheal.model.limits import SHARD_COUNT_MAX
-from annheal.routing import hash_id, hash_ids, shard_of, shards_of
+from annheal.shards.routing import hash_id, hash_ids, shard_of, shards_of
 
 counts = st.integers(1, SHARD_COUNT_MAX)
 

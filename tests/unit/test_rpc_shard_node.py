@@ -9,9 +9,9 @@ import pyarrow as pa
 import pytest
 
 from annheal import errors
+from annheal.coordinator.data_path.ports import ShardNode
 from annheal.model.filter import Comparison, ComparisonOp
-from annheal.model.manifest import IndexKind, SegmentEntry, Tier
-from annheal.model.recall import CollectionRecall
+from annheal.model.measures.recall import CollectionRecall
 from annheal.model.records import EVERYTHING, IDS_ONLY, Projection, RecordBatch, RecordSet
 from annheal.model.search import (
     Consistency,
@@ -20,8 +20,9 @@ from annheal.model.search import (
     SearchRequest,
     SegmentExplain,
 )
-from annheal.model.shard import ShardId
-from annheal.model.task import CompactionTask, TaskPhase, TaskReason
+from annheal.model.topology.manifest import IndexKind, SegmentEntry, Tier
+from annheal.model.topology.shard import ShardId
+from annheal.model.topology.task import CompactionTask, TaskPhase, TaskReason
 from annheal.model.write import (
     CountRequest,
     DeleteIds,
@@ -39,8 +40,7 @@ from annheal.rpc import methods
 from annheal.rpc.channel import Connection
 from annheal.rpc.server import RpcServer
 from annheal.rpc.shard_node import RemoteShardNode
-from coordinator.ports import ShardNode
-from shard_node.service import ServedNode, ShardServicer
+from annheal.shard_node.service import ServedNode, ShardServicer
 from tests.support.ports import LOOPBACK
 from tests.support.recall_reports import report
 

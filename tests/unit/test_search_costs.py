@@ -9,7 +9,7 @@ import pytest
 
 from annheal.index import VectorIndex, build_flat, build_hnsw, warm_up
 from annheal.model.collection import IndexSettings, Metric
-from shard_node.costs import DEFAULT_COSTS, MEASURED_ROWS_MIN, CostBook
+from annheal.shard_node.search.costs import DEFAULT_COSTS, MEASURED_ROWS_MIN, CostBook
 from tests.support.segments import unit_vectors
 
 # The first test of a machine compiles the kernels.

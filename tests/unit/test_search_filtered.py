@@ -15,10 +15,10 @@ from annheal.model.collection import Collection, IndexSettings
 from annheal.model.filter import And, Comparison, ComparisonOp, Filter, Membership
 from annheal.model.search import SearchOptions
 from annheal.segment import DeleteVector, Segment
-from shard_node.costs import CostBook
-from shard_node.filter_cache import FilterCache
-from shard_node.search import Searcher
-from shard_node.view import SegmentView, ShardView
+from annheal.shard_node.rows.view import SegmentView, ShardView
+from annheal.shard_node.search.costs import CostBook
+from annheal.shard_node.search.filter_cache import FilterCache
+from annheal.shard_node.search.searcher import Searcher
 from tests.support.compaction import collection
 from tests.support.segments import (
     MODEL,

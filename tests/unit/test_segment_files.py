@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from annheal.errors import AlreadyExists, DataCorruption, FailedPrecondition, NotFound
-from annheal.model.manifest import DeleteVectorEntry, SegmentEntry
+from annheal.model.topology.manifest import DeleteVectorEntry, SegmentEntry
 from annheal.objectstore.local import LocalObjectStore
 from annheal.segment import (
     DeleteVector,

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from annheal.model.collection import VectorStorage
-from annheal.model.manifest import IndexKind, SegmentEntry, Tier
 from annheal.model.records import EVERYTHING
-from annheal.routing import hash_ids
+from annheal.model.topology.manifest import IndexKind, SegmentEntry, Tier
 from annheal.segment import RecallPoint, decode_delete_vector
+from annheal.shards.routing import hash_ids
 from tests.support.segments import SCHEMA, attribute_batch, open_local, sample_columns, sample_rows
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "segment-v1"

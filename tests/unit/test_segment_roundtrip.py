@@ -14,9 +14,9 @@ from annheal.errors import InvalidArgument, InvariantViolation
 from annheal.index import build_flat
 from annheal.model.collection import AttributeField, AttributeType, Metric, ModelSpec
 from annheal.model.records import EVERYTHING, IDS_ONLY, Projection
-from annheal.routing import hash_ids
 from annheal.segment import SegmentRows
 from annheal.segment.lookup import IdLookup
+from annheal.shards.routing import hash_ids
 from tests.support.segments import (
     MODEL,
     SCHEMA,

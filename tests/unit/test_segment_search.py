@@ -7,9 +7,9 @@ import pytest
 
 from annheal.index import LiveBitmap, VectorIndex, build_hnsw, warm_up
 from annheal.model.collection import IndexSettings, Metric
-from shard_node import segment_search, split
-from shard_node.planner import PlanKind, SegmentPlan
-from shard_node.segment_search import run_plan
+from annheal.shard_node import segment_search, split
+from annheal.shard_node.search.planner import PlanKind, SegmentPlan
+from annheal.shard_node.search.run_plan import run_plan
 from tests.support.segments import unit_vectors
 
 # The first test of a machine compiles the kernels.

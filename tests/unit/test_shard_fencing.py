@@ -20,7 +20,7 @@ from annheal.errors import (
 from annheal.metastore.codec import decode_value
 from annheal.metastore.keys import manifest_key
 from annheal.metastore.protocol import Delete
-from annheal.model.manifest import Manifest
+from annheal.model.topology.manifest import Manifest
 from annheal.objectstore.wrappers import (
     Fault,
     FaultKind,
@@ -28,7 +28,7 @@ from annheal.objectstore.wrappers import (
     Operation,
     ScriptedFaults,
 )
-from annheal.wal.codec import decode_wal_object, wal_key
+from annheal.shards.wal import decode_wal_object, wal_key
 from tests.support.model_checker import (
     ABSENT,
     ShardModel,

@@ -25,17 +25,17 @@ from annheal.metastore.codec import decode_value
 from annheal.metastore.keys import manifest_key
 from annheal.model.collection import Metric
 from annheal.model.filter import Comparison, ComparisonOp
-from annheal.model.manifest import Manifest, SegmentEntry, Tier
 from annheal.model.records import EVERYTHING, RecordBatch
 from annheal.model.search import SearchOptions
-from annheal.model.task import CompactionTask, TaskReason
+from annheal.model.topology.manifest import Manifest, SegmentEntry, Tier
+from annheal.model.topology.task import CompactionTask, TaskReason
 from annheal.model.write import DeleteIds, DeleteWhere, ScanRequest, Upsert, WriteOperation
 from annheal.objectstore.wrappers import Fault, FaultKind, FaultyObjectStore, NoFaults, Operation
 from annheal.segment import Segment, SegmentRows, fetch_segment, upload_segment, write_segment
-from shard_node import publication, write_path
-from shard_node.filter_cache import FilterCache
-from shard_node.read import get_records, scan_page
-from shard_node.search import Searcher
+from annheal.shard_node import publication, write_path
+from annheal.shard_node.search.filter_cache import FilterCache
+from annheal.shard_node.search.reads import get_records, scan_page
+from annheal.shard_node.search.searcher import Searcher
 from tests.support.model_checker import (
     ABSENT,
     ShardModel,

@@ -21,16 +21,15 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-import compactor.build
-import shard_node.publication
-import shard_node.wal_writer
+from annheal.compactor.build import build
 from annheal.errors import FailedPrecondition
 from annheal.index import set_search_threads, warm_up
 from annheal.metastore.codec import decode_value
 from annheal.metastore.keys import manifest_key
-from annheal.model.manifest import Manifest
-from annheal.model.task import CompactionTask, TaskReason
+from annheal.model.topology.manifest import Manifest
+from annheal.model.topology.task import CompactionTask, TaskReason
 from annheal.runtime import fail_points
+from annheal.shard_node.owner import publication, wal_writer
 from tests.support.healing_machine import HealingMachine
 from tests.support.shards import (
     ShardWorld,
@@ -53,9 +52,9 @@ def small_graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Graphs of a few rows, and retries that do not make anybody wait."""
     warm_up()
     set_search_threads(1)  # a team of threads for a dozen rows only waits for itself
-    monkeypatch.setattr(compactor.build, "HNSW_ROWS_MIN", GRAPH_ROWS_MIN)
-    monkeypatch.setattr(shard_node.publication, "MANIFEST_RETRY_S", 0.002)
-    monkeypatch.setattr(shard_node.wal_writer, "RETRY_FIRST_S", 0.001)
+    monkeypatch.setattr(build, "HNSW_ROWS_MIN", GRAPH_ROWS_MIN)
+    monkeypatch.setattr(publication, "MANIFEST_RETRY_S", 0.002)
+    monkeypatch.setattr(wal_writer, "RETRY_FIRST_S", 0.001)
     yield
     fail_points.disarm()
 

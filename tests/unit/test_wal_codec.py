@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from annheal.errors import DataCorruption, FailedPrecondition
 from annheal.model.records import RecordBatch
-from annheal.wal.codec import (
+from annheal.shards.wal import (
     FENCE_BYTES,
     DeleteEntry,
     UpsertEntry,

@@ -10,17 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from annheal.errors import Conflict, FailedPrecondition, InvalidArgument
-from annheal.model.cluster import (
-    ClusterStatus,
-    CollectionStatus,
-    NodeStatus,
-    RecallOptions,
-    RecallReport,
-    ShardMove,
-    ShardRecall,
-    ShardStatus,
-    TaskStatus,
-)
 from annheal.model.collection import (
     AttributeField,
     AttributeType,
@@ -42,18 +31,29 @@ from annheal.model.filter import (
     Or,
     Prefix,
 )
-from annheal.model.manifest import IndexKind, SegmentEntry, Tier
 from annheal.model.records import EVERYTHING, IDS_ONLY, Projection, RecordSet
 from annheal.model.search import Consistency, SearchAnswer, SearchOptions, SegmentExplain
 from annheal.model.session import SessionToken
-from annheal.model.shard import (
+from annheal.model.topology.cluster import (
+    ClusterStatus,
+    CollectionStatus,
+    NodeStatus,
+    RecallOptions,
+    RecallReport,
+    ShardMove,
+    ShardRecall,
+    ShardStatus,
+    TaskStatus,
+)
+from annheal.model.topology.manifest import IndexKind, SegmentEntry, Tier
+from annheal.model.topology.shard import (
     Assignment,
     NodeRegistration,
     ShardId,
     WorkerRegistration,
     WorkerRole,
 )
-from annheal.model.task import CompactionTask, TaskClaim, TaskPhase, TaskReason
+from annheal.model.topology.task import CompactionTask, TaskClaim, TaskPhase, TaskReason
 from annheal.model.write import SegmentState, ShardState
 from annheal.v1 import admin_pb2, collections_pb2, filter_pb2, records_pb2, search_pb2
 from annheal.wire import admin, collections, enums, internal, records, search

@@ -1,0 +1,1 @@
+"""The filtered walk over FAISS's HNSW graph, as compiled kernels."""

@@ -1,0 +1,1 @@
+"""What is measured: recall, its summary over shards, latency against query volume."""

@@ -1,0 +1,127 @@
+"""Recall as it is measured on live queries: slices, estimates, and what the controller did."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from annheal.model.filter import Filter
+from annheal.model.measures.latency import LatencyTrend
+
+
+class SelectivityBand(StrEnum):
+    """What share of the live rows a query's filter matches; queries without a filter apart."""
+
+    UNFILTERED = "unfiltered"
+    FROM_50 = "50-100%"
+    FROM_10 = "10-50%"
+    FROM_1 = "1-10%"
+    FROM_0_1 = "0.1-1%"
+    BELOW_0_1 = "0-0.1%"
+
+
+_BANDS = (
+    (0.5, SelectivityBand.FROM_50),
+    (0.1, SelectivityBand.FROM_10),
+    (0.01, SelectivityBand.FROM_1),
+    (0.001, SelectivityBand.FROM_0_1),
+)
+
+
+def band_of(matches: int, live_rows: int, *, filtered: bool) -> SelectivityBand:
+    """Return the band of a query whose filter matches `matches` of `live_rows` rows."""
+    if not filtered:
+        return SelectivityBand.UNFILTERED
+    share = matches / live_rows if live_rows else 0.0
+    return next((band for low, band in _BANDS if share >= low), SelectivityBand.BELOW_0_1)
+
+
+FILTERS_REPORTED_MAX = 20
+RECALL_UNKNOWN = -1.0
+"""Stands for a recall that was not measured where a number must stand."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecallEstimate:
+    """Mean recall@`k` of `queries` sampled queries with its 95 % interval.
+
+    `measured_at_s` is seconds since the epoch. Also the plans that answered them, by count.
+    """
+
+    k: int
+    recall: float
+    low: float
+    high: float
+    queries: int
+    measured_at_s: float
+    plans: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentRecall:
+    """One segment in one band. `ef` is what the controller uses now, `ef_limit` how far it may go.
+
+    `rebuild` is set when recall is below the objective although `ef` is at its limit, so that a
+    compactor should build the segment anew; `stuck` when it was built anew for that reason already
+    and is below again: more of the same does not help, an operator has to look (INV-7).
+    """
+
+    shard: int
+    segment_id: str
+    tier: str
+    model: str
+    band: SelectivityBand
+    estimate: RecallEstimate
+    ef: int
+    ef_limit: int
+    rebuild: bool = False
+    stuck: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class FilterRecall:
+    """Recall of the sampled queries that have one filter in common, over one shard.
+
+    `matches` of `live_rows` rows match it. `recall` is the mean of `queries` of them.
+    """
+
+    shard: int
+    filter: Filter
+    matches: int
+    live_rows: int
+    recall: float
+    queries: int
+    plans: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class ShardBandRecall:
+    """One shard's answers (all its segments merged) in one band.
+
+    `stability` is the share of queries that gave the same answer twice on one view (NaN when not
+    measured); `seen` is how many live queries of the band this node has answered with the shard.
+    """
+
+    shard: int
+    band: SelectivityBand
+    estimate: RecallEstimate
+    stability: float
+    seen: int
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionRecall:
+    """What the nodes measured of one collection, all slices; the coordinator joins the nodes'.
+
+    `sampled_share` is the configured share of queries that is kept for measuring. `filters` are
+    the sampled filters, those that match least first, at most `FILTERS_REPORTED_MAX` a shard.
+    `latency` is how the node's searches of the collection take now against earlier ones.
+    """
+
+    collection_id: str
+    recall_objective: float
+    sampled_share: float
+    shards: tuple[ShardBandRecall, ...]
+    segments: tuple[SegmentRecall, ...]
+    filters: tuple[FilterRecall, ...] = ()
+    latency: LatencyTrend | None = None

@@ -1,0 +1,1 @@
+"""The parts of a cluster: nodes, shards, their manifests, and tasks."""

@@ -1,1 +1,0 @@
-"""The write-ahead log: one object per group commit, in slots without gaps, and the fence."""

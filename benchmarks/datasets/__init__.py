@@ -1,0 +1,1 @@
+"""What benchmarks load: real embeddings, synthetic rows, populations that change, filters."""

@@ -1,0 +1,1 @@
+"""How benchmarks measure and report: options, callers, timing, pairs, figures, drawings."""

@@ -1,0 +1,1 @@
+"""What benchmarks measure: Annheal's servers and parts, and other libraries in process."""

@@ -1,0 +1,1 @@
+"""Commands of those who run a cluster: health, recall, healing, tasks, placement, garbage."""

@@ -1,0 +1,263 @@
+"""Whether indexes are healthy: questions answered from what a cluster says. Pure functions.
+
+The questions are those that an operator should be able to answer before a vector index wears out in
+silence: is wear planned for, are segments well, is recall tracked, are searches watched apart from
+the system's load, do dead rows and staleness raise alarm, are filters validated against the
+queries that come, and which model made the vectors.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from annheal.cli.operator_commands.latency import sentences
+from annheal.cli.user_commands.filters import validated_share
+from annheal.filters import format_expression
+from annheal.model.collection import Collection
+from annheal.model.measures.latency import TrendVerdict
+from annheal.model.measures.recall import RECALL_UNKNOWN
+from annheal.model.measures.recall_summary import RecallSummary, RecallVerdict
+from annheal.model.topology.cluster import ClusterStatus, ShardStatus, TaskStatus
+from annheal.model.topology.manifest import IndexKind
+from annheal.model.topology.task import TaskPhase
+from annheal.model.write import SegmentState
+
+UNINDEXED_SHARE_WATCHED = 0.5
+"""Of `unindexed_rows_max`: nearer to it, and writes will soon be told to wait."""
+VALIDATED_SHARE_MIN = 0.9
+"""Of the live queries, which should lie in bands whose recall is surely at the objective."""
+
+
+class Health(StrEnum):
+    """`watch`: nothing is broken yet. `unknown`: there is nothing to judge by."""
+
+    GOOD = "good"
+    UNKNOWN = "unknown"
+    WATCH = "watch"
+    BAD = "bad"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """The answer to one question; `advice` is empty where nothing is to be done."""
+
+    question: str
+    health: Health
+    answer: str
+    advice: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What a cluster says of one collection at about the same time."""
+
+    collection: Collection
+    shards: tuple[ShardStatus, ...]
+    segments: tuple[SegmentState, ...]
+    missing_shards: tuple[int, ...]
+    tasks: tuple[TaskStatus, ...]
+    recall: RecallSummary
+
+
+def examine_cluster(status: ClusterStatus) -> tuple[Finding, ...]:
+    """Return whether all parts are there."""
+    compactors = sum(worker.role == "compactor" for worker in status.workers)
+    silent = [node.registration.node_id for node in status.nodes if node.error]
+    parts = (
+        f"{len(status.nodes):,} shard nodes, {compactors:,} compactors,"
+        f" {status.totals.shards_serving:,} of {status.shards:,} shards serving"
+    )
+    question = "are all parts there?"
+    if not status.leader:
+        return (Finding(question, Health.BAD, f"{parts}; no coordinator leads", "start one"),)
+    if silent or status.totals.shards_serving < status.shards:
+        names = f"; {', '.join(silent)} do not answer" if silent else ""
+        advice = "see `annheal shards` and the nodes' logs"
+        return (Finding(question, Health.BAD, parts + names, advice),)
+    if not compactors:
+        advice = "start `annheal serve compactor`: nothing heals without one"
+        return (Finding(question, Health.BAD, parts, advice),)
+    return (Finding(question, Health.GOOD, parts),)
+
+
+def examine(observed: Observed) -> tuple[Finding, ...]:
+    """Return an answer to each question about one collection."""
+    return (
+        _wear(observed),
+        _segments(observed),
+        _recall(observed),
+        _latency(observed),
+        _dead_rows(observed),
+        _staleness(observed),
+        _filters(observed),
+        _models(observed),
+    )
+
+
+def _wear(observed: Observed) -> Finding:
+    question = "is wear dealt with?"
+    phases = Counter(task.phase for task in observed.tasks)
+    open_tasks = sum(
+        count for phase, count in phases.items() if phase in (TaskPhase.PENDING, TaskPhase.BUILT)
+    )
+    done = f"{phases[TaskPhase.PUBLISHED]:,} compactions done, {open_tasks:,} open"
+    failed = [task for task in observed.tasks if task.phase is TaskPhase.FAILED]
+    if failed:
+        advice = f"see the cause, then `annheal tasks retry {failed[0].task_id}`"
+        answer = f"{done}, {len(failed):,} given up; the last: {failed[0].error}"
+        return Finding(question, Health.BAD, answer, advice)
+    if not observed.collection.settings.compaction_automatic:
+        advice = f"run `annheal compact {observed.collection.name}`, or set compaction_automatic"
+        return Finding(question, Health.WATCH, f"{done}; only on request", advice)
+    return Finding(question, Health.GOOD, f"{done}; automatic")
+
+
+def _segments(observed: Observed) -> Finding:
+    question = "how are the segments?"
+    if observed.missing_shards:
+        missing = ", ".join(map(str, observed.missing_shards))
+        answer = f"the owners of shards {missing} do not say"
+        return Finding(question, Health.BAD, answer, "see `annheal shards`")
+    tiers = Counter(segment.tier for segment in observed.segments)
+    with_graph = sum(s.rows for s in observed.segments if s.index_kind == IndexKind.HNSW)
+    rows = sum(segment.rows for segment in observed.segments)
+    kinds = ", ".join(f"{count:,} {tier}" for tier, count in sorted(tiers.items())) or "none yet"
+    share = f"; {with_graph / rows:.0%} of their rows have a graph" if rows else ""
+    stuck = [segment for segment in observed.segments if segment.stuck]
+    if stuck:
+        answer = f"{kinds}{share}; {len(stuck):,} below the objective although built anew"
+        advice = "look at their data, raise m or ef_construction, or lower the objective"
+        return Finding(question, Health.BAD, answer, advice)
+    return Finding(question, Health.GOOD, kinds + share)
+
+
+def _recall(observed: Observed) -> Finding:
+    question = "is recall tracked?"
+    overall, objective = observed.recall.overall, observed.recall.recall_objective
+    estimate = overall.estimate
+    if estimate is None or overall.verdict is RecallVerdict.UNMEASURED:
+        answer = f"{overall.seen:,} live queries, none of them measured yet"
+        advice = f"search, or run `annheal recall {observed.collection.name} --measure`"
+        return Finding(question, Health.UNKNOWN, answer, advice)
+    answer = (
+        f"recall@{estimate.k} {estimate.recall:.4f} ({estimate.low:.4f} to {estimate.high:.4f}) on"
+        f" {estimate.queries:,} live queries; the objective is {objective:g}"
+    )
+    health = {RecallVerdict.MET: Health.GOOD, RecallVerdict.UNCLEAR: Health.WATCH}.get(
+        overall.verdict, Health.BAD
+    )
+    rebuilt = sum(segment.rebuild for segment in observed.segments)
+    if health is Health.GOOD:
+        return Finding(question, health, answer)
+    what = f"{rebuilt:,} segments wait for a rebuild" if rebuilt else "ef is being raised"
+    return Finding(question, health, answer, f"{what}; see `annheal recall`")
+
+
+def _latency(observed: Observed) -> Finding:
+    question = "are searches watched apart from the load?"
+    trends = observed.recall.latency
+    compared = {node: trend for node, trend in trends.items() if trend.p50 is not None}
+    if not compared:
+        reasons = {trend.reason for trend in trends.values()} or {"no node has answered a search"}
+        return Finding(question, Health.UNKNOWN, "; ".join(sorted(reasons)))
+    slower = {n: t for n, t in compared.items() if t.verdict is TrendVerdict.SLOWER}
+    if slower:
+        return Finding(question, Health.WATCH, "; ".join(sentences(slower)))
+    worst = max(trend.p50.ratio for trend in compared.values() if trend.p50 is not None)
+    answer = f"half of the searches take at most {worst:.2f} times what they took at this volume"
+    return Finding(question, Health.GOOD, answer)
+
+
+def _dead_rows(observed: Observed) -> Finding:
+    question = "do dead rows pile up?"
+    settings = observed.collection.settings
+    rows = sum(segment.rows for segment in observed.segments)
+    dead = sum(segment.dead_rows for segment in observed.segments)
+    answer = f"{dead:,} of {rows:,} rows are dead"
+    if rows:
+        answer += f" ({dead / rows:.1%})"
+    over = [
+        segment
+        for segment in observed.segments
+        if segment.dead_rows >= settings.tombstone_rows_min
+        and segment.dead_rows >= settings.tombstone_ratio_max * segment.rows
+    ]
+    if not over:
+        return Finding(question, Health.GOOD, answer)
+    answer += f"; {len(over):,} segments are past {settings.tombstone_ratio_max:.0%}"
+    if settings.compaction_automatic:
+        return Finding(question, Health.WATCH, answer, "a compaction is due; see `annheal tasks`")
+    advice = f"run `annheal compact {observed.collection.name}`"
+    return Finding(question, Health.BAD, answer, advice)
+
+
+def _staleness(observed: Observed) -> Finding:
+    question = "are the indexes up to date?"
+    settings = observed.collection.settings
+    waiting = max((shard.unindexed_rows for shard in observed.shards), default=0)
+    total = sum(shard.unindexed_rows for shard in observed.shards)
+    answer = f"{total:,} rows wait for a graph"
+    drifted = [
+        segment
+        for segment in observed.segments
+        if segment.visited_baseline
+        and segment.visited > settings.walk_cost_ratio_max * segment.visited_baseline
+    ]
+    if drifted:
+        worst = max(segment.visited / segment.visited_baseline for segment in drifted)
+        answer += f"; walks of {len(drifted):,} segments compare up to {worst:.1f} times the rows"
+        answer += " that they did when built"
+    if waiting >= settings.unindexed_rows_max:
+        return Finding(question, Health.BAD, answer, "writes wait: start more compactors")
+    if waiting >= UNINDEXED_SHARE_WATCHED * settings.unindexed_rows_max:
+        return Finding(question, Health.WATCH, answer, "writes will wait soon: add compactors")
+    if drifted:
+        return Finding(question, Health.WATCH, answer, "a rebuild is due; see `annheal tasks`")
+    return Finding(question, Health.GOOD, answer)
+
+
+def _filters(observed: Observed) -> Finding:
+    question = "are filters validated against the queries that come?"
+    summary = observed.recall
+    validated = validated_share(summary)
+    if validated is None:
+        return Finding(question, Health.UNKNOWN, "no live query yet")
+    answer = f"{validated:.0%} of the live queries are in bands of selectivity that are validated"
+    measured = [one for one in summary.filters if one.recall != RECALL_UNKNOWN]
+    if measured:
+        worst = min(measured, key=lambda one: one.recall)
+        answer += f"; the worst filter, {format_expression(worst.filter)}, has {worst.recall:.4f}"
+    missed = [band.name for band in summary.bands if band.verdict is RecallVerdict.MISSED]
+    advice = f"see `annheal filters {observed.collection.name}`"
+    if missed:
+        return Finding(question, Health.BAD, f"{answer}; missed: {', '.join(missed)}", advice)
+    if validated < VALIDATED_SHARE_MIN:
+        return Finding(question, Health.WATCH, answer, advice)
+    return Finding(question, Health.GOOD, answer)
+
+
+def _models(observed: Observed) -> Finding:
+    question = "which model made the vectors?"
+    known = {model.name for model in observed.collection.models}
+    rows = Counter[str]()
+    for segment in observed.segments:
+        rows[segment.model] += segment.rows
+    serving = observed.collection.model
+    answer = f"{serving.name}, {serving.dimension} floats, {serving.metric.value}"
+    strange = sorted(set(rows) - known)
+    if strange:
+        answer += f"; rows of {', '.join(strange)} too"
+        return Finding(question, Health.BAD, answer, "the collection does not know these models")
+    if len(rows) > 1:
+        parts = ", ".join(f"{name} {count:,} rows" for name, count in sorted(rows.items()))
+        return Finding(question, Health.WATCH, f"{answer}; under way: {parts}")
+    return Finding(question, Health.GOOD, answer)
+
+
+def worst_of(findings: Sequence[Finding]) -> Health:
+    """Return the worst health found; unknown counts as good."""
+    order = (Health.BAD, Health.WATCH)
+    return next((one for one in order if any(f.health is one for f in findings)), Health.GOOD)

@@ -1,0 +1,359 @@
+"""`annheal recall`: recall as it is, on live queries all the time or measured now."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Annotated, Any
+
+import msgspec
+import typer
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.text import Text
+
+from annheal.cli.operator_commands.latency import render_latency
+from annheal.cli.output import facts, moment, print_error, share, table
+from annheal.cli.state import State, state_of
+from annheal.cli.user_commands.records import Collection, Filter
+from annheal.client import Client
+from annheal.errors import AnnhealError, InvalidArgument
+from annheal.filters import format_expression
+from annheal.model.limits import TIMEOUT_MAX_S
+from annheal.model.measures.recall import (
+    RECALL_UNKNOWN,
+    FilterRecall,
+    RecallEstimate,
+    SegmentRecall,
+)
+from annheal.model.measures.recall_summary import (
+    RecallSlice,
+    RecallSummary,
+    RecallVerdict,
+    verdict_of,
+)
+from annheal.model.topology.cluster import RECALL_SAMPLE_DEFAULT, RecallReport
+
+SEGMENTS_SHOWN_MAX = 20
+INTERVAL_MIN_S = 0.1
+_STYLES = {
+    RecallVerdict.MET: "green",
+    RecallVerdict.UNCLEAR: "yellow",
+    RecallVerdict.MISSED: "bold red",
+    RecallVerdict.UNMEASURED: "dim",
+}
+
+
+def recall(
+    context: typer.Context,
+    collection: Collection,
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", help="Show it again and again, until Ctrl-C.")
+    ] = False,
+    interval: Annotated[
+        float, typer.Option("--interval", min=INTERVAL_MIN_S, help="Seconds between two looks.")
+    ] = 2.0,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Measure now, with stored vectors as queries.")
+    ] = False,
+    k: Annotated[
+        int | None, typer.Option("-k", min=1, help="Hits; the k of the objective by default.")
+    ] = None,
+    sample: Annotated[
+        int | None, typer.Option("--sample", min=1, help=f"Queries; {RECALL_SAMPLE_DEFAULT}.")
+    ] = None,
+    ef: Annotated[int | None, typer.Option("--ef", help="Beam width of graph walks.")] = None,
+    filter: Filter = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Chooses the sample.")] = None,
+) -> None:
+    """Show recall as the nodes measure it on live queries; with --measure, measure it now.
+
+    The options after --measure belong to it, and each of them implies it.
+    """
+    state = state_of(context)
+    now = measure or any(one is not None for one in (k, sample, ef, filter, seed))
+    if now and watch:
+        raise InvalidArgument.of("--watch", "shows live queries; it does not go with --measure")
+    if watch:
+        _watch(state, collection, interval_s=interval)
+        return
+    if not now:
+        with state.client() as client:
+            summary = client.recall(collection)
+        if state.output.is_json or summary.overall.verdict is not RecallVerdict.UNMEASURED:
+            state.output.show(_as_document(summary), lambda _: render_summary(summary))
+            return
+        state.output.note(_why_unmeasured(summary))
+    with state.client(timeout_s=TIMEOUT_MAX_S) as client:
+        report = client.measure_recall(
+            collection,
+            k=k,
+            sample_size=RECALL_SAMPLE_DEFAULT if sample is None else sample,
+            ef=ef,
+            filter=filter,
+            seed=seed or 0,
+        )
+    state.output.show(report, _render_report)
+
+
+def _why_unmeasured(summary: RecallSummary) -> str:
+    """Return why there is no recall of live queries, and what is shown in its place."""
+    seen = summary.overall.seen
+    why = "nobody has searched since the nodes started"
+    if seen:
+        why = (
+            f"{seen:,} {'searches' if seen > 1 else 'search'} so far, none in the measured sample"
+            f" yet ({summary.sampled_share:.2%} of them is kept)"
+        )
+    return f"live recall is unknown: {why}. Measuring now, with stored vectors as queries"
+
+
+def _watch(state: State, collection: str, *, interval_s: float) -> None:
+    """Show the summary until Ctrl-C: a table that changes, or a line each time for programs."""
+    console = state.output.console
+    try:
+        with state.client() as client:
+            if not console.is_terminal or state.output.is_json:
+                while True:
+                    summary = client.recall(collection)
+                    if state.output.is_json:
+                        state.output.line(_as_document(summary))
+                    else:
+                        console.print(_as_line(summary), highlight=False)
+                    time.sleep(interval_s)
+            first = render_summary(client.recall(collection))  # errors of the first look end it
+            with Live(first, console=console, auto_refresh=False) as live:
+                while True:
+                    time.sleep(interval_s)
+                    live.update(_look(client, collection, state), refresh=True)
+    except KeyboardInterrupt:
+        return  # how a watch ends
+
+
+def _look(client: Client, collection: str, state: State) -> RenderableType:
+    """Return what to show; an error that passes is shown in its place."""
+    try:
+        return render_summary(client.recall(collection))
+    except AnnhealError as error:
+        if not error.retryable:
+            print_error(error, format=state.output.format)
+            raise
+        return Text(f"no answer: {error.message}; trying again", style="yellow")
+
+
+def _as_document(summary: RecallSummary) -> dict[str, Any]:
+    """Return the summary as JSON shows it: filters as expressions, what is unknown as null."""
+    document: dict[str, Any] = {
+        one.name: msgspec.to_builtins(getattr(summary, one.name))
+        for one in dataclasses.fields(summary)
+        if one.name != "filters"
+    }
+    document["filters"] = [filter_document(one) for one in summary.filters]
+    return document
+
+
+def filter_document(one: FilterRecall) -> dict[str, Any]:
+    """Return a filter's recall as JSON shows it."""
+    return {
+        "filter": format_expression(one.filter),
+        "matches": one.matches,
+        "live_rows": one.live_rows,
+        "selectivity": one.matches / one.live_rows if one.live_rows else None,
+        "recall": None if one.recall == RECALL_UNKNOWN else one.recall,
+        "queries": one.queries,
+        "plans": one.plans,
+    }
+
+
+def _as_line(summary: RecallSummary) -> str:
+    def words(one: RecallSlice) -> str:
+        if one.estimate is None:
+            return f"{one.name or 'recall'} {one.verdict.value}"
+        name = one.name or f"recall@{one.estimate.k}"
+        return f"{name} {_recall(one.estimate)} [{_interval(one.estimate)}] {one.verdict.value}"
+
+    time_of_day = datetime.now().astimezone().strftime("%H:%M:%S")
+    parts = [words(summary.overall), f"objective {summary.recall_objective:g}"]
+    parts += [words(band) for band in summary.bands]
+    parts += [f"node {node}: {error}" for node, error in summary.errors.items()]
+    return f"{time_of_day} {summary.collection}: " + "; ".join(parts)
+
+
+def render_summary(summary: RecallSummary) -> RenderableType:
+    """Return the live view: overall, slices, segments, and what is being done."""
+    overall = summary.overall
+    lines: list[tuple[str, object]] = []
+    if overall.estimate is not None:
+        estimate = overall.estimate
+        lines += [
+            (f"recall@{estimate.k}", _recall(estimate)),
+            ("95 % interval", _interval(estimate)),
+        ]
+    lines += [
+        ("objective", _objective(summary)),
+        ("live queries", f"{overall.seen:,}; {summary.sampled_share:.2%} of them are sampled"),
+    ]
+    if overall.estimate is not None:
+        lines.append(("measured", _measured(overall.estimate)))
+    if overall.stability is not None:
+        lines.append(("same answer twice", f"{overall.stability:.1%}"))
+    parts: list[RenderableType] = [facts(lines)]
+    if summary.bands:
+        parts += ["", render_bands(summary)]
+    for title, slices in (
+        ("TIER", summary.tiers), ("MODEL", summary.models), ("SHARD", summary.shards)
+    ):  # fmt: skip
+        if len(slices) > 1:
+            parts += ["", _render_slices(title, slices)]
+    if summary.segments:
+        parts += ["", _render_segments(summary)]
+    if summary.latency:
+        parts += ["", render_latency(summary.latency)]
+    parts += [Text(sentence) for sentence in actions(summary)]
+    parts += [
+        Text(f"node {node} was not asked: {error}", style="yellow")
+        for node, error in summary.errors.items()
+    ]
+    return Group(*parts)
+
+
+def render_bands(summary: RecallSummary) -> RenderableType:
+    """Return recall by selectivity of the filters."""
+    total = sum(one.seen for one in summary.bands)
+    columns = [
+        "BAND", ">QUERIES", ">SHARE", ">RECALL", "INTERVAL", ">MEASURED", ">STABLE", "PLANS",
+        "OBJECTIVE",
+    ]  # fmt: skip
+    return table(
+        columns,
+        (
+            (
+                one.name,
+                one.seen,
+                share(one.seen, total),
+                *_cells(one.estimate),
+                None if one.stability is None else f"{one.stability:.1%}",
+                plans_text(one.estimate.plans) if one.estimate else None,
+                verdict_text(one.verdict),
+            )
+            for one in summary.bands
+        ),
+    )
+
+
+def actions(summary: RecallSummary) -> list[str]:
+    """Return what is done about segments below the objective, in words; empty when nothing is."""
+    sentences = []
+    for one in summary.segments:
+        where = f"segment {one.segment_id} (shard {one.shard}, {one.band.value})"
+        if one.stuck:
+            sentences.append(
+                f"{where}: below the objective although it was built anew; look at its data, raise"
+                " m or ef_construction, or lower the objective"
+            )
+        elif one.rebuild:
+            sentences.append(
+                f"{where}: ef {one.ef} of at most {one.ef_limit} does not reach the objective; a"
+                " rebuild is asked for"
+            )
+        elif _missed(one, summary):
+            sentences.append(
+                f"{where}: below the objective; ef is {one.ef} and may be raised to {one.ef_limit}"
+            )
+    return sentences
+
+
+def verdict_text(verdict: RecallVerdict) -> Text:
+    """Return a verdict, coloured."""
+    return Text(verdict.value, style=_STYLES[verdict])
+
+
+def plans_text(plans: dict[str, int]) -> str | None:
+    """Return plans with their shares, the most frequent first."""
+    total = sum(plans.values())
+    ranked = sorted(plans.items(), key=lambda item: -item[1])
+    return ", ".join(f"{name} {count / total:.0%}" for name, count in ranked) or None
+
+
+def _render_slices(title: str, slices: Sequence[RecallSlice]) -> RenderableType:
+    return table(
+        [title, ">RECALL", "INTERVAL", ">MEASURED", "OBJECTIVE"],
+        ((one.name, *_cells(one.estimate), verdict_text(one.verdict)) for one in slices),
+    )
+
+
+def _render_segments(summary: RecallSummary) -> RenderableType:
+    ranked = sorted(summary.segments, key=lambda one: one.estimate.recall)
+    columns = [
+        ">SHARD", "SEGMENT", "TIER", "BAND", ">RECALL", "INTERVAL", ">MEASURED", ">EF", ">EF LIMIT",
+        "OBJECTIVE", "STATE",
+    ]  # fmt: skip
+    rows = table(
+        columns,
+        (
+            (
+                one.shard,
+                one.segment_id,
+                one.tier,
+                one.band.value,
+                *_cells(one.estimate),
+                one.ef or None,
+                one.ef_limit or None,
+                verdict_text(verdict_of(one.estimate, summary.recall_objective)),
+                "stuck" if one.stuck else "rebuild" if one.rebuild else None,
+            )
+            for one in ranked[:SEGMENTS_SHOWN_MAX]
+        ),
+    )
+    left = len(ranked) - SEGMENTS_SHOWN_MAX
+    return Group(rows, f"and {left} more, of higher recall") if left > 0 else rows
+
+
+def _missed(one: SegmentRecall, summary: RecallSummary) -> bool:
+    return verdict_of(one.estimate, summary.recall_objective) is RecallVerdict.MISSED
+
+
+def _objective(summary: RecallSummary) -> Text:
+    words = Text(f"{summary.recall_objective:g} (")
+    return words.append_text(verdict_text(summary.overall.verdict)).append(")")
+
+
+def _measured(estimate: RecallEstimate) -> str:
+    return f"{estimate.queries:,} queries, since {moment(estimate.measured_at_s) or 'never'}"
+
+
+def _cells(estimate: RecallEstimate | None) -> tuple[object, object, object]:
+    if estimate is None or not estimate.queries:
+        return None, None, 0
+    return _recall(estimate), _interval(estimate), estimate.queries
+
+
+def _recall(estimate: RecallEstimate) -> str:
+    return f"{estimate.recall:.4f}"
+
+
+def _interval(estimate: RecallEstimate) -> str:
+    return f"{estimate.low:.4f} to {estimate.high:.4f}"
+
+
+def _render_report(report: RecallReport) -> RenderableType:
+    met = "met" if report.recall >= report.recall_objective else "NOT met"
+    lines = facts(
+        [
+            (f"recall@{report.k}", f"{report.recall:.4f}"),
+            ("95 % interval", f"{report.recall_low:.4f} to {report.recall_high:.4f}"),
+            ("objective", f"{report.recall_objective:g} ({met})"),
+            ("queries", report.queries),
+            ("approximate search p50", f"{report.approximate_p50_s * 1e3:.2f} ms"),
+            ("exact search p50", f"{report.exact_p50_s * 1e3:.2f} ms"),
+        ]
+    )
+    if len(report.shards) <= 1:
+        return lines
+    shards = table(
+        [">SHARD", ">RECALL", ">NEIGHBOURS"],
+        ((s.shard, f"{s.recall:.4f}", s.expected) for s in report.shards),
+    )
+    return Group(lines, "", shards)

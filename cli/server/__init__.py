@@ -1,0 +1,1 @@
+"""`annheal up` and `annheal serve`: settings, data directory, and the roles put together."""

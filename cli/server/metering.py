@@ -1,0 +1,56 @@
+"""What a server process needs to be scraped: its metrics, and what is counted where."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from annheal.cli.server.settings import ProcessSettings
+from annheal.coordinator.app import Coordinator
+from annheal.coordinator.data_path.metered_node import MeteredNode
+from annheal.coordinator.data_path.ports import ShardNode
+from annheal.coordinator.metrics import CoordinatorMetrics
+from annheal.objectstore.metered import MeteredObjectStore
+from annheal.objectstore.protocol import ObjectStore
+from annheal.runtime.metrics import Metrics
+from annheal.runtime.metrics_endpoint import metrics_endpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Metering:
+    """The metrics of a process that is scraped at `address`; nothing is counted without one."""
+
+    address: str = ""
+    metrics: Metrics = field(default_factory=Metrics)
+
+    def objects(self, store: ObjectStore) -> ObjectStore:
+        """Return `store`, counted."""
+        return MeteredObjectStore(store, self.metrics) if self.address else store
+
+    def node(self, node: ShardNode, *, node_id: str) -> ShardNode:
+        """Return `node`, counted."""
+        return MeteredNode(node, self.metrics, node_id=node_id) if self.address else node
+
+    def coordinator(self, coordinator: Coordinator) -> None:
+        """Report what `coordinator` knows; call it once it has started."""
+        if self.address:
+            reports = CoordinatorMetrics(coordinator, self.metrics)
+            reports.register(self.metrics, now_s=time.time)
+
+
+@asynccontextmanager
+async def metered(process: ProcessSettings) -> AsyncIterator[Metering]:
+    """Serve the metrics of this process, if its settings say where."""
+    if not process.metrics_listen:
+        yield Metering()
+        return
+    metrics = Metrics()
+    async with metrics_endpoint(metrics, process.metrics_listen) as address:
+        yield Metering(address, metrics)
+
+
+def innermost(node: ShardNode) -> ShardNode:
+    """Return the node below what counts its calls."""
+    return node.inner if isinstance(node, MeteredNode) else node

@@ -1,0 +1,125 @@
+"""`annheal filters`: are the filters that live queries use answered as well as promised?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from annheal.cli.operator_commands.recall import filter_document, plans_text, render_bands
+from annheal.cli.output import share, table
+from annheal.cli.state import state_of
+from annheal.cli.user_commands.records import Collection
+from annheal.filters import format_expression
+from annheal.model.measures.recall import RECALL_UNKNOWN, FilterRecall
+from annheal.model.measures.recall_summary import RecallSlice, RecallSummary, RecallVerdict
+
+
+def filters(context: typer.Context, collection: Collection) -> None:
+    """Say whether the filters of live queries are answered with the recall that was promised.
+
+    By selectivity: what share of the live queries there is, the plans that answered them, recall
+    with its interval, and a verdict; then the most selective filters, one by one.
+    """
+    state = state_of(context)
+    with state.client() as client:
+        summary = client.recall(collection)
+    state.output.show(_as_document(summary), lambda _: _render(summary))
+    for node, error in summary.errors.items():
+        state.output.note(f"node {node} was not asked: {error}")
+
+
+def is_validated(one: RecallSlice, objective: float) -> bool:
+    """Return whether the whole interval lies at the objective or above."""
+    return one.estimate is not None and one.estimate.queries > 0 and one.estimate.low >= objective
+
+
+def sentence(one: RecallSlice, objective: float) -> str:
+    """Return the verdict on one band in words."""
+    estimate = one.estimate
+    if one.verdict is RecallVerdict.UNMEASURED or estimate is None:
+        return f"{one.name}: unknown; {one.seen:,} live queries, none of them measured yet"
+    found = f"recall@{estimate.k} {estimate.recall:.4f} ({estimate.low:.4f} to {estimate.high:.4f})"
+    queries = f"{estimate.queries:,} sampled queries"
+    if is_validated(one, objective):
+        return f"{one.name}: validated; {found} on {queries} meets {objective:g}"
+    if one.verdict is RecallVerdict.MET:
+        return (
+            f"{one.name}: met so far; {found}, but {queries} are too few to be sure of"
+            f" {objective:g}"
+        )
+    if one.verdict is RecallVerdict.UNCLEAR:
+        return f"{one.name}: not shown; {found} on {queries} may or may not reach {objective:g}"
+    return f"{one.name}: NOT met; {found} on {queries} is below {objective:g}"
+
+
+def validated_share(summary: RecallSummary) -> float | None:
+    """Return the share of live queries in bands that are validated; None without a query."""
+    total = sum(one.seen for one in summary.bands)
+    good = sum(one.seen for one in summary.bands if is_validated(one, summary.recall_objective))
+    return good / total if total else None
+
+
+def _as_document(summary: RecallSummary) -> dict[str, Any]:
+    total = sum(one.seen for one in summary.bands)
+    bands = []
+    for one in summary.bands:
+        estimate = one.estimate
+        bands.append(
+            {
+                "band": one.name,
+                "seen": one.seen,
+                "share": one.seen / total if total else None,
+                "recall": estimate.recall if estimate else None,
+                "low": estimate.low if estimate else None,
+                "high": estimate.high if estimate else None,
+                "queries": estimate.queries if estimate else 0,
+                "plans": estimate.plans if estimate else {},
+                "verdict": one.verdict,
+                "validated": is_validated(one, summary.recall_objective),
+                "sentence": sentence(one, summary.recall_objective),
+            }
+        )
+    return {
+        "collection": summary.collection,
+        "recall_objective": summary.recall_objective,
+        "sampled_share": summary.sampled_share,
+        "validated_share": validated_share(summary),
+        "bands": bands,
+        "filters": [filter_document(one) for one in summary.filters],
+        "errors": summary.errors,
+    }
+
+
+def _render(summary: RecallSummary) -> RenderableType:
+    if not summary.bands:
+        return "no live queries were seen yet; search, then look again"
+    objective = summary.recall_objective
+    parts: list[RenderableType] = [render_bands(summary), ""]
+    parts += [Text(sentence(one, objective)) for one in summary.bands]
+    if summary.filters:
+        parts += ["", _render_filters(summary.filters, objective)]
+    validated = validated_share(summary)
+    if validated is not None:
+        parts += ["", Text(f"{validated:.1%} of the live queries are in bands that are validated")]
+    return Group(*parts)
+
+
+def _render_filters(found: tuple[FilterRecall, ...], objective: float) -> RenderableType:
+    def cells(one: FilterRecall) -> tuple[object, ...]:
+        known = one.recall != RECALL_UNKNOWN
+        below = known and one.recall < objective
+        return (
+            format_expression(one.filter),
+            one.matches,
+            share(one.matches, one.live_rows),
+            one.queries,
+            Text(f"{one.recall:.4f}", style="red" if below else "") if known else None,
+            plans_text(one.plans),
+        )
+
+    return table(
+        ["FILTER", ">MATCHES", ">SELECTIVITY", ">QUERIES", ">RECALL", "PLANS"], map(cells, found)
+    )

@@ -1,0 +1,161 @@
+"""`annheal get|delete|count|scan`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from rich.console import RenderableType
+
+from annheal.cli.output import counted, table, to_json
+from annheal.cli.state import state_of
+from annheal.cli.user_commands.collections import confirm
+from annheal.client import Hit, Record, Records
+from annheal.errors import InvalidArgument, NotFound
+
+Collection = Annotated[str, typer.Argument(metavar="COLLECTION", help="The collection.")]
+Filter = Annotated[
+    str | None,
+    typer.Option("--filter", "-f", metavar="EXPRESSION", help="Only records that match."),
+]
+Include = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--include",
+        "-i",
+        metavar="WHAT",
+        help="attributes, payload, vector, all, or the name of an attribute; repeatable.",
+    ),
+]
+VECTOR_SHOWN = 4
+MISSING_SHOWN = 5
+
+
+def get(
+    context: typer.Context,
+    collection: Collection,
+    ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Ids.")],
+    include: Include = None,
+) -> None:
+    """Read records by id. Those that do not exist are left out, and the exit code is 3."""
+    state = state_of(context)
+    with state.client() as client:
+        found = client.get(collection, ids, include=include or ("attributes", "payload"))
+    if found.ids or state.output.is_json:
+        state.output.show(as_objects(found), lambda _: render_records(found))
+    missing = [one for one in dict.fromkeys(ids) if one not in set(found.ids)]
+    if missing:
+        shown = ", ".join(map(repr, missing[:MISSING_SHOWN])) + (
+            f" and {len(missing) - MISSING_SHOWN} more" if len(missing) > MISSING_SHOWN else ""
+        )
+        raise NotFound(
+            f"collection {collection!r} has no {'record' if len(missing) == 1 else 'records'}"
+            f" {shown}"
+        )
+
+
+def delete(
+    context: typer.Context,
+    collection: Collection,
+    ids: Annotated[list[str] | None, typer.Argument(metavar="[ID...]", help="Ids.")] = None,
+    filter: Filter = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Delete records by id, or all that match a filter."""
+    state = state_of(context)
+    if bool(ids) == (filter is not None):
+        raise InvalidArgument.of("--filter", "give either ids or a filter")
+    with state.client() as client:
+        if not yes:
+            what = (
+                counted(len(ids), "id")
+                if ids
+                else counted(client.count(collection, filter=filter), "record")
+            )
+            confirm(f"Delete {what} from {collection}?")
+        result = client.delete(collection, ids or None, filter=filter)
+    state.output.show(
+        {"deleted": result.count}, lambda r: f"deleted {counted(r['deleted'], 'record')}"
+    )
+
+
+def count(context: typer.Context, collection: Collection, filter: Filter = None) -> None:
+    """Count records."""
+    state = state_of(context)
+    with state.client() as client:
+        number = client.count(collection, filter=filter)
+    state.output.show({"count": number}, lambda c: f"{c['count']}")
+
+
+def scan(
+    context: typer.Context,
+    collection: Collection,
+    filter: Filter = None,
+    include: Include = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", "-n", min=1, help="Stop after this many records.")
+    ] = None,
+) -> None:
+    """Print records, one JSON object a line with `--output json`; the order is the server's."""
+    state = state_of(context)
+    left = limit
+    with state.client() as client:
+        wanted = include or ("attributes", "payload")
+        page_rows = min(limit or 1_000, 1_000)
+        for page in client.scan(collection, filter=filter, include=wanted, page_rows=page_rows):
+            records = list(page if left is None else page[:left])
+            if state.output.is_json:
+                for record in records:
+                    state.output.line(as_object(record))
+            else:
+                for record in records:
+                    state.output.console.print(to_json(as_object(record)), markup=False)
+            if left is not None:
+                left -= len(records)
+                if left <= 0:
+                    return
+
+
+def as_object(record: Record | Hit) -> dict[str, Any]:
+    """Return a record or hit as JSON shows it: what was not asked for is left out."""
+    shown: dict[str, Any] = {"id": record.id}
+    if record.attributes is not None:
+        shown["attributes"] = record.attributes
+    if record.payload is not None:
+        shown["payload"] = record.payload
+    if record.vector is not None:
+        shown["vector"] = record.vector
+    return shown
+
+
+def as_objects(records: Records) -> list[dict[str, Any]]:
+    """Return records as JSON shows them."""
+    return [as_object(record) for record in records]
+
+
+def render_records(records: Records) -> RenderableType:
+    """Return records as a table with a column an attribute."""
+    names = list(records.attributes.schema.names) if records.attributes is not None else []
+    columns = ["ID", *(name.upper() for name in names)]
+    if records.payloads is not None:
+        columns.append("PAYLOAD")
+    if records.vectors is not None:
+        columns.append("VECTOR")
+    return table(columns, (row_of(record, names) for record in records))
+
+
+def row_of(record: Any, names: list[str]) -> list[object]:
+    """Return the cells of a record or hit after its id."""
+    attributes = record.attributes or {}
+    cells: list[object] = [record.id, *(_shown(attributes.get(name)) for name in names)]
+    if record.payload is not None:
+        cells.append(to_json(record.payload))
+    if record.vector is not None:
+        head = ", ".join(f"{value:.4f}" for value in record.vector[:VECTOR_SHOWN])
+        cells.append(f"[{head}, … {len(record.vector)}]")
+    return cells
+
+
+def _shown(value: object) -> object:
+    # Attribute numbers are facts such as years: no thousands separators.
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value

@@ -1,0 +1,1 @@
+"""What the metadata store says about collections, shards, nodes and tasks, followed."""

@@ -1,0 +1,1 @@
+"""Which segments are rewritten, as pure rules, and the book of tasks."""

@@ -1,0 +1,194 @@
+"""Merging the answers of several nodes into the best k of each query. Pure.
+
+Hits are ordered by score, best first; equal scores by id (as text, ascending), so that equal states
+give equal answers whichever node answers first. An id appears once, with its best score (INV-3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from annheal.model.records import RecordSet
+from annheal.model.search import SearchAnswer
+from annheal.model.topology.shard import ShardId
+
+
+def merge_answers(
+    answers: Sequence[SearchAnswer], *, k: int, missing_shards: Sequence[ShardId] = ()
+) -> SearchAnswer:
+    """Return the best `k` hits of each query over all `answers`, which are for the same n queries.
+
+    One answer alone is passed on as it is: the node has ordered it. Raises ValueError for none.
+    """
+    if not answers:
+        raise ValueError("there is no answer to merge")
+    missing = tuple(sorted({*missing_shards, *(m for a in answers for m in a.missing_shards)}))
+    if len(answers) == 1:
+        only = answers[0]
+        return only if missing == only.missing_shards else _with_missing(only, missing)
+    scores = np.concatenate([answer.scores for answer in answers])
+    queries = np.concatenate(
+        [np.repeat(np.arange(len(answer.counts)), answer.counts) for answer in answers]
+    )
+    ids = np.concatenate([np.asarray(answer.records.ids, dtype=object) for answer in answers])
+    rows, counts = _best(queries, scores, ids, k=k, query_count=len(answers[0].counts))
+    sequences: dict[int, int] = {}
+    for answer in answers:
+        sequences.update(answer.sequences)
+    return SearchAnswer(
+        counts=counts,
+        scores=scores[rows],
+        records=take_records([answer.records for answer in answers], rows),
+        explain=tuple(entry for answer in answers for entry in answer.explain),
+        sequences=sequences,
+        missing_shards=missing,
+    )
+
+
+def empty_answer(queries: int) -> SearchAnswer:
+    """Return the answer without hits to that many queries."""
+    return SearchAnswer(
+        counts=np.zeros(queries, dtype=np.int32),
+        scores=np.zeros(0, dtype=np.float32),
+        records=RecordSet(ids=[]),
+    )
+
+
+def slice_answer(
+    answer: SearchAnswer, *, first: int, queries: int, starts: npt.NDArray[np.int64]
+) -> SearchAnswer:
+    """Return the hits of `queries` queries from `first` on; `starts` (n + 1) bounds each one's."""
+    low, high = int(starts[first]), int(starts[first + queries])
+    return SearchAnswer(
+        counts=answer.counts[first : first + queries],
+        scores=answer.scores[low:high],
+        records=slice_records(answer.records, low, high),
+        explain=answer.explain,
+        sequences=answer.sequences,
+        missing_shards=answer.missing_shards,
+    )
+
+
+def slice_records(records: RecordSet, low: int, high: int) -> RecordSet:
+    """Return the rows from `low` to `high`, sharing the columns."""
+    attributes, payloads, vectors = records.attributes, records.payloads, records.vectors
+    return RecordSet(
+        ids=records.ids[low:high],
+        attributes=None if attributes is None else attributes.slice(low, high - low),
+        payloads=None if payloads is None else payloads.slice(low, high - low),
+        vectors=None if vectors is None else vectors[low:high],
+    )
+
+
+def take_records(parts: Sequence[RecordSet], rows: npt.NDArray[np.int64]) -> RecordSet:
+    """Return the given rows of the concatenation of `parts`, which have the same columns.
+
+    A part without rows may lack columns that the others have.
+    """
+    filled = [part for part in parts if len(part)]
+    if not filled:
+        return parts[0] if parts else RecordSet(ids=[])
+    ids = [record_id for part in filled for record_id in part.ids]
+    index: pa.Int64Array = pa.array(rows, type=pa.int64())
+    return RecordSet(
+        ids=[ids[row] for row in rows.tolist()],
+        attributes=_taken_attributes([part.attributes for part in filled], index),
+        payloads=_taken_payloads([part.payloads for part in filled], index),
+        vectors=_taken_vectors([part.vectors for part in filled], rows),
+    )
+
+
+def _best(
+    queries: npt.NDArray[np.int64],
+    scores: npt.NDArray[np.float32],
+    ids: npt.NDArray[np.object_],
+    *,
+    k: int,
+    query_count: int,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
+    """Return the chosen rows, query by query and best first, and how many each query has."""
+    if not len(ids):
+        return np.zeros(0, dtype=np.int64), np.zeros(query_count, dtype=np.int32)
+    hashes = np.fromiter(map(hash, ids), dtype=np.int64, count=len(ids))
+    order = np.lexsort((hashes, -scores, queries))
+    if _needs_ids(queries[order], scores[order], queries, hashes):
+        order = _ordered_by_id(queries, scores, ids)
+    ordered = queries[order]
+    starts = np.searchsorted(ordered, np.arange(query_count))
+    kept = np.arange(len(order)) - starts[ordered] < k
+    counts = np.bincount(ordered[kept], minlength=query_count).astype(np.int32)
+    return order[kept], counts
+
+
+def _needs_ids(
+    queries: npt.NDArray[np.int64],
+    scores: npt.NDArray[np.float32],
+    unordered: npt.NDArray[np.int64],
+    hashes: npt.NDArray[np.int64],
+) -> bool:
+    """Return whether a query has equal scores or (perhaps) an id twice: text compares slowly."""
+    if bool(((queries[1:] == queries[:-1]) & (scores[1:] == scores[:-1])).any()):
+        return True
+    by_hash = np.lexsort((hashes, unordered))
+    left, right = by_hash[:-1], by_hash[1:]
+    same = (unordered[left] == unordered[right]) & (hashes[left] == hashes[right])
+    return bool(same.any())
+
+
+def _ordered_by_id(
+    queries: npt.NDArray[np.int64],
+    scores: npt.NDArray[np.float32],
+    ids: npt.NDArray[np.object_],
+) -> npt.NDArray[np.int64]:
+    """Return the rows by query, score and id, without the worse hits of an id that repeats."""
+    _, codes = np.unique(ids, return_inverse=True)
+    order = np.lexsort((codes, -scores, queries))
+    pairs = queries[order] * (int(codes.max()) + 1) + codes[order]
+    _, first = np.unique(pairs, return_index=True)
+    first.sort()
+    return order[first]
+
+
+def _with_missing(answer: SearchAnswer, missing: tuple[ShardId, ...]) -> SearchAnswer:
+    return SearchAnswer(
+        counts=answer.counts,
+        scores=answer.scores,
+        records=answer.records,
+        explain=answer.explain,
+        sequences=answer.sequences,
+        missing_shards=missing,
+    )
+
+
+def _taken_attributes(
+    parts: Sequence[pa.RecordBatch | None], index: pa.Int64Array
+) -> pa.RecordBatch | None:
+    present = [part for part in parts if part is not None]
+    if not present:
+        return None
+    joined: Any = pa.concat_batches(present)  # type: ignore[attr-defined]
+    taken: pa.RecordBatch = joined.take(index)
+    return taken
+
+
+def _taken_payloads(
+    parts: Sequence[pa.BinaryArray | None], index: pa.Int64Array
+) -> pa.BinaryArray | None:
+    present: list[Any] = [part for part in parts if part is not None]
+    if not present:
+        return None
+    joined: Any = pa.concat_arrays(present)
+    taken: pa.BinaryArray = joined.take(index)
+    return taken
+
+
+def _taken_vectors(
+    parts: Sequence[npt.NDArray[np.float32] | None], rows: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float32] | None:
+    present = [part for part in parts if part is not None]
+    return np.concatenate(present)[rows] if present else None

@@ -1,0 +1,1 @@
+"""The control loops that one coordinator runs: observe, plan, execute, collect garbage."""

@@ -1,0 +1,374 @@
+"""What the leader does: place shards, plan and publish compactions, tidy up. Observe, plan, act.
+
+Every loop looks at the catalog (or asks the owners), lets a pure function decide, and writes by
+compare-and-swap under the guard of its term, so a leader that is late or deposed changes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+
+from annheal.coordinator.catalog.catalog import Catalog
+from annheal.coordinator.catalog.table import Stored
+from annheal.coordinator.compaction.plan import ShardObservation, plan_compactions, within_budget
+from annheal.coordinator.compaction.publication_plan import plan_publications
+from annheal.coordinator.compaction.task_book import TaskBook
+from annheal.coordinator.data_path.ports import ShardNode
+from annheal.coordinator.data_path.router import Router, reroutable
+from annheal.coordinator.election import Leadership
+from annheal.coordinator.leader.gc import GarbageCollector
+from annheal.coordinator.leader.observation import Observation, observe_shards
+from annheal.coordinator.placement.topology import Topology
+from annheal.coordinator.settings import CoordinatorSettings
+from annheal.errors import AnnhealError, DeadlineExceeded, FailedPrecondition, NotFound
+from annheal.metastore.protocol import Compare, Delete, MetaStore, Operation
+from annheal.model.collection import Collection
+from annheal.model.topology.shard import Assignment, ShardId, ShardPhase
+from annheal.model.topology.task import CompactionTask, TaskPhase
+from annheal.runtime.deadline import Deadline
+from annheal.runtime.fail_points import fail_point
+from annheal.runtime.tasks import run_loop
+
+_log = logging.getLogger(__name__)
+
+_PAUSE_S = 0.02  # between two looks, however often the catalog changes
+_ORPHANS_STEP = 40
+
+
+@dataclass(frozen=True, slots=True)
+class ControlParts:
+    """What the loops work with."""
+
+    catalog: Catalog
+    store: MetaStore
+    router: Router
+    topology: Topology
+    tasks: TaskBook
+    garbage: GarbageCollector
+    new_id: Callable[[], str]
+    wall_clock: Callable[[], float]
+
+
+class Control:
+    """The control loops of one term of leadership after the other."""
+
+    def __init__(self, parts: ControlParts, *, settings: CoordinatorSettings) -> None:
+        self._parts = parts
+        self._settings = settings
+
+    async def lead(self, term: Leadership) -> None:
+        """Run every loop until cancelled; the first error that is not retryable ends them all."""
+        settings, parts = self._settings, self._parts
+        look: Callable[[], Awaitable[object]]
+        try:
+            async with asyncio.TaskGroup() as group:
+                node_rows: dict[str, int] = {}
+                publication = _Publication(parts, settings, term, group, node_rows)
+                for name, look in (
+                    ("placement", _Placement(parts, settings, term).look),
+                    ("publication", publication.look),
+                ):
+                    paced = _OnChange(parts.catalog, look, settings.control_interval_s)
+                    group.create_task(run_loop(paced.step, name=name, wait=paced.wait), name=name)
+                for name, look, interval_s in (
+                    (
+                        "compaction",
+                        _Compaction(parts, settings, term, node_rows).look,
+                        settings.compaction_interval_s,
+                    ),
+                    ("tidying", _Tidying(parts, settings, term).look, settings.control_interval_s),
+                    ("collection", parts.garbage.collect, settings.collection_interval_s),
+                ):
+                    group.create_task(run_loop(look, name=name, wait=_every(interval_s)), name=name)
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from errors
+
+
+class _OnChange:
+    """Paces a loop: the next look when the catalog has changed since the last, or in a while."""
+
+    def __init__(
+        self, catalog: Catalog, look: Callable[[], Awaitable[object]], interval_s: float
+    ) -> None:
+        self._catalog = catalog
+        self._look = look
+        self._interval_s = interval_s
+        self._seen = -1
+
+    async def step(self) -> None:
+        self._seen = self._catalog.version
+        await self._look()
+
+    async def wait(self) -> None:
+        await asyncio.sleep(_PAUSE_S)
+        await self._catalog.wait_change(self._seen, timeout_s=self._interval_s)
+
+
+def _every(interval_s: float) -> Callable[[], Awaitable[object]]:
+    async def wait() -> None:
+        await asyncio.sleep(interval_s)
+
+    return wait
+
+
+class _Placement:
+    """Places homeless shards, empties draining nodes, and evens out after a node has joined."""
+
+    def __init__(
+        self, parts: ControlParts, settings: CoordinatorSettings, term: Leadership
+    ) -> None:
+        self._parts = parts
+        self._settings = settings
+        self._term = term
+        self._usable: frozenset[str] | None = None
+        self._uneven = False
+        self._targets: dict[ShardId, tuple[str, float]] = {}
+
+    async def look(self) -> None:
+        topology = self._parts.topology
+        self._parts.router.forget_gone()
+        await topology.place(self._term)
+        await self._replace_overdue()
+        usable = frozenset(node.node_id for node in topology.nodes() if not node.draining)
+        if self._usable is not None and usable - self._usable:
+            self._uneven = self._settings.rebalance_automatic
+        self._usable = usable
+        await topology.rebalance_round(term=self._term, balance=self._uneven)
+        if self._uneven and topology.balanced():
+            self._uneven = False
+
+    async def _replace_overdue(self) -> None:
+        now = time.monotonic()
+        targets: dict[ShardId, tuple[str, float]] = {}
+        for assignment in self._parts.topology.assignments():
+            if assignment.target:
+                known = self._targets.get(assignment.id)
+                same = known is not None and known[0] == assignment.target
+                targets[assignment.id] = (
+                    known if known is not None and same else (assignment.target, now)
+                )
+        self._targets = targets
+        await self._parts.topology.replace_overdue(
+            {shard: now - since for shard, (_, since) in targets.items()},
+            timeout_s=self._settings.takeover_timeout_s,
+            term=self._term,
+        )
+
+
+class _Publication:
+    """Hands built tasks to the owners of their shards, a few at a time."""
+
+    def __init__(
+        self,
+        parts: ControlParts,
+        settings: CoordinatorSettings,
+        term: Leadership,
+        group: asyncio.TaskGroup,
+        node_rows: Mapping[str, int],
+    ) -> None:
+        self._parts = parts
+        self._settings = settings
+        self._term = term
+        self._group = group
+        self._node_rows = node_rows
+        self._under_way: dict[str, CompactionTask] = {}
+
+    async def look(self) -> None:
+        catalog = self._parts.catalog
+        built = {
+            stored.value.id: stored
+            for stored in catalog.tasks()
+            if stored.value.phase is TaskPhase.BUILT and stored.value.id not in self._under_way
+        }
+        if not built:
+            return
+        for task in plan_publications(
+            [stored.value for stored in built.values()],
+            self._under_way.values(),
+            owners={one.value.id: one.value.owner for one in catalog.assignments()},
+            node_rows=self._node_rows,
+            publishes_max=self._settings.publishes_max,
+            reload_share_max=self._settings.compaction.reload_share_max,
+        ):
+            self._under_way[task.id] = task
+            self._group.create_task(self._publish(built[task.id]), name=f"publish-{task.id}")
+
+    async def _publish(self, stored: Stored[CompactionTask]) -> None:
+        task = stored.value
+
+        async def call(node: ShardNode, _: Deadline) -> None:
+            await node.publish_compaction(task)
+
+        phase, problem = TaskPhase.PUBLISHED, ""
+        fail_point("coordinator.proposing")
+        try:
+            await self._parts.router.call(
+                ShardId(task.collection_id, task.shard),
+                call,
+                deadline=Deadline.after(self._settings.publish_timeout_s),
+                mutation=True,
+            )
+        except (FailedPrecondition, NotFound) as error:
+            phase, problem = TaskPhase.CANCELLED, error.message
+        except AnnhealError as error:
+            if error.retryable or reroutable(error) or isinstance(error, DeadlineExceeded):
+                _log.warning("task %s is not published yet: %s", task.id, error.message)
+                await asyncio.sleep(self._settings.store_retry_s)
+                self._under_way.pop(task.id, None)
+                return
+            phase, problem = TaskPhase.FAILED, error.message
+        fail_point("coordinator.proposed")
+        try:
+            await self._parts.tasks.finish(stored, phase, error=problem, term=self._term)
+            fail_point("coordinator.finished")
+        except AnnhealError as error:
+            if not error.retryable:
+                raise
+            _log.warning("task %s: its end was not stored yet: %s", task.id, error.message)
+        finally:
+            self._under_way.pop(task.id, None)
+
+
+class _Compaction:
+    """Plans compactions from what the owners report, and cancels tasks that came to nothing.
+
+    `node_rows` is kept up to date with the rows of each node.
+    """
+
+    def __init__(
+        self,
+        parts: ControlParts,
+        settings: CoordinatorSettings,
+        term: Leadership,
+        node_rows: dict[str, int],
+    ) -> None:
+        self._parts = parts
+        self._settings = settings
+        self._term = term
+        self._node_rows = node_rows
+        self._sequences: dict[ShardId, tuple[int, float]] = {}
+
+    async def look(self) -> None:
+        tasks, observation = await self._plan()
+        for stored in tasks:
+            reason = self._stale(stored.value, observation)
+            if reason:
+                await self._parts.tasks.finish(
+                    stored, TaskPhase.CANCELLED, error=reason, term=self._term
+                )
+
+    async def _plan(self) -> tuple[tuple[Stored[CompactionTask], ...], Observation]:
+        """Add what the rules ask for; return the tasks and states that it was planned from."""
+        parts, rules = self._parts, self._settings.compaction
+        async with parts.tasks.planning:
+            # Tasks before states: a task that is published in between still keeps its sources.
+            tasks = parts.catalog.tasks()
+            observation = await observe_shards(
+                parts.catalog, parts.router, timeout_s=self._settings.observe_timeout_s
+            )
+            for node, states in observation.by_node.items():
+                self._node_rows[node] = sum(state.live_rows for state in states)
+            quiet = self._quiet(observation)
+            planned: list[CompactionTask] = []
+            for collection in parts.catalog.collections():
+                if not (rules.automatic and collection.settings.compaction_automatic):
+                    continue
+                planned += plan_compactions(
+                    collection,
+                    _observed(collection, observation, quiet),
+                    [one.value for one in tasks if one.value.collection_id == collection.id],
+                    now_s=parts.wall_clock(),
+                    settings=rules,
+                    new_id=parts.new_id,
+                )
+            allowed = within_budget(planned, [one.value for one in tasks], settings=rules)
+            if allowed:
+                await parts.tasks.add(allowed, term=self._term)
+        return tasks, observation
+
+    def _quiet(self, observation: Observation) -> dict[ShardId, float]:
+        """Return for how long each shard's sequence has not grown, as far as this term knows."""
+        now = time.monotonic()
+        sequences: dict[ShardId, tuple[int, float]] = {}
+        for shard, state in observation.states.items():
+            known = self._sequences.get(shard)
+            same = known is not None and known[0] == state.applied_sequence
+            sequences[shard] = (
+                known if known is not None and same else (state.applied_sequence, now)
+            )
+        self._sequences = sequences
+        return {shard: now - since for shard, (_, since) in sequences.items()}
+
+    def _stale(self, task: CompactionTask, observation: Observation) -> str:
+        """Return why a pending task cannot come to anything; empty when it can."""
+        if task.phase is not TaskPhase.PENDING:
+            return ""
+        catalog = self._parts.catalog
+        if catalog.collection_by_id(task.collection_id) is None:
+            return "the collection was dropped" if catalog.collections_readable() else ""
+        state = observation.state(ShardId(task.collection_id, task.shard))
+        if state is None or state.phase != ShardPhase.SERVING:
+            return ""
+        present = {segment.segment_id for segment in state.segments}
+        gone = [source for source in task.sources if source not in present]
+        return f"source {gone[0]} is gone" if gone else ""
+
+
+class _Tidying:
+    """Deletes the records of finished tasks, and assignments of collections never created."""
+
+    def __init__(
+        self, parts: ControlParts, settings: CoordinatorSettings, term: Leadership
+    ) -> None:
+        self._parts = parts
+        self._settings = settings
+        self._term = term
+        self._orphans: dict[str, float] = {}
+
+    async def look(self) -> None:
+        await self._parts.tasks.forget_finished(
+            retention_s=self._settings.task_retention_s, term=self._term
+        )
+        await self._forget_orphans()
+
+    async def _forget_orphans(self) -> None:
+        catalog = self._parts.catalog
+        if not catalog.collections_readable():
+            return
+        known = {collection.id for collection in catalog.collections()}
+        orphans: dict[str, list[Stored[Assignment]]] = {}
+        for stored in catalog.assignments():
+            if stored.value.collection_id not in known:
+                orphans.setdefault(stored.value.collection_id, []).append(stored)
+        now = time.monotonic()
+        self._orphans = {one: self._orphans.get(one, now) for one in orphans}
+        for collection_id, assignments in orphans.items():
+            # What was owned once is data: only a mark that it was dropped deletes it (see gc).
+            unused = all(not one.value.owner and not one.value.epoch for one in assignments)
+            overdue = now - self._orphans[collection_id] >= self._settings.orphan_grace_s
+            if unused and overdue:
+                await self._delete(assignments)
+
+    async def _delete(self, assignments: list[Stored[Assignment]]) -> None:
+        for first in range(0, len(assignments), _ORPHANS_STEP):
+            part = assignments[first : first + _ORPHANS_STEP]
+            operations: list[Operation] = [Delete(one.key) for one in part]
+            compares = [Compare(one.key, one.mod_revision) for one in part]
+            await self._parts.store.commit(operations, compares=[*compares, self._term.guard()])
+        _log.info("%d assignments without a collection were deleted", len(assignments))
+
+
+def _observed(
+    collection: Collection, observation: Observation, quiet: dict[ShardId, float]
+) -> list[ShardObservation]:
+    observed = []
+    for number in range(collection.shard_count):
+        shard = ShardId(collection.id, number)
+        state = observation.state(shard)
+        if state is not None:
+            observed.append(ShardObservation(state, quiet.get(shard, 0.0)))
+    return observed

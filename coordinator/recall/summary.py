@@ -1,0 +1,349 @@
+"""What the nodes measured on live queries, joined into one view of a collection.
+
+Two ways to join, by what the parts have in common. Let part i have the mean r_i, the interval
+[l_i, h_i], n_i queries and the weight w_i, the weights adding up to 1. Always r = sum(w_i r_i).
+
+- Shards, and segments, of one band answer the same queries, and a hard query is hard everywhere.
+  Their errors may be correlated to any degree, so the bounds are averaged like the means:
+  l = sum(w_i l_i), h = sum(w_i h_i), n = max(n_i), w_i proportional to n_i. That is never narrower
+  than the truth.
+- Bands hold different queries, so their errors are independent: l = r - sqrt(sum((w_i (r_i -
+  l_i))^2)), h alike, n = sum(n_i). (G. Y. Zou and A. Donner, "Construction of confidence limits
+  about effect measures: a general approach", Statistics in Medicine 27, 2008: it keeps intervals
+  asymmetric that are.) w_i is proportional to the live queries *seen* in the band, not to those
+  sampled, because every band has a reservoir of its own and rare bands are over-represented in it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import TypeVar
+
+from annheal.coordinator.catalog.catalog import Catalog
+from annheal.coordinator.data_path.router import Router
+from annheal.errors import AnnhealError, DeadlineExceeded
+from annheal.model.collection import Collection
+from annheal.model.measures.latency import LatencyTrend
+from annheal.model.measures.recall import (
+    FILTERS_REPORTED_MAX,
+    RECALL_UNKNOWN,
+    CollectionRecall,
+    FilterRecall,
+    RecallEstimate,
+    SegmentRecall,
+    SelectivityBand,
+    ShardBandRecall,
+)
+from annheal.model.measures.recall_summary import (
+    ALL_SHARDS,
+    RecallSlice,
+    RecallSummary,
+    verdict_of,
+)
+from annheal.model.topology.shard import ShardId
+
+Weighted = tuple[RecallEstimate, float]
+"""An estimate and its weight, which need not add up to 1 with the others'."""
+
+PartT = TypeVar("PartT")
+KeyT = TypeVar("KeyT", bound=Hashable)
+
+
+class RecallView:
+    """Asks the nodes what they measured, and joins it."""
+
+    def __init__(self, catalog: Catalog, router: Router, *, timeout_s: float) -> None:
+        self._catalog = catalog
+        self._router = router
+        self._timeout_s = timeout_s
+
+    async def of(self, collection: Collection) -> RecallSummary:
+        """Return what is known of one collection; nodes that do not answer are in `errors`."""
+        return (await self._summaries([collection], collection.id))[0]
+
+    async def all(self) -> list[RecallSummary]:
+        """Return what is known of every collection."""
+        return await self._summaries(self._catalog.collections(), "")
+
+    async def _summaries(
+        self, collections: Iterable[Collection], collection_id: str
+    ) -> list[RecallSummary]:
+        names = sorted(self._catalog.nodes())
+        answers = await asyncio.gather(*(self._ask(name, collection_id) for name in names))
+        reports: list[tuple[str, CollectionRecall]] = []
+        errors: dict[str, str] = {}
+        for name, answer in zip(names, answers, strict=True):
+            if isinstance(answer, AnnhealError):
+                errors[name] = answer.message
+            else:
+                reports += [(name, report) for report in answer]
+        return [
+            summarise(
+                collection,
+                [
+                    self._owned(report, name)
+                    for name, report in reports
+                    if report.collection_id == collection.id
+                ],
+                latency={
+                    name: report.latency
+                    for name, report in reports
+                    if report.collection_id == collection.id and report.latency is not None
+                },
+                errors=errors,
+            )
+            for collection in collections
+        ]
+
+    async def _ask(
+        self, node_id: str, collection_id: str
+    ) -> Sequence[CollectionRecall] | AnnhealError:
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await self._router.link(node_id).node.recall(collection_id)
+        except TimeoutError:
+            return DeadlineExceeded(
+                f"node {node_id!r} did not report recall in {self._timeout_s:g} s"
+            )
+        except AnnhealError as error:
+            return error
+
+    def _owned(self, report: CollectionRecall, node_id: str) -> CollectionRecall:
+        """Leave out the shards that somebody else owns by now: their new owner reports them."""
+
+        def owned(shard: int) -> bool:
+            stored = self._catalog.assignment(ShardId(report.collection_id, shard))
+            return stored is not None and stored.value.owner == node_id
+
+        return CollectionRecall(
+            collection_id=report.collection_id,
+            recall_objective=report.recall_objective,
+            sampled_share=report.sampled_share,
+            shards=tuple(one for one in report.shards if owned(one.shard)),
+            segments=tuple(one for one in report.segments if owned(one.shard)),
+            filters=tuple(one for one in report.filters if owned(one.shard)),
+        )
+
+
+def summarise(
+    collection: Collection,
+    reports: Sequence[CollectionRecall],
+    *,
+    latency: Mapping[str, LatencyTrend] | None = None,
+    errors: Mapping[str, str] | None = None,
+) -> RecallSummary:
+    """Return the reports of all nodes on `collection` as one; each shard is in one of them."""
+    shards = [one for report in reports for one in report.shards]
+    segments = [one for report in reports for one in report.segments]
+    objective = collection.settings.recall_objective
+    seen = seen_by_band(shards)
+    bands = _bands(shards, objective)
+    return RecallSummary(
+        collection=collection.name,
+        collection_id=collection.id,
+        recall_objective=objective,
+        sampled_share=max((report.sampled_share for report in reports), default=0.0),
+        overall=_overall(shards, objective),
+        bands=bands,
+        shards=tuple(
+            _of_shard(shard, parts, objective)
+            for shard, parts in sorted(_grouped(shards, lambda one: one.shard).items())
+        ),
+        tiers=_of_segments(segments, lambda one: one.tier, seen, objective),
+        models=_of_segments(segments, lambda one: one.model, seen, objective),
+        segments=tuple(
+            sorted(segments, key=lambda one: (one.shard, one.segment_id, _rank(one.band)))
+        ),
+        filters=_join_filters([one for report in reports for one in report.filters]),
+        latency=dict(latency or {}),
+        errors=dict(errors or {}),
+    )
+
+
+def seen_by_band(shards: Iterable[ShardBandRecall]) -> dict[SelectivityBand, int]:
+    """Return how many live queries each band got: every shard sees each of them, so the maximum."""
+    seen: dict[SelectivityBand, int] = {}
+    for one in shards:
+        seen[one.band] = max(seen.get(one.band, 0), one.seen)
+    return seen
+
+
+def join_dependent(parts: Iterable[RecallEstimate]) -> RecallEstimate | None:
+    """Return parts that share their queries as one estimate, bounds averaged; None of nothing."""
+    measured = [part for part in parts if part.queries]
+    total = sum(part.queries for part in measured)
+    if not total:
+        return None
+    weights = [part.queries / total for part in measured]
+
+    def mean(value: Callable[[RecallEstimate], float]) -> float:
+        return math.fsum(w * value(part) for w, part in zip(weights, measured, strict=True))
+
+    return _estimate(
+        measured,
+        recall=mean(lambda one: one.recall),
+        low=mean(lambda one: one.low),
+        high=mean(lambda one: one.high),
+        queries=max(part.queries for part in measured),
+    )
+
+
+def join_independent(parts: Iterable[Weighted]) -> RecallEstimate | None:
+    """Return weighted parts with different queries as one estimate; None of nothing.
+
+    Parts without a weight count by their queries when no part has one.
+    """
+    measured = [(part, weight) for part, weight in parts if part.queries]
+    if not any(weight for _, weight in measured):
+        measured = [(part, float(part.queries)) for part, _ in measured]
+    total = math.fsum(weight for _, weight in measured)
+    if not total:
+        return None
+    shares = [(part, weight / total) for part, weight in measured]
+    recall = math.fsum(w * part.recall for part, w in shares)
+    below = math.sqrt(math.fsum((w * (part.recall - part.low)) ** 2 for part, w in shares))
+    above = math.sqrt(math.fsum((w * (part.high - part.recall)) ** 2 for part, w in shares))
+    return _estimate(
+        [part for part, _ in measured],
+        recall=recall,
+        low=max(0.0, recall - below),
+        high=min(1.0, recall + above),
+        queries=sum(part.queries for part, _ in measured),
+    )
+
+
+def _estimate(
+    parts: Sequence[RecallEstimate], *, recall: float, low: float, high: float, queries: int
+) -> RecallEstimate:
+    return RecallEstimate(
+        k=max(part.k for part in parts),
+        recall=recall,
+        low=low,
+        high=high,
+        queries=queries,
+        measured_at_s=min(part.measured_at_s for part in parts),
+        plans=_plans(part.plans for part in parts),
+    )
+
+
+def _bands(shards: Sequence[ShardBandRecall], objective: float) -> tuple[RecallSlice, ...]:
+    grouped = _grouped(shards, lambda one: one.band)
+    seen = seen_by_band(shards)
+    return tuple(
+        _slice(
+            band.value,
+            join_dependent(one.estimate for one in grouped[band]),
+            objective,
+            stability=_stability((one.stability, one.estimate.queries) for one in grouped[band]),
+            seen=seen[band],
+        )
+        for band in SelectivityBand
+        if band in grouped
+    )
+
+
+def _overall(shards: Sequence[ShardBandRecall], objective: float) -> RecallSlice:
+    seen = seen_by_band(shards)
+    parts = [
+        (joined, float(seen[band]))
+        for band, held in _grouped(shards, lambda one: one.band).items()
+        if (joined := join_dependent(one.estimate for one in held)) is not None
+    ]
+    return _slice(
+        "",
+        join_independent(parts),
+        objective,
+        stability=_stability((one.stability, one.seen) for one in shards),
+        seen=sum(seen.values()),
+    )
+
+
+def _of_shard(shard: int, parts: Sequence[ShardBandRecall], objective: float) -> RecallSlice:
+    return _slice(
+        str(shard),
+        join_independent((one.estimate, float(one.seen)) for one in parts),
+        objective,
+        stability=_stability((one.stability, one.seen) for one in parts),
+        seen=sum(one.seen for one in parts),
+    )
+
+
+def _of_segments(
+    segments: Sequence[SegmentRecall],
+    name: Callable[[SegmentRecall], str],
+    seen: Mapping[SelectivityBand, int],
+    objective: float,
+) -> tuple[RecallSlice, ...]:
+    """Join segments by what `name` gives: those of a band first, then the bands."""
+    found = []
+    for key, held in sorted(_grouped(segments, name).items()):
+        parts = [
+            (joined, float(seen.get(band, 0)))
+            for band, same in _grouped(held, lambda one: one.band).items()
+            if (joined := join_dependent(one.estimate for one in same)) is not None
+        ]
+        found.append(_slice(key, join_independent(parts), objective))
+    return tuple(found)
+
+
+def _join_filters(parts: Sequence[FilterRecall]) -> tuple[FilterRecall, ...]:
+    """Join each filter over the shards; those that match the least come first."""
+    joined = []
+    for tree, held in _grouped(parts, lambda one: one.filter).items():
+        measured = [one for one in held if one.recall != RECALL_UNKNOWN and one.queries]
+        total = sum(one.queries for one in measured)
+        joined.append(
+            FilterRecall(
+                shard=ALL_SHARDS,
+                filter=tree,
+                matches=sum(one.matches for one in held),
+                live_rows=sum(one.live_rows for one in held),
+                recall=(
+                    math.fsum(one.recall * one.queries for one in measured) / total
+                    if total
+                    else RECALL_UNKNOWN
+                ),
+                queries=max(one.queries for one in held),
+                plans=_plans(one.plans for one in held),
+            )
+        )
+    joined.sort(key=lambda one: (one.matches / max(1, one.live_rows), -one.queries))
+    return tuple(joined[:FILTERS_REPORTED_MAX])
+
+
+def _slice(
+    name: str,
+    estimate: RecallEstimate | None,
+    objective: float,
+    *,
+    stability: float | None = None,
+    seen: int = 0,
+) -> RecallSlice:
+    return RecallSlice(name, verdict_of(estimate, objective), estimate, stability, seen)
+
+
+def _stability(parts: Iterable[tuple[float, int]]) -> float | None:
+    known = [(value, max(1, weight)) for value, weight in parts if not math.isnan(value)]
+    total = sum(weight for _, weight in known)
+    return math.fsum(value * weight for value, weight in known) / total if total else None
+
+
+def _plans(parts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    counts: Counter[str] = Counter()
+    for part in parts:
+        counts.update(part)
+    return dict(counts.most_common())
+
+
+def _grouped(parts: Iterable[PartT], key: Callable[[PartT], KeyT]) -> dict[KeyT, list[PartT]]:
+    groups: dict[KeyT, list[PartT]] = {}
+    for part in parts:
+        groups.setdefault(key(part), []).append(part)
+    return groups
+
+
+def _rank(band: SelectivityBand) -> int:
+    return list(SelectivityBand).index(band)

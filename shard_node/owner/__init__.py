@@ -1,0 +1,1 @@
+"""An owned shard: its log, its manifest, opening, replay, checkpoints and publications."""

@@ -1,0 +1,154 @@
+"""Flushing: sealed rows become hot segments, delete vectors become objects, the log is trimmed."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from annheal.errors import Unavailable
+from annheal.model.topology.manifest import DeleteVectorEntry, Manifest, SegmentEntry, Tier
+from annheal.objectstore.protocol import ObjectStore
+from annheal.segment import (
+    SegmentRows,
+    checksum_of,
+    delete_vector_key,
+    encode_delete_vector,
+    upload_segment,
+    write_segment,
+)
+from annheal.shard_node.offload import Offload
+from annheal.shard_node.owner.replay import SegmentLoader
+from annheal.shard_node.rows.growing import GrowingSegment, GrowingView, take_rows
+from annheal.shard_node.rows.shard import Shard
+from annheal.shard_node.rows.view import SegmentView
+
+
+@dataclass(frozen=True, slots=True)
+class Flushed:
+    """A sealed segment, and the segment written from its rows `kept` (None: no row lived)."""
+
+    sealed: GrowingSegment
+    kept: npt.NDArray[np.int64]
+    view: SegmentView | None
+    entry: SegmentEntry | None
+
+
+class Flusher:
+    """Writes sealed segments of one shard to the object store."""
+
+    def __init__(
+        self,
+        objects: ObjectStore,
+        loader: SegmentLoader,
+        *,
+        scratch: Path,
+        offload: Offload,
+        now_s: Callable[[], float],
+    ) -> None:
+        self._objects = objects
+        self._loader = loader
+        self._scratch = scratch
+        self._offload = offload
+        self._now_s = now_s
+
+    async def flush(self, shard: Shard, sealed: GrowingSegment) -> Flushed:
+        """Write the rows of `sealed` that live now as a hot segment, upload it, and map it.
+
+        Raises `Unavailable` when the scratch directory cannot be written (a full disk): the rows
+        stay in memory and in the log, and the flush can be repeated.
+        """
+        rows = sealed.view()
+        kept = np.flatnonzero(rows.live_mask()).astype(np.int64)
+        if not len(kept):
+            return Flushed(sealed, kept, None, None)
+        directory = self._scratch / f"flush-{secrets.token_hex(8)}"
+        try:
+            entry = await self._offload.background(
+                lambda: _write(shard, rows, kept, directory, self._now_s())
+            )
+            await upload_segment(self._objects, shard.collection.id, shard.number, directory, entry)
+        except (OSError, RuntimeError) as error:  # FAISS reports a full disk as RuntimeError
+            raise Unavailable(f"a segment could not be written to {directory}: {error}") from error
+        finally:
+            await self._offload.background(lambda: shutil.rmtree(directory, ignore_errors=True))
+        return Flushed(sealed, kept, await self._loader.load_view(entry, None), entry)
+
+
+def _write(
+    shard: Shard, rows: GrowingView, kept: npt.NDArray[np.int64], directory: Path, now_s: float
+) -> SegmentEntry:
+    index = pa.array(kept, type=pa.int64())
+    return write_segment(
+        directory,
+        segment_id=new_segment_id(),
+        tier=Tier.HOT,
+        model=shard.collection.model,
+        schema=shard.collection.schema,
+        rows=SegmentRows(
+            ids=pa.array([rows.ids[row] for row in kept.tolist()], type=pa.string()),
+            sequences=rows.sequences[kept],
+            vectors=np.ascontiguousarray(rows.vectors[kept]),
+            attributes=take_rows(rows.attributes(), index),
+            payloads=rows.payloads().take(index),
+        ),
+        created_at_s=now_s,
+    )
+
+
+def new_segment_id() -> str:
+    """Return a name that nobody else gives."""
+    return secrets.token_hex(8)
+
+
+def carry_over(flushed: Flushed) -> tuple[GrowingSegment, SegmentView | None]:
+    """Return the flushed segment with the rows dead that died since its rows were read."""
+    view = flushed.view
+    if view is None:
+        return flushed.sealed, None
+    dead = flushed.sealed.view().dead
+    if dead is not None:
+        died = np.flatnonzero(dead[flushed.kept])
+        view = SegmentView(view.segment, view.deletes.with_dead(died))
+    return flushed.sealed, view
+
+
+class DeleteVectorStore:
+    """Checkpoints delete vectors; one that the manifest names as it is now is not written again.
+
+    Only what a manifest names is ever named again: an object that was written for a manifest
+    that never came to be may have been collected meanwhile (INV-5).
+    """
+
+    def __init__(self, objects: ObjectStore, collection_id: str, shard: int) -> None:
+        self._objects = objects
+        self._collection_id = collection_id
+        self._shard = shard
+
+    async def checkpoint(
+        self, views: Sequence[SegmentView], present: Manifest
+    ) -> list[DeleteVectorEntry]:
+        """Store the delete vectors of `views`; return the entries of those with dead rows."""
+        known = {entry.segment_id: entry for entry in present.delete_vectors}
+        return [
+            await self._entry(view, known.get(view.segment.id))
+            for view in views
+            if view.deletes.dead_count
+        ]
+
+    async def _entry(self, view: SegmentView, known: DeleteVectorEntry | None) -> DeleteVectorEntry:
+        if known is not None and known.dead_rows == view.deletes.dead_count:
+            return known  # dead rows only ever grow, so an equal count is an equal vector
+        body = encode_delete_vector(view.deletes)
+        segment_id = view.segment.id
+        key = delete_vector_key(
+            self._collection_id, self._shard, segment_id, unique=secrets.token_hex(8)
+        )
+        await self._objects.put_if_absent(key, body)
+        return DeleteVectorEntry(segment_id, key, checksum_of(body), view.deletes.dead_count)

@@ -1,0 +1,55 @@
+"""The one path that reads and changes a manifest: read, change purely, compare-and-swap."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from annheal.errors import Conflict, UnknownOutcome
+from annheal.metastore.codec import decode_value, encode_value
+from annheal.metastore.keys import manifest_key
+from annheal.metastore.protocol import Compare, MetaStore, Put
+from annheal.model.topology.manifest import Manifest
+from annheal.model.topology.shard import ShardId
+
+
+@dataclass(frozen=True, slots=True)
+class StoredManifest:
+    """A manifest and the revision it was read at; revision 0 means it is not stored yet."""
+
+    manifest: Manifest
+    revision: int
+
+
+class ManifestStore:
+    """Manifests in the metadata store."""
+
+    def __init__(self, meta: MetaStore) -> None:
+        self._meta = meta
+
+    async def read(self, shard: ShardId) -> StoredManifest:
+        """Return the stored manifest, or an empty one."""
+        key = manifest_key(shard.collection_id, shard.number)
+        stored = await self._meta.get(key)
+        if stored is None:
+            return StoredManifest(Manifest(shard.collection_id, shard.number), 0)
+        return StoredManifest(decode_value(stored.value, Manifest, key=key), stored.mod_revision)
+
+    async def publish(self, manifest: Manifest, *, expected_revision: int) -> StoredManifest:
+        """Store `manifest` if the key still has `expected_revision`; raises `Conflict`.
+
+        A lost answer is settled by reading back: the epoch, version and content say whose it is.
+        Raises `UnknownOutcome` or `Unavailable` when that cannot be done now.
+        """
+        key = manifest_key(manifest.collection_id, manifest.shard)
+        try:
+            revision = await self._meta.commit(
+                [Put(key, encode_value(manifest))], compares=[Compare(key, expected_revision)]
+            )
+        except UnknownOutcome:
+            stored = await self.read(ShardId(manifest.collection_id, manifest.shard))
+            if stored.manifest == manifest:
+                return stored
+            if stored.revision == expected_revision:
+                raise
+            raise Conflict(f"manifest {key} was changed by somebody else") from None
+        return StoredManifest(manifest, revision)

@@ -1,0 +1,184 @@
+"""From durable storage to memory: manifest, segments, delete vectors, then the log's tail."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from annheal.errors import DataCorruption, NotFound
+from annheal.index import want_walk
+from annheal.model.collection import Collection
+from annheal.model.topology.manifest import DeleteVectorEntry, Manifest, SegmentEntry
+from annheal.objectstore.protocol import ObjectStore
+from annheal.segment import DeleteVector, Segment, fetch_segment, load_delete_vector
+from annheal.shard_node.offload import Offload
+from annheal.shard_node.rows.shard import Shard
+from annheal.shard_node.rows.view import SegmentView
+from annheal.shards.wal import (
+    decode_wal_object,
+    is_fence_size,
+    parse_slot,
+    wal_key,
+    wal_prefix,
+)
+
+LOADS_AT_ONCE = 4
+SLOTS_AT_ONCE = 16
+
+
+@dataclass(slots=True)
+class LogPosition:
+    """How far a log was read: the next slot, the highest epoch seen, slots that may be trimmed."""
+
+    next_slot: int
+    epoch: int
+    data_slots: list[int]
+
+
+class SegmentLoader:
+    """Loads segments of one shard, checked, mapped, each only once."""
+
+    def __init__(
+        self,
+        objects: ObjectStore,
+        collection: Collection,
+        number: int,
+        *,
+        cache: Path,
+        offload: Offload,
+    ) -> None:
+        self._objects = objects
+        self._collection = collection
+        self._number = number
+        self._cache = cache
+        self._offload = offload
+        self._loading = asyncio.Semaphore(LOADS_AT_ONCE)
+        self._directory = cache / collection.id / f"{number:05d}"
+
+    async def load(self, entry: SegmentEntry) -> Segment:
+        """Fetch, verify (INV-5) and map a segment; raises `DataCorruption` that names the file."""
+        async with self._loading:
+            files = await fetch_segment(
+                self._objects, self._collection.id, self._number, entry, cache_dir=self._cache
+            )
+            segment = await self._offload.background(lambda: Segment.open(files, entry))
+        want_walk(segment.storage)
+        return segment
+
+    async def load_view(
+        self, entry: SegmentEntry, deletes: DeleteVectorEntry | None
+    ) -> SegmentView:
+        """Load a segment with its checkpointed delete vector."""
+        segment = await self.load(entry)
+        if deletes is None:
+            return SegmentView(segment, DeleteVector.empty(segment.rows))
+        return SegmentView(
+            segment, await load_delete_vector(self._objects, deletes, rows=segment.rows)
+        )
+
+    async def discard(self, segment_ids: Iterable[str]) -> None:
+        """Delete the cached files of segments that are not served any more.
+
+        Reads that still use them keep them through their maps.
+        """
+        paths = [self._directory / segment_id for segment_id in segment_ids]
+        await self._offload.background(lambda: _remove(paths))
+
+    async def discard_others(self, manifest: Manifest) -> None:
+        """Delete the cached files of every segment that `manifest` does not name."""
+        named = {entry.segment_id for entry in manifest.segments}
+
+        def discard() -> None:
+            if self._directory.is_dir():
+                _remove([path for path in self._directory.iterdir() if path.name not in named])
+
+        await self._offload.background(discard)
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+async def load_manifest(shard: Shard, manifest: Manifest, loader: SegmentLoader) -> None:
+    """Fill `shard` with the segments of `manifest`."""
+    deletes = {entry.segment_id: entry for entry in manifest.delete_vectors}
+    views = await asyncio.gather(
+        *(loader.load_view(e, deletes.get(e.segment_id)) for e in manifest.segments)
+    )
+    shard.install(
+        views, last_sequence=manifest.last_sequence, checkpoint_slot=manifest.checkpoint_slot
+    )
+
+
+async def replay_log(
+    objects: ObjectStore, shard: Shard, position: LogPosition, *, offload: Offload
+) -> None:
+    """Apply every slot from `position.next_slot` to the end of the log, and advance `position`.
+
+    Raises `NotFound` when a slot was trimmed under this reader: the manifest has moved on and must
+    be read again.
+    """
+    collection_id = shard.collection.id
+    prefix = wal_prefix(collection_id, shard.number)
+    while True:
+        after = wal_key(collection_id, shard.number, position.next_slot - 1)
+        after = after if position.next_slot > 0 else prefix
+        slots = [parse_slot(stat.key) async for stat in objects.list(prefix, after=after)]
+        if not slots:
+            return
+        if slots != list(range(position.next_slot, position.next_slot + len(slots))):
+            raise NotFound(f"log of {prefix} has a gap after slot {position.next_slot - 1}")
+        for start in range(0, len(slots), SLOTS_AT_ONCE):
+            keys = [
+                wal_key(collection_id, shard.number, s)
+                for s in slots[start : start + SLOTS_AT_ONCE]
+            ]
+            bodies = await asyncio.gather(*(objects.get(key) for key in keys))
+            for key, body in zip(keys, bodies, strict=True):
+                await offload.change(_applier(shard, position, key, body))
+
+
+def _applier(shard: Shard, position: LogPosition, key: str, body: bytes) -> Callable[[], None]:
+    def apply() -> None:
+        found = decode_wal_object(body, key=key)
+        if found.slot != position.next_slot:
+            raise DataCorruption(f"log object {key} says that it is slot {found.slot}")
+        shard.apply(found.entries, slot=found.slot, last_sequence=found.last_sequence)
+        position.next_slot += 1
+        position.epoch = max(position.epoch, found.epoch)
+        if not found.is_fence:
+            position.data_slots.append(found.slot)
+
+    return apply
+
+
+async def replay_slot(
+    objects: ObjectStore, shard: Shard, position: LogPosition, *, offload: Offload
+) -> None:
+    """Apply the one slot at `position`; raises `NotFound` when it was trimmed or never written."""
+    key = wal_key(shard.collection.id, shard.number, position.next_slot)
+    body = await objects.get(key)
+    await offload.change(_applier(shard, position, key, body))
+
+
+async def list_trimmable(
+    objects: ObjectStore, collection_id: str, shard: int, *, checkpoint_slot: int
+) -> list[int]:
+    """Return the data slots up to `checkpoint_slot` that a former owner left behind.
+
+    Fence objects are kept for ever: the slot after an owner's last one is its successor's fence,
+    so a deposed owner that wakes up late always finds its next slot taken (docs/adr/0008).
+    The object of the checkpoint itself goes with the next checkpoint: see `Publication`.
+    """
+    slots: list[int] = []
+    async for stat in objects.list(wal_prefix(collection_id, shard)):
+        slot = parse_slot(stat.key)
+        if slot > checkpoint_slot:
+            break
+        if not is_fence_size(stat.size_bytes):
+            slots.append(slot)
+    return slots

@@ -1,0 +1,1 @@
+"""Recall of live queries: sampled, measured, estimated, kept, and acted on."""

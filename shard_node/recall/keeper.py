@@ -1,0 +1,278 @@
+"""Keeping what a shard learnt about its recall over a restart or a move, next to its segments.
+
+Written at a bounded rate, read when the shard is held for the first time. Nothing depends on it:
+without a memory a shard learns anew, and what a memory says of segments that are gone is ignored.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from annheal.errors import AnnhealError, InvalidArgument
+from annheal.filters import validate_filter
+from annheal.model.collection import Collection
+from annheal.model.measures.recall import SegmentRecall, SelectivityBand
+from annheal.model.topology.shard import ShardId
+from annheal.objectstore.protocol import ObjectStore
+from annheal.recall import (
+    MEASUREMENTS_MAX,
+    EfMemory,
+    LoggedQuery,
+    RecallMemory,
+    load_memory,
+    queries_max,
+    store_memory,
+)
+from annheal.shard_node.recall.ef_control import EF_CONTROL_MAX, EfController, EfState
+from annheal.shard_node.recall.result import ShardResult
+from annheal.shard_node.recall.sampler import RecallSampler, SampledQuery
+from annheal.shard_node.rows.view import ShardView
+
+STATE_GAP_S = 30.0
+"""A change of the controller is not written sooner after the last write."""
+SAMPLE_GAP_S = 600.0
+"""New sampled queries alone are not written sooner."""
+
+_log = logging.getLogger(__name__)
+
+
+class RememberedShard(Protocol):
+    """What a memory needs of an owned shard."""
+
+    @property
+    def collection(self) -> Collection:
+        """Its collection."""
+        ...
+
+    @property
+    def view(self) -> ShardView:
+        """Its rows as of now."""
+        ...
+
+    @property
+    def epoch(self) -> int:
+        """The fencing number that this node owns it by."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """What was written last: `number` of its epoch, with what the controller had decided."""
+
+    epoch: int
+    number: int
+    at_s: float
+    decided: tuple[tuple[object, ...], ...]
+    sample_version: int
+
+
+class RecallKeeper:
+    """Writes and restores recall memories. Used on the event loop only.
+
+    Args:
+        objects: where they lie.
+        sampler: whose queries are kept too, unless not `keep_queries`.
+        controller: whose states are kept.
+        clock: seconds that never go back.
+        now_s: seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        objects: ObjectStore,
+        *,
+        sampler: RecallSampler,
+        controller: EfController,
+        keep_queries: bool,
+        clock: Callable[[], float],
+        now_s: Callable[[], float],
+    ) -> None:
+        self._objects = objects
+        self._sampler = sampler
+        self._controller = controller
+        self._keep_queries = keep_queries
+        self._clock = clock
+        self._now_s = now_s
+        self._written: dict[ShardId, _Written] = {}
+
+    def is_restored(self, shard: ShardId, owned: RememberedShard) -> bool:
+        """Return whether `restore` was called since this node owns the shard."""
+        written = self._written.get(shard)
+        return written is not None and written.epoch == owned.epoch
+
+    async def restore(self, shard: ShardId, owned: RememberedShard) -> ShardResult | None:
+        """Load what the owner before knew; return what it had measured of present segments.
+
+        What this process knows itself wins. Raises `Unavailable` when the store cannot be read.
+        """
+        memory = await load_memory(self._objects, shard.collection_id, shard.number)
+        # Nothing written yet: the first measurement may be.
+        self._written[shard] = _Written(owned.epoch, 0, float("-inf"), (), 0)
+        if memory is None:
+            return None
+        collection = owned.collection
+        if memory.model == collection.model.name:
+            self._sampler.restore(shard.collection_id, _sampled(memory, collection))
+        version = self._sampler.version(shard.collection_id)
+        present = {held.segment.id for held in owned.view.segments}
+        for one in memory.ef:
+            known = self._controller.state(one.segment_id, one.band)
+            if one.segment_id in present and known == EfState():
+                self._controller.store(one.segment_id, one.band, _state(one, version))
+        _log.info(
+            "shard %s goes on with what was known of its recall: %d states, %d queries",
+            shard,
+            len(memory.ef),
+            len(memory.queries),
+        )
+        return ShardResult(
+            bands=memory.bands,
+            segments=tuple(one for one in memory.segments if one.segment_id in present),
+        )
+
+    async def save(
+        self, shard: ShardId, owned: RememberedShard, result: ShardResult, *, leaving: bool = False
+    ) -> bool:
+        """Write what is known, if enough changed; return whether it was written.
+
+        `leaving`: whatever changed is written now. Raises what the store raises.
+        """
+        before = self._written.get(shard)
+        if before is None or before.epoch != owned.epoch:
+            before = _Written(owned.epoch, 0, float("-inf"), (), 0)
+        ef = _states(self._controller, result)
+        version = self._sampler.version(shard.collection_id)
+        waited_s = self._clock() - before.at_s
+        decided = tuple((o.segment_id, o.band, o.scale, o.rebuild, o.stuck) for o in ef)
+        changed = decided != before.decided and (leaving or waited_s >= STATE_GAP_S)
+        sampled = version != before.sample_version and (leaving or waited_s >= SAMPLE_GAP_S)
+        if not (changed or sampled):
+            return False
+        queries, vectors = self._queries(shard, owned.collection)
+        memory = RecallMemory(
+            owned.collection.model.name,
+            self._now_s(),
+            ef=ef,
+            segments=_worst(result.segments),
+            bands=result.bands,
+            queries=queries,
+            vectors=vectors,
+        )
+        number = before.number + 1
+        # Even when it fails: the object may be there, and a key is never used twice.
+        self._written[shard] = _Written(owned.epoch, number, self._clock(), before.decided, 0)
+        await store_memory(
+            self._objects,
+            shard.collection_id,
+            shard.number,
+            memory,
+            epoch=owned.epoch,
+            number=number,
+        )
+        self._written[shard] = _Written(owned.epoch, number, self._clock(), decided, version)
+        return True
+
+    async def save_leaving(
+        self, held: Sequence[tuple[ShardId, RememberedShard, ShardResult]]
+    ) -> None:
+        """Write what changed of every shard before the node leaves; failures are logged."""
+        for shard, owned, result in held:
+            try:
+                await self.save(shard, owned, result, leaving=True)
+            except AnnhealError as error:
+                _log.warning("what is known of recall of %s was not written: %s", shard, error)
+
+    def forget_all_but(self, shards: Sequence[ShardId]) -> None:
+        """Forget what was written of shards that are not held any more."""
+        present = set(shards)
+        for gone in [one for one in self._written if one not in present]:
+            del self._written[gone]
+
+    def _queries(
+        self, shard: ShardId, collection: Collection
+    ) -> tuple[tuple[LoggedQuery, ...], np.ndarray[tuple[int, int], np.dtype[np.float32]]]:
+        """Return sampled queries, as many of each band as fit, the newest first."""
+        dimension = collection.model.dimension
+        limit = queries_max(dimension) if self._keep_queries else 0
+        kept: list[tuple[SelectivityBand, SampledQuery]] = []
+        bands = [
+            sorted(
+                ((band, one) for one in queries if len(one.vector) == dimension),
+                key=lambda pair: -pair[1].sampled_at_s,
+            )
+            for band, queries in self._sampler.by_band(shard.collection_id)
+        ]
+        for place in range(max(map(len, bands), default=0)):
+            kept += [of_band[place] for of_band in bands if place < len(of_band)]
+        kept = kept[:limit]
+        vectors = np.zeros((len(kept), dimension), dtype=np.float32)
+        for place, (_, one) in enumerate(kept):
+            vectors[place] = one.vector
+        return tuple(
+            LoggedQuery(one.k, band, one.sampled_at_s, one.filter) for band, one in kept
+        ), vectors
+
+
+def _sampled(
+    memory: RecallMemory, collection: Collection
+) -> list[tuple[SelectivityBand, SampledQuery]]:
+    """Return the queries of a memory that can still be asked: fields may have been dropped."""
+    if memory.vectors.shape[1] != collection.model.dimension:
+        return []
+    found = []
+    for query, vector in zip(memory.queries, memory.vectors, strict=True):
+        wanted = query.filter
+        if wanted is not None:
+            try:
+                wanted = validate_filter(wanted, collection.schema)
+            except InvalidArgument:
+                continue
+        elif query.band is not SelectivityBand.UNFILTERED:
+            continue  # its filter was too long to be kept
+        found.append((query.band, SampledQuery(vector.copy(), query.k, wanted, query.sampled_at_s)))
+    return found
+
+
+def _worst(segments: tuple[SegmentRecall, ...]) -> tuple[SegmentRecall, ...]:
+    """Return all of them, or if they are too many those of the lowest recall."""
+    if len(segments) <= MEASUREMENTS_MAX:
+        return segments
+    return tuple(sorted(segments, key=lambda one: one.estimate.recall)[:MEASUREMENTS_MAX])
+
+
+def _states(controller: EfController, result: ShardResult) -> tuple[EfMemory, ...]:
+    """Return the states of the measured segments that differ from none."""
+    states = []
+    for one in result.segments:
+        state = controller.state(one.segment_id, one.band)
+        if state.scale > 1.0 or state.rebuild or state.stuck:
+            states.append(
+                EfMemory(
+                    one.segment_id,
+                    one.band,
+                    state.scale,
+                    state.floor,
+                    state.floor_runs,
+                    state.rebuild,
+                    state.stuck,
+                )
+            )
+    states.sort(key=lambda state: (-state.scale, state.segment_id, state.band))
+    return tuple(states[:MEASUREMENTS_MAX])
+
+
+def _state(memory: EfMemory, sample_version: int) -> EfState:
+    """Return the state to go on with; its sample was counted, so it is no new evidence."""
+    return EfState(
+        scale=min(max(memory.scale, 1.0), float(EF_CONTROL_MAX)),
+        sample_version=sample_version,
+        floor=memory.floor,
+        floor_runs=memory.floor_runs,
+        rebuild=memory.rebuild,
+        stuck=memory.stuck,
+    )

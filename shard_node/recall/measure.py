@@ -1,0 +1,199 @@
+"""Re-running sampled queries on one view: as planned, again, and exactly. Runs in a thread."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from annheal.filters import filter_key
+from annheal.index import TopK, merge_topk
+from annheal.index.compiled import ready_kernels
+from annheal.index.walk.walk_layout import CHECKS_PER_COMPARISON
+from annheal.model.filter import Filter
+from annheal.model.measures.recall import RecallEstimate, SelectivityBand, band_of
+from annheal.model.records import Float32Matrix
+from annheal.model.search import SearchOptions
+from annheal.shard_node.recall.estimate import estimate_interval, query_recalls
+from annheal.shard_node.recall.sampler import SampledQuery
+from annheal.shard_node.rows.view import SegmentView, ShardView
+from annheal.shard_node.search.planner import PlanKind, SegmentPlan
+from annheal.shard_node.search.searcher import Searcher
+from annheal.shard_node.search.threads import Hits
+
+GROUP_QUERIES = 32
+"""Queries measured at once: a slice of work after which the monitor rests."""
+K_MEASURED_MAX = 1_000
+"""Queries for more neighbours are not measured: their answers are lists, not neighbourhoods."""
+_EXACT = (PlanKind.SKIP, PlanKind.SCAN, PlanKind.ROWS)
+_WALKS = (PlanKind.GRAPH, PlanKind.SELECTOR, PlanKind.IN_GRAPH)
+WALK_QUERIES = 8
+"""Queries of a group whose walks are counted: each is walked once more for it."""
+_ROW_BITS = 40
+
+Recalls = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class QueryGroup:
+    """Sampled queries with k and filter in common; `key` tells filters apart."""
+
+    key: bytes
+    k: int
+    filter: Filter | None
+    queries: tuple[SampledQuery, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentFinding:
+    """Recall of one segment's part of the answers, (n,), for the queries that match there.
+
+    `work` has the rows that some of the queries compared in their walk, (m,); empty where no graph
+    was walked, or a filter had a say in it.
+    """
+
+    segment_id: str
+    band: SelectivityBand
+    plan: PlanKind
+    recalls: Recalls
+    work: Recalls
+
+
+@dataclass(frozen=True, slots=True)
+class GroupFinding:
+    """Recall of a shard's answers to one group; queries without a matching row are left out.
+
+    `same` of `repeated` queries gave the same answer twice.
+    """
+
+    group: QueryGroup
+    band: SelectivityBand
+    matches: int
+    live_rows: int
+    recalls: Recalls
+    same: int
+    repeated: int
+    segments: tuple[SegmentFinding, ...]
+
+
+def group_queries(sample: Iterable[SampledQuery], *, dimension: int) -> list[QueryGroup]:
+    """Return the sample in groups of at most `GROUP_QUERIES` that can be searched together.
+
+    Queries of another dimension belong to a model that does not serve any more.
+    """
+    together: dict[tuple[bytes, int], list[SampledQuery]] = {}
+    for query in sample:
+        if len(query.vector) == dimension and query.k <= K_MEASURED_MAX:
+            key = b"" if query.filter is None else filter_key(query.filter)
+            together.setdefault((key, query.k), []).append(query)
+    return [
+        QueryGroup(key, k, queries[0].filter, tuple(queries[start : start + GROUP_QUERIES]))
+        for (key, k), queries in together.items()
+        for start in range(0, len(queries), GROUP_QUERIES)
+    ]
+
+
+def measure_group(searcher: Searcher, view: ShardView, group: QueryGroup) -> GroupFinding:
+    """Compare the planned answers of `view` with the exact ones, segment by segment and merged."""
+    queries = np.ascontiguousarray(np.stack([query.vector for query in group.queries]))
+    options = SearchOptions(k=group.k, filter=group.filter)
+    exactly = replace(options, exact=True)
+    planned: list[Hits] = []
+    repeated: list[Hits] = []
+    truth: list[Hits] = []
+    segments: list[SegmentFinding] = []
+    matches = 0
+    for held in view.segments:
+        plan, allowed, ran = searcher.search_segment(held, queries, options)
+        matches += allowed
+        if ran is None:
+            continue
+        best = again = found = ran.hits
+        if plan.kind not in _EXACT:
+            again = (searcher.search_segment(held, queries, options)[2] or ran).hits
+            best = (searcher.search_segment(held, queries, exactly)[2] or ran).hits
+        planned.append(found)
+        repeated.append(again)
+        truth.append(best)
+        recalls = query_recalls(found, best)
+        band = band_of(allowed, held.live_count, filtered=group.filter is not None)
+        segments.append(
+            SegmentFinding(
+                held.segment.id,
+                band,
+                plan.kind,
+                recalls[~np.isnan(recalls)],
+                work=np.empty(0) if group.filter else walk_work(held, plan, queries, k=group.k),
+            )
+        )
+    for growing in view.growing:
+        allowed, exact = searcher.search_growing(growing, queries, options)
+        matches += allowed
+        if exact is not None:
+            for parts in (planned, repeated, truth):
+                parts.append(exact)
+    first, second, best_of_all = (
+        merge_topk(parts, k=group.k, queries=len(queries)) for parts in (planned, repeated, truth)
+    )
+    recalls = query_recalls(_keyed(first), _keyed(best_of_all))
+    same = (first.rows == second.rows) & (first.parts == second.parts)
+    return GroupFinding(
+        group=group,
+        band=band_of(matches, view.live_rows, filtered=group.filter is not None),
+        matches=matches,
+        live_rows=view.live_rows,
+        recalls=recalls[~np.isnan(recalls)],
+        same=int(np.count_nonzero(same.all(axis=1))),
+        repeated=len(queries),
+        segments=tuple(segments),
+    )
+
+
+def walk_work(held: SegmentView, plan: SegmentPlan, queries: Float32Matrix, *, k: int) -> Recalls:
+    """Return how many rows each of the first few `queries` compares in a graph, as planned.
+
+    Rows that are only looked through count by what they cost. Empty for other plans, and as long as
+    the kernels are being compiled. FAISS's walk compares what the kernel's does without a filter.
+    """
+    if plan.kind not in _WALKS or ready_kernels() is None:
+        return np.empty(0)
+    few = np.ascontiguousarray(queries[:WALK_QUERIES])
+    through = held.deletes.live if plan.kind is PlanKind.IN_GRAPH else None
+    walked = held.segment.index.walk_filtered(few, k=k, ef=max(plan.ef, k), matching=through)
+    looked = walked.checked / CHECKS_PER_COMPARISON if through is not None else 0.0
+    work: Recalls = (walked.visited + looked).astype(np.float64)
+    return work
+
+
+def estimate_of(
+    recalls: Sequence[Recalls], ks: Sequence[int], plans: Counter[str], *, measured_at_s: float
+) -> RecallEstimate | None:
+    """Return the estimate from all `recalls`, of queries for `ks` neighbours; None without any.
+
+    Its `k` is the most frequent one; the interval is that of the smallest.
+    """
+    together = np.concatenate(recalls) if recalls else np.empty(0)
+    if not len(together):
+        return None
+    asked: Counter[int] = Counter()
+    for part, k in zip(recalls, ks, strict=True):
+        asked[k] += len(part)
+    low, high = estimate_interval(together, k=min(ks))
+    return RecallEstimate(
+        k=asked.most_common(1)[0][0],
+        recall=float(together.mean()),
+        low=low,
+        high=high,
+        queries=len(together),
+        measured_at_s=measured_at_s,
+        plans=dict(plans),
+    )
+
+
+def _keyed(best: TopK) -> Hits:
+    """Return scores and one number for each (part, row); -1 stays -1."""
+    keys = (best.parts.astype(np.int64) << _ROW_BITS) | best.rows
+    return best.scores, np.where(best.rows < 0, np.int64(-1), keys)

@@ -1,0 +1,431 @@
+"""Recall as it is: sampled live queries are answered again, exactly, and the two are compared.
+
+A loop looks which shards are due, re-runs their collection's sample in small slices on a
+background thread, rests between them so that the work stays within its share of a core, and hands
+every segment's estimate to the controller of ef. DESIGN section 8.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from annheal.errors import AnnhealError
+from annheal.index import set_search_threads
+from annheal.model.collection import Collection, CollectionSettings
+from annheal.model.measures.recall import (
+    CollectionRecall,
+    RecallEstimate,
+    SegmentRecall,
+    SelectivityBand,
+)
+from annheal.model.topology.manifest import IndexKind
+from annheal.model.topology.shard import ShardId
+from annheal.model.topology.task import TaskReason
+from annheal.segment import Segment
+from annheal.shard_node.offload import Offload
+from annheal.shard_node.owner.shard_state import SegmentNote
+from annheal.shard_node.recall.ef_control import (
+    EF_CONTROL_MAX,
+    QUERIES_MIN,
+    EfController,
+    EfState,
+    next_state,
+    scaled_ef,
+)
+from annheal.shard_node.recall.keeper import RecallKeeper
+from annheal.shard_node.recall.latency_history import LatencyHistory
+from annheal.shard_node.recall.measure import GroupFinding, QueryGroup, group_queries, measure_group
+from annheal.shard_node.recall.result import (
+    ShardResult,
+    band_recalls,
+    filter_recalls,
+    segment_estimates,
+    segment_notes,
+    segment_walks,
+)
+from annheal.shard_node.recall.sampler import RecallSampler
+from annheal.shard_node.rows.view import ShardView
+from annheal.shard_node.search.filter_cache import FilterCache
+from annheal.shard_node.search.recall_curves import choose_ef
+from annheal.shard_node.search.searcher import Searcher
+
+LOOK_MAX_S = 1.0
+LOOKS_PER_INTERVAL = 4
+CHANGED_GAP_S = 5.0
+"""A shard that changes all the time is not measured more often, unless the interval is shorter."""
+
+_log = logging.getLogger(__name__)
+
+
+class MeasuredShard(Protocol):
+    """What the monitor needs of an owned shard."""
+
+    @property
+    def collection(self) -> Collection:
+        """Its collection."""
+        ...
+
+    @property
+    def view(self) -> ShardView:
+        """Its rows as of now."""
+        ...
+
+    @property
+    def epoch(self) -> int:
+        """The fencing number that this node owns it by."""
+        ...
+
+
+HeldShards = Callable[[], Mapping[ShardId, MeasuredShard | None]]
+"""The shards of the node; None while one is being opened."""
+
+
+@dataclass(frozen=True, slots=True)
+class MonitorSettings:
+    """See `ShardNodeSettings`."""
+
+    interval_s: float = 60.0
+    changed_share: float = 0.1
+    cpu_share: float = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What a shard was like when its last measurement began. `settled`: nothing is below."""
+
+    started_s: float
+    sequence: int
+    segment_ids: frozenset[str]
+    sample_version: int
+    settled: bool
+
+
+class RecallMonitor:
+    """Measures the shards of a node; used on the event loop.
+
+    Args:
+        held: the shards.
+        sampler: keeps live queries.
+        controller: is told every estimate, and scales ef.
+        filters: the node's cache of filter bitmaps.
+        offload: whose background threads do the work.
+        latency: is told by the node what searches took, and reported with recall.
+        keeper: keeps what was measured over a restart; None keeps nothing.
+        on_cost: is told the CPU seconds of every slice of work.
+        settings: how often and how much.
+        now_s: seconds since the epoch, for results.
+        clock: seconds that never go back.
+    """
+
+    def __init__(
+        self,
+        held: HeldShards,
+        *,
+        sampler: RecallSampler,
+        controller: EfController,
+        filters: FilterCache,
+        offload: Offload,
+        settings: MonitorSettings,
+        latency: LatencyHistory | None = None,
+        keeper: RecallKeeper | None = None,
+        on_cost: Callable[[float], None] = lambda _: None,
+        now_s: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.sampler = sampler
+        self.controller = controller
+        self.latency = latency or LatencyHistory()
+        self._held = held
+        self._keeper = keeper
+        self._filters = filters
+        self._offload = offload
+        self._settings = settings
+        self._on_cost = on_cost
+        self._now_s = now_s
+        self._clock = clock
+        self._rests_until_s = -math.inf
+        self._runs: dict[ShardId, _Run] = {}
+        self._first_seen_s: dict[ShardId, float] = {}
+        self._results: dict[ShardId, ShardResult] = {}
+        self._present = (frozenset[str](), frozenset[int]())
+
+    async def run(self) -> None:
+        """Measure what is due, until cancelled."""
+        look_s = min(LOOK_MAX_S, self._settings.interval_s / LOOKS_PER_INTERVAL)
+        while True:
+            await asyncio.sleep(look_s)
+            self._forget_gone()
+            await self._restore_new()
+            for shard in self._due():
+                try:
+                    await self.measure(shard)
+                    await self._save(shard)
+                except AnnhealError as error:
+                    _log.warning("recall of %s was not measured, or kept: %s", shard, error)
+
+    async def measure(self, shard: ShardId) -> None:
+        """Measure one shard now, and let the controller act on it; no-op when not held."""
+        owned = self._held().get(shard)
+        if owned is None:
+            return
+        collection, view = owned.collection, owned.view
+        started = _Run(
+            self._clock(),
+            view.sequence,
+            _ids(view),
+            self.sampler.version(shard.collection_id),
+            settled=False,
+        )
+        sample = self.sampler.sample(shard.collection_id)
+        groups = group_queries(sample, dimension=collection.model.dimension)
+        found: list[GroupFinding] = []
+        try:
+            for group in groups:
+                found.append(await self._slice(owned, group))
+                if self._held().get(shard) is not owned:
+                    return
+        finally:
+            self._runs[shard] = started
+        result = self._result(shard, owned, found, version=started.sample_version)
+        self._results[shard] = result
+        objective = collection.settings.recall_objective
+        below = any(one.estimate.recall < objective for one in result.segments)
+        self._runs[shard] = replace(started, settled=not below)
+
+    async def save_leaving(self) -> None:
+        """Keep what is known of every shard, before the node leaves."""
+        if self._keeper is not None:
+            held = self._held()
+            await self._keeper.save_leaving(
+                [
+                    (shard, owned, result)
+                    for shard, result in self._results.items()
+                    if (owned := held.get(shard)) is not None
+                ]
+            )
+
+    def recall(self, collection_id: str = "") -> tuple[CollectionRecall, ...]:
+        """Return the latest results of one collection or (when empty) of all that are here."""
+        collections = {
+            shard.collection_id: owned.collection
+            for shard, owned in self._held().items()
+            if owned is not None and collection_id in ("", shard.collection_id)
+        }
+        return tuple(
+            CollectionRecall(
+                collection_id=name,
+                recall_objective=collection.settings.recall_objective,
+                sampled_share=self.sampler.share,
+                shards=tuple(one for result in results for one in result.bands),
+                segments=tuple(one for result in results for one in result.segments),
+                filters=tuple(one for result in results for one in result.filters),
+                latency=self.latency.trend(name),
+            )
+            for name, collection in sorted(collections.items())
+            for results in [self._results_of(name)]
+        )
+
+    def notes(self, shard: ShardId) -> dict[str, SegmentNote]:
+        """Return by segment id what was measured of the shard's segments."""
+        result = self._results.get(shard)
+        return {} if result is None else segment_notes(result)
+
+    async def _restore_new(self) -> None:
+        """Take up what the owner before knew of shards that are new here."""
+        if self._keeper is None:
+            return
+        for shard, owned in sorted(self._held().items()):
+            if owned is None or self._keeper.is_restored(shard, owned):
+                continue
+            try:
+                found = await self._keeper.restore(shard, owned)
+            except AnnhealError as error:
+                _log.warning("what was known of recall of %s is not here yet: %s", shard, error)
+                continue
+            if found is not None:
+                self._results.setdefault(shard, found)
+
+    async def _save(self, shard: ShardId) -> None:
+        owned, result = self._held().get(shard), self._results.get(shard)
+        if self._keeper is not None and owned is not None and result is not None:
+            await self._keeper.save(shard, owned, result)
+
+    async def _slice(self, owned: MeasuredShard, group: QueryGroup) -> GroupFinding:
+        """Rest as long as the slice before asks for, then measure one group on the present view."""
+        await asyncio.sleep(max(0.0, self._rests_until_s - self._clock()))
+        searcher = Searcher(owned.collection, self._filters, ef_scale=self.controller.scale)
+        view = owned.view
+
+        def work() -> tuple[GroupFinding, float, float]:
+            began_s, began_cpu_s = time.perf_counter(), time.thread_time()
+            set_search_threads(1)  # so this thread's time is all there is
+            finding = measure_group(searcher, view, group)
+            return finding, time.perf_counter() - began_s, time.thread_time() - began_cpu_s
+
+        finding, took_s, cpu_s = await self._offload.background(work)
+        self._on_cost(cpu_s)
+        self._rests_until_s = self._clock() + took_s * (1.0 / self._settings.cpu_share - 1.0)
+        return finding
+
+    def _due(self) -> list[ShardId]:
+        now_s = self._clock()
+        return [
+            shard
+            for shard, owned in sorted(self._held().items())
+            if owned is not None and self._is_due(shard, owned, now_s)
+        ]
+
+    def _is_due(self, shard: ShardId, owned: MeasuredShard, now_s: float) -> bool:
+        interval_s = self._settings.interval_s
+        version = self.sampler.version(shard.collection_id)
+        if not version:
+            return False
+        last = self._runs.get(shard)
+        if last is None:
+            first_s = self._first_seen_s.setdefault(shard, now_s)
+            return version >= QUERIES_MIN or now_s - first_s >= interval_s
+        view = owned.view
+        same = (view.sequence, _ids(view), version) == (
+            last.sequence,
+            last.segment_ids,
+            last.sample_version,
+        )
+        waited_s = now_s - last.started_s
+        if same and last.settled:
+            return False
+        if waited_s >= interval_s:
+            return True
+        return waited_s >= min(interval_s, CHANGED_GAP_S) and (
+            _changed_share(view, last) > self._settings.changed_share
+        )
+
+    def _result(
+        self,
+        shard: ShardId,
+        owned: MeasuredShard,
+        found: Sequence[GroupFinding],
+        *,
+        version: int,
+    ) -> ShardResult:
+        now_s = self._now_s()
+        goal = owned.collection.settings
+        present = {held.segment.id: held.segment for held in owned.view.segments}
+        estimates = segment_estimates(found, measured_at_s=now_s)
+        seen = {
+            band: self.sampler.seen(shard.collection_id, shard.number, band)
+            for band in SelectivityBand
+        }
+        return ShardResult(
+            bands=band_recalls(shard.number, found, seen=seen, measured_at_s=now_s),
+            segments=tuple(
+                self._of_segment(shard, goal, present[segment_id], band, estimate, version=version)
+                for (segment_id, band), estimate in estimates.items()
+                if segment_id in present
+            ),
+            filters=filter_recalls(shard.number, found),
+            walks=segment_walks(found, k=goal.recall_k),
+        )
+
+    def _of_segment(
+        self,
+        shard: ShardId,
+        goal: CollectionSettings,
+        segment: Segment,
+        band: SelectivityBand,
+        estimate: RecallEstimate,
+        *,
+        version: int,
+    ) -> SegmentRecall:
+        """Let the controller draw its conclusion from an estimate; return both."""
+        before = after = self.controller.state(segment.id, band)
+        ef = limit = 0
+        if segment.kind is IndexKind.HNSW:
+            curve_ef = choose_ef(
+                segment.recall_curve, k=goal.recall_k, objective=goal.recall_objective
+            )
+            after = next_state(
+                before,
+                estimate=estimate,
+                sample_version=version,
+                curve_ef=curve_ef,
+                objective=goal.recall_objective,
+                rebuilt=segment.meta.build.reason == TaskReason.RECALL,
+            )
+            self.controller.store(segment.id, band, after)
+            ef, limit = scaled_ef(curve_ef, after.scale), max(curve_ef, EF_CONTROL_MAX)
+        result = SegmentRecall(
+            shard=shard.number,
+            segment_id=segment.id,
+            tier=segment.entry.tier.value,
+            model=segment.entry.model,
+            band=band,
+            estimate=estimate,
+            ef=ef,
+            ef_limit=limit,
+            rebuild=after.rebuild,
+            stuck=after.stuck,
+        )
+        _report(shard, result, before, after)
+        return result
+
+    def _results_of(self, collection_id: str) -> list[ShardResult]:
+        return [
+            result
+            for shard, result in sorted(self._results.items())
+            if shard.collection_id == collection_id
+        ]
+
+    def _forget_gone(self) -> None:
+        held = self._held()
+        for kept in (self._runs, self._first_seen_s, self._results):
+            for gone in [shard for shard in kept if shard not in held]:
+                del kept[gone]
+        if self._keeper is not None:
+            self._keeper.forget_all_but(list(held))
+        self.sampler.forget_all_but(shard.collection_id for shard in held)
+        self.latency.forget_all_but(shard.collection_id for shard in held)
+        views = [owned.view for owned in held.values() if owned is not None]
+        segments = frozenset(one.segment.id for view in views for one in view.segments)
+        growing = frozenset(one.number for view in views for one in view.growing)
+        self.controller.forget_all_but(segments)
+        if (segments, growing) != self._present:
+            self._present = segments, growing
+            self._filters.forget_all_but([*segments, *growing])
+
+
+def _ids(view: ShardView) -> frozenset[str]:
+    return frozenset(held.segment.id for held in view.segments)
+
+
+def _changed_share(view: ShardView, last: _Run) -> float:
+    """Return what share of the rows was written since, or has moved into another segment."""
+    moved = sum(
+        held.live_count for held in view.segments if held.segment.id not in last.segment_ids
+    )
+    return max(moved, view.sequence - last.sequence) / max(view.live_rows, 1)
+
+
+def _report(shard: ShardId, found: SegmentRecall, before: EfState, after: EfState) -> None:
+    """Say when something changes: a segment below its objective is never silent (INV-7)."""
+    facts = (
+        f"segment {found.segment_id} of {shard}, {found.band.value}: recall@{found.estimate.k}"
+        f" {found.estimate.recall:.4f} [{found.estimate.low:.4f}, {found.estimate.high:.4f}] of"
+        f" {found.estimate.queries} live queries"
+    )
+    if after.stuck and not before.stuck:
+        _log.error(
+            "%s is below the objective at ef %d, although the segment was built anew for it;"
+            " nothing more is tried: are the queries of another kind than the rows? (INV-7)",
+            facts,
+            found.ef,
+        )
+    elif after.rebuild and not before.rebuild:
+        _log.warning("%s is below the objective at ef %d; a rebuild is asked for", facts, found.ef)
+    elif after.scale != before.scale:
+        _log.info("%s; ef is now %d", facts, found.ef)

@@ -1,0 +1,160 @@
+"""From the findings of one run to the slices that are reported. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from annheal.model.measures.recall import (
+    FILTERS_REPORTED_MAX,
+    FilterRecall,
+    RecallEstimate,
+    SegmentRecall,
+    SelectivityBand,
+    ShardBandRecall,
+)
+from annheal.shard_node.owner.shard_state import SegmentNote
+from annheal.shard_node.recall.measure import GroupFinding, Recalls, SegmentFinding, estimate_of
+
+WALKS_MIN = 8
+"""Queries whose walks must have been counted before a segment's work is believed."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardResult:
+    """What the latest run found of one shard."""
+
+    bands: tuple[ShardBandRecall, ...] = ()
+    segments: tuple[SegmentRecall, ...] = ()
+    filters: tuple[FilterRecall, ...] = ()
+    walks: Mapping[str, float] = field(default_factory=dict)
+    """Rows that a query without a filter compares, by segment id."""
+
+
+def segment_estimates(
+    found: Iterable[GroupFinding], *, measured_at_s: float
+) -> dict[tuple[str, SelectivityBand], RecallEstimate]:
+    """Return the estimate of each (segment id, band) that some query reached."""
+    slices: dict[tuple[str, SelectivityBand], list[tuple[int, SegmentFinding]]] = defaultdict(list)
+    for finding in found:
+        for part in finding.segments:
+            slices[part.segment_id, part.band].append((finding.group.k, part))
+    estimates: dict[tuple[str, SelectivityBand], RecallEstimate] = {}
+    for slot, parts in sorted(slices.items()):
+        plans: Counter[str] = Counter()
+        for _, part in parts:
+            plans[part.plan.value] += len(part.recalls)
+        estimate = estimate_of(
+            [part.recalls for _, part in parts],
+            [k for k, _ in parts],
+            plans,
+            measured_at_s=measured_at_s,
+        )
+        if estimate is not None:
+            estimates[slot] = estimate
+    return estimates
+
+
+def band_recalls(
+    shard: int,
+    found: Iterable[GroupFinding],
+    *,
+    seen: dict[SelectivityBand, int],
+    measured_at_s: float,
+) -> tuple[ShardBandRecall, ...]:
+    """Return the recall of the shard's merged answers in each band that has any."""
+    bands: dict[SelectivityBand, list[GroupFinding]] = defaultdict(list)
+    for finding in found:
+        bands[finding.band].append(finding)
+    recalls: list[ShardBandRecall] = []
+    for band, findings in sorted(bands.items()):
+        estimate = estimate_of(
+            [one.recalls for one in findings],
+            [one.group.k for one in findings],
+            _plans(findings),
+            measured_at_s=measured_at_s,
+        )
+        if estimate is not None:
+            same = sum(one.same for one in findings)
+            repeated = sum(one.repeated for one in findings)
+            recalls.append(
+                ShardBandRecall(shard, band, estimate, same / repeated, seen.get(band, 0))
+            )
+    return tuple(recalls)
+
+
+def filter_recalls(shard: int, found: Iterable[GroupFinding]) -> tuple[FilterRecall, ...]:
+    """Return the recall under each sampled filter, those that match least first."""
+    together: dict[bytes, list[GroupFinding]] = defaultdict(list)
+    for finding in found:
+        if finding.group.filter is not None and len(finding.recalls):
+            together[finding.group.key].append(finding)
+    recalls = [_of_filter(shard, findings) for findings in together.values()]
+    recalls.sort(key=lambda one: (one.matches, one.recall))
+    return tuple(recalls[:FILTERS_REPORTED_MAX])
+
+
+def segment_walks(found: Iterable[GroupFinding], *, k: int) -> dict[str, float]:
+    """Return the mean work of a query by segment id, of queries for at most `k` neighbours.
+
+    Segments that too few queries walked are left out.
+    """
+    works: dict[str, list[Recalls]] = defaultdict(list)
+    for finding in found:
+        for part in finding.segments:
+            if finding.group.k <= k:
+                works[part.segment_id].append(part.work)
+    together = {segment_id: np.concatenate(parts) for segment_id, parts in works.items()}
+    return {
+        segment_id: float(work.mean())
+        for segment_id, work in together.items()
+        if len(work) >= WALKS_MIN
+    }
+
+
+def segment_notes(result: ShardResult) -> dict[str, SegmentNote]:
+    """Return by segment id the recall of its worst band, and what any band asks for."""
+    notes: dict[str, SegmentNote] = {}
+    for one in result.segments:
+        before = notes.get(one.segment_id)
+        note = SegmentNote(one.estimate.recall, one.ef, one.rebuild, one.stuck)
+        if before is not None:
+            worst = min(before, note, key=lambda each: each.recall)
+            note = SegmentNote(
+                worst.recall,
+                worst.ef,
+                before.rebuild or note.rebuild,
+                before.stuck or note.stuck,
+            )
+        notes[one.segment_id] = note
+    return {
+        segment_id: replace(note, visited=result.walks.get(segment_id, 0.0))
+        for segment_id, note in notes.items()
+    }
+
+
+def _of_filter(shard: int, findings: Sequence[GroupFinding]) -> FilterRecall:
+    latest = findings[-1]
+    assert latest.group.filter is not None
+    queries = sum(len(one.recalls) for one in findings)
+    return FilterRecall(
+        shard=shard,
+        filter=latest.group.filter,
+        matches=latest.matches,
+        live_rows=latest.live_rows,
+        recall=sum(float(one.recalls.sum()) for one in findings) / queries,
+        queries=queries,
+        plans=dict(_plans(findings)),
+    )
+
+
+def _plans(findings: Iterable[GroupFinding]) -> Counter[str]:
+    """Return how often a segment answered a query by each plan."""
+    plans: Counter[str] = Counter()
+    for finding in findings:
+        for part in finding.segments:
+            plans[part.plan.value] += len(part.recalls)
+    return plans

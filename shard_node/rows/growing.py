@@ -1,0 +1,300 @@
+"""Rows that are in memory and in the log, but not yet in a segment. Searched exactly."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from annheal.model.collection import Metric
+from annheal.model.records import Float32Matrix, Projection, RecordBatch, RecordSet
+from annheal.shards.wal import empty_attributes
+
+_ROWS_INITIAL = 1_024
+_numbers = itertools.count()
+_PARTS_MAX = 64
+"""Column parts held before they are joined into one: single-row writes must not pile up."""
+SCORES_BYTES_MAX = 32 << 20
+"""Scores that one comparison of several queries with all rows may hold at a time."""
+L2_ROUNDING = 32 * float(np.finfo(np.float32).eps)
+"""Error of an L2 score from products, relative to the squared lengths; generous."""
+DIFFERENCES_ROWS = 1_024
+"""Rows whose differences from a query are held at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Attributes and payloads of some consecutive rows, in memory of their own."""
+
+    attributes: pa.RecordBatch
+    payloads: pa.BinaryArray
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes that the two take."""
+        return self.attributes.nbytes + self.payloads.nbytes
+
+
+@dataclass(frozen=True, slots=True)
+class GrowingView:
+    """An immutable view of `rows` rows. `dead` (rows,) bool or None when every row lives.
+
+    The arrays are shared with the growing segment, which only ever writes behind `rows` and
+    replaces (never changes) `dead`. `newest` is the growing segment's own map from id to row: it
+    may name rows behind this view. `number` tells growing segments of this process apart.
+    """
+
+    number: int
+
+    vectors: Float32Matrix
+    ids: list[str]
+    newest: dict[str, int]
+    sequences: npt.NDArray[np.int64]
+    parts: tuple[Columns, ...]
+    rows: int
+    dead: npt.NDArray[np.bool_] | None
+    dead_count: int
+    _attributes: list[pa.RecordBatch] = field(default_factory=list)
+
+    @property
+    def live_count(self) -> int:
+        """Rows that are not dead."""
+        return self.rows - self.dead_count
+
+    def live_mask(self) -> npt.NDArray[np.bool_]:
+        """Return (rows,) bool, True where the row lives."""
+        return np.ones(self.rows, dtype=np.bool_) if self.dead is None else ~self.dead
+
+    def attributes(self) -> pa.RecordBatch:
+        """Return the attribute columns of all rows; joined once per view."""
+        if not self._attributes:
+            self._attributes.append(_joined_attributes(self.parts))
+        return self._attributes[0]
+
+    def attributes_from(self, first: int) -> pa.RecordBatch:
+        """Return the attribute columns of the rows from `first` < rows on, joining no others."""
+        start, end = self.rows, len(self.parts)
+        while start > first:
+            end -= 1
+            start -= len(self.parts[end].payloads)
+        return _joined_attributes(self.parts[end:]).slice(first - start)
+
+    def payloads(self) -> pa.BinaryArray:
+        """Return the payload column of all rows."""
+        return _joined_payloads(self.parts)
+
+    def take(self, rows: npt.NDArray[np.int64], projection: Projection) -> RecordSet:
+        """Return the given rows with what `projection` asks for."""
+        ids = self.ids
+        found = [ids[row] for row in rows.tolist()]
+        if projection.ids_only:
+            return RecordSet(found)
+        index = pa.array(rows, type=pa.int64())
+        attributes = self.attributes()
+        if projection.attributes is not None:
+            present = set(attributes.schema.names)
+            attributes = attributes.select([n for n in projection.attributes if n in present])
+        return RecordSet(
+            found,
+            attributes=None if projection.attributes == () else take_rows(attributes, index),
+            payloads=self.payloads().take(index) if projection.payload else None,
+            vectors=np.ascontiguousarray(self.vectors[rows]) if projection.vector else None,
+        )
+
+    def search(
+        self,
+        queries: Float32Matrix,
+        *,
+        k: int,
+        metric: Metric,
+        allowed: npt.NDArray[np.bool_] | None,
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+        """Compare every row; return scores (n, k') and rows (n, k'), best first, k' <= k.
+
+        `allowed` (rows,) bool limits the rows; rows not allowed come back as -inf and -1.
+        """
+        block = max(1, SCORES_BYTES_MAX // (4 * self.rows))
+        found = [
+            self._search_block(queries[start : start + block], k, metric, allowed)
+            for start in range(0, len(queries), block)
+        ]
+        if len(found) == 1:
+            return found[0]
+        if not found:
+            width = min(k, self.rows)
+            return np.empty((0, width), dtype=np.float32), np.empty((0, width), dtype=np.int64)
+        return np.concatenate([f[0] for f in found]), np.concatenate([f[1] for f in found])
+
+    def _search_block(
+        self,
+        queries: Float32Matrix,
+        k: int,
+        metric: Metric,
+        allowed: npt.NDArray[np.bool_] | None,
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+        rows = self.vectors[: self.rows]
+        scores = queries @ rows.T
+        rounding: npt.NDArray[np.float64] | None = None
+        if metric is Metric.L2:
+            row_squares = np.einsum("ij,ij->i", rows, rows)
+            query_squares = np.einsum("ij,ij->i", queries, queries)
+            scores *= 2.0
+            scores -= row_squares
+            scores -= query_squares[:, None]
+            np.minimum(scores, 0.0, out=scores)
+            rounding = L2_ROUNDING * (float(row_squares.max()) + query_squares.astype(np.float64))
+        if allowed is not None:
+            scores[:, ~allowed] = -np.inf
+        width = min(k, self.rows)
+        if rounding is not None:
+            _compare_near(scores, queries, rows, width=width, rounding=rounding)
+        if width < self.rows:
+            best = np.argpartition(scores, self.rows - width, axis=1)[:, self.rows - width :]
+        else:
+            best = np.broadcast_to(np.arange(self.rows), scores.shape)
+        best_scores = np.take_along_axis(scores, best, axis=1)
+        order = np.argsort(-best_scores, axis=1, kind="stable")
+        found = np.take_along_axis(best, order, axis=1).astype(np.int64)
+        found_scores = np.take_along_axis(best_scores, order, axis=1)
+        found[np.isneginf(found_scores)] = -1
+        return found_scores, found
+
+
+def _compare_near(
+    scores: npt.NDArray[np.float32],
+    queries: Float32Matrix,
+    rows: Float32Matrix,
+    *,
+    width: int,
+    rounding: npt.NDArray[np.float64],
+) -> None:
+    """Replace the L2 scores that may be among the best `width` with those of the differences.
+
+    |a|^2 - 2ab + |b|^2 loses what vectors far from the origin differ in; each score is wrong by
+    at most the query's `rounding`.
+    """
+    count = len(rows)
+    for query, found, error in zip(queries, scores, rounding.tolist(), strict=True):
+        last = float(np.partition(found, count - width)[count - width])
+        near = np.flatnonzero((found >= last - 2.0 * error) & (found > -np.inf))
+        for start in range(0, len(near), DIFFERENCES_ROWS):
+            part = near[start : start + DIFFERENCES_ROWS]
+            apart = rows[part] - query
+            found[part] = -np.einsum("ij,ij->i", apart, apart)
+
+
+class GrowingSegment:
+    """The writable end of a shard: append rows, kill rows, take views.
+
+    Used by one writer at a time (the shard's mutation lock); views may be read by any thread.
+    """
+
+    def __init__(self, dimension: int) -> None:
+        self._number = next(_numbers)
+        self._vectors: Float32Matrix = np.empty((_ROWS_INITIAL, dimension), dtype=np.float32)
+        self._sequences = np.empty(_ROWS_INITIAL, dtype=np.int64)
+        self._ids: list[str] = []
+        self._newest: dict[str, int] = {}
+        self._parts: list[Columns] = []
+        self._columns_bytes = 0
+        self._dead: npt.NDArray[np.bool_] | None = None
+        self._dead_count = 0
+        self.rows = 0
+        self.last_slot = -1
+        self.last_sequence = 0
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the vectors, attributes and payloads held."""
+        return self.rows * int(self._vectors.shape[1]) * 4 + self._columns_bytes
+
+    def append(self, batch: RecordBatch, *, first_sequence: int) -> None:
+        """Add rows of different ids; an older row of the same id must be killed before."""
+        start, end = self.rows, self.rows + len(batch)
+        self._reserve(end)
+        self._vectors[start:end] = batch.vectors
+        self._sequences[start:end] = np.arange(first_sequence, first_sequence + len(batch))
+        ids = batch.id_list()
+        self._ids.extend(ids)
+        self._newest.update(zip(ids, range(start, end), strict=True))
+        self._add_columns(batch)
+        if self._dead is not None:
+            self._dead = np.concatenate([self._dead, np.zeros(len(batch), dtype=np.bool_)])
+        self.rows = end
+
+    def find(self, ids: list[str]) -> npt.NDArray[np.int64]:
+        """Return the newest row of each id, -1 where there is none; it may be dead."""
+        newest = self._newest
+        return np.fromiter((newest.get(i, -1) for i in ids), dtype=np.int64, count=len(ids))
+
+    def kill(self, rows: npt.NDArray[np.int64], *, before_sequence: int) -> int:
+        """Mark rows older than `before_sequence` dead; return how many died."""
+        rows = np.unique(rows[self._sequences[rows] < before_sequence])
+        dead = np.zeros(self.rows, dtype=np.bool_) if self._dead is None else self._dead.copy()
+        died = rows[~dead[rows]]
+        if not len(died):
+            return 0
+        dead[died] = True
+        self._dead = dead
+        self._dead_count += len(died)
+        return len(died)
+
+    def view(self) -> GrowingView:
+        """Return the present rows as an immutable view."""
+        return GrowingView(
+            number=self._number,
+            vectors=self._vectors,
+            ids=self._ids,
+            newest=self._newest,
+            sequences=self._sequences,
+            parts=tuple(self._parts),
+            rows=self.rows,
+            dead=self._dead,
+            dead_count=self._dead_count,
+        )
+
+    def _add_columns(self, batch: RecordBatch) -> None:
+        # Copies: what arrives may be a slice of a whole message or log object, vectors included,
+        # and would keep all of it in memory.
+        index = pa.array(np.arange(len(batch)), type=pa.int64())
+        added = Columns(take_rows(batch.attributes, index), batch.payloads.take(index))
+        self._parts.append(added)
+        self._columns_bytes += added.size_bytes
+        if len(self._parts) > _PARTS_MAX:
+            self._parts = [Columns(_joined_attributes(self._parts), _joined_payloads(self._parts))]
+
+    def _reserve(self, rows: int) -> None:
+        if rows <= len(self._vectors):
+            return
+        capacity = max(rows, 2 * len(self._vectors))
+        vectors = np.empty((capacity, self._vectors.shape[1]), dtype=np.float32)
+        vectors[: self.rows] = self._vectors[: self.rows]
+        sequences = np.empty(capacity, dtype=np.int64)
+        sequences[: self.rows] = self._sequences[: self.rows]
+        self._vectors, self._sequences = vectors, sequences
+
+
+def take_rows(attributes: pa.RecordBatch, index: pa.Int64Array) -> pa.RecordBatch:
+    """Return the given rows; Arrow's own `take` loses the length of a batch without columns."""
+    return attributes.take(index) if attributes.num_columns else empty_attributes(len(index))
+
+
+def _joined_attributes(parts: Sequence[Columns]) -> pa.RecordBatch:
+    batches = [part.attributes for part in parts]
+    if len(batches) == 1:
+        return batches[0]
+    if batches[0].num_columns == 0:
+        return empty_attributes(sum(len(batch) for batch in batches))
+    columns = [
+        pa.concat_arrays([batch.column(number) for batch in batches])
+        for number in range(batches[0].num_columns)
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=batches[0].schema)
+
+
+def _joined_payloads(parts: Sequence[Columns]) -> pa.BinaryArray:
+    return parts[0].payloads if len(parts) == 1 else pa.concat_arrays([p.payloads for p in parts])

@@ -1,0 +1,1 @@
+"""How a segment is searched: its plan, its threads, its filter bitmaps and codes."""

@@ -1,0 +1,183 @@
+"""Reads that are no search: by id, counts, scans, and the ids that match a filter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from annheal.filters import evaluate
+from annheal.model.filter import Filter
+from annheal.model.records import IDS_ONLY, Projection, RecordSet
+from annheal.model.write import ScanPage, ScanRequest
+from annheal.shard_node.rows.growing import GrowingView
+from annheal.shard_node.rows.view import SegmentView, ShardView
+from annheal.shard_node.search.searcher import join_records
+from annheal.shards.routing import hash_ids
+
+Rows = npt.NDArray[np.int64]
+Source = SegmentView | GrowingView
+
+
+def live_mask(source: Source, filter: Filter | None) -> npt.NDArray[np.bool_]:
+    """Return (rows,) bool: the row lives and matches."""
+    if isinstance(source, GrowingView):
+        live = source.live_mask()
+        if filter is not None:
+            live &= evaluate(filter, source.attributes(), row_count=source.rows)
+        return live
+    bitmap = source.deletes.live
+    rows = source.segment.rows
+    live = np.ones(rows, dtype=np.bool_) if bitmap is None else bitmap.mask().copy()
+    if filter is not None:
+        live &= source.segment.matches(filter).mask()
+    return live
+
+
+def matching_ids(view: ShardView, filter: Filter) -> list[str]:
+    """Return the ids of all live records that match the validated `filter`."""
+    ids: list[str] = []
+    for source in _sources(view):
+        rows = np.flatnonzero(live_mask(source, filter))
+        ids += _take(source, rows, IDS_ONLY).ids
+    return ids
+
+
+def count_rows(view: ShardView, filter: Filter | None) -> int:
+    """Return how many live records match."""
+    if filter is None:
+        return view.live_rows
+    return sum(int(np.count_nonzero(live_mask(source, filter))) for source in _sources(view))
+
+
+def get_records(view: ShardView, ids: tuple[str, ...], projection: Projection) -> RecordSet:
+    """Return the live records among `ids`, in the order asked; unknown ids are left out."""
+    wanted = list(dict.fromkeys(ids))
+    hashes = hash_ids(wanted)
+    taken: list[RecordSet] = []
+    positions: list[Rows] = []
+    for source in _sources(view):
+        if isinstance(source, GrowingView):
+            rows = _find_growing(source, wanted)
+        else:
+            rows = source.segment.find(wanted, hashes)
+        asked = np.flatnonzero(rows >= 0)
+        asked = asked[_is_live(source, rows[asked])]
+        if len(asked):
+            taken.append(_take(source, rows[asked], projection))
+            positions.append(asked.astype(np.int64))
+    return join_records(taken, positions)
+
+
+def scan_page(view: ShardView, request: ScanRequest) -> ScanPage:
+    """Return the next `rows_max` live, matching records in the order of (hash, id)."""
+    hashes: list[npt.NDArray[np.uint64]] = []
+    refs: list[tuple[int, Rows]] = []
+    sources = list(_sources(view))
+    for position, source in enumerate(sources):
+        rows, source_hashes = _rows_after(source, request)
+        refs.append((position, rows))
+        hashes.append(source_hashes)
+    return _cut_page(sources, refs, hashes, request)
+
+
+def _cut_page(
+    sources: list[Source],
+    refs: list[tuple[int, Rows]],
+    hashes: list[npt.NDArray[np.uint64]],
+    request: ScanRequest,
+) -> ScanPage:
+    entries = [
+        (int(h), record_id, position, int(row))
+        for (position, rows), source_hashes in zip(refs, hashes, strict=True)
+        for h, record_id, row in zip(
+            source_hashes.tolist(),
+            _take(sources[position], rows, IDS_ONLY).ids,
+            rows.tolist(),
+            strict=True,
+        )
+    ]
+    entries.sort()
+    page = entries[: request.rows_max]
+    finished = len(entries) <= request.rows_max
+    taken: list[RecordSet] = []
+    positions: list[Rows] = []
+    for number, source in enumerate(sources):
+        where = [i for i, entry in enumerate(page) if entry[2] == number]
+        if where:
+            rows = np.array([page[i][3] for i in where], dtype=np.int64)
+            taken.append(_take(source, rows, request.projection))
+            positions.append(np.array(where, dtype=np.int64))
+    last_hash, last_id = (page[-1][0], page[-1][1]) if page else (-1, "")
+    return ScanPage(join_records(taken, positions), last_hash, last_id, finished)
+
+
+def _sources(view: ShardView) -> Iterator[Source]:
+    yield from view.segments
+    yield from view.growing
+
+
+def _take(source: Source, rows: Rows, projection: Projection) -> RecordSet:
+    holder = source.segment if isinstance(source, SegmentView) else source
+    return holder.take(rows, projection)
+
+
+def _is_live(source: Source, rows: Rows) -> npt.NDArray[np.bool_]:
+    if isinstance(source, SegmentView):
+        return ~source.deletes.is_dead(rows)
+    alive = np.ones(len(rows), dtype=np.bool_)
+    return alive if source.dead is None else ~source.dead[rows]
+
+
+def _rows_after(source: Source, request: ScanRequest) -> tuple[Rows, npt.NDArray[np.uint64]]:
+    """Return the candidates of one source for the page: rows and hashes, by ascending hash.
+
+    At least every row of the source that can be on the page or shows that another one follows:
+    the first `rows_max + 1` behind the last record seen, and the ties of the last one's hash.
+    """
+    mask = live_mask(source, request.filter)
+    rows: npt.NDArray[Any]
+    if isinstance(source, SegmentView):
+        rows, hashes = source.segment.hash_order, source.segment.hashes
+        start = source.segment.position_after(request.after_hash, request.after_id)
+    else:
+        rows, hashes, start = _growing_order(source, request)
+    keep = np.flatnonzero(mask[rows[start:]]) + start
+    if len(keep) > request.rows_max + 1:
+        end = int(np.searchsorted(hashes, hashes[keep[request.rows_max]], side="right"))
+        keep = keep[keep < end]
+    return rows[keep].astype(np.int64), hashes[keep]
+
+
+def _growing_order(
+    growing: GrowingView, request: ScanRequest
+) -> tuple[Rows, npt.NDArray[np.uint64], int]:
+    """Return the rows by (hash, id), their hashes, and the first position of the page."""
+    unordered = hash_ids(growing.ids[: growing.rows])
+    rows = np.argsort(unordered, kind="stable")
+    hashes = unordered[rows]
+    if request.after_hash < 0:
+        return rows, hashes, 0
+    after = np.uint64(request.after_hash)
+    start = int(np.searchsorted(hashes, after, side="left"))
+    end = int(np.searchsorted(hashes, after, side="right"))
+    # Different ids may share the hash: those up to the last one seen are done.
+    tied = sorted(rows[start:end].tolist(), key=lambda row: growing.ids[row])
+    rows[start:end] = tied
+    while start < end and growing.ids[int(rows[start])] <= request.after_id:
+        start += 1
+    return rows, hashes, start
+
+
+def _find_growing(growing: GrowingView, ids: list[str]) -> Rows:
+    """Return the newest row of each id that the view holds; -1 where there is none."""
+    newest = growing.newest
+    rows = np.fromiter((newest.get(i, -1) for i in ids), dtype=np.int64, count=len(ids))
+    later = np.flatnonzero(rows >= growing.rows)
+    if len(later):
+        # Written again after this view was taken: look for the rows that the view does hold.
+        held = {record_id: row for row, record_id in enumerate(growing.ids[: growing.rows])}
+        rows[later] = [held.get(ids[position], -1) for position in later.tolist()]
+    return rows

@@ -1,0 +1,294 @@
+"""Searching views: every segment by its plan, growing rows exactly, one merge."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from annheal.filters import filter_key
+from annheal.index import TopK, merge_topk
+from annheal.model.collection import Collection
+from annheal.model.measures.recall import band_of
+from annheal.model.records import Float32Matrix, Projection, RecordSet
+from annheal.model.search import SearchAnswer, SearchOptions, SegmentExplain
+from annheal.shard_node.recall.ef_control import EfScale, curve_alone, scaled_ef
+from annheal.shard_node.recall.sampler import Reach
+from annheal.shard_node.rows.growing import GrowingView
+from annheal.shard_node.rows.view import SegmentView, ShardView
+from annheal.shard_node.search.costs import COSTS, CostBook
+from annheal.shard_node.search.filter_cache import FilterCache
+from annheal.shard_node.search.planner import (
+    PlanKind,
+    SegmentFacts,
+    SegmentPlan,
+    Wanted,
+    codes_are_worthwhile,
+    plan_segment,
+)
+from annheal.shard_node.search.run_plan import Ran, run_plan
+from annheal.shard_node.search.shortlists import SHORTLISTS, ShortlistBook
+from annheal.shard_node.search.threads import Hits
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One segment or growing view that gave hits; the merge refers to it by position."""
+
+    rows: SegmentView | GrowingView
+
+    def take(self, rows: npt.NDArray[np.int64], projection: Projection) -> RecordSet:
+        source = self.rows.segment if isinstance(self.rows, SegmentView) else self.rows
+        return source.take(rows, projection)
+
+
+class Searcher:
+    """Runs searches of one collection; may be called from several threads.
+
+    `ef_scale` says by how much a segment is searched wider than its recall curve asks for; one
+    search uses at most `threads` threads.
+    """
+
+    def __init__(
+        self,
+        collection: Collection,
+        filters: FilterCache,
+        *,
+        ef_scale: EfScale = curve_alone,
+        costs: CostBook = COSTS,
+        shortlists: ShortlistBook = SHORTLISTS,
+        threads: int = 1,
+    ) -> None:
+        self._collection = collection
+        self._filters = filters
+        self._ef_scale = ef_scale
+        self._costs = costs
+        self._shortlists = shortlists
+        self._threads = threads
+
+    def search(
+        self, views: Sequence[tuple[int, ShardView]], queries: Float32Matrix, options: SearchOptions
+    ) -> SearchAnswer:
+        """Return the best k of all `views` (shard number, view) for each of the queries (n, d)."""
+        return self.search_counted(views, queries, options)[0]
+
+    def search_counted(
+        self, views: Sequence[tuple[int, ShardView]], queries: Float32Matrix, options: SearchOptions
+    ) -> tuple[SearchAnswer, tuple[Reach, ...]]:
+        """Return what `search` does, and how many rows of each view the filter matches."""
+        parts: list[_Part] = []
+        hits: list[Hits] = []
+        explain: list[SegmentExplain] = []
+        reaches: list[Reach] = []
+        key = None if options.filter is None else filter_key(options.filter)
+        for shard, view in views:
+            matches = visited = 0
+            for held in view.segments:
+                started_s = time.perf_counter()
+                plan, allowed, ran = self.search_segment(held, queries, options, key=key)
+                matches += allowed
+                if ran is not None:
+                    parts.append(_Part(held))
+                    hits.append(ran.hits)
+                    visited += ran.visited
+                if options.explain:
+                    took_s = time.perf_counter() - started_s
+                    explain.append(_explain(shard, held, plan, allowed, ran, took_s))
+            for growing in view.growing:
+                started_s = time.perf_counter()
+                allowed, found = self.search_growing(growing, queries, options, key=key)
+                matches += allowed
+                visited += allowed * len(queries)
+                if found is not None:
+                    parts.append(_Part(growing))
+                    hits.append(found)
+                if options.explain:
+                    took_s = time.perf_counter() - started_s
+                    explain.append(_explain_growing(shard, growing, allowed, len(queries), took_s))
+            reaches.append(Reach(shard, matches, view.live_rows, visited))
+        best = merge_topk(hits, k=options.k, queries=len(queries))
+        counts, scores, records = _materialise(best, parts, options.projection)
+        answer = SearchAnswer(
+            counts,
+            scores,
+            records,
+            explain=tuple(explain),
+            sequences={shard: view.sequence for shard, view in views},
+        )
+        return answer, tuple(reaches)
+
+    def search_segment(
+        self,
+        held: SegmentView,
+        queries: Float32Matrix,
+        options: SearchOptions,
+        *,
+        key: bytes | None = None,
+    ) -> tuple[SegmentPlan, int, Ran | None]:
+        """Return the plan, how many rows live and match, and the best of them (None: no row)."""
+        segment = held.segment
+        live = held.deletes.live
+        if options.filter is not None:
+            matching = self._filters.matches(segment, options.filter, key=key)
+            live = matching if live is None else matching & live
+        allowed = segment.rows if live is None else live.count
+        codes = segment.index.shortlist
+        facts = SegmentFacts(
+            index_kind=segment.kind,
+            rows=segment.rows,
+            allowed=allowed,
+            curve=segment.recall_curve,
+            costs=self._costs.costs_of(segment.index),
+            walk_ready=segment.index.walk_ready,
+            shortlist=None if codes is None else codes.costs,
+        )
+        wanted = Wanted(
+            k=options.k,
+            objective=options.recall_objective or self._collection.settings.recall_objective,
+            ef=options.ef,
+            exact=options.exact,
+            filtered=options.filter is not None,
+        )
+        plan = plan_segment(facts, wanted)
+        if plan.kind is PlanKind.SKIP:
+            return plan, allowed, None
+        if options.ef is None:
+            plan = self._scaled(plan, held, allowed, filtered=options.filter is not None)
+        # A bitmap of all rows says nothing, and the plain walk is cheaper without it.
+        limit = None if allowed == segment.rows else live
+        ran = run_plan(segment.index, plan, queries, k=options.k, live=limit, threads=self._threads)
+        if plan.codes_wanted or (ran.repeated and codes_are_worthwhile(facts, wanted)):
+            self._shortlists.want(segment.index)
+        return plan, allowed, ran
+
+    def _scaled(
+        self, plan: SegmentPlan, held: SegmentView, allowed: int, *, filtered: bool
+    ) -> SegmentPlan:
+        """Widen the beams of `plan` where measured recall asks for more than the curve says."""
+        scale = self._ef_scale(
+            held.segment.id, band_of(allowed, held.live_count, filtered=filtered)
+        )
+        if scale <= 1.0 or not plan.ef:
+            return plan
+        ef_far = scaled_ef(plan.ef_far, scale) if plan.ef_far else 0
+        return replace(plan, ef=scaled_ef(plan.ef, scale), ef_far=ef_far)
+
+    def search_growing(
+        self,
+        growing: GrowingView,
+        queries: Float32Matrix,
+        options: SearchOptions,
+        *,
+        key: bytes | None = None,
+    ) -> tuple[int, Hits | None]:
+        """Return how many rows live and match, and the best of them."""
+        mask: npt.NDArray[np.bool_] | None = None
+        if options.filter is not None:
+            mask = self._filters.growing_matches(growing, options.filter, key=key)
+        if growing.dead is not None:
+            mask = ~growing.dead if mask is None else mask & ~growing.dead
+        allowed = growing.rows if mask is None else int(np.count_nonzero(mask))
+        if allowed == 0:
+            return 0, None
+        return allowed, growing.search(
+            queries, k=options.k, metric=self._collection.model.metric, allowed=mask
+        )
+
+
+def _materialise(
+    best: TopK, parts: Sequence[_Part], projection: Projection
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32], RecordSet]:
+    """Turn (n, k) references into flat scores and the records they name."""
+    present = best.rows >= 0
+    counts = np.count_nonzero(present, axis=1).astype(np.int32)
+    rows = best.rows[present]
+    scores = best.scores[present]
+    if len(parts) <= 1:
+        return counts, scores, parts[0].take(rows, projection) if parts else RecordSet([])
+    numbers = best.parts[present]
+    taken: list[RecordSet] = []
+    positions: list[npt.NDArray[np.int64]] = []
+    for number in np.unique(numbers).tolist():
+        where = np.flatnonzero(numbers == number)
+        taken.append(parts[number].take(rows[where], projection))
+        positions.append(where)
+    return counts, scores, join_records(taken, positions)
+
+
+def join_records(
+    sets: Sequence[RecordSet], positions: Sequence[npt.NDArray[np.int64]]
+) -> RecordSet:
+    """Return one set in which row i of `sets[j]` stands at `positions[j][i]`."""
+    if len(sets) == 1:
+        return sets[0]
+    if not sets:
+        return RecordSet([])
+    order = np.argsort(np.concatenate(positions), kind="stable")
+    ids: list[str] = [record_id for part in sets for record_id in part.ids]
+    index = pa.array(order, type=pa.int64())
+    first = sets[0]
+    return RecordSet(
+        [ids[i] for i in order.tolist()],
+        attributes=None if first.attributes is None else _join_batches(sets).take(index),
+        payloads=None
+        if first.payloads is None
+        else pa.concat_arrays([s.payloads for s in sets if s.payloads is not None]).take(index),
+        vectors=None
+        if first.vectors is None
+        else np.concatenate([s.vectors for s in sets if s.vectors is not None])[order],
+    )
+
+
+def _join_batches(sets: Sequence[RecordSet]) -> pa.RecordBatch:
+    batches = [s.attributes for s in sets if s.attributes is not None]
+    schema = batches[0].schema
+    return pa.RecordBatch.from_arrays(
+        [
+            pa.concat_arrays([_plain(batch.column(name)) for batch in batches])
+            for name in schema.names
+        ],
+        names=schema.names,
+    )
+
+
+def _plain(column: pa.Array[Any]) -> pa.Array[Any]:
+    """Return a keyword column as plain strings: dictionaries differ from segment to segment."""
+    return column.dictionary_decode() if isinstance(column, pa.DictionaryArray) else column
+
+
+def _explain(
+    shard: int, held: SegmentView, plan: SegmentPlan, allowed: int, ran: Ran | None, took_s: float
+) -> SegmentExplain:
+    return SegmentExplain(
+        shard=shard,
+        segment_id=held.segment.id,
+        plan=plan.kind.value,
+        rows=held.segment.rows,
+        live_rows=held.live_count,
+        matches=allowed,
+        ef=plan.ef,
+        visited=0 if ran is None else ran.visited,
+        duration_s=took_s,
+    )
+
+
+def _explain_growing(
+    shard: int, growing: GrowingView, allowed: int, queries: int, took_s: float
+) -> SegmentExplain:
+    plan = PlanKind.SCAN if allowed else PlanKind.SKIP
+    return SegmentExplain(
+        shard=shard,
+        segment_id="growing",
+        plan=plan.value,
+        rows=growing.rows,
+        live_rows=growing.live_count,
+        matches=allowed,
+        ef=0,
+        visited=growing.rows * queries if allowed else 0,
+        duration_s=took_s,
+    )
