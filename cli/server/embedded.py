@@ -36,6 +36,7 @@ from annheal.objectstore.local import LocalObjectStore
 from annheal.rpc.server import RpcServer
 from annheal.runtime.folder_lock import folder_lock
 from annheal.runtime.tasks import TaskScope
+from annheal.shard_node.app import not_listening, running_node
 
 META_FILE: Final = "meta.sqlite"
 OBJECTS_DIR: Final = "objects"
