@@ -22,7 +22,6 @@ import numpy as np
 import numpy.typing as npt
 from rich.console import Console
 
-from benchmarks.datasets.dataset import Dataset, load_dataset
 from benchmarks.datasets.population import Change, Churn, Population, Truth
 from benchmarks.harness.churn_figures import (
     FAISS,
@@ -35,6 +34,7 @@ from benchmarks.harness.churn_figures import (
     check,
     draw,
 )
+from benchmarks.harness.dataset import Dataset, load_dataset
 from benchmarks.harness.options import Options, parse_options
 from benchmarks.harness.report import Column, Report, Row, print_report, report_console
 from benchmarks.search import FAISS_EFS, RECALL_TOLERANCE

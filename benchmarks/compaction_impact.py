@@ -21,9 +21,9 @@ import numpy as np
 from annheal import AsyncClient
 from annheal.errors import AnnhealError
 from annheal.model.topology.task import TaskPhase
-from benchmarks.datasets.dataset import Dataset, load_dataset
 from benchmarks.datasets.loading import COLLECTION, load
 from benchmarks.harness.callers import run_at_rate
+from benchmarks.harness.dataset import Dataset, load_dataset
 from benchmarks.harness.options import Options, parse_options
 from benchmarks.harness.report import Column, Report, Requirement, Row, print_report, report_console
 from benchmarks.systems.servers import serve

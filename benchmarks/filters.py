@@ -22,9 +22,9 @@ import numpy.typing as npt
 
 from annheal.index import warm_up
 from annheal.model.search import SearchOptions
-from benchmarks.datasets.dataset import load_dataset
 from benchmarks.datasets.filter_cases import Case, Group, cases_of, columns_of
 from benchmarks.harness.accuracy import OBJECTIVE, hits_by_score, padded_scores, verdict
+from benchmarks.harness.dataset import load_dataset
 from benchmarks.harness.options import HALF, Options, parse_options
 from benchmarks.harness.report import Column, Report, Row, print_report, report_console
 from benchmarks.harness.timing import Timings, time_in_turns

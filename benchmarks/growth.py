@@ -20,9 +20,9 @@ import numpy.typing as npt
 
 from annheal import AsyncClient
 from annheal.model.search import SegmentExplain
-from benchmarks.datasets.dataset import Dataset, load_dataset
 from benchmarks.datasets.loading import COLLECTION, grow
 from benchmarks.harness.accuracy import OBJECTIVE, hits_by_score, padded_scores, verdict
+from benchmarks.harness.dataset import Dataset, load_dataset
 from benchmarks.harness.options import Options, parse_options
 from benchmarks.harness.report import Column, Report, Row, print_report, report_console
 from benchmarks.harness.timing import Queries, await_in_turns

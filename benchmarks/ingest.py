@@ -13,8 +13,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
 from annheal import AsyncClient
-from benchmarks.datasets.dataset import Dataset, load_dataset
 from benchmarks.datasets.loading import COLLECTION, build_faiss, load
+from benchmarks.harness.dataset import Dataset, load_dataset
 from benchmarks.harness.options import parse_options
 from benchmarks.harness.report import Column, Report, Row, print_report, report_console
 from benchmarks.systems.servers import ClusterUnavailable, serve

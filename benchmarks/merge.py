@@ -34,7 +34,7 @@ from annheal.index import VectorIndex
 from annheal.model.collection import Collection, CollectionSettings, Metric, ModelSpec
 from annheal.model.topology.manifest import SegmentEntry, Tier
 from annheal.segment import DeleteVector, Segment, SegmentRows, local_segment, write_segment
-from benchmarks.datasets.dataset import Dataset, load_dataset
+from benchmarks.harness.dataset import Dataset, load_dataset
 from benchmarks.harness.options import Options, parse_options
 from benchmarks.harness.report import Column, Report, print_report, report_console
 

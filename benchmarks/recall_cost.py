@@ -27,7 +27,7 @@ from annheal.index import warm_up
 from annheal.model.measures.recall import SelectivityBand
 from annheal.shard_node.recall.measure import GROUP_QUERIES
 from annheal.shard_node.recall.sampler import RESERVOIR_QUERIES
-from benchmarks.datasets.dataset import load_dataset
+from benchmarks.harness.dataset import load_dataset
 from benchmarks.harness.options import Options, parse_options
 from benchmarks.harness.pairs import PairedRatio, paired_ratio
 from benchmarks.harness.report import Column, Report, Row, print_report, report_console

@@ -22,7 +22,6 @@ import numpy as np
 import numpy.typing as npt
 
 from annheal import AsyncClient
-from benchmarks.datasets.dataset import Dataset, load_dataset
 from benchmarks.datasets.loading import COLLECTION, build_faiss, load, recall
 from benchmarks.harness.callers import (
     WARM_UP_S,
@@ -32,6 +31,7 @@ from benchmarks.harness.callers import (
     run_tasks,
     run_threads,
 )
+from benchmarks.harness.dataset import Dataset, load_dataset
 from benchmarks.harness.options import Options, parse_options
 from benchmarks.harness.report import Column, Report, Row, print_report, report_console
 from benchmarks.systems.servers import ClusterUnavailable, serve

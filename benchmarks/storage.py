@@ -27,12 +27,12 @@ from annheal.model.filter import Comparison, ComparisonOp, Filter
 from annheal.model.search import SearchAnswer, SearchOptions
 from annheal.segment import Segment, local_segment
 from annheal.segment.meta import INDEX_FILE, VECTORS_FILE
-from benchmarks.datasets.dataset import Dataset, load_dataset
-from benchmarks.datasets.filter_cases import RANDOM, columns_of
+from benchmarks.datasets.filter_cases import RANDOM, canonical, columns_of
+from benchmarks.harness.dataset import Dataset, load_dataset
 from benchmarks.harness.options import Options, parse_options
 from benchmarks.harness.report import Column, Report, print_report, report_console
 from benchmarks.harness.timing import time_in_turns
-from benchmarks.systems.node_segment import NodeSegment, build_node_segment, canonical
+from benchmarks.systems.node_segment import NodeSegment, build_node_segment
 
 QUERIES_MAX = 1_000
 QUERIES_TIMED = 100

@@ -27,9 +27,9 @@ import pyarrow as pa
 from annheal.index import set_search_threads, warm_up
 from annheal.model.search import SearchOptions
 from annheal.shard_node.node import search_threads_for
-from benchmarks.datasets.dataset import Dataset, load_dataset
 from benchmarks.datasets.loading import build_faiss
 from benchmarks.harness.accuracy import padded_scores, recall_by_score, verdict
+from benchmarks.harness.dataset import Dataset, load_dataset
 from benchmarks.harness.options import Options, parse_options
 from benchmarks.harness.pairs import paired_ratio
 from benchmarks.harness.report import Column, Report, Row, print_report, report_console

@@ -18,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from annheal import AsyncClient
-from benchmarks.datasets.dataset import Dataset, load_dataset
 from benchmarks.datasets.loading import COLLECTION, wait_at_rest
+from benchmarks.harness.dataset import Dataset, load_dataset
 from benchmarks.harness.options import parse_options
 from benchmarks.harness.report import Column, Report, Requirement, Row, print_report, report_console
 from benchmarks.systems.servers import COMPACTOR, SHARD_NODE, serve

@@ -9,11 +9,11 @@ import typer
 from typer.core import TyperGroup
 
 from annheal.cli.exit_codes import MEANINGS, ExitCode, exit_code_of
-from annheal.cli.operator_commands import cluster, garbage, healing, health, recall, tasks
+from annheal.cli.operator_commands import cluster, filters, garbage, healing, health, recall, tasks
 from annheal.cli.output import Output, OutputFormat, drop_stdout, print_error
 from annheal.cli.server import serving
 from annheal.cli.state import State, state_of
-from annheal.cli.user_commands import collections, explain, filters, importing, records, search
+from annheal.cli.user_commands import collections, explain, importing, records, search
 from annheal.errors import AnnhealError, Unavailable
 from annheal.rpc.status import CANNOT_CONNECT
 

@@ -34,8 +34,8 @@ from annheal.model.topology.cluster import (
 )
 from annheal.model.topology.manifest import Tier
 from annheal.model.topology.shard import ShardId, ShardPhase, WorkerRegistration
+from annheal.model.topology.state import SegmentState, ShardState
 from annheal.model.topology.task import CompactionTask, TaskPhase
-from annheal.model.write import SegmentState, ShardState
 from annheal.runtime.deadline import Deadline
 from annheal.runtime.tasks import TaskScope
 

@@ -14,8 +14,8 @@ from annheal.coordinator.leader.observation import observe_shards
 from annheal.model.measures.recall import SegmentRecall
 from annheal.model.measures.recall_summary import RecallSlice, RecallSummary
 from annheal.model.topology.shard import ShardPhase
+from annheal.model.topology.state import ShardState
 from annheal.model.topology.task import CompactionTask, TaskPhase
-from annheal.model.write import ShardState
 from annheal.runtime.metrics import LONG_SECONDS, Family, FamilyKind, Metrics
 
 SEGMENT_SERIES_MAX = 500

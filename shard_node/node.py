@@ -17,13 +17,13 @@ from annheal.model.measures.recall import CollectionRecall, band_of
 from annheal.model.records import RecordSet
 from annheal.model.search import Consistency, SearchAnswer, SearchRequest
 from annheal.model.topology.shard import ShardId
+from annheal.model.topology.state import ShardState
 from annheal.model.topology.task import CompactionTask
 from annheal.model.write import (
     CountRequest,
     GetRequest,
     ScanPage,
     ScanRequest,
-    ShardState,
     WriteAnswer,
     WriteRequest,
 )
@@ -33,11 +33,10 @@ from annheal.shard_node.owner.owned_shard import OwnedShard
 from annheal.shard_node.owner.shard_state import describe_unserved, with_recall
 from annheal.shard_node.ownership import Ownership
 from annheal.shard_node.recall.monitor import RecallMonitor
-from annheal.shard_node.recall.sampler import Reach
 from annheal.shard_node.rows.view import ShardView
 from annheal.shard_node.search.filter_cache import FilterCache
 from annheal.shard_node.search.reads import count_rows, get_records, scan_page
-from annheal.shard_node.search.searcher import Searcher
+from annheal.shard_node.search.searcher import MatchCount, Searcher
 
 QUERIES_PER_THREAD = 12
 """Queries of one batch for each FAISS thread beyond the first (measured: docs/benchmarks.md)."""
@@ -101,17 +100,17 @@ class Node:
         )
         queries = np.ascontiguousarray(request.queries)
 
-        def work() -> tuple[SearchAnswer, tuple[Reach, ...]]:
+        def work() -> tuple[SearchAnswer, tuple[MatchCount, ...]]:
             # The number of OpenMP threads belongs to the calling thread.
             set_search_threads(threads)
             return searcher.search_counted(views, queries, request.options)
 
         async with self._admitted(request.timeout_s):
-            answer, reaches = await self._offload.search(work)
-        self._monitor.sampler.note(request.collection_id, queries, request.options, reaches)
+            answer, match_counts = await self._offload.search(work)
+        self._monitor.sampler.note(request.collection_id, queries, request.options, match_counts)
         band = band_of(
-            sum(reach.matches for reach in reaches),
-            sum(reach.live_rows for reach in reaches),
+            sum(match_count.matches for match_count in match_counts),
+            sum(match_count.live_rows for match_count in match_counts),
             filtered=request.options.filter is not None,
         )
         took_s = time.perf_counter() - began_s
@@ -123,7 +122,7 @@ class Node:
                 request.collection_id,
                 queries=len(queries),
                 duration_s=took_s,
-                visited=sum(reach.visited for reach in reaches),
+                visited=sum(match_count.visited for match_count in match_counts),
             )
         return answer
 

@@ -25,8 +25,8 @@ from annheal.model.topology.cluster import (
     TaskStatus,
 )
 from annheal.model.topology.manifest import Tier
+from annheal.model.topology.state import SegmentState
 from annheal.model.topology.task import TaskPhase
-from annheal.model.write import SegmentState
 from annheal.runtime.deadline import Deadline
 
 POLL_S: Final = 0.2

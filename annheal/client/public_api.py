@@ -35,8 +35,8 @@ from annheal.model.topology.cluster import (
     ShardStatus,
     TaskStatus,
 )
+from annheal.model.topology.state import SegmentState
 from annheal.model.topology.task import TaskPhase
-from annheal.model.write import SegmentState
 from annheal.rpc import methods
 from annheal.rpc.channel import Connection
 from annheal.rpc.methods import Method, RequestT, ResponseT

@@ -22,8 +22,8 @@ from annheal.model.topology.cluster import (
 )
 from annheal.model.topology.manifest import Tier
 from annheal.model.topology.shard import NodeRegistration, WorkerRegistration, WorkerRole
+from annheal.model.topology.state import SegmentState
 from annheal.model.topology.task import TaskPhase, TaskReason
-from annheal.model.write import SegmentState
 from annheal.v1 import admin_pb2 as pb
 from annheal.wire.collections import decode_collection_status, encode_collection_status
 from annheal.wire.enums import INDEX_KIND, SHARD_PHASE, TASK_PHASE, TASK_REASON, TIER, WORKER_ROLE

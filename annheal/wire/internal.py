@@ -15,6 +15,7 @@ from annheal.model.search import Consistency, SearchAnswer, SearchOptions, Searc
 from annheal.model.topology.cluster import TaskStatus
 from annheal.model.topology.manifest import IndexKind, SegmentEntry, Tier
 from annheal.model.topology.shard import ShardId
+from annheal.model.topology.state import SegmentState, ShardState
 from annheal.model.topology.task import CompactionTask
 from annheal.model.write import (
     CountRequest,
@@ -23,8 +24,6 @@ from annheal.model.write import (
     GetRequest,
     ScanPage,
     ScanRequest,
-    SegmentState,
-    ShardState,
     Upsert,
     WriteAnswer,
     WriteOperation,

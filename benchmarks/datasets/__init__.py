@@ -1,1 +1,1 @@
-"""What benchmarks load: real embeddings, synthetic rows, populations that change, filters."""
+"""What benchmarks do to a data set: loads, churn, and filters of every selectivity."""

@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from annheal.filters.validate import validate_filter
+from annheal.model.collection import AttributeField, AttributeType, Schema
 from annheal.model.filter import And, Comparison, ComparisonOp, Filter, Prefix
-from benchmarks.datasets.dataset import Dataset
-from benchmarks.systems.node_segment import canonical
+from benchmarks.harness.dataset import Dataset
 
 SELECTIVITIES = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.001, 0.0001)
 FAR_GROUPS = 10
@@ -164,3 +165,19 @@ def _prefix_filters(names: list[str]) -> Iterator[tuple[int, Filter]]:
         counts = Counter(name[:length] for name in names if len(name) >= length)
         for prefix, count in counts.items():
             yield count, Prefix(NAME, prefix)
+
+
+def schema_of(columns: pa.RecordBatch) -> Schema:
+    """Return the attributes that `columns` are: text is keyword, all else int64."""
+    return tuple(
+        AttributeField(
+            field.name,
+            AttributeType.KEYWORD if pa.types.is_string(field.type) else AttributeType.INT64,
+        )
+        for field in columns.schema
+    )
+
+
+def canonical(filter: Filter, columns: pa.RecordBatch) -> Filter:
+    """Return a filter in the form that searches take."""
+    return validate_filter(filter, schema_of(columns))

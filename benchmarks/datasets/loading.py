@@ -16,7 +16,7 @@ from annheal import AsyncClient
 from annheal.client.admin_calls import OPEN_PHASES
 from annheal.model.topology.manifest import Tier
 from annheal.model.topology.task import TaskPhase
-from benchmarks.datasets.dataset import Dataset
+from benchmarks.harness.dataset import Dataset
 
 COLLECTION = "bench"
 FAISS_M = 16

@@ -14,7 +14,7 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.datasets.dataset import Dataset
+from benchmarks.harness.dataset import Dataset
 
 HELD_BACK_SHARE = 0.1
 """Part of the dataset that no record has in the beginning."""

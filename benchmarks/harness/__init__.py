@@ -1,1 +1,1 @@
-"""How benchmarks measure and report: options, callers, timing, pairs, figures, drawings."""
+"""How benchmarks measure and report: options, data, callers, timing, figures, drawings."""

@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.datasets.dataset import Dataset
+from benchmarks.harness.dataset import Dataset
 from benchmarks.harness.options import REPOSITORY, Options
 
 PACKAGES = ("annheal", "faiss-cpu", "grpcio", "numpy", "protobuf", "pyarrow")

@@ -14,9 +14,9 @@ import numpy.typing as npt
 
 from annheal import AsyncClient
 from annheal.errors import AnnhealError
-from benchmarks.datasets.dataset import Dataset
 from benchmarks.datasets.loading import COLLECTION, load, wait_at_rest
 from benchmarks.datasets.population import Change, Population, Truth
+from benchmarks.harness.dataset import Dataset
 from benchmarks.harness.report import Row
 from benchmarks.systems.servers import Server, serve
 

@@ -23,7 +23,7 @@ from annheal.shard_node.recall.sampler import RESERVOIR_QUERIES, RecallSampler
 from annheal.shard_node.rows.view import ShardView
 from annheal.shard_node.search.filter_cache import FilterCache
 from annheal.shard_node.settings import ShardNodeSettings
-from benchmarks.datasets.dataset import Dataset
+from benchmarks.harness.dataset import Dataset
 from benchmarks.harness.options import Options
 from benchmarks.systems.node_segment import NodeSegment
 

@@ -12,16 +12,12 @@ import pyarrow as pa
 
 from annheal.compactor.build.build import BuildOrder, build_segment
 from annheal.compactor.fetch import Source
-from annheal.filters import validate_filter
 from annheal.index import LiveBitmap, VectorIndex, WalkCosts, set_search_threads
 from annheal.model.collection import (
-    AttributeField,
-    AttributeType,
     Collection,
     CollectionSettings,
     Metric,
     ModelSpec,
-    Schema,
     VectorStorage,
 )
 from annheal.model.filter import Filter
@@ -35,7 +31,8 @@ from annheal.shard_node.search.costs import CostBook
 from annheal.shard_node.search.filter_cache import FilterCache
 from annheal.shard_node.search.recall_curves import choose_ef
 from annheal.shard_node.search.searcher import Searcher
-from benchmarks.datasets.dataset import Dataset
+from benchmarks.datasets.filter_cases import schema_of
+from benchmarks.harness.dataset import Dataset
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,25 +141,10 @@ def _collection(dataset: Dataset, columns: pa.RecordBatch, storage: VectorStorag
         id="bench",
         name="bench",
         models=(ModelSpec("benchmark", dataset.dimension, Metric.COSINE),),
-        schema=_schema(columns),
+        schema=schema_of(columns),
         shard_count=1,
         settings=CollectionSettings(storage=storage),
     )
-
-
-def _schema(columns: pa.RecordBatch) -> Schema:
-    return tuple(
-        AttributeField(
-            field.name,
-            AttributeType.KEYWORD if pa.types.is_string(field.type) else AttributeType.INT64,
-        )
-        for field in columns.schema
-    )
-
-
-def canonical(filter: Filter, columns: pa.RecordBatch) -> Filter:
-    """Return a filter in the form that searches take."""
-    return validate_filter(filter, _schema(columns))
 
 
 def _open(directory: Path, entry: SegmentEntry) -> Segment:

@@ -1,1 +1,1 @@
-"""Commands of those who run a cluster: health, recall, healing, tasks, placement, garbage."""
+"""Commands of those who run a cluster: health, recall, filters, healing, tasks, placement."""

@@ -20,8 +20,8 @@ from annheal.errors import FailedPrecondition
 from annheal.model.limits import TIMEOUT_MAX_S
 from annheal.model.measures.recall import RECALL_UNKNOWN
 from annheal.model.topology.cluster import TaskStatus
+from annheal.model.topology.state import SegmentState
 from annheal.model.topology.task import TaskPhase
-from annheal.model.write import SegmentState
 
 
 class RewriteTier(StrEnum):

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from annheal.cli.operator_commands.filters import validated_share
 from annheal.cli.operator_commands.latency import sentences
-from annheal.cli.user_commands.filters import validated_share
 from annheal.filters import format_expression
 from annheal.model.collection import Collection
 from annheal.model.measures.latency import TrendVerdict
@@ -22,8 +22,8 @@ from annheal.model.measures.recall import RECALL_UNKNOWN
 from annheal.model.measures.recall_summary import RecallSummary, RecallVerdict
 from annheal.model.topology.cluster import ClusterStatus, ShardStatus, TaskStatus
 from annheal.model.topology.manifest import IndexKind
+from annheal.model.topology.state import SegmentState
 from annheal.model.topology.task import TaskPhase
-from annheal.model.write import SegmentState
 
 UNINDEXED_SHARE_WATCHED = 0.5
 """Of `unindexed_rows_max`: nearer to it, and writes will soon be told to wait."""

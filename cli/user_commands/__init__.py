@@ -1,1 +1,1 @@
-"""Commands of those who use a cluster: collections, records, import, search, explain, filters."""
+"""Commands of those who use a cluster: collections, records, import, search, explain."""

@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 from rich.console import Group, RenderableType
 
-from annheal.cli.operator_commands.assignments import parse_attributes, parse_settings
 from annheal.cli.output import counted, facts, moment, share, size, table
 from annheal.cli.state import state_of
+from annheal.cli.user_commands.assignments import parse_attributes, parse_settings
 from annheal.client import CollectionInfo
 from annheal.errors import FailedPrecondition
 from annheal.model.collection import Collection, Metric

@@ -21,10 +21,10 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from annheal.cli.operator_commands.assignments import parse_settings
 from annheal.cli.output import counted
 from annheal.cli.sources import Chunk, Columns, ImportSource, check_file, open_source
 from annheal.cli.state import State, state_of
+from annheal.cli.user_commands.assignments import parse_settings
 from annheal.client import Client
 from annheal.client.record_calls import BATCH_ROWS, CONCURRENCY
 from annheal.errors import InvalidArgument, NotFound

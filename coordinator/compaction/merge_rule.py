@@ -27,8 +27,8 @@ from annheal.coordinator.compaction.rules import (
 )
 from annheal.model.collection import Collection
 from annheal.model.topology.manifest import Tier
+from annheal.model.topology.state import SegmentState
 from annheal.model.topology.task import TaskReason
-from annheal.model.write import SegmentState
 
 PRESSURE_SHARE = 0.5
 """Of the rows without an index at which writes are refused: from here on nothing is waited for."""

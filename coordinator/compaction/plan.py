@@ -32,8 +32,8 @@ from annheal.errors import NotFound
 from annheal.model.collection import Collection
 from annheal.model.topology.manifest import Tier
 from annheal.model.topology.shard import ShardPhase
+from annheal.model.topology.state import SegmentState, ShardState
 from annheal.model.topology.task import CompactionTask, TaskPhase, TaskReason
-from annheal.model.write import SegmentState, ShardState
 
 __all__ = [
     "CompactionSettings",

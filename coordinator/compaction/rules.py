@@ -9,8 +9,8 @@ from dataclasses import dataclass, fields
 from annheal.errors import FieldViolation, InvalidArgument
 from annheal.model.collection import Collection
 from annheal.model.topology.manifest import IndexKind, Tier
+from annheal.model.topology.state import SegmentState, ShardState
 from annheal.model.topology.task import CompactionTask, TaskPhase, TaskReason
-from annheal.model.write import SegmentState, ShardState
 
 PRIORITY_IDLE = -5
 PRIORITY_MERGE = 0

@@ -22,8 +22,8 @@ from annheal.coordinator.compaction.rules import (
 from annheal.model.collection import Collection
 from annheal.model.measures.recall import RECALL_UNKNOWN
 from annheal.model.topology.manifest import Tier
+from annheal.model.topology.state import SegmentState
 from annheal.model.topology.task import CompactionTask, TaskReason
-from annheal.model.write import SegmentState
 
 DEAD_WEIGHT_MIN = 2.0 / 3.0
 """What a dead row counts that no search meets: memory and disk stay within 1 / (1 - 0.3) = 1.43

@@ -10,13 +10,13 @@ from annheal.coordinator.data_path.ports import ShardNode
 from annheal.model.measures.recall import CollectionRecall
 from annheal.model.records import RecordSet
 from annheal.model.search import SearchAnswer, SearchRequest
+from annheal.model.topology.state import ShardState
 from annheal.model.topology.task import CompactionTask
 from annheal.model.write import (
     CountRequest,
     GetRequest,
     ScanPage,
     ScanRequest,
-    ShardState,
     WriteAnswer,
     WriteRequest,
 )

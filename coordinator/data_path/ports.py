@@ -7,13 +7,13 @@ from typing import Protocol
 from annheal.model.measures.recall import CollectionRecall
 from annheal.model.records import RecordSet
 from annheal.model.search import SearchAnswer, SearchRequest
+from annheal.model.topology.state import ShardState
 from annheal.model.topology.task import CompactionTask
 from annheal.model.write import (
     CountRequest,
     GetRequest,
     ScanPage,
     ScanRequest,
-    ShardState,
     WriteAnswer,
     WriteRequest,
 )

@@ -10,7 +10,7 @@ from annheal.coordinator.catalog.catalog import Catalog
 from annheal.coordinator.data_path.router import Router
 from annheal.errors import AnnhealError, DeadlineExceeded
 from annheal.model.topology.shard import ShardId
-from annheal.model.write import ShardState
+from annheal.model.topology.state import ShardState
 
 
 @dataclass(frozen=True, slots=True)

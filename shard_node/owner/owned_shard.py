@@ -11,8 +11,9 @@ from typing import Any
 
 from annheal.errors import AnnhealError, Fenced
 from annheal.model.topology.shard import ShardId
+from annheal.model.topology.state import ShardState
 from annheal.model.topology.task import CompactionTask
-from annheal.model.write import ShardState, WriteAnswer, WriteOperation
+from annheal.model.write import WriteAnswer, WriteOperation
 from annheal.shard_node.owner.dependencies import ShardDependencies
 from annheal.shard_node.owner.manifest_store import StoredManifest
 from annheal.shard_node.owner.publication import MANIFEST_RETRY_S, RETRYABLE, Publication

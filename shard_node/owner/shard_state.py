@@ -9,7 +9,7 @@ from annheal.model.collection import Collection
 from annheal.model.measures.recall import RECALL_UNKNOWN
 from annheal.model.topology.manifest import IndexKind
 from annheal.model.topology.shard import ShardId, ShardPhase
-from annheal.model.write import SegmentState, ShardState
+from annheal.model.topology.state import SegmentState, ShardState
 from annheal.shard_node.rows.growing import GrowingView
 from annheal.shard_node.rows.view import SegmentView, ShardView
 from annheal.shard_node.search.recall_curves import measured_visits, plain_ef

@@ -9,13 +9,12 @@ and multiplies what the curve says, whatever k and objective a query asks for. P
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from annheal.model.measures.recall import RecallEstimate, SelectivityBand
+from annheal.shard_node.search.ef_scale import EF_CONTROL_MAX, scaled_ef
 
-EF_CONTROL_MAX = 1_024
-"""The widest beam of the controller. Beyond it exact comparison is not much slower."""
 STEP = math.sqrt(2.0)
 SHORT_FAR, SHORT_MORE = 4.0, 2.0
 """Misses, as multiples of the misses the objective allows, that ask for larger steps up."""
@@ -55,13 +54,6 @@ class EfState:
     floor_runs: int = 0
     rebuild: bool = False
     stuck: bool = False
-
-
-def scaled_ef(curve_ef: int, scale: float) -> int:
-    """Return `curve_ef` times `scale`, at most `EF_CONTROL_MAX` unless the curve says more."""
-    if scale <= 1.0:
-        return curve_ef
-    return max(curve_ef, min(EF_CONTROL_MAX, math.ceil(curve_ef * scale)))
 
 
 def next_state(
@@ -185,12 +177,3 @@ class EfController:
         """Drop the states of segments that are gone."""
         for gone in [slot for slot in self._states if slot[0] not in segment_ids]:
             del self._states[gone]
-
-
-EfScale = Callable[[str, SelectivityBand], float]
-"""Of a segment id and a band: by how much the curve's ef is multiplied."""
-
-
-def curve_alone(segment_id: str, band: SelectivityBand) -> float:
-    """Return 1: what the curve says, as long as nothing was measured."""
-    return 1.0

@@ -28,10 +28,11 @@ from annheal.recall import (
     queries_max,
     store_memory,
 )
-from annheal.shard_node.recall.ef_control import EF_CONTROL_MAX, EfController, EfState
+from annheal.shard_node.recall.ef_control import EfController, EfState
 from annheal.shard_node.recall.result import ShardResult
 from annheal.shard_node.recall.sampler import RecallSampler, SampledQuery
 from annheal.shard_node.rows.view import ShardView
+from annheal.shard_node.search.ef_scale import EF_CONTROL_MAX
 
 STATE_GAP_S = 30.0
 """A change of the controller is not written sooner after the last write."""

@@ -30,14 +30,7 @@ from annheal.model.topology.task import TaskReason
 from annheal.segment import Segment
 from annheal.shard_node.offload import Offload
 from annheal.shard_node.owner.shard_state import SegmentNote
-from annheal.shard_node.recall.ef_control import (
-    EF_CONTROL_MAX,
-    QUERIES_MIN,
-    EfController,
-    EfState,
-    next_state,
-    scaled_ef,
-)
+from annheal.shard_node.recall.ef_control import QUERIES_MIN, EfController, EfState, next_state
 from annheal.shard_node.recall.keeper import RecallKeeper
 from annheal.shard_node.recall.latency_history import LatencyHistory
 from annheal.shard_node.recall.measure import GroupFinding, QueryGroup, group_queries, measure_group
@@ -51,6 +44,7 @@ from annheal.shard_node.recall.result import (
 )
 from annheal.shard_node.recall.sampler import RecallSampler
 from annheal.shard_node.rows.view import ShardView
+from annheal.shard_node.search.ef_scale import EF_CONTROL_MAX, scaled_ef
 from annheal.shard_node.search.filter_cache import FilterCache
 from annheal.shard_node.search.recall_curves import choose_ef
 from annheal.shard_node.search.searcher import Searcher

@@ -20,6 +20,7 @@ from annheal.model.filter import Filter
 from annheal.model.measures.recall import SelectivityBand, band_of
 from annheal.model.records import Float32Matrix
 from annheal.model.search import SearchOptions
+from annheal.shard_node.search.searcher import MatchCount
 
 RESERVOIR_QUERIES = 128
 """Queries kept of a band: a recall of 1.0 then has an interval from 0.97."""
@@ -37,19 +38,6 @@ class SampledQuery:
     k: int
     filter: Filter | None
     sampled_at_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Reach:
-    """How many of the live rows of a shard a query's filter matches, as of its view.
-
-    `visited` is how many rows were compared, over all queries of the batch.
-    """
-
-    shard: int
-    matches: int
-    live_rows: int
-    visited: int = 0
 
 
 @dataclass(slots=True)
@@ -97,7 +85,7 @@ class RecallSampler:
         collection_id: str,
         queries: Float32Matrix,
         options: SearchOptions,
-        reaches: Sequence[Reach],
+        match_counts: Sequence[MatchCount],
     ) -> None:
         """Count the answered `queries` (n, d), and keep those whose turn it is.
 
@@ -110,11 +98,14 @@ class RecallSampler:
             samples = self._collections[collection_id] = _Samples()
         n = len(queries)
         filtered = options.filter is not None
-        for reach in reaches:
-            slot = (reach.shard, band_of(reach.matches, reach.live_rows, filtered=filtered))
+        for count in match_counts:
+            slot = (
+                count.shard,
+                band_of(count.matches, count.live_rows, filtered=filtered),
+            )
             samples.seen[slot] = samples.seen.get(slot, 0) + n
-        matches = sum(reach.matches for reach in reaches)
-        live_rows = sum(reach.live_rows for reach in reaches)
+        matches = sum(count.matches for count in match_counts)
+        live_rows = sum(count.live_rows for count in match_counts)
         name = band_of(matches, live_rows, filtered=filtered)
         band = samples.bands.get(name)
         if band is None:

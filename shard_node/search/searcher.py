@@ -17,11 +17,10 @@ from annheal.model.collection import Collection
 from annheal.model.measures.recall import band_of
 from annheal.model.records import Float32Matrix, Projection, RecordSet
 from annheal.model.search import SearchAnswer, SearchOptions, SegmentExplain
-from annheal.shard_node.recall.ef_control import EfScale, curve_alone, scaled_ef
-from annheal.shard_node.recall.sampler import Reach
 from annheal.shard_node.rows.growing import GrowingView
 from annheal.shard_node.rows.view import SegmentView, ShardView
 from annheal.shard_node.search.costs import COSTS, CostBook
+from annheal.shard_node.search.ef_scale import EfScale, curve_alone, scaled_ef
 from annheal.shard_node.search.filter_cache import FilterCache
 from annheal.shard_node.search.planner import (
     PlanKind,
@@ -34,6 +33,19 @@ from annheal.shard_node.search.planner import (
 from annheal.shard_node.search.run_plan import Ran, run_plan
 from annheal.shard_node.search.shortlists import SHORTLISTS, ShortlistBook
 from annheal.shard_node.search.threads import Hits
+
+
+@dataclass(frozen=True, slots=True)
+class MatchCount:
+    """How many of the live rows of a shard a query's filter matches, as of its view.
+
+    `visited` is how many rows were compared, over all queries of the batch.
+    """
+
+    shard: int
+    matches: int
+    live_rows: int
+    visited: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +91,12 @@ class Searcher:
 
     def search_counted(
         self, views: Sequence[tuple[int, ShardView]], queries: Float32Matrix, options: SearchOptions
-    ) -> tuple[SearchAnswer, tuple[Reach, ...]]:
+    ) -> tuple[SearchAnswer, tuple[MatchCount, ...]]:
         """Return what `search` does, and how many rows of each view the filter matches."""
         parts: list[_Part] = []
         hits: list[Hits] = []
         explain: list[SegmentExplain] = []
-        reaches: list[Reach] = []
+        match_counts: list[MatchCount] = []
         key = None if options.filter is None else filter_key(options.filter)
         for shard, view in views:
             matches = visited = 0
@@ -110,7 +122,7 @@ class Searcher:
                 if options.explain:
                     took_s = time.perf_counter() - started_s
                     explain.append(_explain_growing(shard, growing, allowed, len(queries), took_s))
-            reaches.append(Reach(shard, matches, view.live_rows, visited))
+            match_counts.append(MatchCount(shard, matches, view.live_rows, visited))
         best = merge_topk(hits, k=options.k, queries=len(queries))
         counts, scores, records = _materialise(best, parts, options.projection)
         answer = SearchAnswer(
@@ -120,7 +132,7 @@ class Searcher:
             explain=tuple(explain),
             sequences={shard: view.sequence for shard, view in views},
         )
-        return answer, tuple(reaches)
+        return answer, tuple(match_counts)
 
     def search_segment(
         self,

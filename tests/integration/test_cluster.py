@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from annheal import AsyncClient, Client
-from annheal.model.write import SegmentState
+from annheal.model.topology.state import SegmentState
 from tests.support.cluster import Cluster, EmbeddedServer, compact_fully
 from tests.support.etcd_server import EtcdServer
 from tests.support.packages import (

@@ -42,8 +42,9 @@ from annheal.shard_node.offload import Offload
 from annheal.shard_node.recall.ef_control import EfController, EfState
 from annheal.shard_node.recall.keeper import SAMPLE_GAP_S, STATE_GAP_S, RecallKeeper
 from annheal.shard_node.recall.monitor import MonitorSettings, RecallMonitor
-from annheal.shard_node.recall.sampler import Reach, RecallSampler
+from annheal.shard_node.recall.sampler import RecallSampler
 from annheal.shard_node.search.filter_cache import FilterCache
+from annheal.shard_node.search.searcher import MatchCount
 from annheal.shard_node.settings import ShardNodeSettings
 from tests.support.compaction import Workplace, collection
 from tests.support.shards import Owner, ShardWorld
@@ -135,9 +136,9 @@ class Process:
         )
 
     def ask(self, queries: Vectors, filter: Filter | None = None) -> None:
-        reach = Reach(0, ROWS if filter is None else ROWS // 2, ROWS)
+        match_count = MatchCount(0, ROWS if filter is None else ROWS // 2, ROWS)
         options = SearchOptions(k=10, filter=filter)
-        self.monitor.sampler.note(SHARD.collection_id, queries, options, [reach])
+        self.monitor.sampler.note(SHARD.collection_id, queries, options, [match_count])
 
     async def look(self) -> None:
         """Do what the monitor's loop does when it looks."""

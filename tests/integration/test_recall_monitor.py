@@ -41,15 +41,16 @@ from annheal.model.records import ARROW_TYPES
 from annheal.model.search import SearchOptions, SearchRequest
 from annheal.model.topology.manifest import IndexKind
 from annheal.model.topology.shard import Assignment, ShardId
+from annheal.model.topology.state import SegmentState
 from annheal.model.topology.task import TaskPhase, TaskReason
-from annheal.model.write import DeleteIds, SegmentState
+from annheal.model.write import DeleteIds
 from annheal.objectstore.local import LocalObjectStore
 from annheal.segment import BuildInfo, DeleteVector, RecallPoint, SegmentRows
 from annheal.shard_node.app import not_listening, running_node
 from annheal.shard_node.node import Node
 from annheal.shard_node.offload import Offload
 from annheal.shard_node.owner.shard_state import with_recall
-from annheal.shard_node.recall.ef_control import EF_CONTROL_MAX, EfController
+from annheal.shard_node.recall.ef_control import EfController
 from annheal.shard_node.recall.measure import (
     WALK_QUERIES,
     GroupFinding,
@@ -58,11 +59,12 @@ from annheal.shard_node.recall.measure import (
     walk_work,
 )
 from annheal.shard_node.recall.monitor import MonitorSettings, RecallMonitor
-from annheal.shard_node.recall.sampler import Reach, RecallSampler, SampledQuery
+from annheal.shard_node.recall.sampler import RecallSampler, SampledQuery
 from annheal.shard_node.rows.view import SegmentView
+from annheal.shard_node.search.ef_scale import EF_CONTROL_MAX
 from annheal.shard_node.search.filter_cache import FilterCache
 from annheal.shard_node.search.planner import PlanKind, SegmentPlan
-from annheal.shard_node.search.searcher import Searcher
+from annheal.shard_node.search.searcher import MatchCount, Searcher
 from annheal.shard_node.settings import ShardNodeSettings
 from tests.support.compaction import Workplace, collection
 from tests.support.damaged_graph import damaged_graph
@@ -177,7 +179,7 @@ def note(
     monitor: RecallMonitor, queries: npt.NDArray[np.float32], filter: Filter | None = None
 ) -> None:
     options = SearchOptions(k=10, filter=filter)
-    monitor.sampler.note("c1", queries, options, [Reach(0, ROWS, ROWS)])
+    monitor.sampler.note("c1", queries, options, [MatchCount(0, ROWS, ROWS)])
 
 
 @pytest.mark.parametrize("year", [None, 2016])

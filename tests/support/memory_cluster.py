@@ -19,7 +19,7 @@ from annheal.metastore.sqlite import SqliteMetaStore
 from annheal.model.collection import Collection, Metric, ModelSpec, Schema
 from annheal.model.records import RecordBatch, arrow_schema
 from annheal.model.topology.shard import NodeRegistration, ShardId
-from annheal.model.write import SegmentState, ShardState
+from annheal.model.topology.state import SegmentState, ShardState
 from annheal.objectstore.local import LocalObjectStore
 from annheal.runtime.deadline import Deadline
 from tests.support.memory_node import MemoryNode, MemoryShard, NodeAgent

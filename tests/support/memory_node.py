@@ -23,6 +23,7 @@ from annheal.model.measures.recall import CollectionRecall
 from annheal.model.records import RecordSet
 from annheal.model.search import SearchAnswer, SearchRequest
 from annheal.model.topology.shard import Assignment, NodeRegistration, ShardId
+from annheal.model.topology.state import ShardState
 from annheal.model.topology.task import CompactionTask
 from annheal.model.write import (
     CountRequest,
@@ -30,7 +31,6 @@ from annheal.model.write import (
     GetRequest,
     ScanPage,
     ScanRequest,
-    ShardState,
     Upsert,
     WriteAnswer,
     WriteRequest,

@@ -15,9 +15,9 @@ from prometheus_client.registry import CollectorRegistry
 from annheal.runtime.metrics import Metrics
 from benchmarks import compaction_impact, write_amplification
 from benchmarks.churn import Run, parse
-from benchmarks.datasets.dataset import Dataset
 from benchmarks.datasets.population import Churn, Population
 from benchmarks.harness.churn_figures import FAISS, FRESH, HEALING, check, draw
+from benchmarks.harness.dataset import Dataset
 from benchmarks.harness.drawing import Line, Panel, drawing, ticks
 from benchmarks.harness.options import REPOSITORY
 from benchmarks.harness.report import Report

@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks.datasets.dataset import load_dataset
 from benchmarks.datasets.filter_cases import cases_of, columns_of
 from benchmarks.filters import measure_case
+from benchmarks.harness.dataset import load_dataset
 from benchmarks.harness.options import REPOSITORY, parse_options
 from benchmarks.systems.node_segment import build_node_segment
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from annheal.model.search import SegmentExplain
-from benchmarks.datasets.dataset import load_dataset
-from benchmarks.datasets.synthetic import clustered_vectors
 from benchmarks.growth import Measured, fixed_ef, row_of, sentences, sizes_of
+from benchmarks.harness.dataset import load_dataset
 from benchmarks.harness.options import HALF, REPOSITORY, parse_options
+from benchmarks.harness.synthetic import clustered_vectors
 
 KEYS = "mode rows segments ef recall p50_ms plan"
 

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks.datasets.dataset import Dataset, load_dataset
 from benchmarks.datasets.loading import recall
 from benchmarks.harness.callers import Round, figures_of, run_tasks
+from benchmarks.harness.dataset import Dataset, load_dataset
 from benchmarks.harness.options import Options, parse_options
 from benchmarks.harness.report import Report, environment
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from annheal.model.collection import VectorStorage
-from benchmarks.datasets.dataset import load_dataset
+from benchmarks.harness.dataset import load_dataset
 from benchmarks.harness.options import REPOSITORY, parse_options
 from benchmarks.harness.report import Report
 from benchmarks.storage import build_all, measure_share

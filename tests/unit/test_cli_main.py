@@ -19,8 +19,8 @@ from annheal import errors
 from annheal.cli.__main__ import _INTERRUPTED, hoist
 from annheal.cli.app import app
 from annheal.cli.exit_codes import MEANINGS, ExitCode, exit_code_of
-from annheal.cli.operator_commands.assignments import parse_attributes, parse_settings
 from annheal.cli.output import cell, share, size, to_json
+from annheal.cli.user_commands.assignments import parse_attributes, parse_settings
 from annheal.errors import AnnhealError, InvalidArgument
 from tests.support.ports import free_port
 from tests.support.processes import REPOSITORY, clean_environment

@@ -17,8 +17,8 @@ from annheal.coordinator.compaction.plan import (
     plan_compactions,
 )
 from annheal.model.collection import Collection, CollectionSettings, Metric, ModelSpec
+from annheal.model.topology.state import SegmentState, ShardState
 from annheal.model.topology.task import CompactionTask, TaskPhase, TaskReason
-from annheal.model.write import SegmentState, ShardState
 
 RULES = CompactionSettings()
 COLLECTION = Collection(

@@ -15,8 +15,8 @@ from annheal.coordinator.compaction.plan import (
 )
 from annheal.model.collection import Collection, Metric, ModelSpec
 from annheal.model.topology.manifest import IndexKind, SegmentEntry, Tier
+from annheal.model.topology.state import SegmentState, ShardState
 from annheal.model.topology.task import CompactionTask, TaskPhase, TaskReason
-from annheal.model.write import SegmentState, ShardState
 
 RULES = CompactionSettings()
 COLLECTION = Collection(

@@ -22,8 +22,8 @@ from annheal.coordinator.compaction.plan import (
 from annheal.errors import NotFound
 from annheal.model.collection import Collection, CollectionSettings, Metric, ModelSpec
 from annheal.model.topology.manifest import Tier
+from annheal.model.topology.state import SegmentState, ShardState
 from annheal.model.topology.task import CompactionTask, TaskPhase, TaskReason
-from annheal.model.write import SegmentState, ShardState
 
 FOLDER = Path(__file__).parent / "scenarios"
 NOW_S = 10_000.0

@@ -14,15 +14,14 @@ from annheal.model.measures.recall import RecallEstimate, SelectivityBand
 from annheal.shard_node.recall.ef_control import (
     ABOVE_RUNS,
     BELOW_RUNS,
-    EF_CONTROL_MAX,
     FLOOR_RUNS,
     LIMIT_RUNS,
     EfController,
     EfState,
     next_state,
-    scaled_ef,
 )
 from annheal.shard_node.recall.estimate import estimate_interval
+from annheal.shard_node.search.ef_scale import EF_CONTROL_MAX, scaled_ef
 
 CURVE_EF = 32
 OBJECTIVE = 0.95

@@ -27,8 +27,8 @@ from annheal.model.topology.cluster import (
     TaskStatus,
 )
 from annheal.model.topology.shard import NodeRegistration, WorkerRegistration
+from annheal.model.topology.state import SegmentState
 from annheal.model.topology.task import TaskPhase, TaskReason
-from annheal.model.write import SegmentState
 from tests.support.recall_reports import SELECTIVE, SLOWER, UNKNOWN, estimate
 
 STEADY = LatencyTrend(TrendVerdict.STEADY, p50=TrendRatio(0.002, 1.05, 0.95, 1.15))

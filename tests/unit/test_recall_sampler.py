@@ -15,11 +15,11 @@ from annheal.shard_node.recall.sampler import (
     FIRST_QUERIES,
     MEMORY_QUERIES,
     RESERVOIR_QUERIES,
-    Reach,
     RecallSampler,
 )
+from annheal.shard_node.search.searcher import MatchCount
 
-ALL = [Reach(0, 1_000, 1_000)]
+ALL = [MatchCount(0, 1_000, 1_000)]
 PLAIN = SearchOptions(k=10)
 RED = Comparison("colour", ComparisonOp.EQ, "red")
 
@@ -83,7 +83,9 @@ def test_bands_have_reservoirs_of_their_own_and_shards_counts_of_their_own() -> 
     kept = sampler(1.0)
     filtered = SearchOptions(k=3, filter=RED)
     kept.note("c", numbered(0, 2 * RESERVOIR_QUERIES), PLAIN, ALL)
-    kept.note("c", numbered(5_000, 2), filtered, [Reach(0, 1, 1_000), Reach(1, 999, 1_000)])
+    kept.note(
+        "c", numbered(5_000, 2), filtered, [MatchCount(0, 1, 1_000), MatchCount(1, 999, 1_000)]
+    )
     found = kept.sample("c")
     assert len(found) == RESERVOIR_QUERIES + 2
     assert {(one.k, one.filter) for one in found} == {(10, None), (3, RED)}

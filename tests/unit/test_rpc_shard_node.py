@@ -22,6 +22,7 @@ from annheal.model.search import (
 )
 from annheal.model.topology.manifest import IndexKind, SegmentEntry, Tier
 from annheal.model.topology.shard import ShardId
+from annheal.model.topology.state import SegmentState, ShardState
 from annheal.model.topology.task import CompactionTask, TaskPhase, TaskReason
 from annheal.model.write import (
     CountRequest,
@@ -30,8 +31,6 @@ from annheal.model.write import (
     GetRequest,
     ScanPage,
     ScanRequest,
-    SegmentState,
-    ShardState,
     Upsert,
     WriteAnswer,
     WriteRequest,

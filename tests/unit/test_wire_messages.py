@@ -53,8 +53,8 @@ from annheal.model.topology.shard import (
     WorkerRegistration,
     WorkerRole,
 )
+from annheal.model.topology.state import SegmentState, ShardState
 from annheal.model.topology.task import CompactionTask, TaskClaim, TaskPhase, TaskReason
-from annheal.model.write import SegmentState, ShardState
 from annheal.v1 import admin_pb2, collections_pb2, filter_pb2, records_pb2, search_pb2
 from annheal.wire import admin, collections, enums, internal, records, search
 from annheal.wire.filters import decode_filter, encode_filter

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from annheal.model.filter import Filter
 from annheal.model.topology.manifest import Tier
 from annheal.model.topology.shard import Assignment, NodeRegistration, WorkerRegistration
+from annheal.model.topology.state import ShardState
 from annheal.model.topology.task import CompactionTask, TaskClaim, TaskPhase, TaskReason
-from annheal.model.write import ShardState
 
 RECALL_SAMPLE_DEFAULT = 200
 """Queries of a recall measurement that does not say how many."""

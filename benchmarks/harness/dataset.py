@@ -13,8 +13,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.datasets.synthetic import clustered_vectors
 from benchmarks.harness.options import HALF, SAMPLE_BASE, SAMPLE_QUERIES, Options
+from benchmarks.harness.synthetic import clustered_vectors
 
 SAMPLE_VECTORS = "minilm_l6"
 QUERIES_HELD_OUT = 1_000
