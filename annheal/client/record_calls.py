@@ -119,7 +119,7 @@ class RecordCalls:
         """
         _check_range("batch_rows", batch_rows, maximum=WRITE_ROWS_MAX)
         _check_range("concurrency", concurrency, maximum=CONCURRENCY_MAX)
-        names = as_ids(ids)
+        names = as_ids(ids, ordered=True)
         matrix = as_matrix(vectors)
         if len(matrix) != len(names):
             raise InvalidArgument.of("vectors", f"has {len(matrix)} rows for {len(names)} ids")

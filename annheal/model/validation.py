@@ -35,10 +35,10 @@ from annheal.model.limits import (
     TIMEOUT_MAX_S,
     WRITE_ROWS_MAX,
 )
-from annheal.model.payloads import validate_payloads
 from annheal.model.records import Float32Matrix, Projection, RecordBatch, arrow_schema
 from annheal.model.search import SearchOptions
 from annheal.model.suggestions import suggestion
+from annheal.model.values.payloads import validate_payloads
 
 M_MIN, M_MAX = 2, 128
 EF_CONSTRUCTION_MIN, EF_CONSTRUCTION_MAX = 4, 4_096

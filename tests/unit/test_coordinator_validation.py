@@ -21,7 +21,6 @@ from annheal.model.collection import (
     ModelSpec,
 )
 from annheal.model.limits import PAYLOAD_DEPTH_MAX
-from annheal.model.payloads import validate_payloads
 from annheal.model.records import Projection, RecordBatch, arrow_schema
 from annheal.model.search import SearchOptions
 from annheal.model.validation import (
@@ -32,6 +31,7 @@ from annheal.model.validation import (
     validate_search,
     validate_vectors,
 )
+from annheal.model.values.payloads import validate_payloads
 
 SCHEMA = (
     AttributeField("word", AttributeType.KEYWORD),
