@@ -1,10 +1,10 @@
-"""Which segments to rewrite, and why. Pure: what nodes report goes in, tasks come out.
+"""Which segments are rewritten, and why. Pure: shard states that nodes report in, new tasks out.
 
-Flushed segments are flat: exact, but searched row by row. The plan turns them into graphs when
-there are enough of them, when nothing was written for a while, or when too many rows have no graph
-(`compaction_merge`). Segments that dead rows, live queries' recall or the cost of their walks speak
-against are rewritten by themselves (`compaction_wear`). No segment is ever in two unfinished
-tasks. docs/operations/compaction.md explains the rules with their figures.
+A flushed segment is flat: a search compares each of its rows and is exact. Flat segments are merged
+into one with a graph when there are enough of them, when the shard had no write for a while, or
+when too many rows have no graph (`merge_rule`). A segment is rewritten alone when its share of dead
+rows, the recall of live queries or their walk cost passes a limit (`degraded_rule`). No segment is
+in two unfinished tasks. docs/operations/compaction.md explains the rules with their figures.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Collection as AnyOf
 from collections.abc import Iterable, Sequence
 
-from annheal.coordinator.compaction.merge_rule import PRESSURE_SHARE, plan_merge
+from annheal.coordinator.compaction.degraded_rule import plan_degraded, rebuilt_for_recall
+from annheal.coordinator.compaction.merge_rule import BACKPRESSURE_SHARE, plan_merge
 from annheal.coordinator.compaction.rules import (
     PRIORITY_MANUAL,
     CompactionSettings,
@@ -20,14 +21,13 @@ from annheal.coordinator.compaction.rules import (
     Rewrite,
     ShardObservation,
     busy_segments,
-    by_size,
-    fitting,
+    first_within_limits,
     free_segments,
     is_flat,
-    task_of,
+    size_order,
+    task_for,
     tier_of,
 )
-from annheal.coordinator.compaction.wear_rule import plan_worn, rebuilt_segments
 from annheal.errors import NotFound
 from annheal.model.collection import Collection
 from annheal.model.topology.manifest import Tier
@@ -46,7 +46,7 @@ __all__ = [
     "within_budget",
 ]
 
-_NAMED_SHOWN = 8
+_SEGMENTS_SHOWN = 8  # in an error message
 
 
 def plan_compactions(
@@ -58,28 +58,28 @@ def plan_compactions(
     settings: CompactionSettings,
     new_id: NewId,
 ) -> tuple[CompactionTask, ...]:
-    """Return the tasks to add: at most one merge a shard, and one task for each worn segment.
+    """Return the tasks to add: at most one merge a shard, and one task for each degraded segment.
 
-    Shards that are not served are skipped. `tasks` are all tasks known; `now_s` is seconds since
-    the epoch; `new_id` gives each task its id.
+    Shards that no node serves are skipped. `tasks` are all known tasks of the collection, finished
+    ones included; `now_s` is seconds since the epoch.
     """
     tasks = tuple(tasks)
-    rebuilt = rebuilt_segments(tasks)
+    rebuilt = rebuilt_for_recall(tasks)
     busy = busy_segments(tasks, now_s=now_s, failed_pause_s=settings.failed_pause_s)
     planned: list[CompactionTask] = []
-    for shard in sorted(shards, key=lambda one: one.state.shard):
+    for shard in sorted(shards, key=lambda shard: shard.state.shard):
         if not _is_served(collection, shard.state):
             continue
         free = free_segments(collection, shard.state, busy)
         merge = plan_merge(collection, shard, free, settings)
         rewrites = [] if merge is None else [merge]
-        taken = {one.segment_id for rewrite in rewrites for one in rewrite.sources}
+        taken = {source.segment_id for rewrite in rewrites for source in rewrite.sources}
         taken |= {segment_id for number, segment_id in busy if number == shard.state.shard}
-        rest = [one for one in shard.state.segments if one.segment_id not in taken]
-        rewrites += plan_worn(collection, rest, rebuilt, settings)
+        rest = [segment for segment in shard.state.segments if segment.segment_id not in taken]
+        rewrites += plan_degraded(collection, rest, rebuilt, settings)
         planned += [
-            task_of(collection, shard.state.shard, one, now_s=now_s, id=new_id())
-            for one in rewrites
+            task_for(collection, shard.state.shard, rewrite, now_s=now_s, id=new_id())
+            for rewrite in rewrites
         ]
     return tuple(planned)
 
@@ -90,15 +90,16 @@ def within_budget(
     *,
     settings: CompactionSettings,
 ) -> tuple[CompactionTask, ...]:
-    """Return those of `planned` that the cluster's budget allows beside its unfinished `tasks`.
+    """Return those of `planned` that fit into the cluster's budget beside its unfinished `tasks`.
 
-    The highest priority first, then the smallest. When nothing is unfinished one task is allowed,
-    however large it is. What is left out is planned again later.
+    The budget is `tasks_max` and `tasks_bytes_max`. Tasks are taken by priority, highest first,
+    then by estimated bytes, smallest first. If no task is unfinished, the first one is taken
+    whatever its size. The rules plan the others again in a later round.
     """
-    open_tasks = [one for one in tasks if one.phase in (TaskPhase.PENDING, TaskPhase.BUILT)]
-    count, size_bytes = len(open_tasks), sum(one.estimated_bytes for one in open_tasks)
+    unfinished = [task for task in tasks if task.phase in (TaskPhase.PENDING, TaskPhase.BUILT)]
+    count, size_bytes = len(unfinished), sum(task.estimated_bytes for task in unfinished)
     allowed: list[CompactionTask] = []
-    for task in sorted(planned, key=lambda one: (-one.priority, one.estimated_bytes, one.id)):
+    for task in sorted(planned, key=lambda task: (-task.priority, task.estimated_bytes, task.id)):
         fits = size_bytes + task.estimated_bytes <= settings.tasks_bytes_max
         if count < settings.tasks_max and (fits or not count):
             allowed.append(task)
@@ -118,27 +119,28 @@ def plan_manual(
     shard: int | None = None,
     tier: Tier | None = None,
 ) -> tuple[CompactionTask, ...]:
-    """Return the tasks that rewrite a shard (all when None) into as few clean segments as may be.
+    """Return the tasks that an operator's request for a full compaction leads to.
 
-    What was left flat because no graph served it is tried again. `tier`: only segments of this
-    tier. A lone segment without dead rows that has a graph, or is too small for one, is left
-    alone. Segments of unfinished tasks are left out; failed tasks do not hold anything back.
+    They rewrite `shard` (every shard when None), or its segments of `tier`, as few large segments
+    within the collection's limits. A segment that would be rewritten alone is left out if it has no
+    dead rows and has a graph or is too small for one. A large flat segment is tried again.
+    Segments of unfinished tasks are left out, those of failed tasks are not.
     """
     busy = busy_segments(tasks, now_s=now_s, failed_pause_s=0.0)
     why = "all of the collection" if tier is None else f"all of tier {tier.value}"
     planned: list[CompactionTask] = []
-    for state in sorted(states, key=lambda one: one.shard):
-        wanted = shard is None or state.shard == shard
-        if not wanted or not _is_served(collection, state):
+    for state in sorted(states, key=lambda state: state.shard):
+        selected = shard is None or state.shard == shard
+        if not selected or not _is_served(collection, state):
             continue
         free = [
-            one
-            for one in free_segments(collection, state, busy)
-            if tier is None or one.tier == tier.value
+            segment
+            for segment in free_segments(collection, state, busy)
+            if tier is None or segment.tier == tier.value
         ]
-        for group in _packed(collection, free, settings):
-            if len(group) > 1 or not _is_clean(collection, group[0], settings):
-                planned.append(_manual_task(collection, state, group, why, now_s, new_id()))
+        for sources in _packed(collection, free, settings):
+            if len(sources) > 1 or not _is_clean(collection, sources[0], settings):
+                planned.append(_manual_task(collection, state, sources, why, now_s, new_id()))
     return tuple(planned)
 
 
@@ -152,18 +154,23 @@ def plan_named(
     new_id: NewId,
     settings: CompactionSettings,
 ) -> tuple[CompactionTask, ...]:
-    """Return the tasks that rewrite the named segments, those of one shard together.
+    """Return the tasks that rewrite the segments `segment_ids`, those of one shard together.
 
-    They are rewritten even when nothing speaks for it. Those of unfinished tasks are left out.
-    Raises `NotFound` for a name that no flushed segment of `states` has.
+    No rule has to ask for the rewrite. Segments of unfinished tasks are left out. Raises `NotFound`
+    for an id that no flushed segment of `states` has.
     """
     present = {
-        one.segment_id for state in states for one in state.segments if one.tier != Tier.GROWING
+        segment.segment_id
+        for state in states
+        for segment in state.segments
+        if segment.tier != Tier.GROWING
     }
     unknown = sorted(set(segment_ids) - present)
     if unknown:
-        some = ", ".join(sorted(present)[:_NAMED_SHOWN]) or "none"
-        more = f" and {len(present) - _NAMED_SHOWN} more" if len(present) > _NAMED_SHOWN else ""
+        some = ", ".join(sorted(present)[:_SEGMENTS_SHOWN]) or "none"
+        more = (
+            f" and {len(present) - _SEGMENTS_SHOWN} more" if len(present) > _SEGMENTS_SHOWN else ""
+        )
         raise NotFound(
             f"{collection.name} has no segment {unknown[0]!r}; there are: {some}{more}",
             reason="SEGMENT_NOT_FOUND",
@@ -171,13 +178,13 @@ def plan_named(
         )
     busy = busy_segments(tasks, now_s=now_s, failed_pause_s=0.0)
     planned: list[CompactionTask] = []
-    for state in sorted(states, key=lambda one: one.shard):
+    for state in sorted(states, key=lambda state: state.shard):
         if not _is_served(collection, state):
             continue
         free = free_segments(collection, state, busy)
-        named = [one for one in free if one.segment_id in segment_ids]
-        for group in _packed(collection, named, settings):
-            planned.append(_manual_task(collection, state, group, "named", now_s, new_id()))
+        named = [segment for segment in free if segment.segment_id in segment_ids]
+        for sources in _packed(collection, named, settings):
+            planned.append(_manual_task(collection, state, sources, "named", now_s, new_id()))
     return tuple(planned)
 
 
@@ -188,36 +195,38 @@ def _is_served(collection: Collection, state: ShardState) -> bool:
 def _manual_task(
     collection: Collection,
     state: ShardState,
-    group: Sequence[SegmentState],
+    sources: Sequence[SegmentState],
     why: str,
     now_s: float,
     id: str,
 ) -> CompactionTask:
-    rewrite = Rewrite(tuple(group), TaskReason.MANUAL, PRIORITY_MANUAL, f"asked for: {why}")
-    return task_of(collection, state.shard, rewrite, now_s=now_s, id=id)
+    rewrite = Rewrite(tuple(sources), TaskReason.MANUAL, PRIORITY_MANUAL, f"requested: {why}")
+    return task_for(collection, state.shard, rewrite, now_s=now_s, id=id)
 
 
 def _packed(
     collection: Collection, segments: Iterable[SegmentState], settings: CompactionSettings
 ) -> list[list[SegmentState]]:
-    rest = sorted(segments, key=by_size)
-    groups: list[list[SegmentState]] = []
+    """Return the segments in groups, smallest first, each as large as a task's limits allow."""
+    rest = sorted(segments, key=size_order)
+    packed: list[list[SegmentState]] = []
     while rest:
-        group = fitting(collection, rest, sources_max=settings.sources_max)
-        groups.append(group)
-        rest = rest[len(group) :]
-    return groups
+        sources = first_within_limits(collection, rest, sources_max=settings.sources_max)
+        packed.append(sources)
+        rest = rest[len(sources) :]
+    return packed
 
 
 def _is_clean(collection: Collection, segment: SegmentState, settings: CompactionSettings) -> bool:
-    """Return whether rewriting this segment alone would change nothing worth it.
+    """Return whether a rewrite of this segment alone has no use.
 
-    A small flat segment is as good as it can be, unless writes are refused because of it.
+    A small flat segment needs no graph, unless its rows alone bring the shard close to refusing
+    writes (`BACKPRESSURE_SHARE`).
     """
     if segment.dead_rows:
         return False
     if not is_flat(segment):
         return True
-    limit = PRESSURE_SHARE * collection.settings.unindexed_rows_max
-    presses = segment.tier == Tier.HOT and segment.rows >= limit
-    return segment.rows < settings.graph_rows_min and not presses
+    limit = BACKPRESSURE_SHARE * collection.settings.unindexed_rows_max
+    causes_backpressure = segment.tier == Tier.HOT and segment.rows >= limit
+    return segment.rows < settings.graph_rows_min and not causes_backpressure

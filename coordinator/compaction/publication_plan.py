@@ -1,7 +1,7 @@
-"""Which finished compactions to publish now. Pure.
+"""Which built tasks are published now. Pure.
 
-A publication makes the owner load a new segment: disk, network, page cache and, at first, slower
-searches. So of a node's rows only a share is replaced at once.
+At a publication the shard's owner loads the new segment. This costs network, disk and page cache,
+and slows searches at first. So publications replace only a share of a node's rows at a time.
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ def plan_publications(
     publishes_max: int,
     reload_share_max: float,
 ) -> tuple[CompactionTask, ...]:
-    """Return those of `built` to publish beside those `under_way`, the most urgent first.
+    """Return those of `built` to publish beside those `under_way`, highest priority first.
 
-    At most `publishes_max` together, and on a node at most `reload_share_max` of its `node_rows`;
-    one always may be, whatever its size. Shards without an owner are nobody's burden.
+    `owners` gives the owner of each shard, "" or nothing for a shard without one; `node_rows` the
+    live rows of each node. At most `publishes_max` tasks are under way together. On one node their
+    outputs have at most the share `reload_share_max` of its rows; the first task on a node is
+    allowed whatever its size. A shard without an owner loads no node: only the count limits it.
     """
     loads: dict[str, int] = {}
     count = 0
@@ -33,7 +35,7 @@ def plan_publications(
         owner = owners.get(ShardId(task.collection_id, task.shard), "")
         loads[owner] = loads.get(owner, 0) + max(task.rows_out, 1)
     chosen: list[CompactionTask] = []
-    for task in sorted(built, key=lambda one: (-one.priority, one.created_at_s, one.id)):
+    for task in sorted(built, key=lambda task: (-task.priority, task.created_at_s, task.id)):
         if count >= publishes_max:
             break
         owner = owners.get(ShardId(task.collection_id, task.shard), "")

@@ -1,4 +1,4 @@
-"""What the rules of compaction share: settings, what they look at, and the tasks they make."""
+"""What the compaction rules share: settings, the observed shards, and estimates of a task. Pure."""
 
 from __future__ import annotations
 
@@ -17,33 +17,42 @@ PRIORITY_MERGE = 0
 PRIORITY_TOMBSTONES = 5
 PRIORITY_WALK_COST = 6
 PRIORITY_RECALL = 7
-PRIORITY_PRESSURE = 8
+PRIORITY_BACKPRESSURE = 8
 PRIORITY_MANUAL = 10
 
 WARM_ROWS_MAX = 250_000
-"""Rows of a warm segment; larger ones are cold."""
-_LINK_BYTES = 8  # a link of the graph with FAISS's overhead (level 0 keeps 2 M of them)
-_LINKS_TIMES_MAX = 3
-"""A graph that misses the objective is built with up to so many times the links."""
-_LINKS_MAX = 64
-_REBUILD_LINKS_TIMES = 2
-_ROW_BYTES = 128  # ids, sequences, hashes and the like while building
+"""A segment with fewer live rows is warm, a larger one is cold."""
+_LINK_BYTES = 8  # one link of a graph with FAISS's overhead; a row has 2 M of them on level 0
+_M_FACTOR_MAX = 3
+"""A graph below the recall objective is built again with up to this many times the M."""
+_M_MAX = 64
+_RECALL_M_FACTOR = 2
+"""The M that the memory estimate of a `recall` task assumes, by the M of the collection."""
+_ROW_BYTES = 128  # id, sequence, hash and other columns of a row during a build
 
 
 @dataclass(frozen=True, slots=True)
 class CompactionSettings:
-    """When to merge, and how much at once.
+    """When segments are merged, and how much of the cluster compacts at the same time.
 
-    Without `automatic` only what somebody asks for is compacted. While a shard is written to,
-    `flat_segments_max` flat segments or `flat_rows_max` rows in them start a merge; after
-    `quiet_s` without a write two are enough. The largest segment of a merge has at most
-    `growth_busy` (`growth_quiet` when quiet, `growth_idle` when nobody has written for the
-    collection's `segment_idle_s`) times the rows of the others together. A lone flat
-    segment below `graph_rows_min` rows stays as it is. More than `graphs_max` graphs in a shard are
-    merged, the smallest first. A task that failed keeps its sources away from new tasks for
-    `failed_pause_s`. Over the whole cluster at most `tasks_max` tasks are unfinished, with
-    estimates of `tasks_bytes_max` bytes together (one task always may be), and of a node's rows at
-    most the share `reload_share_max` is being replaced by freshly built segments (one always may).
+    Attributes:
+        automatic: whether the rules add tasks; if False only an operator's requests are compacted.
+        flat_segments_max: flat segments that start a merge while the shard is written to.
+        flat_rows_max: live rows in flat segments; more of them start a merge.
+        quiet_s: seconds without a write after which a shard is quiet: two flat segments are merged.
+        growth_busy: live rows of the largest source of a merge, by those of the other sources
+            together, at most; while the shard is written to.
+        growth_quiet: the same for a quiet shard.
+        growth_idle: the same after the collection's `segment_idle_s` without a write.
+        graph_rows_min: live rows from which a flat segment is rewritten with a graph alone.
+        graphs_max: segments with a graph in one shard; if there are more, the smallest are merged.
+        sources_max: sources of one task.
+        failed_pause_s: seconds for which the sources of a failed task are in no new task.
+        tasks_max: unfinished tasks of the cluster.
+        tasks_bytes_max: memory estimates of the unfinished tasks together; the first unfinished
+            task is allowed whatever its size.
+        reload_share_max: share of a node's rows in (0, 1] that the publications under way replace;
+            the first publication of a node is allowed whatever its size.
     """
 
     automatic: bool = True
@@ -62,7 +71,7 @@ class CompactionSettings:
     reload_share_max: float = 0.25
 
     def __post_init__(self) -> None:
-        """Refuse values that cannot work."""
+        """Raise `InvalidArgument` for a limit that is not finite or not above 0."""
         values = {one.name: getattr(self, one.name) for one in fields(self)}
         found = [
             FieldViolation(name, f"{value} must be more than 0")
@@ -78,7 +87,7 @@ class CompactionSettings:
 
 @dataclass(frozen=True, slots=True)
 class ShardObservation:
-    """What the owner reports of a shard, and for how long its sequence has not grown."""
+    """What the owner reports of a shard, and the seconds since its last write."""
 
     state: ShardState
     quiet_s: float = 0.0
@@ -86,7 +95,7 @@ class ShardObservation:
 
 @dataclass(frozen=True, slots=True)
 class Rewrite:
-    """Segments to rewrite into one, and why; `why` is a sentence for operators."""
+    """Segments to rewrite as one segment, and why; `why` is a sentence for operators."""
 
     sources: tuple[SegmentState, ...]
     reason: TaskReason
@@ -95,50 +104,55 @@ class Rewrite:
 
 
 NewId = Callable[[], str]
+"""Returns a new task id at each call."""
 
 
 def live_rows(segment: SegmentState) -> int:
-    """Return the rows that a rewrite copies."""
+    """Return the number of rows that are not dead; a rewrite copies these."""
     return max(segment.rows - segment.dead_rows, 0)
 
 
-def by_size(segment: SegmentState) -> tuple[int, str]:
-    """Return the order of merging: the smallest first."""
+def size_order(segment: SegmentState) -> tuple[int, str]:
+    """Return a sort key: fewest live rows first, then by id."""
     return live_rows(segment), segment.segment_id
 
 
 def is_flat(segment: SegmentState) -> bool:
-    """Return whether searches compare the segment row by row."""
+    """Return whether the segment has no graph: a search compares each of its rows."""
     return segment.index_kind == IndexKind.FLAT
 
 
-def is_settled(segment: SegmentState, settings: CompactionSettings) -> bool:
-    """Return whether a segment is as good as a build makes it, dead rows apart.
+def awaits_graph(segment: SegmentState, settings: CompactionSettings) -> bool:
+    """Return whether a flat segment may still get a graph, alone or in a merge.
 
-    A compactor that leaves a large segment flat has found that no graph serves it: building it
-    again would find the same, for ever.
+    A compactor that writes `graph_rows_min` rows or more as a flat segment has found that no graph
+    of them meets the recall objective. Another build would give the same result.
     """
-    refused = segment.tier != Tier.HOT and segment.rows >= settings.graph_rows_min
-    return not is_flat(segment) or refused
+    small = segment.rows < settings.graph_rows_min
+    return is_flat(segment) and (segment.tier == Tier.HOT or small)
 
 
 def tier_of(rows: int) -> Tier:
-    """Return the tier of a segment that a compactor builds with `rows` rows."""
+    """Return the tier of a compactor's output with `rows` rows."""
     return Tier.WARM if rows < WARM_ROWS_MAX else Tier.COLD
 
 
 def output_bytes(collection: Collection, segment: SegmentState) -> int:
-    """Return what the live rows of a segment take at most in a segment that is built from them."""
+    """Return how many bytes the live rows of `segment` take in a task's output, at most."""
     rows = live_rows(segment)
     kept = segment.size_bytes * rows // max(segment.rows, 1)
-    links = min(_LINKS_MAX, _LINKS_TIMES_MAX * collection.index.m)
-    return kept + rows * 2 * links * _LINK_BYTES
+    m = min(_M_MAX, _M_FACTOR_MAX * collection.index.m)
+    return kept + rows * 2 * m * _LINK_BYTES
 
 
-def fitting(
+def first_within_limits(
     collection: Collection, segments: Sequence[SegmentState], *, sources_max: int
 ) -> list[SegmentState]:
-    """Return the first segments that one may hold by the collection's limits; one at least."""
+    """Return the longest run of first segments that one output may hold.
+
+    The limits are `sources_max` and the collection's `segment_rows_max` and `segment_bytes_max`.
+    The first segment is always in it, whatever its size.
+    """
     rows = size_bytes = 0
     chosen: list[SegmentState] = []
     for segment in segments[:sources_max]:
@@ -154,7 +168,7 @@ def fitting(
 def free_segments(
     collection: Collection, state: ShardState, busy: set[tuple[int, str]]
 ) -> list[SegmentState]:
-    """Return the flushed segments of the serving model that no task has."""
+    """Return the flushed segments of the collection's model that are not in `busy`."""
     return [
         segment
         for segment in state.segments
@@ -167,7 +181,11 @@ def free_segments(
 def busy_segments(
     tasks: Iterable[CompactionTask], *, now_s: float, failed_pause_s: float
 ) -> set[tuple[int, str]]:
-    """Return (shard, segment id) of the sources of unfinished and of freshly failed tasks."""
+    """Return (shard, segment id) of each source that no new task may have.
+
+    These are the sources of unfinished tasks, and of tasks that failed less than `failed_pause_s`
+    seconds before `now_s` (seconds since the epoch).
+    """
     busy: set[tuple[int, str]] = set()
     for task in tasks:
         unfinished = task.phase in (TaskPhase.PENDING, TaskPhase.BUILT)
@@ -177,10 +195,10 @@ def busy_segments(
     return busy
 
 
-def task_of(
+def task_for(
     collection: Collection, shard: int, rewrite: Rewrite, *, now_s: float, id: str
 ) -> CompactionTask:
-    """Return the task that does `rewrite`, with what it will need."""
+    """Return the task that does `rewrite`, with estimates of its memory and its scratch space."""
     sources = rewrite.sources
     rows = sum(map(live_rows, sources))
     return CompactionTask(
@@ -201,16 +219,16 @@ def task_of(
 def _memory_bytes(
     collection: Collection, sources: Sequence[SegmentState], rows: int, reason: TaskReason
 ) -> int:
-    """Return the memory of a build: what is read, the vectors once more, the graph, the columns."""
+    """Return the bytes of memory of a build: sources, vectors once more, graph and columns."""
     vector_bytes = collection.model.dimension * 4
-    # For its recall a graph may get more links than the collection's others.
-    denser = _REBUILD_LINKS_TIMES if reason is TaskReason.RECALL else 1
-    link_bytes = 2 * collection.index.m * denser * _LINK_BYTES
+    # A graph that is rebuilt for its recall may get more links than the collection's settings say.
+    m_factor = _RECALL_M_FACTOR if reason is TaskReason.RECALL else 1
+    link_bytes = 2 * collection.index.m * m_factor * _LINK_BYTES
     read_bytes = sum(segment.size_bytes for segment in sources)
     return read_bytes + rows * (vector_bytes + link_bytes + _ROW_BYTES)
 
 
 def _disk_bytes(collection: Collection, sources: Sequence[SegmentState]) -> int:
-    """Return the scratch space: the sources, the output, and the output as it is read back."""
+    """Return the bytes of scratch space: the sources, the output, and the output read back."""
     read_bytes = sum(segment.size_bytes for segment in sources)
     return read_bytes + 2 * sum(output_bytes(collection, segment) for segment in sources)

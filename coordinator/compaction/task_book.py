@@ -1,4 +1,4 @@
-"""The tasks in the metadata store: every change is a compare-and-swap of what was seen."""
+"""Compaction tasks in the metadata store; every change is a compare-and-swap of what was read."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from annheal.runtime.retry import RetryPolicy, retry
 _log = logging.getLogger(__name__)
 
 TASKS_MAX = 10_000
-"""Tasks that may be stored; nothing more is planned beyond."""
+"""Tasks that may be stored, finished ones included; new ones beyond it are not added."""
 UNFINISHED = (TaskPhase.PENDING, TaskPhase.BUILT)
 _POLICY = RetryPolicy(attempts_max=20)
-_ADD_STEP = COMMIT_OPERATIONS_MAX // 2
-_WAIT_S = 2.0
+_ADD_STEP = COMMIT_OPERATIONS_MAX // 2  # tasks of one commit
+_CATALOG_WAIT_S = 2.0
 
 
 class TaskBook:
     """Adds, changes and removes tasks.
 
-    Whoever plans holds `planning` from looking at the tasks until `add` has returned, so that no
-    segment gets into two tasks. Plans of two coordinators may still cross: then the owner
-    publishes one, and the other is cancelled as stale.
+    A caller that plans tasks holds `planning` from reading the tasks until `add` has returned, so
+    that no segment is in two tasks. Two coordinators may still plan the same segment: then the
+    owner publishes one of the tasks, and the other is cancelled as stale.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class TaskBook:
         return tuple(sorted(found, key=lambda one: (-one.value.created_at_s, one.value.id)))
 
     async def get(self, task_id: str) -> Stored[CompactionTask]:
-        """Return one task as the store has it; raises `NotFound`."""
+        """Return one task, read from the store; raises `NotFound`."""
         if task_id and "/" not in task_id:
             key = keys.task_key(task_id)
             stored = await self._store.get(key)
@@ -60,18 +60,22 @@ class TaskBook:
                 task = decode_value(stored.value, CompactionTask, key=key)
                 return Stored(key, task, stored.mod_revision)
         raise NotFound(
-            f"there is no task {task_id[:80]!r}; finished ones are kept for a while only",
+            f"there is no task {task_id[:80]!r}; a finished task is deleted after a while",
             reason="TASK_NOT_FOUND",
         )
 
     async def claims(self) -> dict[str, TaskClaim]:
-        """Return who works on what, by task id."""
+        """Return the claims of compactors by task id, read from the store."""
         snapshot = await self._store.list(keys.CLAIMS_PREFIX)
         found = (decode_value(item.value, TaskClaim, key=item.key) for item in snapshot.items)
         return {claim.task_id: claim for claim in found}
 
     async def add(self, tasks: Sequence[CompactionTask], *, term: Leadership | None = None) -> int:
-        """Store new tasks and return how many; the catalog shows them when this returns."""
+        """Store new tasks as far as `TASKS_MAX` allows; return how many were stored.
+
+        The catalog shows them when this returns, unless it needs more than `_CATALOG_WAIT_S`. With
+        a `term`, raises `Conflict` when it is over.
+        """
         room = max(0, TASKS_MAX - len(self._catalog.tasks()))
         tasks = tasks[:room]
         for first in range(0, len(tasks), _ADD_STEP):
@@ -84,7 +88,7 @@ class TaskBook:
                 compares=compares,
             )
             fail_point("coordinator.planned")
-            await self._shown(revision)
+            await self._wait_for_catalog(revision)
         for task in tasks:
             _log.info(
                 "task %s: %s of %d segments of shard %s/%05d: %s",
@@ -105,7 +109,7 @@ class TaskBook:
         error: str = "",
         term: Leadership | None = None,
     ) -> bool:
-        """Write the end of a task; return False when it has changed since it was seen."""
+        """Store `phase` as a task's end; return False if the task changed since it was read."""
         task = replace(
             stored.value,
             phase=phase,
@@ -121,12 +125,16 @@ class TaskBook:
             )
         except Conflict:
             return False
-        await self._shown(revision)
+        await self._wait_for_catalog(revision)
         _log.info("task %s is %s%s", task.id, phase.value, f": {error}" if error else "")
         return True
 
     async def cancel(self, task_id: str, *, deadline: Deadline) -> CompactionTask:
-        """Cancel a task; raises `FailedPrecondition` when it has ended already."""
+        """Cancel a task; return it as stored.
+
+        Cancelling twice is no error. Raises `NotFound`, and `FailedPrecondition` when the task has
+        ended in another way.
+        """
 
         async def attempt(_: Deadline) -> CompactionTask:
             stored = await self.get(task_id)
@@ -144,10 +152,10 @@ class TaskBook:
         return await retry(attempt, deadline=deadline, policy=_POLICY, mutation=True)
 
     async def release(self, task_id: str, *, deadline: Deadline) -> CompactionTask:
-        """Put a task that was given up back into the queue, with all its attempts.
+        """Put a failed task back into the queue with no attempt counted; return it as stored.
 
-        Raises `FailedPrecondition` when it was not given up, or when one of its sources has got
-        into another task since. Hold `planning`.
+        Raises `NotFound`, and `FailedPrecondition` when the task has not failed or when one of its
+        sources is in another unfinished task by now. The caller holds `planning`.
         """
 
         async def attempt(_: Deadline) -> CompactionTask:
@@ -173,14 +181,14 @@ class TaskBook:
                 [Put(stored.key, encode_value(again))],
                 compares=[Compare(stored.key, stored.mod_revision)],
             )
-            await self._shown(revision)
-            _log.info("task %s is released to be tried again", task_id)
+            await self._wait_for_catalog(revision)
+            _log.info("task %s is back in the queue on request", task_id)
             return again
 
         return await retry(attempt, deadline=deadline, policy=_POLICY, mutation=True)
 
     async def forget_finished(self, *, retention_s: float, term: Leadership) -> int:
-        """Delete the tasks that ended longer than `retention_s` ago; return how many."""
+        """Delete the tasks that ended more than `retention_s` seconds ago; return how many."""
         before_s = self._wall_clock() - retention_s
         old = [
             stored
@@ -194,5 +202,5 @@ class TaskBook:
             )
         return len(old)
 
-    async def _shown(self, revision: int) -> None:
-        await self._catalog.wait_revision(revision, of=keys.TASKS_PREFIX, timeout_s=_WAIT_S)
+    async def _wait_for_catalog(self, revision: int) -> None:
+        await self._catalog.wait_revision(revision, of=keys.TASKS_PREFIX, timeout_s=_CATALOG_WAIT_S)

@@ -134,7 +134,7 @@ def test_deletes_ask_and_compaction_heals(run: Run, packages: str) -> None:
     assert "dead" in run("segments", packages).stdout
     planned = document(run("compact", packages, "--full", "--dry-run", "-o", "json"))
     assert planned
-    assert all(task["why"] == "asked for: all of the collection" for task in planned)
+    assert all(task["why"] == "requested: all of the collection" for task in planned)
     assert "nothing was changed" in run("compact", packages, "--full", "--dry-run").stdout
     tasks = document(run("compact", packages, "--full", "-o", "json"))
     assert {task["phase"] for task in tasks} <= {"published", "cancelled"}

@@ -95,7 +95,7 @@ def limited(rows: int) -> Collection:
     return replace(COLLECTION, settings=replace(COLLECTION.settings, segment_rows_max=rows))
 
 
-MERGE, WORN = TaskReason.MERGE, TaskReason.TOMBSTONES
+MERGE, DEGRADED = TaskReason.MERGE, TaskReason.TOMBSTONES
 
 
 def test_while_writing_three_flat_segments_wait_and_four_merge():
@@ -127,7 +127,7 @@ def test_rows_that_no_graph_serves_are_not_built_again_and_again():
     assert plan(segment("f", 1_000, tier="warm"), segment("h", 1_500), quiet_s=5.0) == [
         (MERGE, {"f", "h"})
     ]
-    assert manual(refused) == [{"f"}], "who asks for it may try again"
+    assert manual(refused) == [{"f"}], "an operator may try again"
 
 
 def test_a_large_graph_is_not_rewritten_for_a_few_rows():
@@ -164,25 +164,25 @@ def test_too_many_graphs_merge_the_smallest():
     ]
 
 
-def test_worn_segments_are_rewritten_alone():
+def test_degraded_segments_are_rewritten_alone():
     worn = segment("g", 10_000, dead=2_000, kind="hnsw")
-    assert plan(worn) == [(WORN, {"g"})]
+    assert plan(worn) == [(DEGRADED, {"g"})]
     assert plan(segment("g", 10_000, dead=1_999, kind="hnsw")) == []
     assert plan(segment("g", 2_000, dead=900, kind="hnsw")) == []
 
 
-def test_a_wholly_dead_segment_is_always_rewritten():
-    assert plan(segment("g", 10, dead=10, kind="hnsw")) == [(WORN, {"g"})]
-    assert plan(segment("h", 10, dead=10), quiet_s=9.0) == [(WORN, {"h"})]
+def test_a_segment_without_live_rows_is_always_rewritten():
+    assert plan(segment("g", 10, dead=10, kind="hnsw")) == [(DEGRADED, {"g"})]
+    assert plan(segment("h", 10, dead=10), quiet_s=9.0) == [(DEGRADED, {"h"})]
 
 
-def test_wholly_dead_segments_go_in_one_task():
+def test_segments_without_live_rows_are_dropped_by_one_task():
     dead = [segment(f"d{n}", 10, dead=10) for n in range(3)]
     worn = segment("g", 10_000, dead=2_000, kind="hnsw")
-    assert plan(*dead, worn) == [(WORN, {"d0", "d1", "d2"}), (WORN, {"g"})]
+    assert plan(*dead, worn) == [(DEGRADED, {"d0", "d1", "d2"}), (DEGRADED, {"g"})]
 
 
-def test_a_worn_segment_in_a_merge_is_not_rewritten_twice():
+def test_a_degraded_segment_in_a_merge_is_not_rewritten_twice():
     worn = segment("g", 20_000, dead=5_000, kind="hnsw")
     assert plan(worn, *hot(4)) == [(MERGE, {"g", "h0", "h1", "h2", "h3"})]
 
@@ -221,7 +221,7 @@ def low(name: str, *, stuck: bool = False, rebuild: bool = True) -> SegmentState
     return replace(graph, recall=0.8, ef=1_024, rebuild=rebuild, stuck=stuck)
 
 
-def test_a_graph_that_stays_below_its_recall_objective_is_built_anew_by_itself():
+def test_a_graph_that_stays_below_its_recall_objective_is_rebuilt_alone():
     assert plan(low("a"), segment("b", 50_000, kind="hnsw")) == [(TaskReason.RECALL, {"a"})]
     assert plan(low("a", rebuild=False)) == []
     worn = replace(low("a"), dead_rows=25_000)

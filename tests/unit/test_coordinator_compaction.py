@@ -53,7 +53,7 @@ async def test_dry_run_says_what_would_be_done_and_changes_nothing(cluster: Memo
     with_segments(cluster, 100, 200)
     order = CompactionOrder(full=True, shard=1, dry_run=True)
     (planned,) = await coordinator.admin.plan_compaction("packages", order)
-    assert (planned.shard, planned.why) == (1, "asked for: all of the collection")
+    assert (planned.shard, planned.why) == (1, "requested: all of the collection")
     assert planned.estimated_bytes > 0
     assert planned.estimated_disk_bytes > 0
     assert not coordinator.catalog.tasks()
