@@ -285,10 +285,10 @@ class Admin:
         return moves
 
     async def collect_garbage(self, *, dry_run: bool = False) -> GarbageReport:
-        """Look for objects that nothing names, once; delete those that are due unless `dry_run`.
+        """Run one round of garbage collection; delete nothing if `dry_run`.
 
         Raises `FailedPrecondition` (NOT_LEADER) on a coordinator that does not lead: it does not
-        know for how long an object has been unnamed.
+        know for how long an object has been unreferenced.
         """
         if not self._leading():
             leader = await self._parts.store.get(keys.LEADER_KEY)

@@ -16,7 +16,7 @@ class CoordinatorSettings:
     Times are seconds. `lease_ttl_s`: how long this coordinator counts as alive (and leads) without
     a sign of life. `control_interval_s`: at the latest so often the leader looks at placement and
     tasks, `compaction_interval_s` at segments, `collection_interval_s` at garbage.
-    `collection_grace_s`: how long an object must have been unnamed before it is deleted.
+    `collection_grace_s`: how long an object must have been unreferenced before it is deleted.
     `task_retention_s`: how long finished tasks can be listed. `create_timeout_s`: how long a
     new collection's shards may take to be served. `partial_patience_s`: how long a search that
     allows partial answers waits for shards without an owner. `takeover_timeout_s`: how long a node

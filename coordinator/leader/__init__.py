@@ -1,1 +1,1 @@
-"""The control loops that one coordinator runs: observe, plan, execute, collect garbage."""
+"""The control loops of the coordinator that leads, and the garbage collection."""

@@ -1,7 +1,8 @@
-"""What the leader does: place shards, plan and publish compactions, tidy up. Observe, plan, act.
+"""The leader's control loops: place shards, plan and publish compactions, delete old records.
 
-Every loop looks at the catalog (or asks the owners), lets a pure function decide, and writes by
-compare-and-swap under the guard of its term, so a leader that is late or deposed changes nothing.
+Each round of a loop observes the catalog (or asks the owners of shards), plans with a pure
+function, and writes by compare-and-swap. Every write names the leader's term, so the store rejects
+the writes of a leader that was deposed.
 """
 
 from __future__ import annotations
@@ -35,13 +36,13 @@ from annheal.runtime.tasks import run_loop
 
 _log = logging.getLogger(__name__)
 
-_PAUSE_S = 0.02  # between two looks, however often the catalog changes
-_ORPHANS_STEP = 40
+_PAUSE_S = 0.02  # at least this long between two rounds, however often the catalog changes
+_DELETES_STEP = 40  # assignments of one commit
 
 
 @dataclass(frozen=True, slots=True)
 class ControlParts:
-    """What the loops work with."""
+    """What the loops read and write."""
 
     catalog: Catalog
     store: MetaStore
@@ -54,58 +55,63 @@ class ControlParts:
 
 
 class Control:
-    """The control loops of one term of leadership after the other."""
+    """Runs the control loops while this coordinator leads, one term after another."""
 
     def __init__(self, parts: ControlParts, *, settings: CoordinatorSettings) -> None:
         self._parts = parts
         self._settings = settings
 
     async def lead(self, term: Leadership) -> None:
-        """Run every loop until cancelled; the first error that is not retryable ends them all."""
+        """Run all loops of a term until cancelled; one not retryable error ends them all."""
         settings, parts = self._settings, self._parts
-        look: Callable[[], Awaitable[object]]
+        run_round: Callable[[], Awaitable[object]]
         try:
             async with asyncio.TaskGroup() as group:
                 node_rows: dict[str, int] = {}
                 publication = _Publication(parts, settings, term, group, node_rows)
-                for name, look in (
-                    ("placement", _Placement(parts, settings, term).look),
-                    ("publication", publication.look),
+                for name, run_round in (
+                    ("placement", _Placement(parts, settings, term).run_round),
+                    ("publication", publication.run_round),
                 ):
-                    paced = _OnChange(parts.catalog, look, settings.control_interval_s)
+                    paced = _OnChange(parts.catalog, run_round, settings.control_interval_s)
                     group.create_task(run_loop(paced.step, name=name, wait=paced.wait), name=name)
-                for name, look, interval_s in (
+                for name, run_round, interval_s in (
                     (
                         "compaction",
-                        _Compaction(parts, settings, term, node_rows).look,
+                        _Compaction(parts, settings, term, node_rows).run_round,
                         settings.compaction_interval_s,
                     ),
-                    ("tidying", _Tidying(parts, settings, term).look, settings.control_interval_s),
-                    ("collection", parts.garbage.collect, settings.collection_interval_s),
+                    (
+                        "cleanup",
+                        _Cleanup(parts, settings, term).run_round,
+                        settings.control_interval_s,
+                    ),
+                    ("garbage", parts.garbage.collect, settings.collection_interval_s),
                 ):
-                    group.create_task(run_loop(look, name=name, wait=_every(interval_s)), name=name)
+                    loop = run_loop(run_round, name=name, wait=_every(interval_s))
+                    group.create_task(loop, name=name)
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from errors
 
 
 class _OnChange:
-    """Paces a loop: the next look when the catalog has changed since the last, or in a while."""
+    """Paces a loop: the next round starts when the catalog has changed, or after `interval_s`."""
 
     def __init__(
-        self, catalog: Catalog, look: Callable[[], Awaitable[object]], interval_s: float
+        self, catalog: Catalog, run_round: Callable[[], Awaitable[object]], interval_s: float
     ) -> None:
         self._catalog = catalog
-        self._look = look
+        self._run_round = run_round
         self._interval_s = interval_s
-        self._seen = -1
+        self._seen_version = -1
 
     async def step(self) -> None:
-        self._seen = self._catalog.version
-        await self._look()
+        self._seen_version = self._catalog.version
+        await self._run_round()
 
     async def wait(self) -> None:
         await asyncio.sleep(_PAUSE_S)
-        await self._catalog.wait_change(self._seen, timeout_s=self._interval_s)
+        await self._catalog.wait_change(self._seen_version, timeout_s=self._interval_s)
 
 
 def _every(interval_s: float) -> Callable[[], Awaitable[object]]:
@@ -116,7 +122,10 @@ def _every(interval_s: float) -> Callable[[], Awaitable[object]]:
 
 
 class _Placement:
-    """Places homeless shards, empties draining nodes, and evens out after a node has joined."""
+    """Gives shards without an owner a target, drains nodes, and rebalances after a node has joined.
+
+    A rebalance goes on, round after round, until no move is needed and none is under way.
+    """
 
     def __init__(
         self, parts: ControlParts, settings: CoordinatorSettings, term: Leadership
@@ -128,7 +137,7 @@ class _Placement:
         self._uneven = False
         self._targets: dict[ShardId, tuple[str, float]] = {}
 
-    async def look(self) -> None:
+    async def run_round(self) -> None:
         topology = self._parts.topology
         self._parts.router.forget_gone()
         await topology.place(self._term)
@@ -160,7 +169,7 @@ class _Placement:
 
 
 class _Publication:
-    """Hands built tasks to the owners of their shards, a few at a time."""
+    """Asks the owners of shards to publish built tasks, a few at a time (`plan_publications`)."""
 
     def __init__(
         self,
@@ -177,7 +186,7 @@ class _Publication:
         self._node_rows = node_rows
         self._under_way: dict[str, CompactionTask] = {}
 
-    async def look(self) -> None:
+    async def run_round(self) -> None:
         catalog = self._parts.catalog
         built = {
             stored.value.id: stored
@@ -203,7 +212,7 @@ class _Publication:
         async def call(node: ShardNode, _: Deadline) -> None:
             await node.publish_compaction(task)
 
-        phase, problem = TaskPhase.PUBLISHED, ""
+        phase, failure = TaskPhase.PUBLISHED, ""
         fail_point("coordinator.proposing")
         try:
             await self._parts.router.call(
@@ -213,30 +222,30 @@ class _Publication:
                 mutation=True,
             )
         except (FailedPrecondition, NotFound) as error:
-            phase, problem = TaskPhase.CANCELLED, error.message
+            phase, failure = TaskPhase.CANCELLED, error.message
         except AnnhealError as error:
             if error.retryable or reroutable(error) or isinstance(error, DeadlineExceeded):
                 _log.warning("task %s is not published yet: %s", task.id, error.message)
                 await asyncio.sleep(self._settings.store_retry_s)
                 self._under_way.pop(task.id, None)
                 return
-            phase, problem = TaskPhase.FAILED, error.message
+            phase, failure = TaskPhase.FAILED, error.message
         fail_point("coordinator.proposed")
         try:
-            await self._parts.tasks.finish(stored, phase, error=problem, term=self._term)
+            await self._parts.tasks.finish(stored, phase, error=failure, term=self._term)
             fail_point("coordinator.finished")
         except AnnhealError as error:
             if not error.retryable:
                 raise
-            _log.warning("task %s: its end was not stored yet: %s", task.id, error.message)
+            _log.warning("task %s: its phase is not stored yet: %s", task.id, error.message)
         finally:
             self._under_way.pop(task.id, None)
 
 
 class _Compaction:
-    """Plans compactions from what the owners report, and cancels tasks that came to nothing.
+    """Plans compactions from the shard states that owners report, and cancels stale tasks.
 
-    `node_rows` is kept up to date with the rows of each node.
+    Each round writes the live rows of every node that answered into `node_rows`.
     """
 
     def __init__(
@@ -252,34 +261,35 @@ class _Compaction:
         self._node_rows = node_rows
         self._sequences: dict[ShardId, tuple[int, float]] = {}
 
-    async def look(self) -> None:
+    async def run_round(self) -> None:
         tasks, observation = await self._plan()
         for stored in tasks:
-            reason = self._stale(stored.value, observation)
+            reason = self._stale_reason(stored.value, observation)
             if reason:
                 await self._parts.tasks.finish(
                     stored, TaskPhase.CANCELLED, error=reason, term=self._term
                 )
 
     async def _plan(self) -> tuple[tuple[Stored[CompactionTask], ...], Observation]:
-        """Add what the rules ask for; return the tasks and states that it was planned from."""
+        """Add the tasks that the rules plan; return the tasks and the states from before."""
         parts, rules = self._parts, self._settings.compaction
         async with parts.tasks.planning:
-            # Tasks before states: a task that is published in between still keeps its sources.
+            # Tasks are read before states: the sources of a task that is published between the two
+            # reads are still in it, so no new task gets them.
             tasks = parts.catalog.tasks()
             observation = await observe_shards(
                 parts.catalog, parts.router, timeout_s=self._settings.observe_timeout_s
             )
             for node, states in observation.by_node.items():
                 self._node_rows[node] = sum(state.live_rows for state in states)
-            quiet = self._quiet(observation)
+            quiet_s = self._quiet_s(observation)
             planned: list[CompactionTask] = []
             for collection in parts.catalog.collections():
                 if not (rules.automatic and collection.settings.compaction_automatic):
                     continue
                 planned += plan_compactions(
                     collection,
-                    _observed(collection, observation, quiet),
+                    _shards_of(collection, observation, quiet_s),
                     [one.value for one in tasks if one.value.collection_id == collection.id],
                     now_s=parts.wall_clock(),
                     settings=rules,
@@ -290,8 +300,8 @@ class _Compaction:
                 await parts.tasks.add(allowed, term=self._term)
         return tasks, observation
 
-    def _quiet(self, observation: Observation) -> dict[ShardId, float]:
-        """Return for how long each shard's sequence has not grown, as far as this term knows."""
+    def _quiet_s(self, observation: Observation) -> dict[ShardId, float]:
+        """Return the seconds since each shard's sequence last grew, as seen in this term."""
         now = time.monotonic()
         sequences: dict[ShardId, tuple[int, float]] = {}
         for shard, state in observation.states.items():
@@ -303,8 +313,8 @@ class _Compaction:
         self._sequences = sequences
         return {shard: now - since for shard, (_, since) in sequences.items()}
 
-    def _stale(self, task: CompactionTask, observation: Observation) -> str:
-        """Return why a pending task cannot come to anything; empty when it can."""
+    def _stale_reason(self, task: CompactionTask, observation: Observation) -> str:
+        """Return why a pending task can never be done; "" when it can, or when it is not known."""
         if task.phase is not TaskPhase.PENDING:
             return ""
         catalog = self._parts.catalog
@@ -318,8 +328,12 @@ class _Compaction:
         return f"source {gone[0]} is gone" if gone else ""
 
 
-class _Tidying:
-    """Deletes the records of finished tasks, and assignments of collections never created."""
+class _Cleanup:
+    """Deletes finished tasks after `task_retention_s`, and orphaned assignments.
+
+    An assignment is orphaned when its collection does not exist. `orphan_grace_s` after it was
+    first seen so, it is deleted, provided that no assignment of the collection ever had an owner.
+    """
 
     def __init__(
         self, parts: ControlParts, settings: CoordinatorSettings, term: Leadership
@@ -329,13 +343,13 @@ class _Tidying:
         self._term = term
         self._orphans: dict[str, float] = {}
 
-    async def look(self) -> None:
+    async def run_round(self) -> None:
         await self._parts.tasks.forget_finished(
             retention_s=self._settings.task_retention_s, term=self._term
         )
-        await self._forget_orphans()
+        await self._delete_orphans()
 
-    async def _forget_orphans(self) -> None:
+    async def _delete_orphans(self) -> None:
         catalog = self._parts.catalog
         if not catalog.collections_readable():
             return
@@ -347,28 +361,29 @@ class _Tidying:
         now = time.monotonic()
         self._orphans = {one: self._orphans.get(one, now) for one in orphans}
         for collection_id, assignments in orphans.items():
-            # What was owned once is data: only a mark that it was dropped deletes it (see gc).
+            # A shard that had an owner may have data: only a `dropped/` marker deletes it (`gc`).
             unused = all(not one.value.owner and not one.value.epoch for one in assignments)
             overdue = now - self._orphans[collection_id] >= self._settings.orphan_grace_s
             if unused and overdue:
                 await self._delete(assignments)
 
     async def _delete(self, assignments: list[Stored[Assignment]]) -> None:
-        for first in range(0, len(assignments), _ORPHANS_STEP):
-            part = assignments[first : first + _ORPHANS_STEP]
+        for first in range(0, len(assignments), _DELETES_STEP):
+            part = assignments[first : first + _DELETES_STEP]
             operations: list[Operation] = [Delete(one.key) for one in part]
             compares = [Compare(one.key, one.mod_revision) for one in part]
             await self._parts.store.commit(operations, compares=[*compares, self._term.guard()])
-        _log.info("%d assignments without a collection were deleted", len(assignments))
+        _log.info("deleted %d assignments without a collection", len(assignments))
 
 
-def _observed(
-    collection: Collection, observation: Observation, quiet: dict[ShardId, float]
+def _shards_of(
+    collection: Collection, observation: Observation, quiet_s: dict[ShardId, float]
 ) -> list[ShardObservation]:
-    observed = []
+    """Return the shards of a collection whose owners answered."""
+    shards = []
     for number in range(collection.shard_count):
         shard = ShardId(collection.id, number)
         state = observation.state(shard)
         if state is not None:
-            observed.append(ShardObservation(state, quiet.get(shard, 0.0)))
-    return observed
+            shards.append(ShardObservation(state, quiet_s.get(shard, 0.0)))
+    return shards

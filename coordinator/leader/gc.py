@@ -1,9 +1,10 @@
-"""Deleting objects that nothing names any more.
+"""Garbage collection: deletes objects that no manifest references.
 
-What may be deleted, and when, is a pure function of a listing, the manifests read *after* it, the
-tasks, and since when each object has been seen unnamed. An object must stay unnamed for the whole
-grace period in the eyes of one leader; then no reader of an older manifest can still want it.
-Objects of unknown collections are left alone unless a `dropped/` mark says that somebody meant it.
+`plan_garbage`, a pure function, decides from a listing, the manifests and tasks read *after* it,
+and the time at which this leader first saw each object unreferenced. An object is deleted once the
+same leader has seen it unreferenced for the whole grace period: a reader of an older manifest has
+finished by then. Objects of a collection that does not exist are deleted only if a `dropped/`
+marker says that the collection was dropped.
 """
 
 from __future__ import annotations
@@ -33,50 +34,56 @@ DELETES_PREFIX = "deletes/"
 WAL_PREFIX = "wal/"
 RECALL_PREFIX = "recall/"
 PREFIXES = (SEGMENTS_PREFIX, DELETES_PREFIX, WAL_PREFIX, RECALL_PREFIX)
-_OWNERS = ("wal", "recall")
-"""What owners of shards delete themselves as long as the collection exists."""
+_OWNER_KINDS = ("wal", "recall")
+"""Kinds of objects that the owner of a shard deletes itself as long as the collection exists."""
 DELETE_BATCH = 1_000
-UNNAMED_MAX = 1_000_000
-"""Objects and segment directories that are remembered as unnamed."""
+"""Objects of one delete call."""
+UNREFERENCED_MAX = 1_000_000
+"""Units (objects and segment directories) that are remembered as unreferenced."""
 _CLOCK_SKEW_S = 300.0
 
 
 @dataclass(frozen=True, slots=True)
 class Garbage:
-    """What to delete now, and what to remember for the next look: name -> seen unnamed since.
+    """What one round found.
 
-    `waiting` are the objects that nothing names and whose grace period is not over.
+    Attributes:
+        delete: keys of the objects to delete now.
+        unreferenced_since: for the next round: seconds since the epoch at which each unit (see
+            `_unit_of`) was first seen unreferenced.
+        waiting: keys of the unreferenced objects whose grace period is not over.
     """
 
     delete: tuple[str, ...] = ()
-    unnamed_since: Mapping[str, float] = field(default_factory=dict)
+    unreferenced_since: Mapping[str, float] = field(default_factory=dict)
     waiting: tuple[str, ...] = ()
 
 
-def plan_collection(
+def plan_garbage(
     listing: Iterable[ObjectStat],
     manifests: Mapping[tuple[str, int], Manifest],
     tasks: Iterable[CompactionTask],
     *,
     collections: frozenset[str],
     dropped: frozenset[str],
-    unnamed_since: Mapping[str, float],
+    unreferenced_since: Mapping[str, float],
     now_s: float,
     grace_s: float,
 ) -> Garbage:
-    """Return what to delete of `listing` (keys under `PREFIXES`).
+    """Return the garbage in `listing` (keys under `PREFIXES`).
 
-    A segment is judged as a whole by its directory. Kept are: whatever a manifest names; logs and
-    recall memories of collections that exist (their owners trim them); everything of a shard
-    without a manifest; every object younger than the grace period; and, while a shard has an
-    unfinished task, everything written since that task was planned, for it may be the task's
-    output.
+    `collections` are the ids of those that exist, `dropped` of those with a marker; times are
+    seconds since the epoch. The directory of a segment is deleted or kept as a whole. Kept are:
+    what a manifest references; logs and recall memories of existing collections (the owners trim
+    them); all objects of a shard without a manifest; objects younger than the grace period; and,
+    while a shard has an unfinished task, objects written since the task was planned (less
+    `_CLOCK_SKEW_S`), because they may be its output.
     """
-    protected = _protected_since(tasks)
-    seen: dict[str, float] = {}
+    oldest_task_s = _oldest_task_s(tasks)
+    remembered: dict[str, float] = {}
     members: dict[str, list[ObjectStat]] = {}
     for stat in listing:
-        unit = _unit(stat.key)
+        unit = _unit_of(stat.key)
         if unit is not None:
             members.setdefault(unit, []).append(stat)
     delete: list[str] = []
@@ -85,42 +92,50 @@ def plan_collection(
         kind, collection_id, shard, rest = _parse(unit)
         if collection_id in collections:
             manifest = manifests.get((collection_id, shard))
-            if manifest is None or kind in _OWNERS or _named(manifest, kind, unit, rest):
+            if (
+                manifest is None
+                or kind in _OWNER_KINDS
+                or _is_referenced(manifest, kind, unit, rest)
+            ):
                 continue
             newest_s = max(stat.modified_s for stat in stats)
-            since_s = protected.get((collection_id, shard))
-            if since_s is not None and newest_s >= since_s - _CLOCK_SKEW_S:
+            planned_s = oldest_task_s.get((collection_id, shard))
+            if planned_s is not None and newest_s >= planned_s - _CLOCK_SKEW_S:
                 continue
         elif collection_id not in dropped:
             continue
-        since = unnamed_since.get(unit, now_s)
+        since_s = unreferenced_since.get(unit, now_s)
         young = any(now_s - stat.modified_s < grace_s for stat in stats)
-        if now_s - since < grace_s or young:
-            if len(seen) < UNNAMED_MAX:
-                seen[unit] = since
+        if now_s - since_s < grace_s or young:
+            if len(remembered) < UNREFERENCED_MAX:
+                remembered[unit] = since_s
             waiting.extend(stat.key for stat in stats)
             continue
         delete.extend(stat.key for stat in stats)
-    return Garbage(tuple(delete), seen, tuple(waiting))
+    return Garbage(tuple(delete), remembered, tuple(waiting))
 
 
-def _protected_since(tasks: Iterable[CompactionTask]) -> dict[tuple[str, int], float]:
-    protected: dict[tuple[str, int], float] = {}
+def _oldest_task_s(tasks: Iterable[CompactionTask]) -> dict[tuple[str, int], float]:
+    """Return when the oldest unfinished task of each shard was planned."""
+    oldest: dict[tuple[str, int], float] = {}
     for task in tasks:
         if task.phase in (TaskPhase.PENDING, TaskPhase.BUILT):
             shard = (task.collection_id, task.shard)
-            protected[shard] = min(task.created_at_s, protected.get(shard, task.created_at_s))
-    return protected
+            oldest[shard] = min(task.created_at_s, oldest.get(shard, task.created_at_s))
+    return oldest
 
 
-def _unit(key: str) -> str | None:
-    """Return what is judged as a whole: a segment's directory, or the object; None: not ours."""
+def _unit_of(key: str) -> str | None:
+    """Return what is deleted or kept as a whole: the directory of a segment, or the object itself.
+
+    None for a key that does not look like one of Annheal's.
+    """
     parts = key.split("/")
     if len(parts) < 4 or not parts[2].isdecimal():
         return None
     if parts[0] == "segments" and len(parts) >= 5:
         return "/".join(parts[:4])
-    return key if parts[0] in ("deletes", *_OWNERS) else None
+    return key if parts[0] in ("deletes", *_OWNER_KINDS) else None
 
 
 def _parse(unit: str) -> tuple[str, str, int, str]:
@@ -128,7 +143,7 @@ def _parse(unit: str) -> tuple[str, str, int, str]:
     return kind, collection_id, int(shard), rest
 
 
-def _named(manifest: Manifest, kind: str, unit: str, rest: str) -> bool:
+def _is_referenced(manifest: Manifest, kind: str, unit: str, rest: str) -> bool:
     if kind == "segments":
         return any(segment.segment_id == rest for segment in manifest.segments)
     return any(entry.key == unit for entry in manifest.delete_vectors)
@@ -137,7 +152,7 @@ def _named(manifest: Manifest, kind: str, unit: str, rest: str) -> bool:
 def report_of(
     garbage: Garbage, listing: Iterable[ObjectStat], *, dry_run: bool, grace_s: float
 ) -> GarbageReport:
-    """Return counts and bytes by kind."""
+    """Return the numbers and bytes of deleted and of waiting objects by kind."""
     sizes = {stat.key: stat.size_bytes for stat in listing}
     kinds: list[GarbageKind] = []
     for prefix in PREFIXES:
@@ -149,7 +164,7 @@ def report_of(
 
 
 class GarbageCollector:
-    """Looks through the object store and deletes what `plan_collection` says; leader only."""
+    """Lists the object store and deletes what `plan_garbage` returns; only the leader runs it."""
 
     def __init__(
         self,
@@ -165,15 +180,16 @@ class GarbageCollector:
         self._objects = objects
         self._grace_s = grace_s
         self._wall_clock = wall_clock
-        self._unnamed_since: Mapping[str, float] = {}
-        self._turn = asyncio.Lock()
+        self._unreferenced_since: Mapping[str, float] = {}
+        self._one_round = asyncio.Lock()
 
     async def collect(self, *, dry_run: bool = False) -> GarbageReport:
-        """Look once, and delete what is due unless `dry_run`; one look at a time.
+        """Run one round: delete the garbage, or only report it if `dry_run`.
 
-        A report without kinds: metadata could not be decoded, so nothing was collected.
+        Calls wait for one another. The report has no kinds when a collection or a task could not
+        be decoded; then nothing was deleted.
         """
-        async with self._turn:
+        async with self._one_round:
             return await self._collect(dry_run=dry_run)
 
     async def _collect(self, *, dry_run: bool) -> GarbageReport:
@@ -181,50 +197,50 @@ class GarbageCollector:
         for prefix in PREFIXES:
             async for stat in self._objects.list(prefix):
                 listing.append(stat)
-        marks = [stat.key async for stat in self._objects.list(DROPPED_PREFIX)]
-        dropped = frozenset(key.removeprefix(DROPPED_PREFIX) for key in marks)
-        # After the listing: what is named by now is kept, whenever it was uploaded.
+        markers = [stat.key async for stat in self._objects.list(DROPPED_PREFIX)]
+        dropped = frozenset(key.removeprefix(DROPPED_PREFIX) for key in markers)
+        # Read after the listing: an object that was uploaded and referenced meanwhile is kept.
         collections = await self._collections()
         manifests = await self._manifests()
         tasks = await self._tasks()
         if collections is None or tasks is None:
             return GarbageReport(dry_run=dry_run, grace_s=self._grace_s)
-        garbage = plan_collection(
+        garbage = plan_garbage(
             listing,
             manifests,
             tasks,
             collections=collections,
             dropped=dropped - collections,
-            unnamed_since=self._unnamed_since,
+            unreferenced_since=self._unreferenced_since,
             now_s=self._wall_clock(),
             grace_s=self._grace_s,
         )
         report = report_of(garbage, listing, dry_run=dry_run, grace_s=self._grace_s)
         if dry_run:
             return report
-        self._unnamed_since = garbage.unnamed_since
-        await self._forget_shards(dropped - collections)
+        self._unreferenced_since = garbage.unreferenced_since
+        await self._delete_shards(dropped - collections)
         for first in range(0, len(garbage.delete), DELETE_BATCH):
             fail_point("coordinator.collecting")
             await self._objects.delete(garbage.delete[first : first + DELETE_BATCH])
             fail_point("coordinator.collected")
         if garbage.delete:
-            _log.info("%d objects that nothing names were deleted", len(garbage.delete))
-        await self._forget_marks(dropped - collections, listing, garbage.delete)
+            _log.info("deleted %d unreferenced objects", len(garbage.delete))
+        await self._delete_markers(dropped - collections, listing, garbage.delete)
         return report
 
-    async def _forget_shards(self, dropped: frozenset[str]) -> None:
-        """Delete what a drop that was cut short, or a late owner, left in the metadata store."""
+    async def _delete_shards(self, dropped: frozenset[str]) -> None:
+        """Delete what an interrupted drop, or a late owner, left in the metadata store."""
         known = {stored.value.collection_id for stored in self._catalog.assignments()}
         snapshot = await self._store.list(keys.MANIFESTS_PREFIX)
         known |= {keys.parse_manifest_key(item.key)[0] for item in snapshot.items}
         for collection_id in sorted(dropped & known):
             await forget_shards(self._store, collection_id)
 
-    async def _forget_marks(
+    async def _delete_markers(
         self, dropped: frozenset[str], listing: Sequence[ObjectStat], deleted: Sequence[str]
     ) -> None:
-        """Delete the marks of dropped collections of which nothing is left."""
+        """Delete the markers of dropped collections that have no objects left."""
         gone = set(deleted)
         left = {stat.key.split("/")[1] for stat in listing if stat.key not in gone}
         done = [one for one in dropped if one not in left]
@@ -244,7 +260,7 @@ class GarbageCollector:
                 decode_value(item.value, Collection, key=item.key).id for item in snapshot.items
             )
         except DataCorruption as error:
-            _log.error("nothing is collected: %s", error.message)
+            _log.error("no garbage is collected: %s", error.message)
             return None
 
     async def _manifests(self) -> dict[tuple[str, int], Manifest]:
@@ -254,7 +270,7 @@ class GarbageCollector:
             try:
                 manifest = decode_value(item.value, Manifest, key=item.key)
             except DataCorruption as error:
-                _log.error("a shard is not collected: %s", error.message)
+                _log.error("no garbage of one shard is collected: %s", error.message)
                 continue
             manifests[keys.parse_manifest_key(item.key)] = manifest
         return manifests
@@ -266,5 +282,5 @@ class GarbageCollector:
                 decode_value(item.value, CompactionTask, key=item.key) for item in snapshot.items
             ]
         except DataCorruption as error:
-            _log.error("nothing is collected: %s", error.message)
+            _log.error("no garbage is collected: %s", error.message)
             return None

@@ -1,4 +1,4 @@
-"""What the owners say about their shards, asked of all nodes at once."""
+"""The states of shards, asked of all live nodes at the same time."""
 
 from __future__ import annotations
 
@@ -15,21 +15,31 @@ from annheal.model.topology.state import ShardState
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """States by shard, from their owners only; and the nodes that could not be asked, with why."""
+    """What the live nodes answered.
+
+    Attributes:
+        states: the state of each shard, as its owner reports it.
+        by_node: all states that a node reports, by node id; nodes without an answer are missing.
+        errors: the error message of each node that did not answer, by node id.
+    """
 
     states: Mapping[ShardId, ShardState]
     by_node: Mapping[str, tuple[ShardState, ...]]
     errors: Mapping[str, str]
 
     def state(self, shard: ShardId) -> ShardState | None:
-        """Return what the owner says of `shard`."""
+        """Return the state of `shard`, None when its owner did not report it."""
         return self.states.get(shard)
 
 
 async def observe_shards(
     catalog: Catalog, router: Router, *, timeout_s: float, collection_id: str = ""
 ) -> Observation:
-    """Ask every live node for its shards (of one collection); never raises for a node's failure."""
+    """Return the shard states of all live nodes, of one collection if `collection_id` is not "".
+
+    A node that fails or does not answer in `timeout_s` seconds is in `errors`; nothing is raised
+    for it.
+    """
     names = sorted(catalog.nodes())
     answers = await asyncio.gather(
         *(_ask(router, name, collection_id=collection_id, timeout_s=timeout_s) for name in names)

@@ -369,7 +369,7 @@ class HealingMachine(HealingActors):
 
     @rule(leaders=st.booleans(), waits=st.booleans())
     def collect(self, leaders: bool, waits: bool) -> None:
-        """The leader collects; when it `waits`, also what is unnamed now."""
+        """The leader collects; when it `waits`, also what is unreferenced now."""
 
         async def collect() -> None:
             if leaders:

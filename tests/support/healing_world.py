@@ -247,7 +247,7 @@ class HealingWorld(ShardWorld):
     # ------------------------------------------------------------------------------- leader
 
     def new_leader(self) -> None:
-        """Another coordinator leads: it has never seen anything unnamed."""
+        """Another coordinator leads: it has never seen anything unreferenced."""
         self.garbage = GarbageCollector(
             self._catalog, self.meta, self.objects, grace_s=GRACE_S, wall_clock=self.clock
         )

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from annheal.coordinator.catalog.catalog import Catalog
-from annheal.coordinator.leader.gc import Garbage, GarbageCollector, plan_collection, report_of
+from annheal.coordinator.leader.gc import Garbage, GarbageCollector, plan_garbage, report_of
 from annheal.metastore import keys
 from annheal.metastore.codec import encode_value
 from annheal.metastore.protocol import Put
@@ -68,26 +68,26 @@ def plan(
     collections: frozenset[str] = frozenset({"c1"}),
     dropped: frozenset[str] = frozenset(),
 ) -> Garbage:
-    return plan_collection(
+    return plan_garbage(
         listing,
         {("c1", 0): MANIFEST} if manifests is None else manifests,
         tasks,
         collections=collections,
         dropped=dropped,
-        unnamed_since={} if before is None else before.unnamed_since,
+        unreferenced_since={} if before is None else before.unreferenced_since,
         now_s=now_s,
         grace_s=GRACE,
     )
 
 
-def test_what_is_unnamed_is_deleted_after_the_grace_period_and_not_before():
+def test_what_is_unreferenced_is_deleted_after_the_grace_period_and_not_before():
     first = plan(LISTING)
     assert first.delete == ()
     early = plan(LISTING, now_s=NOW + GRACE - 1, before=first)
     assert early.delete == ()
     late = plan(LISTING, now_s=NOW + GRACE, before=early)
     assert set(late.delete) == DEAD
-    assert late.unnamed_since == {}
+    assert late.unreferenced_since == {}
 
 
 def test_a_segment_that_was_named_in_between_starts_its_grace_anew():
@@ -105,8 +105,8 @@ def test_young_objects_protect_their_whole_segment():
 
 
 def test_shards_without_a_manifest_and_unknown_collections_are_left_alone():
-    unnamed = {"segments/c1/00000/dead": 0.0, "segments/c9/00000/x": 0.0}
-    before = Garbage((), unnamed)
+    unreferenced = {"segments/c1/00000/dead": 0.0, "segments/c9/00000/x": 0.0}
+    before = Garbage((), unreferenced)
     assert plan(LISTING, before=before, manifests={}).delete == ()
     unknown = [stat("segments/c9/00000/x/segment.json")]
     assert plan(unknown, before=before).delete == ()

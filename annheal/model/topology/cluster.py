@@ -28,9 +28,9 @@ class CollectionStatus:
 
 @dataclass(frozen=True, slots=True)
 class GarbageKind:
-    """Objects of one kind (segments, deletes, wal) that nothing names.
+    """Unreferenced objects of one kind (segments, deletes, wal, recall).
 
-    `deleted_*`: whose grace period was over; `waiting_*`: the others.
+    `deleted_*`: their grace period was over; `waiting_*`: it is not.
     """
 
     kind: str
@@ -42,9 +42,9 @@ class GarbageKind:
 
 @dataclass(frozen=True, slots=True)
 class GarbageReport:
-    """What one look for garbage found; in a `dry_run` nothing was deleted.
+    """What one round of garbage collection found; in a `dry_run` nothing was deleted.
 
-    `grace_s`: how long an object must have been unnamed.
+    `grace_s`: seconds for which an object must have been unreferenced.
     """
 
     kinds: tuple[GarbageKind, ...] = ()
