@@ -87,7 +87,6 @@ class Attempt:
             )
 
     async def _run(self, task: CompactionTask, directory: Path) -> CompactionTask:
-        collection = await load_collection(self._meta, task.collection_id)
         self._step("fetching")
         sources = await fetch_sources(
             self._meta, self._objects, task, directory=directory / "sources"
@@ -97,6 +96,8 @@ class Attempt:
         self._step("waiting")
         async with self._turns.turn():
             self._step("building")
+            # Only now: settings may have been changed while the sources were read.
+            collection = await load_collection(self._meta, task.collection_id)
             order = BuildOrder(
                 segment_id=secrets.token_hex(8),
                 tier=Tier(task.tier),

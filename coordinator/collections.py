@@ -125,7 +125,7 @@ class Collections:
                 )
             present = decode_value(stored.value, Collection, key=key)
             wanted = change(replace(present, revision=stored.mod_revision))
-            wanted = replace(present, settings=wanted.settings, index=wanted.index, revision=0)
+            wanted = replace(present.with_changes_of(wanted), revision=0)
             validate_settings(wanted)
             validate_collection(replace(wanted, models=wanted.models[:1]))
             if wanted == present:

@@ -7,17 +7,25 @@ opens it, serves it and ends with it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from annheal.errors import AnnhealError, Conflict, UnknownOutcome
+from annheal.errors import (
+    AnnhealError,
+    Conflict,
+    DeadlineExceeded,
+    Unavailable,
+    UnknownOutcome,
+)
 from annheal.metastore.codec import decode_value, encode_value
 from annheal.metastore.keys import COLLECTIONS_PREFIX, SHARDS_PREFIX, shard_key
 from annheal.metastore.mirror import Mirror
-from annheal.metastore.protocol import Compare, KeyValue, MetaStore, Put
+from annheal.metastore.protocol import Compare, MetaStore, Put
+from annheal.metastore.table import Table
 from annheal.model.collection import Collection
 from annheal.model.topology.shard import Assignment, ShardId
 from annheal.shard_node.owner.dependencies import ShardDependencies
@@ -25,6 +33,8 @@ from annheal.shard_node.owner.opening import open_shard
 from annheal.shard_node.owner.owned_shard import OwnedShard
 
 REOPEN_DELAY_S = 2.0
+COLLECTION_WAIT_S = 10.0
+"""How long a shard waits for its collection, which is stored after its assignment."""
 
 _log = logging.getLogger(__name__)
 
@@ -60,8 +70,8 @@ class Ownership:
         self._node_id = node_id
         self._opening = asyncio.Semaphore(opening_max)
         self._held: dict[ShardId, _Held] = {}
-        self._assignments = Mirror(meta, SHARDS_PREFIX)
-        self._collections = Mirror(meta, COLLECTIONS_PREFIX)
+        self._assignments = Table(Mirror(meta, SHARDS_PREFIX), Assignment)
+        self._collections = Table(Mirror(meta, COLLECTIONS_PREFIX), Collection)
         self._ended = asyncio.Event()
 
     def get(self, shard: ShardId) -> OwnedShard | None:
@@ -81,16 +91,31 @@ class Ownership:
 
     async def run(self) -> None:
         """Follow the assignments until cancelled."""
-        await self._collections.start()
-        await self._assignments.start()
+        await self._collections.mirror.start()
+        await self._assignments.mirror.start()
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._collections.run())
-            group.create_task(self._assignments.run())
+            group.create_task(self._collections.mirror.run())
+            group.create_task(self._assignments.mirror.run())
+            group.create_task(self._follow_settings())
             group.create_task(self._follow(group))
+
+    async def _follow_settings(self) -> None:
+        """Hand changed settings of collections to the shards that are open."""
+        version = self._collections.mirror.version
+        while True:
+            for held in self._held.values():
+                if held.owned is not None:
+                    self._bring_settings(held.owned)
+            version = await self._collections.mirror.wait_change(version)
+
+    def _bring_settings(self, owned: OwnedShard) -> None:
+        collection = self._collection_or_none(owned.id)
+        if collection is not None:
+            owned.change_settings(collection)
 
     async def _follow(self, group: asyncio.TaskGroup) -> None:
         while True:
-            version = self._assignments.version
+            version = self._assignments.mirror.version
             self._ended.clear()
             for shard in self._wanted():
                 if shard not in self._held:
@@ -106,7 +131,7 @@ class Ownership:
     async def _wait_change(self, version: int) -> None:
         """Return when an assignment changed, or when a shard ended that may be wanted again."""
         waiting = [
-            asyncio.create_task(self._assignments.wait_change(version)),
+            asyncio.create_task(self._assignments.mirror.wait_change(version)),
             asyncio.create_task(self._ended.wait()),
         ]
         try:
@@ -117,16 +142,19 @@ class Ownership:
             await asyncio.gather(*waiting, return_exceptions=True)
 
     def _wanted(self) -> list[ShardId]:
-        assignments = (_decode(item) for item in self._assignments.items.values())
+        assignments = (stored.value for stored in self._assignments.entries.values())
         return [a.id for a in assignments if wants_shard(a, self._node_id)]
 
     def _keeps(self, shard: ShardId) -> bool:
         assignment = self._assignment(shard)
-        return assignment is not None and may_serve(assignment, self._node_id)
+        if assignment is None:
+            # One that is there but cannot be read says nothing: go on as before.
+            return _key_of(shard) in self._assignments.mirror.items
+        return may_serve(assignment, self._node_id)
 
     def _assignment(self, shard: ShardId) -> Assignment | None:
-        item = self._assignments.items.get(shard_key(shard.collection_id, shard.number))
-        return None if item is None else _decode(item)
+        stored = self._assignments.entries.get(_key_of(shard))
+        return None if stored is None else stored.value
 
     async def _hold(self, shard: ShardId) -> None:
         """Open, serve, and after a loss or an error try again while the shard is wanted."""
@@ -172,6 +200,7 @@ class Ownership:
                 await asyncio.gather(serving, return_exceptions=True)
                 raise
         held.owned, held.error = owned, ""
+        self._bring_settings(owned)  # they may have been changed while it was being opened
         _log.info("shard %s is served with epoch %d", shard, owned.epoch)
         try:
             # Not `await serving`: that would pass a cancellation on, and the one below would
@@ -184,12 +213,12 @@ class Ownership:
 
     async def _announce(self, shard: ShardId, epoch: int) -> None:
         """Write this node as the owner; raises `Conflict` when it is not wanted any more."""
-        key = shard_key(shard.collection_id, shard.number)
+        key = _key_of(shard)
         while True:
             stored = await self._meta.get(key)
             if stored is None:
                 raise Conflict(f"shard {shard} was dropped")
-            assignment = _decode(stored)
+            assignment = decode_value(stored.value, Assignment, key=key)
             if assignment.owner == self._node_id and assignment.epoch == epoch:
                 return
             if not wants_shard(assignment, self._node_id):
@@ -204,12 +233,26 @@ class Ownership:
             return
 
     async def _collection(self, shard: ShardId) -> Collection:
-        def present(items: Mapping[str, KeyValue]) -> bool:
-            return any(_collection_of(item).id == shard.collection_id for item in items.values())
+        """Return the shard's collection; raises `Unavailable` when it does not appear."""
+        mirror = self._collections.mirror
+        with contextlib.suppress(DeadlineExceeded):
+            await mirror.wait_for(
+                lambda _: self._collection_or_none(shard) is not None,
+                timeout_s=COLLECTION_WAIT_S,
+            )
+        found = self._collection_or_none(shard)
+        if found is None:
+            raise Unavailable(
+                f"the metadata store has no readable collection {shard.collection_id!r} after "
+                f"{COLLECTION_WAIT_S:g} s; this node's log names values that cannot be read"
+            )
+        return found
 
-        await self._collections.wait_for(present, timeout_s=10.0)
-        found = (_collection_of(item) for item in self._collections.items.values())
-        return next(c for c in found if c.id == shard.collection_id)
+    def _collection_or_none(self, shard: ShardId) -> Collection | None:
+        for stored in self._collections.entries.values():
+            if stored.value.id == shard.collection_id:
+                return replace(stored.value, revision=stored.mod_revision)
+        return None
 
     def _close(self, held: _Held) -> None:
         if held.owned is not None:
@@ -222,9 +265,5 @@ def segment_cache(shared: ShardDependencies, shard: ShardId) -> Path:
     return shared.cache / shard.collection_id / f"{shard.number:05d}"
 
 
-def _decode(item: KeyValue) -> Assignment:
-    return decode_value(item.value, Assignment, key=item.key)
-
-
-def _collection_of(item: KeyValue) -> Collection:
-    return decode_value(item.value, Collection, key=item.key)
+def _key_of(shard: ShardId) -> str:
+    return shard_key(shard.collection_id, shard.number)

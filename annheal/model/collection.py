@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TypeAlias
 
@@ -105,6 +105,7 @@ class CollectionSettings:
 class Collection:
     """A named set of records. `id` never changes and is never used again; names can be.
 
+    `settings` and `index` may be changed while it lives (`with_changes_of`), the rest may not.
     `models` holds the serving model first; more than one only while a migration runs.
     `revision` is the metadata store's revision of this state, 0 before it is stored.
     """
@@ -124,3 +125,7 @@ class Collection:
     def model(self) -> ModelSpec:
         """The model that serves searches."""
         return self.models[0]
+
+    def with_changes_of(self, newer: Collection) -> Collection:
+        """Return this collection with what may be changed while it lives as `newer` has it."""
+        return replace(self, settings=newer.settings, index=newer.index, revision=newer.revision)

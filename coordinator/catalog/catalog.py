@@ -12,12 +12,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from annheal.coordinator.catalog.table import Stored, Table
 from annheal.errors import NotFound
 from annheal.metastore import keys
 from annheal.metastore.codec import decode_value
 from annheal.metastore.mirror import Mirror
 from annheal.metastore.protocol import MetaStore
+from annheal.metastore.table import Stored, Table
 from annheal.model.collection import Collection
 from annheal.model.topology.shard import Assignment, NodeRegistration, NodeSettings, ShardId
 from annheal.model.topology.task import CompactionTask

@@ -8,13 +8,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from annheal.coordinator.catalog.catalog import Catalog
-from annheal.coordinator.catalog.table import Stored
 from annheal.coordinator.election import Leadership
 from annheal.errors import Conflict, FailedPrecondition, NotFound
 from annheal.metastore import keys
 from annheal.metastore.codec import decode_value, encode_value
 from annheal.metastore.limits import COMMIT_OPERATIONS_MAX
 from annheal.metastore.protocol import Compare, Delete, MetaStore, Put
+from annheal.metastore.table import Stored
 from annheal.model.topology.task import CompactionTask, TaskClaim, TaskPhase
 from annheal.runtime.deadline import Deadline
 from annheal.runtime.fail_points import fail_point

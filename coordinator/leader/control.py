@@ -14,7 +14,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from annheal.coordinator.catalog.catalog import Catalog
-from annheal.coordinator.catalog.table import Stored
 from annheal.coordinator.compaction.plan import ShardObservation, plan_compactions, within_budget
 from annheal.coordinator.compaction.publication_plan import plan_publications
 from annheal.coordinator.compaction.task_book import TaskBook
@@ -27,6 +26,7 @@ from annheal.coordinator.placement.topology import Topology
 from annheal.coordinator.settings import CoordinatorSettings
 from annheal.errors import AnnhealError, DeadlineExceeded, FailedPrecondition, NotFound
 from annheal.metastore.protocol import Compare, Delete, MetaStore, Operation
+from annheal.metastore.table import Stored
 from annheal.model.collection import Collection
 from annheal.model.topology.shard import Assignment, ShardId, ShardPhase
 from annheal.model.topology.task import CompactionTask, TaskPhase

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from annheal.coordinator.catalog.catalog import Catalog
-from annheal.coordinator.catalog.table import Stored
 from annheal.coordinator.collections import check_shard
 from annheal.coordinator.election import Leadership
 from annheal.coordinator.placement.placement import (
@@ -27,6 +26,7 @@ from annheal.metastore import keys
 from annheal.metastore.codec import decode_value, encode_value
 from annheal.metastore.limits import COMMIT_OPERATIONS_MAX
 from annheal.metastore.protocol import Compare, MetaStore, Operation, Put
+from annheal.metastore.table import Stored
 from annheal.model.collection import Collection
 from annheal.model.topology.cluster import ShardMove
 from annheal.model.topology.shard import Assignment, NodeSettings, ShardId

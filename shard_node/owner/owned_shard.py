@@ -10,6 +10,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 from annheal.errors import AnnhealError, Fenced
+from annheal.model.collection import Collection
 from annheal.model.topology.shard import ShardId
 from annheal.model.topology.state import ShardState
 from annheal.model.topology.task import CompactionTask
@@ -48,7 +49,6 @@ class OwnedShard:
         loader: SegmentLoader,
         data_slots: list[int],
     ) -> None:
-        self.collection = shard.collection
         self.id = ShardId(shard.collection.id, shard.number)
         self._shared = shared
         self._shard = shard
@@ -72,6 +72,19 @@ class OwnedShard:
         self._writes = WritePath(
             shard, wal, mutation=mutation, offload=shared.offload, on_applied=self._note_write
         )
+
+    @property
+    def collection(self) -> Collection:
+        """Its collection, with the settings of now."""
+        return self._shard.collection
+
+    def change_settings(self, collection: Collection) -> None:
+        """Go on with what was changed of the collection, from the next search and write on."""
+        present = self._shard.collection
+        changed = present.with_changes_of(collection)
+        if changed != present:
+            self._shard.collection = changed
+            self._changed.set()  # a shorter age, for one, may ask for a flush now
 
     @property
     def view(self) -> ShardView:

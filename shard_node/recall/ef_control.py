@@ -56,6 +56,15 @@ class EfState:
     stuck: bool = False
 
 
+def for_changed_goal(state: EfState) -> EfState:
+    """Return the state to go on with after the collection's objective or k was changed.
+
+    The scale stays until it is measured against the new goal; what was concluded from the old one
+    (a scale that was too small, a rebuild that is needed or did not help) does not.
+    """
+    return EfState(scale=state.scale)
+
+
 def next_state(
     state: EfState,
     *,
@@ -172,6 +181,12 @@ class EfController:
     def store(self, segment_id: str, band: SelectivityBand, state: EfState) -> None:
         """Use `state` from the next search on."""
         self._states[segment_id, band] = state
+
+    def change_goal(self, segment_ids: Collection[str]) -> None:
+        """Judge these segments anew: the objective or k of their collection was changed."""
+        for slot, state in self._states.items():
+            if slot[0] in segment_ids:
+                self._states[slot] = for_changed_goal(state)
 
     def forget_all_but(self, segment_ids: Collection[str]) -> None:
         """Drop the states of segments that are gone."""

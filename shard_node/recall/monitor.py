@@ -90,13 +90,26 @@ class MonitorSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class _Goal:
+    """What the collection promises: recall@`k` of at least `objective`."""
+
+    objective: float
+    k: int
+
+    @classmethod
+    def of(cls, settings: CollectionSettings) -> _Goal:
+        return cls(settings.recall_objective, settings.recall_k)
+
+
+@dataclass(frozen=True, slots=True)
 class _Run:
-    """What a shard was like when its last measurement began. `settled`: nothing is below."""
+    """What a shard was like when its last measurement began. `settled`: nothing is below `goal`."""
 
     started_s: float
     sequence: int
     segment_ids: frozenset[str]
     sample_version: int
+    goal: _Goal
     settled: bool
 
 
@@ -174,8 +187,12 @@ class RecallMonitor:
             view.sequence,
             _ids(view),
             self.sampler.version(shard.collection_id),
+            _Goal.of(collection.settings),
             settled=False,
         )
+        last = self._runs.get(shard)
+        if last is not None and last.goal != started.goal:
+            self.controller.change_goal(started.segment_ids)
         sample = self.sampler.sample(shard.collection_id)
         groups = group_queries(sample, dimension=collection.model.dimension)
         found: list[GroupFinding] = []
@@ -186,10 +203,11 @@ class RecallMonitor:
                     return
         finally:
             self._runs[shard] = started
-        result = self._result(shard, owned, found, version=started.sample_version)
+        result = self._result(
+            shard, owned, found, goal=started.goal, version=started.sample_version
+        )
         self._results[shard] = result
-        objective = collection.settings.recall_objective
-        below = any(one.estimate.recall < objective for one in result.segments)
+        below = any(one.estimate.recall < started.goal.objective for one in result.segments)
         self._runs[shard] = replace(started, settled=not below)
 
     async def save_leaving(self) -> None:
@@ -291,12 +309,13 @@ class RecallMonitor:
             last.sample_version,
         )
         waited_s = now_s - last.started_s
-        if same and last.settled:
+        new_goal = last.goal != _Goal.of(owned.collection.settings)
+        if same and last.settled and not new_goal:
             return False
         if waited_s >= interval_s:
             return True
         return waited_s >= min(interval_s, CHANGED_GAP_S) and (
-            _changed_share(view, last) > self._settings.changed_share
+            new_goal or _changed_share(view, last) > self._settings.changed_share
         )
 
     def _result(
@@ -305,10 +324,10 @@ class RecallMonitor:
         owned: MeasuredShard,
         found: Sequence[GroupFinding],
         *,
+        goal: _Goal,
         version: int,
     ) -> ShardResult:
         now_s = self._now_s()
-        goal = owned.collection.settings
         present = {held.segment.id: held.segment for held in owned.view.segments}
         estimates = segment_estimates(found, measured_at_s=now_s)
         seen = {
@@ -323,13 +342,13 @@ class RecallMonitor:
                 if segment_id in present
             ),
             filters=filter_recalls(shard.number, found),
-            walks=segment_walks(found, k=goal.recall_k),
+            walks=segment_walks(found, k=goal.k),
         )
 
     def _of_segment(
         self,
         shard: ShardId,
-        goal: CollectionSettings,
+        goal: _Goal,
         segment: Segment,
         band: SelectivityBand,
         estimate: RecallEstimate,
@@ -340,15 +359,13 @@ class RecallMonitor:
         before = after = self.controller.state(segment.id, band)
         ef = limit = 0
         if segment.kind is IndexKind.HNSW:
-            curve_ef = choose_ef(
-                segment.recall_curve, k=goal.recall_k, objective=goal.recall_objective
-            )
+            curve_ef = choose_ef(segment.recall_curve, k=goal.k, objective=goal.objective)
             after = next_state(
                 before,
                 estimate=estimate,
                 sample_version=version,
                 curve_ef=curve_ef,
-                objective=goal.recall_objective,
+                objective=goal.objective,
                 rebuilt=segment.meta.build.reason == TaskReason.RECALL,
             )
             self.controller.store(segment.id, band, after)

@@ -315,7 +315,7 @@ async def test_a_shard_given_back_while_it_is_released_is_served(
     async with asyncio.timeout(PATIENCE_S):
         await releasing.wait()
     await nodes.assign(target="a")
-    mirror = node._ownership._assignments
+    mirror = node._ownership._assignments.mirror
     await wait_for(lambda: _true(shard_key("c1", 0) in mirror.items))
     await asyncio.sleep(0)
     finish.set()

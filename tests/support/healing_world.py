@@ -18,7 +18,6 @@ from annheal.compactor.admission import QueuedTask, Room, plan_claim
 from annheal.compactor.settings import CompactorSettings
 from annheal.compactor.worker import WORK_TO_DO, Worker
 from annheal.coordinator.catalog.catalog import Catalog
-from annheal.coordinator.catalog.table import Stored
 from annheal.coordinator.compaction.plan import (
     CompactionSettings,
     ShardObservation,
@@ -39,6 +38,7 @@ from annheal.metastore import keys
 from annheal.metastore.codec import decode_value, encode_value
 from annheal.metastore.protocol import Put
 from annheal.metastore.sqlite import SqliteMetaStore
+from annheal.metastore.table import Stored
 from annheal.model.collection import Collection
 from annheal.model.topology.cluster import GarbageReport
 from annheal.model.topology.manifest import Manifest, SegmentEntry
