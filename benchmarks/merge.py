@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from annheal.compactor import build
+from annheal.compactor.build import build
 from annheal.compactor.build.build import BuildOrder, build_segment
 from annheal.compactor.build.calibrate import measure_recall, own_recall
 from annheal.compactor.fetch import Source

@@ -16,7 +16,7 @@ from annheal.runtime.logging import configure_logging
 
 
 def main() -> None:
-    """Run until SIGTERM or SIGINT; the task in progress goes back into the queue."""
+    """Run until SIGTERM or SIGINT; then put the running tasks back into the queue."""
     arguments = _parser().parse_args()
     configure_logging(level=arguments.log_level)
     settings = CompactorSettings(

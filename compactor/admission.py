@@ -1,8 +1,9 @@
-"""Which task a worker takes next: by priority, and by the memory and disk that it will need. Pure.
+"""Which task a worker claims next: by priority, and by its estimated memory and disk. Pure.
 
-Tasks are admitted by estimated bytes and not by their number: several small ones run beside one
-another, a large one waits until there is room. It must not wait for ever: once the next in turn has
-waited for `PATIENCE_S`, nothing overtakes it any more, and what runs makes room.
+A worker's budget is bytes of memory and disk, not a number of tasks: several small tasks run at the
+same time. A task that does not fit into the free budget is overtaken by smaller ones for at most
+`OVERTAKING_MAX_S`. After that the worker claims nothing else until running tasks have ended and the
+task fits.
 """
 
 from __future__ import annotations
@@ -15,43 +16,43 @@ from annheal.model.topology.task import CompactionTask, TaskPhase
 
 BACKOFF_FIRST_S = 1.0
 BACKOFF_MAX_S = 60.0
-PATIENCE_S = 60.0
-"""How long the next task in turn lets others overtake it that need less room."""
+OVERTAKING_MAX_S = 60.0
+"""Seconds for which tasks that need less memory or disk may overtake the first in the queue."""
 
 
 @dataclass(frozen=True, slots=True)
 class QueuedTask:
-    """A task and the revision that it was read at."""
+    """A task and its revision in the metadata store."""
 
     task: CompactionTask
     revision: int
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
-    """Bytes of memory and of disk."""
+class Budget:
+    """Bytes of memory and of scratch disk."""
 
     memory_bytes: int
     disk_bytes: int
 
-    def holds(self, task: CompactionTask) -> bool:
-        """Return whether the estimates of `task` fit."""
+    def fits(self, task: CompactionTask) -> bool:
+        """Return whether the estimates of `task` are within the budget."""
         return (
             task.estimated_bytes <= self.memory_bytes
             and task.estimated_disk_bytes <= self.disk_bytes
         )
 
-    def without(self, tasks: Iterable[CompactionTask]) -> Room:
-        """Return what `tasks` leave of it."""
+    def minus(self, tasks: Iterable[CompactionTask]) -> Budget:
+        """Return the budget less the estimates of `tasks`."""
         tasks = tuple(tasks)
-        return Room(
-            self.memory_bytes - sum(one.estimated_bytes for one in tasks),
-            self.disk_bytes - sum(one.estimated_disk_bytes for one in tasks),
+        return Budget(
+            self.memory_bytes - sum(task.estimated_bytes for task in tasks),
+            self.disk_bytes - sum(task.estimated_disk_bytes for task in tasks),
         )
 
 
 def backoff_s(attempts: int) -> float:
-    """Return how long a task rests after its `attempts`-th attempt failed."""
+    """Return the seconds between the failure of a task's `attempts`-th attempt and the next one."""
     return min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2.0 ** max(0, attempts - 1))
 
 
@@ -59,38 +60,40 @@ def plan_claim(
     tasks: Iterable[QueuedTask],
     *,
     claimed: AnyOf[str],
-    whole: Room,
-    free: Room,
+    total: Budget,
+    free: Budget,
     now_s: float,
 ) -> QueuedTask | None:
-    """Return the task to take next, or None.
+    """Return the task to claim next, or None.
 
-    `claimed` are the ids of tasks that somebody works on; `whole` is the room of this worker,
-    `free` what its own tasks leave of it. Of the pending tasks that fit into `whole` and do not
-    rest after a failure (`finished_at_s` of a pending task is when its last attempt failed), the
-    highest priority wins, then the oldest.
+    `claimed` are the ids of tasks with a claim; `total` is this worker's budget, `free` the part
+    that its running tasks do not use. Candidates are the pending tasks that fit into `total` and
+    whose backoff after a failed attempt is over (`finished_at_s` of a pending task is the time of
+    that failure). The highest priority comes first, then the oldest. The first that fits into
+    `free` is returned, unless one before it has been overtaken for `OVERTAKING_MAX_S`.
     """
     due = [
         queued
         for queued in tasks
         if queued.task.phase is TaskPhase.PENDING
         and queued.task.id not in claimed
-        and whole.holds(queued.task)
+        and total.fits(queued.task)
         and now_s >= _due_s(queued.task)
     ]
-    for queued in sorted(due, key=_turn):
-        if free.holds(queued.task):
+    for queued in sorted(due, key=_queue_order):
+        if free.fits(queued.task):
             return queued
-        if now_s - max(queued.task.created_at_s, _due_s(queued.task)) > PATIENCE_S:
+        if now_s - max(queued.task.created_at_s, _due_s(queued.task)) > OVERTAKING_MAX_S:
             return None
     return None
 
 
-def _turn(queued: QueuedTask) -> tuple[int, float, str]:
+def _queue_order(queued: QueuedTask) -> tuple[int, float, str]:
     return -queued.task.priority, queued.task.created_at_s, queued.task.id
 
 
 def _due_s(task: CompactionTask) -> float:
+    """Return when the backoff of a pending task ends, 0 if no attempt has failed."""
     if not task.finished_at_s:
         return 0.0
     return task.finished_at_s + backoff_s(task.attempts)

@@ -31,12 +31,12 @@ async def run_compactor(
     address: str = "",
     on_ready: Callable[[], Awaitable[None]] | None = None,
 ) -> None:
-    """Compact until `stop` is set; the task in progress is then put back into the queue.
+    """Do compaction tasks until `stop` is set; then put the running tasks back into the queue.
 
-    Runs in any process: `annheal up` runs it beside a node and a coordinator. `address` is where
-    its health service answers, if it has one; `on_ready` is called once the queue was read.
-    Raises what ended a background task that must not
-    end, such as a bug, and `FailedPrecondition` while another process has this worker's folder.
+    `annheal up` runs it in one process with a node and a coordinator. `address` is the address of
+    the health service, "" if there is none. `on_ready` is called when the queue has been read. An
+    error that ends a background task, such as a bug, is raised. Raises `FailedPrecondition` while
+    another process has locked this worker's folder.
     """
     with ExitStack() as stack:
         folder = locked_folder(settings.worker_dir)
@@ -53,7 +53,8 @@ async def _run(
     address: str,
     on_ready: Callable[[], Awaitable[None]] | None,
 ) -> None:
-    # Merged segments are measured with the kernels; in one process with a node these are its own.
+    # Builds use the merge kernels and measure graphs with the search kernels. In one process with
+    # a node both roles share the compiled search kernels.
     start_merge_warm_up(cache=settings.scratch_dir / "kernels")
     registration = WorkerRegistration(
         worker_id=settings.worker_id,

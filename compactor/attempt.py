@@ -18,8 +18,14 @@ from typing import TypeVar
 
 from annheal.compactor.build.build import BuildOrder, build_segment
 from annheal.compactor.claim import Claim
-from annheal.compactor.fetch import Source, StaleTask, fetch_logged, fetch_sources, load_collection
-from annheal.compactor.throttle import BuildTurns, lower_priority
+from annheal.compactor.fetch import (
+    Source,
+    StaleTask,
+    fetch_logged_queries,
+    fetch_sources,
+    load_collection,
+)
+from annheal.compactor.throttle import BuildSlots, lower_priority
 from annheal.compactor.verify import verify_segment
 from annheal.errors import Unavailable
 from annheal.index import set_search_threads
@@ -39,21 +45,24 @@ _log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Progress:
-    """Where an attempt stands. Written by the worker's threads, read by the event loop."""
+    """The step of an attempt, and the share of it in [0, 1] that is done.
+
+    The build's thread writes it, the event loop reads it.
+    """
 
     step: str = "claimed"
     share: float = 0.0
 
 
 class _Abandoned(Exception):
-    """Raised inside a build whose task was cancelled; never leaves this module."""
+    """Ends the build of a cancelled attempt; not seen outside this module."""
 
 
 class Attempt:
-    """Does the work of one claim. `run` returns the task as it is to be stored.
+    """The work of one claim, from fetching the sources to the task's new state.
 
-    What must not run on the event loop runs in one thread, and a cancelled attempt waits for that
-    thread before it removes the files under it.
+    The build runs in a thread of its own. A cancelled attempt waits for the end of that thread
+    before it removes the files that the thread uses.
     """
 
     def __init__(
@@ -62,21 +71,21 @@ class Attempt:
         objects: ObjectStore,
         *,
         worker_dir: Path,
-        turns: BuildTurns,
+        slots: BuildSlots,
         nice: int = 0,
         now_s: Callable[[], float] = time.time,
     ) -> None:
         self._meta = meta
         self._objects = objects
         self._worker_dir = worker_dir
-        self._turns = turns
+        self._slots = slots
         self._nice = nice
         self._now_s = now_s
         self._abandoned = threading.Event()
         self.progress = Progress()
 
     async def run(self, task: CompactionTask) -> CompactionTask:
-        """Return `task` as BUILT, or as CANCELLED when it is stale; raises when it failed."""
+        """Return `task` as BUILT, or as CANCELLED when it is stale; raise what made it fail."""
         fail_point("compactor.claimed")
         try:
             async with self._directory() as directory:
@@ -91,10 +100,12 @@ class Attempt:
         sources = await fetch_sources(
             self._meta, self._objects, task, directory=directory / "sources"
         )
-        logged = await fetch_logged(self._objects, task, model=sources[0].segment.meta.model)
+        logged_queries = await fetch_logged_queries(
+            self._objects, task, model=sources[0].segment.meta.model
+        )
         fail_point("compactor.fetched")
         self._step("waiting")
-        async with self._turns.turn():
+        async with self._slots.slot():
             self._step("building")
             # Only now: settings may have been changed while the sources were read.
             collection = await load_collection(self._meta, task.collection_id)
@@ -102,11 +113,11 @@ class Attempt:
                 segment_id=secrets.token_hex(8),
                 tier=Tier(task.tier),
                 collection=collection,
-                threads=self._turns.share,
+                threads=self._slots.threads_each,
                 created_at_s=self._now_s(),
                 on_progress=self._on_progress,
                 reason=task.reason,
-                logged=logged,
+                logged_queries=logged_queries,
             )
             output = await self._in_thread(
                 lambda: build_segment(sources, order, directory=directory / "output")
@@ -130,7 +141,7 @@ class Attempt:
                 shard=task.shard,
                 entry=output,
                 rows=output.rows,
-                goal=collection.settings,
+                settings=collection.settings,
                 directory=directory / "stored",
             )
         fail_point("compactor.verified")
@@ -144,11 +155,11 @@ class Attempt:
         if self._abandoned.is_set():
             raise _Abandoned
         self.progress.share = share
-        # In the build's thread: other builds may have begun or ended since.
-        set_search_threads(self._turns.share)
+        # Called in the build's thread: since the last call other builds may have begun or ended.
+        set_search_threads(self._slots.threads_each)
 
     async def _in_thread(self, work: Callable[[], ResultT]) -> ResultT:
-        """Run `work` in a thread of its own; when cancelled, tell it and wait for its end."""
+        """Run `work` in a new thread; when cancelled, make it stop and wait for its end."""
         pool = ThreadPoolExecutor(
             1,
             thread_name_prefix="compactor-build",
@@ -161,7 +172,7 @@ class Attempt:
         except asyncio.CancelledError:
             self._abandoned.set()
             await asyncio.wait({running})
-            running.exception()  # whatever it was, nobody waits for it any more
+            running.exception()  # marks the error as retrieved: it is of no interest any more
             raise
         finally:
             pool.shutdown(wait=False)
@@ -177,7 +188,10 @@ class Attempt:
 
 
 async def run_progress(claim: Claim, progress: Progress) -> None:
-    """Publish `progress` whenever it changed, at most once a second, until cancelled."""
+    """Publish `progress` on the claim when it changed, at most once a second, until cancelled.
+
+    Raises `LeaseExpired` when the claim is lost.
+    """
     shown = ("claimed", 0.0)
     while True:
         await asyncio.sleep(PROGRESS_INTERVAL_S)

@@ -1,9 +1,9 @@
-"""Taking a task from the queue, and saying what became of it.
+"""Claims a task of the queue and stores its outcome.
 
-A claim is a leased key. Its lease belongs to this one attempt, so however the attempt ends, the
-claim ends too and the task is free again. Everything that is written about a task is guarded by the
-revisions of both the task and the claim: a worker that lost its lease cannot report (INV-4's twin
-for compactions).
+A claim is a key with a lease. The lease belongs to one attempt: when the attempt ends in any way,
+the claim ends too, and other workers can claim the task. Every commit compares the revisions of
+both the task and the claim, so a worker that lost its lease cannot store an outcome, as a fenced
+owner cannot write (INV-4).
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _log = logging.getLogger(__name__)
 
 
 class Claim:
-    """A task that this worker holds. Not for concurrent use, but for `publish` from one task.
+    """A task that this worker has claimed. Not for concurrent use.
 
     Attributes:
-        task: as stored, with this attempt counted.
+        task: the task as stored, with this attempt counted.
     """
 
     def __init__(
@@ -52,10 +52,11 @@ class Claim:
     async def take(
         cls, meta: MetaStore, queued: QueuedTask, *, worker_id: str, lease: Lease, now_s: float
     ) -> Claim | None:
-        """Claim a task under `lease`; None when another worker was faster.
+        """Claim a task under `lease`; return None when another worker has claimed it.
 
-        The attempt is counted now and not when it fails, so that a task that kills its workers
-        is quarantined like one that raises.
+        The attempt is counted at its start, so that a task whose workers crash is given up after
+        `ATTEMPTS_MAX` attempts like one whose attempts raise. Raises `Unavailable` when the store
+        cannot be reached.
         """
         task = replace(queued.task, attempts=queued.task.attempts + 1, worker=worker_id)
         claim = TaskClaim(task.id, worker_id, claimed_at_s=now_s)
@@ -85,9 +86,10 @@ class Claim:
         return self._task_revision
 
     async def publish(self, *, step: str, progress: float) -> None:
-        """Show how far the work is.
+        """Store the step and its progress (a share in [0, 1]) in the claim, for operators.
 
-        Raises `LeaseExpired` when the claim is lost, `Unavailable` when the store is away.
+        Raises `LeaseExpired` when the claim is lost, `Unavailable` when the store cannot be
+        reached.
         """
         claim = replace(self._claim, step=step, progress=progress)
         key = claim_key(self.task.id)
@@ -97,26 +99,26 @@ class Claim:
                 compares=[Compare(key, self._claim_revision)],
             )
         except (Conflict, UnknownOutcome):
-            # Perhaps an earlier publication, whose answer was lost, has taken effect.
+            # An earlier commit whose answer was lost may have changed the claim's revision.
             await self._read_back()
         self._claim = claim
 
     async def finish(self, outcome: CompactionTask) -> None:
-        """Store what became of the task and give up the claim, at once; waits for the store.
+        """Store `outcome` and delete the claim in one commit; repeat while the store is away.
 
-        Raises `LeaseExpired` when the claim was lost or somebody else changed the task: then
-        nothing was stored.
+        Raises `LeaseExpired` when the claim was lost or the task was changed by another process;
+        then nothing was stored.
         """
         while True:
             try:
                 await self._commit(outcome)
                 return
             except (Conflict, UnknownOutcome) as error:
-                if await self._settled(outcome):
+                if await self._is_stored(outcome):
                     return
-                _log.info("task %s is reported again: %s", self.task.id, error)
+                _log.info("the outcome of task %s is stored again: %s", self.task.id, error)
             except Unavailable as error:
-                _log.warning("task %s cannot be reported yet: %s", self.task.id, error)
+                _log.warning("the outcome of task %s is not stored yet: %s", self.task.id, error)
             await asyncio.sleep(STORE_RETRY_S)
 
     async def _commit(self, outcome: CompactionTask) -> None:
@@ -126,8 +128,8 @@ class Claim:
             compares=[Compare(key, self._task_revision), Compare(claim, self._claim_revision)],
         )
 
-    async def _settled(self, outcome: CompactionTask) -> bool:
-        """Return whether `outcome` is stored; False: try again with what was read back."""
+    async def _is_stored(self, outcome: CompactionTask) -> bool:
+        """Return whether `outcome` is stored; False: commit again with the revision read back."""
         key = task_key(self.task.id)
         try:
             stored = await self._meta.get(key)
@@ -143,7 +145,7 @@ class Claim:
         raise self._lost()
 
     async def _read_back(self) -> None:
-        """Learn the claim's present revision; raises `LeaseExpired` when it is not ours now."""
+        """Read the claim's revision; raises `LeaseExpired` when the claim is no longer ours."""
         stored = await self._meta.get(claim_key(self.task.id))
         if stored is None or stored.lease_id != self._lease.id:
             raise self._lost()
@@ -154,11 +156,14 @@ class Claim:
 
 
 def failed_attempt(task: CompactionTask, *, error: str, now_s: float) -> CompactionTask:
-    """Return the task after an attempt (already counted) failed: back in the queue, or given up."""
+    """Return the task after a failed attempt, which is counted already.
+
+    It is PENDING again, or FAILED after `ATTEMPTS_MAX` attempts.
+    """
     phase = TaskPhase.FAILED if task.attempts >= ATTEMPTS_MAX else TaskPhase.PENDING
     return replace(task, phase=phase, error=error, finished_at_s=now_s)
 
 
 def released(task: CompactionTask) -> CompactionTask:
-    """Return the task as a worker that is being stopped puts it back: this attempt is free."""
+    """Return the task as a stopping worker puts it back: without counting this attempt."""
     return replace(task, attempts=task.attempts - 1)

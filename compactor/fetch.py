@@ -1,4 +1,4 @@
-"""Getting a task's sources: the segments and the delete vectors that the manifest names now."""
+"""Fetches a task's sources: the segments and delete vectors of the present manifest."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from annheal.segment import DeleteVector, Segment, fetch_segment, load_delete_ve
 
 
 class StaleTask(FailedPrecondition):
-    """The task's collection or sources are gone: it can never be done."""
+    """The task's collection or a source no longer exists: the task can never be done."""
 
     reason = "STALE_COMPACTION"
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A segment to merge, with its dead rows."""
+    """A segment to rewrite, with its delete vector."""
 
     segment: Segment
     deletes: DeleteVector
 
 
 async def load_collection(meta: MetaStore, collection_id: str) -> Collection:
-    """Return the collection; raises `StaleTask` when it was deleted."""
+    """Return the collection; raises `StaleTask` when it was dropped."""
     for item in (await meta.list(COLLECTIONS_PREFIX)).items:
         collection = decode_value(item.value, Collection, key=item.key)
         if collection.id == collection_id:
@@ -45,10 +45,11 @@ async def load_collection(meta: MetaStore, collection_id: str) -> Collection:
 async def fetch_sources(
     meta: MetaStore, objects: ObjectStore, task: CompactionTask, *, directory: Path
 ) -> list[Source]:
-    """Return the sources in the task's order, verified and mapped.
+    """Return the sources in the task's order; files are fetched into `directory` and mapped.
 
-    Segments and delete vectors are those of one version of the manifest, so that an id has one
-    live row in it. Raises `StaleTask` when a source is no longer in the manifest.
+    Segments and delete vectors are those of one version of the manifest, in which an id has one
+    live row. Raises `StaleTask` when a source is no longer in the manifest, `DataCorruption` when a
+    checksum does not match.
     """
     manifest = await _load_manifest(meta, task)
     segments = {entry.segment_id: entry for entry in manifest.segments}
@@ -70,10 +71,10 @@ async def fetch_sources(
     return sources
 
 
-async def fetch_logged(
+async def fetch_logged_queries(
     objects: ObjectStore, task: CompactionTask, *, model: ModelSpec
 ) -> Float32Matrix | None:
-    """Return live queries (n, d) that the shard's owner sampled, of `model`; None without any."""
+    """Return the logged queries of the shard, (n, d), if they are vectors of `model`; else None."""
     memory = await load_memory(objects, task.collection_id, task.shard)
     if memory is None or memory.model != model.name or not len(memory.vectors):
         return None

@@ -1,4 +1,4 @@
-"""Keeps this compactor known as alive, so that operators and coordinators see who works."""
+"""Registers this compactor in the metadata store: operators and coordinators see that it lives."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ _log = logging.getLogger(__name__)
 async def run_registration(
     meta: MetaStore, registration: WorkerRegistration, *, ttl_s: float
 ) -> None:
-    """Register under a lease, again after every loss; when cancelled the lease is revoked."""
+    """Register under a lease of `ttl_s` seconds, and again after each loss, until cancelled.
+
+    When cancelled, the lease is revoked and the registration ends at once.
+    """
     key = compactor_key(registration.worker_id)
     while True:
         try:

@@ -1,4 +1,7 @@
-"""The folder of one worker: locked while it lives, removed by whoever finds it without a lock."""
+"""The scratch folder of one worker: locked while the worker runs, removed at its end.
+
+A compactor that starts also removes the folders of workers that died; nobody holds their locks.
+"""
 
 from __future__ import annotations
 
@@ -17,20 +20,20 @@ from annheal.runtime.folder_lock import Holder, read_holder, write_holder
 
 LOCK_FILE = "worker.lock"
 DISCARDED_PREFIX = ".discarded-"
-LOOK_S = 0.05
-LOOKS_MAX = 40
-"""Looks at a lock before it counts as a worker's. Whoever removes abandoned folders holds it too,
-for a moment."""
+LOCK_RETRY_S = 0.05
+LOCK_TRIES_MAX = 40
+"""Tries to take a lock before its holder counts as a worker. A process that removes abandoned
+folders holds their locks too, for a moment."""
 
 _log = logging.getLogger(__name__)
 
 
 @contextmanager
 def locked_folder(directory: Path) -> Iterator[None]:
-    """Hold `directory`, empty at first; it is removed at the end.
+    """Lock `directory` and empty it; remove it at the end of the block.
 
-    Folders beside it whose workers died are removed too. Raises `FailedPrecondition` while another
-    process holds `directory`. Blocks for as long as files are deleted.
+    Folders beside it whose workers died are removed too. Raises `FailedPrecondition` when another
+    process has locked `directory`. Blocks while files are deleted: not for the event loop.
     """
     lock = _locked(directory)
     write_holder(lock, role=f"compactor {directory.name}")
@@ -46,7 +49,7 @@ def locked_folder(directory: Path) -> Iterator[None]:
 
 
 def remove_abandoned(scratch_dir: Path) -> int:
-    """Delete the folders of workers that died; return how many. Other folders are left alone."""
+    """Delete the folders of `scratch_dir` whose lock file nobody has locked; return how many."""
     removed = 0
     for lock_path in sorted(scratch_dir.glob(f"*/{LOCK_FILE}")):
         lock = _try_lock(lock_path)
@@ -56,41 +59,43 @@ def remove_abandoned(scratch_dir: Path) -> int:
             _discard(lock_path.parent)
         finally:
             os.close(lock)
-        _log.info("files of the dead worker %s were removed", lock_path.parent.name)
+        _log.info("removed the files of the dead worker %s", lock_path.parent.name)
         removed += 1
     return removed
 
 
 def _locked(directory: Path) -> int:
+    """Create and lock `directory`; return the descriptor of its lock file."""
     path = directory / LOCK_FILE
-    looks = 0
+    tries = 0
     while True:
         directory.mkdir(parents=True, exist_ok=True)
         try:
             path.touch()
             lock = _try_lock(path)
         except FileNotFoundError:
-            continue  # somebody removed the folder of a dead worker just now
+            continue  # another process removed the folder of a dead worker between the two calls
         if lock is None:
-            looks += 1
-            if looks == LOOKS_MAX:
+            tries += 1
+            if tries == LOCK_TRIES_MAX:
                 raise FailedPrecondition(
-                    f"another compactor works in {directory}: {_holder(path)}; give each a"
+                    f"another compactor uses {directory}: {_holder(path)}; give each a"
                     " worker_id of its own",
                     reason="WORKER_ID_TAKEN",
                 )
-            time.sleep(LOOK_S)
+            time.sleep(LOCK_RETRY_S)
             continue
         try:
-            same = os.path.samestat(os.fstat(lock), os.stat(path))
+            locked_present_file = os.path.samestat(os.fstat(lock), os.stat(path))
         except FileNotFoundError:
-            same = False
-        if same:
+            locked_present_file = False
+        if locked_present_file:
             return lock
         os.close(lock)
 
 
 def _holder(path: Path) -> Holder:
+    """Return the process that the lock file names; an empty `Holder` if the file is gone."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -102,7 +107,7 @@ def _holder(path: Path) -> Holder:
 
 
 def _try_lock(path: Path) -> int | None:
-    """Return a descriptor that holds the lock of `path`, None when another process does."""
+    """Lock `path` and return its descriptor; None when it is locked already or does not exist."""
     try:
         lock = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -116,10 +121,11 @@ def _try_lock(path: Path) -> int | None:
 
 
 def _discard(folder: Path) -> None:
-    """Delete a folder whose lock is held.
+    """Delete a folder whose lock this process holds.
 
-    Under another name: files of a worker that takes this one meanwhile are not met, nor does it
-    wait. Should the process die, whoever finds the lock without an owner goes on.
+    It is renamed first, so that a new worker of the same name can use the name at once and keeps
+    its files. If this process dies meanwhile, the lock is free and the next compactor that starts
+    deletes the rest.
     """
     if not folder.name.startswith(DISCARDED_PREFIX):
         with suppress(OSError):

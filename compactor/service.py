@@ -1,4 +1,4 @@
-"""A compactor as a process of its own: the same loop, with gRPC's health service beside it."""
+"""A compactor as a process of its own: `run_compactor` and gRPC's health service."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ async def serve_compactor(
     stop: asyncio.Event,
     on_ready: Callable[[str], None] | None = None,
 ) -> None:
-    """Compact until `stop` is set, and answer health checks on `settings.listen`.
+    """Do compaction tasks until `stop` is set, and answer health checks on `settings.listen`.
 
-    SERVING means that the queue was read and tasks are taken; a compactor that waits for the
-    metadata store says NOT_SERVING. `on_ready` is then called with the address. Raises
+    The status is NOT_SERVING while the compactor waits for the metadata store, and SERVING once it
+    has read the queue and claims tasks; then `on_ready` is called with the address. Raises
     `FailedPrecondition` when the port is taken.
     """
     server = RpcServer({})

@@ -15,17 +15,21 @@ NICE_MAX = 19
 
 @dataclass(frozen=True, slots=True)
 class CompactorSettings:
-    """How one compactor runs.
+    """How one compactor runs; raises `InvalidArgument` for values out of range.
 
-    `scratch_dir` holds files of the build in progress, below a folder named after the worker, which
-    is locked while it lives and removed when it ended. Tasks are taken as long as their estimates
-    fit into `memory_bytes_max` and `disk_bytes_max` together; 0 bytes of disk means nine tenths of
-    what is free. `threads` build graphs, all builds together; 0 means all cores. They run at the
-    priority `nice`, 0 to 19, so that queries on the same machine go first. `transfer_bytes_per_s`
-    limits what is read from and written to the object store; 0: no limit. `poll_interval_s` is how
-    often the queue is looked at when nothing in it changed: a task that waits after a failure
-    becomes due without a change. `listen` is where the health service answers when the compactor is
-    a process of its own.
+    Attributes:
+        worker_id: unique name of this compactor; no slash.
+        scratch_dir: holds a folder for each worker, named by its id, with the files of its tasks.
+            The folder is locked while the worker runs and removed at its end.
+        memory_bytes_max: the estimated memory of all tasks at the same time, at most.
+        disk_bytes_max: the same for scratch disk; 0 means nine tenths of the free disk.
+        threads: threads of all builds together; 0 means all cores.
+        nice: priority of these threads, 0 to 19, so that queries on the same machine run first.
+        transfer_bytes_per_s: bytes read from and written to the object store; 0: no limit.
+        poll_interval_s: seconds between two reads of an unchanged queue. A task whose backoff after
+            a failure ends becomes due without a change of the queue.
+        lease_ttl_s: lifetime of the leases of registration and claims; at least 1 s.
+        listen: address of the health service, when the compactor is a process of its own.
     """
 
     worker_id: str
@@ -40,7 +44,7 @@ class CompactorSettings:
     listen: str = "127.0.0.1:7720"
 
     def __post_init__(self) -> None:
-        """Refuse values that cannot work."""
+        """Raise `InvalidArgument` for a value out of range."""
         if not self.worker_id or "/" in self.worker_id:
             raise InvalidArgument.of("worker_id", "must not be empty or hold a slash")
         if self.memory_bytes_max < 1:
@@ -60,10 +64,10 @@ class CompactorSettings:
 
     @property
     def build_threads(self) -> int:
-        """Threads of a build, all cores resolved."""
+        """Threads of all builds together: `threads`, or the number of cores."""
         return self.threads or os.cpu_count() or 1
 
     @property
     def worker_dir(self) -> Path:
-        """The folder that belongs to this worker alone."""
+        """The scratch folder of this worker."""
         return self.scratch_dir / self.worker_id

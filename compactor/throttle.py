@@ -1,8 +1,8 @@
-"""Giving way: builds take turns at the processor, and transfers at the store.
+"""Limits a compactor's use of processor and object store, so that queries and writes come first.
 
-A compactor has time; queries and writes do not. Its builds share a fixed number of threads, which
-run at a lower priority than everything else on the machine, and its transfers go one at a time,
-no faster than allowed, and wait while the store is busy.
+The builds of a worker share a fixed number of threads, which run at a lower priority. At most
+`TRANSFERS_MAX` objects are transferred at the same time, within a limit of bytes per second, and
+all transfers pause while the store is busy.
 """
 
 from __future__ import annotations
@@ -21,33 +21,34 @@ from annheal.errors import ResourceExhausted, Unavailable, UnknownOutcome
 from annheal.objectstore.protocol import ObjectStat, ObjectStore
 
 TRANSFERS_MAX = 2
-"""Objects that are read or written at once, by all attempts of a worker together."""
+"""Objects that all attempts of a worker read or write at the same time."""
 STORE_PAUSE_FIRST_S = 0.5
 STORE_PAUSE_MAX_S = 30.0
-STORE_PATIENCE_S = 300.0
-"""How long a busy store is waited for; a build of minutes is not thrown away sooner."""
-BUSY = (Unavailable, ResourceExhausted, UnknownOutcome)
+STORE_WAIT_MAX_S = 300.0
+"""How long one call is repeated while the store is busy. An attempt that fails sooner would lose a
+build that took minutes."""
+BUSY_ERRORS = (Unavailable, ResourceExhausted, UnknownOutcome)
 
 ResultT = TypeVar("ResultT")
 
 _log = logging.getLogger(__name__)
 
 
-class BuildTurns:
-    """Shares `threads` among the builds of a worker: at least one each, so no more builds.
+class BuildSlots:
+    """Shares `threads` among the builds of a worker, of which at most `threads` run.
 
-    A build that goes on alone gets the threads of those that ended.
+    Each build has at least one thread. When another build ends, the others get its threads.
     """
 
     def __init__(self, threads: int) -> None:
         self._threads = threads
-        self._turns = asyncio.Semaphore(threads)
+        self._slots = asyncio.Semaphore(threads)
         self._builds = 0
 
     @asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
-        """Wait for a turn, and have it for the time of the block."""
-        async with self._turns:
+    async def slot(self) -> AsyncIterator[None]:
+        """Wait for a free slot and occupy it for the time of the block."""
+        async with self._slots:
             self._builds += 1
             try:
                 yield
@@ -55,27 +56,27 @@ class BuildTurns:
                 self._builds -= 1
 
     @property
-    def share(self) -> int:
-        """Threads that a build may use now; read by the builds' own threads."""
+    def threads_each(self) -> int:
+        """Threads that each running build may use now; may be read from any thread."""
         return max(1, self._threads // max(1, self._builds))
 
 
 def lower_priority(nice: int) -> None:
-    """Let the calling thread, and the threads that it starts, run at the priority `nice`."""
+    """Set the priority of the calling thread, and of threads it starts, to `nice`; 0: no change."""
     if not nice:
         return
     try:
-        # On Linux the priority belongs to the thread, and is inherited by those it creates.
+        # On Linux the priority belongs to a thread and is inherited by the threads it creates.
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
     except OSError as error:
         _log.debug("builds run at the usual priority: %s", error)
 
 
 class ThrottledStore:
-    """`store` for one worker: few transfers at once, limited in bytes a second, patient when busy.
+    """`store` for one worker, with `TRANSFERS_MAX` transfers at a time and `bytes_per_s` bytes/s.
 
-    A call that fails because the store is away or busy is repeated for up to `STORE_PATIENCE_S`;
-    all transfers pause meanwhile. `bytes_per_s` 0 means no limit.
+    A call that fails with one of `BUSY_ERRORS` is repeated for up to `STORE_WAIT_MAX_S` seconds,
+    then the error is raised. All transfers pause between two tries. `bytes_per_s` 0: no limit.
     """
 
     def __init__(
@@ -90,33 +91,33 @@ class ThrottledStore:
         self._bytes_per_s = bytes_per_s
         self._sleep = sleep
         self._clock = clock
-        self._turns = asyncio.Semaphore(TRANSFERS_MAX)
-        self._free_s = clock()
-        self._rests_until_s = clock()
+        self._transfers = asyncio.Semaphore(TRANSFERS_MAX)
+        self._bandwidth_free_s = clock()
+        self._paused_until_s = clock()
         self._pause_s = 0.0
 
     async def put_if_absent(self, key: str, body: bytes | memoryview) -> None:
         """Create `key` with `body`."""
         size_bytes = len(body) if isinstance(body, bytes) else body.nbytes
         await self._transfer(lambda: self._store.put_if_absent(key, body))
-        self._paid(size_bytes)
+        self._charge(size_bytes)
 
     async def put_file_if_absent(self, key: str, path: Path) -> None:
         """Create `key` from a file."""
         await self._transfer(lambda: self._store.put_file_if_absent(key, path))
-        self._paid((await asyncio.to_thread(path.stat)).st_size)
+        self._charge((await asyncio.to_thread(path.stat)).st_size)
 
     async def get(self, key: str) -> bytes:
         """Return the whole object."""
         body = await self._transfer(lambda: self._store.get(key))
-        self._paid(len(body))
+        self._charge(len(body))
         return body
 
     async def fetch(self, key: str, destination: Path) -> Path:
         """Make the object readable as a local file."""
         path = await self._transfer(lambda: self._store.fetch(key, destination))
         if path == destination:
-            self._paid((await asyncio.to_thread(path.stat)).st_size)
+            self._charge((await asyncio.to_thread(path.stat)).st_size)
         return path
 
     def list(self, prefix: str, *, after: str = "") -> AsyncIterator[ObjectStat]:
@@ -128,36 +129,37 @@ class ThrottledStore:
         await self._transfer(lambda: self._store.delete(keys))
 
     async def close(self) -> None:
-        """Leave the store to its owner."""
+        """Do nothing: the caller that opened the store closes it."""
 
     async def _transfer(self, call: Callable[[], Awaitable[ResultT]]) -> ResultT:
-        given_up_s = self._clock() + STORE_PATIENCE_S
+        give_up_s = self._clock() + STORE_WAIT_MAX_S
         while True:
-            async with self._turns:
-                await self._rest()
+            async with self._transfers:
+                await self._wait_for_store()
                 try:
                     result = await call()
-                except BUSY as error:
-                    if self._clock() >= given_up_s:
+                except BUSY_ERRORS as error:
+                    if self._clock() >= give_up_s:
                         raise
                     self._back_off(error)
                 else:
                     self._pause_s = 0.0
                     return result
 
-    async def _rest(self) -> None:
-        """Wait until the store may be asked again and the bytes before are paid for."""
-        wait_s = max(self._rests_until_s, self._free_s) - self._clock()
+    async def _wait_for_store(self) -> None:
+        """Wait for the end of a pause, and until `bytes_per_s` allows another transfer."""
+        wait_s = max(self._paused_until_s, self._bandwidth_free_s) - self._clock()
         if wait_s > 0:
             await self._sleep(wait_s)
 
     def _back_off(self, error: Unavailable | ResourceExhausted | UnknownOutcome) -> None:
         doubled_s = max(STORE_PAUSE_FIRST_S, 2.0 * self._pause_s)
         self._pause_s = min(STORE_PAUSE_MAX_S, max(doubled_s, error.retry_after_s or 0.0))
-        self._rests_until_s = self._clock() + self._pause_s
+        self._paused_until_s = self._clock() + self._pause_s
         _log.warning("transfers pause for %.1f s: %s", self._pause_s, error)
 
-    def _paid(self, size_bytes: int) -> None:
+    def _charge(self, size_bytes: int) -> None:
+        """Delay later transfers by the time that `size_bytes` take at `bytes_per_s`."""
         if self._bytes_per_s:
-            began_s = max(self._free_s, self._clock())
-            self._free_s = began_s + size_bytes / self._bytes_per_s
+            began_s = max(self._bandwidth_free_s, self._clock())
+            self._bandwidth_free_s = began_s + size_bytes / self._bytes_per_s

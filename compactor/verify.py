@@ -1,4 +1,4 @@
-"""Reading back what was uploaded: a segment is proposed only when the stored bytes answer well."""
+"""Reads an uploaded segment back from the store and checks it before it is published."""
 
 from __future__ import annotations
 
@@ -24,35 +24,36 @@ async def verify_segment(
     shard: int,
     entry: SegmentEntry,
     rows: int,
-    goal: CollectionSettings,
+    settings: CollectionSettings,
     directory: Path,
 ) -> None:
     """Raise `DataCorruption` unless the stored segment has `rows` rows and meets the objective.
 
-    Every checksum is verified again, from the store. A build keeps only graphs that find their own
-    rows, and asks with the same ones: what does not find them here is not what was built.
+    Fetches the files into `directory` and verifies their checksums. The recall of the graph is
+    measured with the same rows of the segment as at the end of the build (`own_recall`), which kept
+    only a graph that met the objective: a stored graph that does not is another graph.
     """
     files = await fetch_segment(objects, collection_id, shard, entry, cache_dir=directory)
-    await asyncio.to_thread(_check, files, rows=rows, goal=goal)
+    await asyncio.to_thread(_check, files, rows=rows, settings=settings)
 
 
-def _check(files: SegmentFiles, *, rows: int, goal: CollectionSettings) -> None:
+def _check(files: SegmentFiles, *, rows: int, settings: CollectionSettings) -> None:
     segment = Segment.open(files, files.entry)
-    facts = {"segment": segment.id}
+    metadata = {"segment": segment.id}
     if segment.rows != rows:
         raise DataCorruption(
-            f"segment {segment.id} has {segment.rows} rows instead of {rows}", metadata=facts
+            f"segment {segment.id} has {segment.rows} rows instead of {rows}", metadata=metadata
         )
     sample = np.random.default_rng(rows).choice(rows, min(rows, SAMPLE_ROWS), replace=False)
     ids = segment.ids_at(sample)
     if len(set(ids)) != len(ids):
-        raise DataCorruption(f"segment {segment.id} holds an id twice", metadata=facts)
+        raise DataCorruption(f"segment {segment.id} holds an id twice", metadata=metadata)
     if segment.kind is IndexKind.FLAT:
         return
-    recall = own_recall(segment.index, k=goal.recall_k)
-    if recall < goal.recall_objective:
+    recall = own_recall(segment.index, k=settings.recall_k)
+    if recall < settings.recall_objective:
         raise DataCorruption(
             f"segment {segment.id} as stored reaches recall {recall:.4f} at ef {EF_LIMIT},"
-            f" not {goal.recall_objective}",
-            metadata=facts,
+            f" not {settings.recall_objective}",
+            metadata=metadata,
         )

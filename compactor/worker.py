@@ -1,4 +1,4 @@
-"""The loop of a compactor: look at the queue, claim, work, report."""
+"""The loop of a compactor: read the queue, claim tasks, run their attempts, store the outcomes."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from annheal.compactor.admission import QueuedTask, Room, plan_claim
+from annheal.compactor.admission import Budget, QueuedTask, plan_claim
 from annheal.compactor.attempt import Attempt, run_progress
 from annheal.compactor.claim import Claim, failed_attempt, released
 from annheal.compactor.settings import CompactorSettings
-from annheal.compactor.throttle import BuildTurns, ThrottledStore
+from annheal.compactor.throttle import BuildSlots, ThrottledStore
 from annheal.errors import AnnhealError, Unavailable, UnknownOutcome
 from annheal.metastore.codec import decode_value
 from annheal.metastore.keys import CLAIMS_PREFIX, TASKS_PREFIX, parse_id, task_key
@@ -27,19 +27,19 @@ from annheal.runtime.fail_points import fail_point
 RELEASE_TIMEOUT_S = 2.0
 ERROR_CHARACTERS_MAX = 1_000
 ATTEMPTS_AT_ONCE_MAX = 64
-"""However small the tasks are."""
+"""Attempts of one worker at the same time, whatever its budget."""
 DISK_FREE_SHARE = 0.9
-"""Of the free disk, when the settings name no size."""
-WORK_TO_DO = (Unavailable, UnknownOutcome, LeaseExpired)
-"""What only means that the queue has to be looked at again later."""
+"""Share of the free disk that is the budget when `disk_bytes_max` is 0."""
+LEFT_IN_QUEUE_ERRORS = (Unavailable, UnknownOutcome, LeaseExpired)
+"""Errors after which a task stays in the queue, without a stored outcome; it is claimed again."""
 
 _log = logging.getLogger(__name__)
 
 
 class Worker:
-    """Works on as many tasks at once as its memory and disk hold, until cancelled.
+    """Works on as many tasks at the same time as its budget of memory and disk allows.
 
-    `run` needs both mirrors to be followed by tasks of their own (`Mirror.run`).
+    While `run` runs, the caller runs `Mirror.run` of `tasks` and of `claims` as tasks of their own.
     """
 
     def __init__(
@@ -53,23 +53,23 @@ class Worker:
         self._settings = settings
         self._meta = meta
         self._objects = ThrottledStore(objects, bytes_per_s=settings.transfer_bytes_per_s)
-        self._turns = BuildTurns(settings.build_threads)
+        self._slots = BuildSlots(settings.build_threads)
         self._now_s = now_s
         self._running: dict[str, tuple[CompactionTask, asyncio.Task[None]]] = {}
-        self._seen: dict[str, int] = {}
+        self._done_revisions: dict[str, int] = {}
         self._too_large: set[str] = set()
         self._disk_bytes = 0
         self.tasks = Mirror(meta, TASKS_PREFIX)
         self.claims = Mirror(meta, CLAIMS_PREFIX)
 
     async def run(self) -> None:
-        """Take tasks as they come; raises what ended one that must not end, such as a bug."""
+        """Work on tasks until cancelled; raises an error that is a bug."""
         try:
             while True:
                 versions = self.tasks.version, self.claims.version
                 self._forget_ended()
-                whole = await self._room()
-                while (queued := self._next_task(whole)) is not None:
+                total = await self._budget()
+                while (queued := self._next_task(total)) is not None:
                     self._start(queued)
                 await self._wait_change(*versions)
         finally:
@@ -86,15 +86,15 @@ class Worker:
     async def _work(self, queued: QueuedTask) -> None:
         try:
             claimed = await self.work_on(queued)
-        except WORK_TO_DO as error:
-            _log.warning("task %s is left to the queue: %s", queued.task.id, error)
+        except LEFT_IN_QUEUE_ERRORS as error:
+            _log.warning("task %s stays in the queue: %s", queued.task.id, error)
             claimed = False
         if claimed:
-            # The mirrors show the result shortly; until then the old state must not be read.
-            self._seen[queued.task.id] = queued.revision
+            # The mirror shows the outcome a little later; until then its older state is ignored.
+            self._done_revisions[queued.task.id] = queued.revision
         else:
-            # Another worker has it, which the mirror of claims shows shortly. Should that worker
-            # die, the task is free again without having changed.
+            # Another worker has claimed it, which the mirror of claims shows a little later. The
+            # revision is not noted: if that worker dies, the task is free without a change.
             await asyncio.sleep(self._settings.poll_interval_s)
 
     def _forget_ended(self) -> None:
@@ -103,24 +103,28 @@ class Worker:
                 del self._running[task_id]
                 running.result()
         present = {parse_id(TASKS_PREFIX, key) for key in self.tasks.items}
-        self._seen = {name: one for name, one in self._seen.items() if name in present}
+        self._done_revisions = {
+            task_id: revision
+            for task_id, revision in self._done_revisions.items()
+            if task_id in present
+        }
         self._too_large &= present
 
-    async def _room(self) -> Room:
-        """Return what all tasks of this worker may need together."""
+    async def _budget(self) -> Budget:
+        """Return the budget of all tasks of this worker together."""
         settings = self._settings
         if settings.disk_bytes_max:
             self._disk_bytes = settings.disk_bytes_max
-        elif not self._running:  # what runs has written a part of what it was allowed to
+        elif not self._running:  # running tasks have used a part of the free disk already
             usage = await asyncio.to_thread(shutil.disk_usage, settings.scratch_dir)
             self._disk_bytes = int(DISK_FREE_SHARE * usage.free)
-        return Room(settings.memory_bytes_max, self._disk_bytes)
+        return Budget(settings.memory_bytes_max, self._disk_bytes)
 
     async def work_on(self, queued: QueuedTask) -> bool:
-        """Claim one task and bring the attempt to an end; False when another worker has it.
+        """Claim a task, run one attempt and store its outcome; False if another worker has it.
 
-        Raises `LeaseExpired` when the claim was lost on the way, `Unavailable` or
-        `UnknownOutcome` when the store could not be asked; the task is then free again.
+        Raises `LeaseExpired` when the claim was lost meanwhile, `Unavailable` or `UnknownOutcome`
+        when the metadata store could not be reached; then the task can be claimed again.
         """
         async with LeaseKeeper(self._meta, ttl_s=self._settings.lease_ttl_s) as keeper:
             claim = await Claim.take(
@@ -133,7 +137,7 @@ class Worker:
             if claim is None:
                 return False
             try:
-                await self._until_lost(self._attempt(claim), keeper)
+                await self._run_under_lease(self._attempt(claim), keeper)
             except asyncio.CancelledError:
                 await self._release(claim)
                 raise
@@ -143,10 +147,9 @@ class Worker:
         task = claim.task
         _log.info("task %s: attempt %d", task.id, task.attempts)
         if task.attempts > ATTEMPTS_MAX:
-            # Counted when claimed: every attempt before this one ended without a word.
-            outcome = failed_attempt(
-                task, error=f"{ATTEMPTS_MAX} workers died of it", now_s=self._now_s()
-            )
+            # Attempts are counted at their start: all earlier ones ended without an outcome.
+            error = f"{ATTEMPTS_MAX} workers died during an attempt"
+            outcome = failed_attempt(task, error=error, now_s=self._now_s())
         else:
             outcome = await self._outcome(claim)
         await claim.finish(outcome)
@@ -158,19 +161,21 @@ class Worker:
             self._meta,
             self._objects,
             worker_dir=self._settings.worker_dir,
-            turns=self._turns,
+            slots=self._slots,
             nice=self._settings.nice,
             now_s=self._now_s,
         )
         showing = asyncio.create_task(run_progress(claim, attempt.progress))
-        withdrawal = asyncio.create_task(self._withdrawn(claim))
+        cancellation = asyncio.create_task(self._wait_changed(claim))
         working = asyncio.create_task(attempt.run(claim.task))
         try:
-            await asyncio.wait({showing, withdrawal, working}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(
+                {showing, cancellation, working}, return_when=asyncio.FIRST_COMPLETED
+            )
             if not working.done():
                 await _cancelled(working)
-                if withdrawal.done():
-                    withdrawal.result()
+                if cancellation.done():
+                    cancellation.result()
                     raise LeaseExpired("the task was cancelled")
                 await showing  # raises why it ended
             return await working
@@ -183,10 +188,10 @@ class Worker:
         finally:
             await _cancelled(working)
             await _cancelled(showing)
-            await _cancelled(withdrawal)
+            await _cancelled(cancellation)
 
-    async def _withdrawn(self, claim: Claim) -> None:
-        """Return when somebody else has changed the task: an operator who cancelled it."""
+    async def _wait_changed(self, claim: Claim) -> None:
+        """Return when another process has changed the task, as when an operator cancels it."""
         key = task_key(claim.task.id)
         while True:
             version = self.tasks.version
@@ -195,8 +200,8 @@ class Worker:
                 return
             await self.tasks.wait_change(version)
 
-    async def _until_lost(self, work: Coroutine[Any, Any, None], keeper: LeaseKeeper) -> None:
-        """Run `work`, but cancel it and raise `LeaseExpired` as soon as the lease is lost."""
+    async def _run_under_lease(self, work: Coroutine[Any, Any, None], keeper: LeaseKeeper) -> None:
+        """Run `work`; when the lease is lost, cancel it and raise `LeaseExpired`."""
         working = asyncio.create_task(work)
         losing = asyncio.create_task(keeper.lost.wait())
         try:
@@ -209,49 +214,49 @@ class Worker:
             await _cancelled(losing)
 
     async def _release(self, claim: Claim) -> None:
-        """Put the task back at once because this worker stops; without success its lease ends."""
+        """Put the task back because this worker stops; if that fails, the lease ends by itself."""
         try:
             async with asyncio.timeout(RELEASE_TIMEOUT_S):
                 await claim.finish(released(claim.task))
         except (TimeoutError, LeaseExpired) as error:
-            _log.warning("task %s was not put back: %r", claim.task.id, error)
+            _log.warning("task %s was not put back into the queue: %r", claim.task.id, error)
 
-    def _next_task(self, whole: Room) -> QueuedTask | None:
+    def _next_task(self, total: Budget) -> QueuedTask | None:
         tasks = [
             QueuedTask(decode_value(item.value, CompactionTask, key=key), item.mod_revision)
             for key, item in self.tasks.items.items()
-            if item.mod_revision > self._seen.get(parse_id(TASKS_PREFIX, key), 0)
+            if item.mod_revision > self._done_revisions.get(parse_id(TASKS_PREFIX, key), 0)
         ]
         for queued in tasks:
-            self._say_too_large(queued.task, whole)
+            self._warn_too_large(queued.task, total)
         claimed = {parse_id(CLAIMS_PREFIX, key) for key in self.claims.items}
         if len(self._running) >= ATTEMPTS_AT_ONCE_MAX:
             return None
         return plan_claim(
             tasks,
             claimed=claimed | set(self._running),
-            whole=whole,
-            free=whole.without(task for task, _ in self._running.values()),
+            total=total,
+            free=total.minus(task for task, _ in self._running.values()),
             now_s=self._now_s(),
         )
 
-    def _say_too_large(self, task: CompactionTask, whole: Room) -> None:
-        """Say once of each task that this worker will never do it."""
-        if task.phase is not TaskPhase.PENDING or whole.holds(task) or task.id in self._too_large:
+    def _warn_too_large(self, task: CompactionTask, total: Budget) -> None:
+        """Log once for each task that does not fit into this worker's budget."""
+        if task.phase is not TaskPhase.PENDING or total.fits(task) or task.id in self._too_large:
             return
         self._too_large.add(task.id)
         _log.warning(
-            "task %s is left to others: it may need %d MiB of memory and %d MiB of disk, and this"
-            " worker has %d and %d",
+            "task %s is too large for this worker: it may need %d MiB of memory and %d MiB of disk;"
+            " the worker has %d and %d",
             task.id,
             task.estimated_bytes >> 20,
             task.estimated_disk_bytes >> 20,
-            whole.memory_bytes >> 20,
-            whole.disk_bytes >> 20,
+            total.memory_bytes >> 20,
+            total.disk_bytes >> 20,
         )
 
     async def _wait_change(self, tasks_version: int, claims_version: int) -> None:
-        """Return when the queue changed, and after the poll interval at the latest."""
+        """Return when the queue has changed or an attempt has ended, or after `poll_interval_s`."""
         waits = {
             asyncio.create_task(self.tasks.wait_change(tasks_version)),
             asyncio.create_task(self.claims.wait_change(claims_version)),
@@ -269,7 +274,7 @@ class Worker:
 
 
 async def _cancelled(task: asyncio.Task[Any]) -> None:
-    """Cancel `task` and wait for its end; an error of its own is raised where it is awaited."""
+    """Cancel `task` and wait for its end; its own error, if any, is not raised here."""
     task.cancel()
     await asyncio.wait({task})
     if not task.cancelled():

@@ -71,7 +71,7 @@ _log = logging.getLogger(__name__)
 class BuildOrder:
     """What to build. `on_progress` gets the share done in [0, 1]; what it raises ends the build.
 
-    `logged` (n, d) are sampled live queries, in the model of the sources, to calibrate with.
+    `logged_queries` (n, d) are sampled live queries, in the model of the sources.
     `anew`: with a new graph, whatever graphs the sources have.
     """
 
@@ -82,7 +82,7 @@ class BuildOrder:
     created_at_s: float
     on_progress: Callable[[float], None]
     reason: TaskReason = TaskReason.MERGE
-    logged: Float32Matrix | None = None
+    logged_queries: Float32Matrix | None = None
     anew: bool = False
 
 
@@ -292,7 +292,9 @@ def _build_graph(
 
     def measure(part: VectorIndex) -> None:
         limit_s = budget_s(time.monotonic() - started_s)
-        stored = calibrate_stored(part, queries, goal=goal, every=vectors, logged=order.logged)
+        stored = calibrate_stored(
+            part, queries, goal=goal, every=vectors, logged=order.logged_queries
+        )
         measured = stored.calibration
         if measured.live_are_harder:
             _log.info("segment %s: live queries are harder than rows", order.segment_id)

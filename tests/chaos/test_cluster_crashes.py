@@ -124,7 +124,7 @@ async def chaotic_cluster(
         # A task whose workers this test killed too often is quarantined, as documented; the full
         # compaction above has rewritten its sources all the same. Nothing else may fail.
         failed = await client.tasks(COLLECTION, phase="failed")
-        assert all("died of it" in task.error for task in failed), failed
+        assert all("workers died during" in task.error for task in failed), failed
         await check_records(client, COLLECTION, oracle)
         await client.drop_collection(COLLECTION)
 

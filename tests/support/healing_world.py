@@ -14,9 +14,9 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from annheal.compactor.admission import QueuedTask, Room, plan_claim
+from annheal.compactor.admission import Budget, QueuedTask, plan_claim
 from annheal.compactor.settings import CompactorSettings
-from annheal.compactor.worker import WORK_TO_DO, Worker
+from annheal.compactor.worker import LEFT_IN_QUEUE_ERRORS, Worker
 from annheal.coordinator.catalog.catalog import Catalog
 from annheal.coordinator.compaction.plan import (
     CompactionSettings,
@@ -58,7 +58,7 @@ PLAN = CompactionSettings(
 )
 READS = ("get", "fetch", "list", "meta.get", "meta.list")
 ATTEMPTS_AT_ONCE = 2
-ROOM = Room(memory_bytes=1 << 30, disk_bytes=1 << 30)
+BUDGET = Budget(memory_bytes=1 << 30, disk_bytes=1 << 30)
 
 
 class Clock:
@@ -306,8 +306,8 @@ class HealingWorld(ShardWorld):
         queued = plan_claim(
             [QueuedTask(one.value, one.mod_revision) for one in await self.tasks()],
             claimed=claimed,
-            whole=ROOM,
-            free=ROOM,
+            total=BUDGET,
+            free=BUDGET,
             now_s=self.clock(),
         )
         if queued is None:
@@ -320,7 +320,7 @@ class HealingWorld(ShardWorld):
         )
 
         async def work() -> None:
-            with contextlib.suppress(DeadError, *WORK_TO_DO):
+            with contextlib.suppress(DeadError, *LEFT_IN_QUEUE_ERRORS):
                 await worker.tasks.start()
                 following = asyncio.create_task(worker.tasks.run())
                 try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from annheal.compactor import bands
+from annheal.compactor.build import bands
 from annheal.compactor.build.bands import BAND_ROWS_MIN, measure_bands, plain_visits
 from annheal.compactor.build.calibrate import meets_objective
 from annheal.index import VectorIndex, build_hnsw

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from annheal.compactor import build, calibrate
+from annheal.compactor.build import build, calibrate
 from annheal.compactor.build.build import HNSW_ROWS_MIN, BuildOrder, build_segment
 from annheal.compactor.build.calibrate import (
     EF_LADDER,

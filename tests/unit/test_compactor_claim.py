@@ -9,9 +9,9 @@ import pytest
 from annheal.compactor import claim as claim_module
 from annheal.compactor.admission import (
     BACKOFF_MAX_S,
-    PATIENCE_S,
+    OVERTAKING_MAX_S,
+    Budget,
     QueuedTask,
-    Room,
     backoff_s,
     plan_claim,
 )
@@ -67,15 +67,15 @@ def plan(
     *,
     claimed: Sequence[str] = (),
     memory_bytes_max: int = 100,
-    free: Room | None = None,
+    free: Budget | None = None,
     now_s: float = 1_000.0,
 ) -> str | None:
-    whole = Room(memory_bytes_max, 100)
+    total = Budget(memory_bytes_max, 100)
     chosen = plan_claim(
         [QueuedTask(task, 1) for task in tasks],
         claimed=set(claimed),
-        whole=whole,
-        free=free or whole,
+        total=total,
+        free=free or total,
         now_s=now_s,
     )
     return None if chosen is None else chosen.task.id
@@ -281,18 +281,18 @@ def test_small_tasks_overtake_a_large_one_until_it_has_waited_long() -> None:
         merge_task(task_id="large", priority=5, estimated_bytes=90, created_at_s=1_000.0),
         merge_task(task_id="small", estimated_bytes=10, created_at_s=1_000.0),
     ]
-    half = Room(50, 100)
+    half = Budget(50, 100)
     assert plan(tasks) == "large"
-    assert plan(tasks, free=half, now_s=1_000.0 + PATIENCE_S) == "small"
-    assert plan(tasks, free=half, now_s=1_001.0 + PATIENCE_S) is None
-    assert plan(tasks, free=half, claimed=["large"], now_s=1_001.0 + PATIENCE_S) == "small"
+    assert plan(tasks, free=half, now_s=1_000.0 + OVERTAKING_MAX_S) == "small"
+    assert plan(tasks, free=half, now_s=1_001.0 + OVERTAKING_MAX_S) is None
+    assert plan(tasks, free=half, claimed=["large"], now_s=1_001.0 + OVERTAKING_MAX_S) == "small"
     assert plan(tasks, memory_bytes_max=80, free=half, now_s=9_999.0) == "small"
 
 
 def test_disk_counts_like_memory() -> None:
     task = merge_task(task_id="t", estimated_disk_bytes=60)
-    assert plan([task], free=Room(100, 60)) == "t"
-    assert plan([task], free=Room(100, 59)) is None
+    assert plan([task], free=Budget(100, 60)) == "t"
+    assert plan([task], free=Budget(100, 59)) is None
     assert plan([merge_task(estimated_disk_bytes=101)]) is None
-    left = Room(100, 100).without([task, merge_task(estimated_bytes=30)])
-    assert left == Room(70, 40)
+    left = Budget(100, 100).minus([task, merge_task(estimated_bytes=30)])
+    assert left == Budget(70, 40)

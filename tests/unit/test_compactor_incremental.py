@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from annheal.compactor import calibrate, merge_plan, storage
+from annheal.compactor.build import calibrate, merge_plan, storage
 from annheal.compactor.build.build import HNSW_ROWS_MIN, BuildOrder, build_segment
 from annheal.compactor.build.calibrate import meets_objective, probe_count
 from annheal.compactor.build.incremental import Base

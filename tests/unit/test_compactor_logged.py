@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from annheal.compactor import build
+from annheal.compactor.build import build
 from annheal.compactor.build.build import STRENGTHENINGS, BuildOrder, build_segment
 from annheal.compactor.build.calibrate import LOGGED_MIN, calibrate, harder_curve, recall_of
 from annheal.compactor.build.recalls import best_scores
-from annheal.compactor.fetch import Source, fetch_logged
+from annheal.compactor.fetch import Source, fetch_logged_queries
 from annheal.index import VectorIndex
 from annheal.model.collection import Metric, ModelSpec
 from annheal.model.measures.recall import SelectivityBand
@@ -64,7 +64,7 @@ def built(
         threads=1,
         created_at_s=5.0,
         on_progress=lambda share: None,
-        logged=logged,
+        logged_queries=logged,
     )
     made = build_segment([source], order, directory=directory / "out")
     assert made is not None
@@ -159,13 +159,13 @@ async def test_the_queries_of_the_shards_memory_are_those_of_its_model(
 ) -> None:
     objects = LocalObjectStore(tmp_path)
     task = merge_task("s1")
-    assert await fetch_logged(objects, task, model=MODEL) is None
+    assert await fetch_logged_queries(objects, task, model=MODEL) is None
     asked = tuple(LoggedQuery(10, SelectivityBand.UNFILTERED, 1.0) for _ in range(40))
     memory = RecallMemory(MODEL.name, 1.0, queries=asked, vectors=strangers[:40])
     await store_memory(objects, COLLECTION_ID, SHARD, memory, epoch=1, number=1)
-    logged = await fetch_logged(objects, task, model=MODEL)
+    logged = await fetch_logged_queries(objects, task, model=MODEL)
     assert logged is not None
     np.testing.assert_array_equal(logged, strangers[:40])
     for other in (replace(MODEL, name="other"), replace(MODEL, dimension=8)):
-        assert await fetch_logged(objects, task, model=other) is None
+        assert await fetch_logged_queries(objects, task, model=other) is None
     await objects.close()

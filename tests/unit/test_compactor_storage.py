@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from annheal.compactor import calibrate
+from annheal.compactor.build import calibrate
 from annheal.compactor.build.build import HNSW_ROWS_MIN, BuildOrder, build_segment
 from annheal.compactor.build.calibrate import is_damaged, recall_of
 from annheal.compactor.fetch import Source

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from annheal.compactor.throttle import (
-    STORE_PATIENCE_S,
     STORE_PAUSE_FIRST_S,
     STORE_PAUSE_MAX_S,
+    STORE_WAIT_MAX_S,
     TRANSFERS_MAX,
-    BuildTurns,
+    BuildSlots,
     ThrottledStore,
     lower_priority,
 )
@@ -96,7 +96,7 @@ async def test_a_store_that_stays_away_is_given_up(tmp_path: Path) -> None:
     began_s = clock()
     with pytest.raises(Unavailable):
         await throttled(moody, clock).get("a/b/c/1")
-    assert STORE_PATIENCE_S <= clock() - began_s <= STORE_PATIENCE_S + STORE_PAUSE_MAX_S
+    assert STORE_WAIT_MAX_S <= clock() - began_s <= STORE_WAIT_MAX_S + STORE_PAUSE_MAX_S
 
 
 async def test_an_answer_is_no_reason_to_wait(tmp_path: Path) -> None:
@@ -115,14 +115,14 @@ async def test_few_transfers_run_at_once(tmp_path: Path) -> None:
 
 
 async def test_builds_share_the_threads_and_wait_for_their_turn() -> None:
-    turns = BuildTurns(3)
-    assert turns.share == 3
+    slots = BuildSlots(3)
+    assert slots.threads_each == 3
     shares: list[int] = []
     leave = asyncio.Event()
 
     async def build() -> None:
-        async with turns.turn():
-            shares.append(turns.share)
+        async with slots.slot():
+            shares.append(slots.threads_each)
             await leave.wait()
 
     builds = [asyncio.create_task(build()) for _ in range(5)]
@@ -132,7 +132,7 @@ async def test_builds_share_the_threads_and_wait_for_their_turn() -> None:
     leave.set()
     await asyncio.gather(*builds)
     assert len(shares) == 5
-    assert turns.share == 3
+    assert slots.threads_each == 3
 
 
 def test_builds_give_way_to_other_threads() -> None:

@@ -17,7 +17,7 @@ from annheal.compactor import attempt as attempt_module
 from annheal.compactor import throttle as throttle_module
 from annheal.compactor.app import run_compactor
 from annheal.compactor.build.build import HNSW_ROWS_MIN
-from annheal.compactor.scratch import LOCK_FILE, LOOK_S
+from annheal.compactor.scratch import LOCK_FILE, LOCK_RETRY_S
 from annheal.compactor.settings import CompactorSettings
 from annheal.errors import FailedPrecondition, Unavailable
 from annheal.metastore.codec import decode_value
@@ -340,7 +340,7 @@ async def test_files_of_a_worker_that_lives_are_left_alone(place: Workplace) -> 
             await until((place.directory / "scratch" / "w1" / LOCK_FILE).exists)
         assert theirs.exists()
         same = CompactorSettings(worker_id="w2", scratch_dir=place.directory / "scratch")
-        with pytest.raises(FailedPrecondition, match="another compactor works in"):
+        with pytest.raises(FailedPrecondition, match="another compactor uses"):
             await run_compactor(same, place.meta, place.objects, stop=asyncio.Event())
         assert theirs.exists()
 
@@ -352,7 +352,7 @@ async def test_a_lock_held_for_a_moment_is_not_a_worker(place: Workplace) -> Non
     with lock_path.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         async with compactor(place):
-            await asyncio.sleep(2 * LOOK_S)  # it looks at least once meanwhile
+            await asyncio.sleep(2 * LOCK_RETRY_S)  # it looks at least once meanwhile
             fcntl.flock(lock, fcntl.LOCK_UN)
             await until(lambda: _holds(lock_path))
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from annheal.model.collection import Metric
 from annheal.model.records import EVERYTHING, Projection, RecordBatch
-from annheal.shard_node import growing as growing_module
+from annheal.shard_node.rows import growing as growing_module
 from annheal.shard_node.rows.growing import GrowingSegment
 from annheal.shards.wal import decode_record_batch, empty_attributes, encode_record_batch
 from tests.support.model_checker import brute_force, versions_of

@@ -16,9 +16,9 @@ from annheal.index import (
     build_flat,
     build_hnsw,
     load_mapped,
-    merge_compiled,
     start_merge_warm_up,
 )
+from annheal.index.carry import merge_compiled
 from annheal.index.carry.merge import CarriedLinks, is_base, merge_hnsw, unreachable_rows
 from annheal.index.carry.merge_compiled import merge_kernels
 from annheal.model.collection import IndexSettings, Metric

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from numba import njit
 from numpy.typing import NDArray
 
-from annheal.index import LiveBitmap, VectorIndex, build_flat, byte_products, row_codes, warm_up
+from annheal.index import LiveBitmap, VectorIndex, build_flat, warm_up
+from annheal.index.codes import byte_products, row_codes
 from annheal.index.codes.code_layout import WIDTH
 from annheal.model.collection import Metric
 from annheal.shard_node.search.shortlists import ShortlistBook

@@ -7,7 +7,8 @@ import pytest
 
 from annheal.index import LiveBitmap, VectorIndex, build_hnsw, warm_up
 from annheal.model.collection import IndexSettings, Metric
-from annheal.shard_node import segment_search, split
+from annheal.shard_node.search import run_plan as run_plan_module
+from annheal.shard_node.search import threads
 from annheal.shard_node.search.planner import PlanKind, SegmentPlan
 from annheal.shard_node.search.run_plan import run_plan
 from tests.support.segments import unit_vectors
@@ -59,8 +60,8 @@ def test_every_plan_finds_the_best_of_the_allowed(
 def test_threads_change_nothing(
     index: VectorIndex, plan: SegmentPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(split, "PART_COMPARISONS_MIN", 100)
-    monkeypatch.setattr(split, "PART_CODES_MIN", 100)
+    monkeypatch.setattr(threads, "PART_COMPARISONS_MIN", 100)
+    monkeypatch.setattr(threads, "PART_CODES_MIN", 100)
     many = unit_vectors(23, 8, seed=5)
     for share in (0.9, 0.2, 0.004):
         live = LiveBitmap.from_mask(np.random.default_rng(8).random(ROWS) < share)
@@ -78,11 +79,11 @@ def test_a_failing_part_fails_the_whole() -> None:
             raise ValueError("part 2")
         return part * 10
 
-    assert split.in_parts([1, 3, 4], run) == [10, 30, 40]
+    assert threads.in_parts([1, 3, 4], run) == [10, 30, 40]
     with pytest.raises(ValueError, match="part 2"):
-        split.in_parts([1, 2, 3], run)
+        threads.in_parts([1, 2, 3], run)
     with pytest.raises(ValueError, match="part 2"):
-        split.in_parts([2, 1], run)
+        threads.in_parts([2, 1], run)
 
 
 @pytest.mark.parametrize("plan", WALKS)
@@ -127,7 +128,7 @@ def test_the_plain_walk_is_believed_near_matches_only(
     assert run_plan(index, plan, queries[:1], k=K, live=live).repeated == 1
     everywhere = LiveBitmap.from_mask(np.arange(ROWS) % 2 == 0)
     assert run_plan(index, plan, queries, k=K, live=everywhere).repeated == 0
-    monkeypatch.setattr(segment_search, "NEAR_SHARE", 2.1)
+    monkeypatch.setattr(run_plan_module, "NEAR_SHARE", 2.1)
     assert run_plan(index, plan, queries, k=K, live=everywhere).repeated == len(queries)
 
 

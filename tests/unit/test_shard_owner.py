@@ -32,7 +32,7 @@ from annheal.model.topology.task import CompactionTask, TaskReason
 from annheal.model.write import DeleteIds, DeleteWhere, ScanRequest, Upsert, WriteOperation
 from annheal.objectstore.wrappers import Fault, FaultKind, FaultyObjectStore, NoFaults, Operation
 from annheal.segment import Segment, SegmentRows, fetch_segment, upload_segment, write_segment
-from annheal.shard_node import publication, write_path
+from annheal.shard_node.owner import publication, write_path
 from annheal.shard_node.search.filter_cache import FilterCache
 from annheal.shard_node.search.reads import get_records, scan_page
 from annheal.shard_node.search.searcher import Searcher
