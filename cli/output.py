@@ -18,6 +18,7 @@ from rich.text import Text
 
 from annheal.cli.exit_codes import ExitCode
 from annheal.errors import AnnhealError, InvalidArgument
+from annheal.model.values.reading import rows_as_dicts
 
 ValueT = TypeVar("ValueT")
 
@@ -83,10 +84,12 @@ def to_json(value: object) -> str:
 def _encode(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return value.tolist()
+    if isinstance(value, np.datetime64):  # a moment that no datetime holds
+        return f"{value}Z"
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, pa.RecordBatch | pa.Table):
-        return value.to_pylist()
+        return rows_as_dicts(value)
     raise NotImplementedError(type(value).__name__)
 
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from annheal.errors import InvalidArgument
-from annheal.filters import parse_expression
+from annheal.filters import checked_tree, parse_expression
 from annheal.model.collection import AttributeField, AttributeType, Schema
 from annheal.model.filter import Filter
 from annheal.model.records import Projection
@@ -38,8 +38,10 @@ _INCLUDES = ("attributes", "payload", "vector")
 
 
 def as_filter(filter: FilterInput) -> Filter | None:
-    """Return the tree; raises `InvalidArgument` with the place of an error in an expression."""
-    return parse_expression(filter) if isinstance(filter, str) else filter
+    """Return the tree; raises `InvalidArgument` with the place of what is wrong in it."""
+    if filter is None:
+        return None
+    return checked_tree(parse_expression(filter) if isinstance(filter, str) else filter)
 
 
 def as_projection(include: Iterable[str] | str | None) -> Projection:

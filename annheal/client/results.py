@@ -14,6 +14,7 @@ import pyarrow as pa
 from annheal.model.records import Float32Matrix, RecordSet
 from annheal.model.search import SegmentExplain
 from annheal.model.session import SessionToken
+from annheal.model.values.reading import value_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,11 +236,14 @@ class WriteResult:
 
 
 def attributes_at(columns: RecordSet, row: int) -> dict[str, Any] | None:
-    """Return the attributes of one row that have a value."""
+    """Return the attributes of one row that have a value.
+
+    A moment that no datetime holds (older versions took any year) comes as a numpy datetime64.
+    """
     table = columns.attributes
     if table is None:
         return None
-    values = ((name, table.column(i)[row].as_py()) for i, name in enumerate(table.schema.names))
+    values = ((name, value_at(table.column(i), row)) for i, name in enumerate(table.schema.names))
     return {name: value for name, value in values if value is not None}
 
 

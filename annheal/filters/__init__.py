@@ -8,6 +8,7 @@ from annheal.filters.indexed import IndexedColumns
 from annheal.filters.key import fields_of, filter_key
 from annheal.filters.postings import INDEXED_TYPES, Postings, build_postings
 from annheal.filters.texts import sorted_dictionary
+from annheal.filters.trees import checked_tree
 from annheal.filters.validate import validate_filter
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "IndexedColumns",
     "Postings",
     "build_postings",
+    "checked_tree",
     "evaluate",
     "fields_of",
     "filter_key",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -19,16 +19,14 @@ from annheal.model.filter import (
     Or,
     Prefix,
 )
+from annheal.model.values.moments import EPOCH, MICROSECOND
 
 FILTER_KEY_BYTES = 16
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
 
 
 def epoch_micros(value: datetime) -> int:
     """Return the microseconds from 1970-01-01 UTC to the aware `value`, exactly."""
-    return (value - _EPOCH) // _MICROSECOND
+    return (value - EPOCH) // MICROSECOND
 
 
 def encode_filter(filter: Filter) -> bytes:

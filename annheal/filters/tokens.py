@@ -6,9 +6,12 @@ import math
 import re
 from dataclasses import dataclass
 from enum import StrEnum
+from fractions import Fraction
 from typing import Final, NoReturn
 
 from annheal.errors import FieldViolation, InvalidArgument
+from annheal.model.values.scalars import EXACT_FLOAT_MAX
+from annheal.model.values.unfit import UnfitValue
 
 EXPRESSION_CHARACTERS_MAX: Final = 1 << 20
 NUMBER_CHARACTERS_MAX: Final = 400
@@ -127,14 +130,42 @@ def _number_at(text: str, at: int, number: str) -> Token:
         refuse_at(text, at, "a number goes on as text; put text in quotes", length=len(number) + 1)
     if len(number) > NUMBER_CHARACTERS_MAX:
         refuse_at(text, at, f"a number has more than {NUMBER_CHARACTERS_MAX} characters")
-    value: int | float
     try:
-        value = int(number)
+        return Token(TokenKind.NUMBER, number, at, _exact(number))
+    except UnfitValue as error:
+        refuse_at(text, at, error.reason, length=len(number))
+
+
+def _exact(number: str) -> int | float:
+    """Return the number that is written, exactly if it is whole, else as the nearest float64.
+
+    A whole number with a point or an exponent becomes a float only when that float is it, or is
+    always spelled so (1e300); otherwise 9007199254740993.0 would match the row of 9007199254740992.
+    """
+    try:
+        return int(number)
     except ValueError:
-        value = float(number)
-    if isinstance(value, float) and math.isinf(value):
-        refuse_at(text, at, "the number is too large for float64", length=len(number))
-    return Token(TokenKind.NUMBER, number, at, value)
+        nearest = float(number)
+    if math.isinf(nearest):
+        raise UnfitValue("the number is too large for float64")
+    if not nearest.is_integer():
+        return nearest
+    written = Fraction(number) if abs(nearest) >= 1 else _tiny(number)
+    if written.denominator != 1:
+        raise UnfitValue(f"float64 has no place for all digits and reads {nearest!r}; write fewer")
+    if abs(nearest) <= EXACT_FLOAT_MAX and nearest == written:
+        return nearest
+    if nearest != written and Fraction(repr(nearest)) == written:
+        return nearest
+    return int(written)
+
+
+def _tiny(number: str) -> Fraction:
+    """Return 0 for a way to write zero; 1e-400 is another number, which float64 has not."""
+    mantissa = re.split("[eE]", number)[0]
+    if mantissa.strip("+-0."):
+        raise UnfitValue("the number is too small for float64")
+    return Fraction(0)
 
 
 def _string_at(text: str, at: int) -> Token:

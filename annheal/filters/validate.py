@@ -8,12 +8,11 @@ from typing import Final, cast
 
 from annheal.errors import FieldViolation, InvalidArgument
 from annheal.filters.key import encode_filter
-from annheal.filters.values import UnfitValue, fit_text, fit_value, shown
+from annheal.filters.trees import FIELD_CHARACTERS_SHOWN_MAX, checked_tree, leaf_path
+from annheal.filters.values import fit_text, fit_value
 from annheal.model.collection import AttributeType, Schema
 from annheal.model.filter import (
-    FILTER_DEPTH_MAX,
     FILTER_MEMBERSHIP_VALUES_MAX,
-    FILTER_NODES_MAX,
     And,
     Comparison,
     ComparisonOp,
@@ -25,11 +24,11 @@ from annheal.model.filter import (
     Or,
     Prefix,
 )
+from annheal.model.values.unfit import UnfitValue
 
 VIOLATIONS_MAX: Final = 16
 """A filter with more mistakes than this reports the first ones."""
 NAMES_SHOWN_MAX: Final = 20
-FIELD_CHARACTERS_SHOWN_MAX: Final = 64
 
 _EQUALITY: Final = (ComparisonOp.EQ, ComparisonOp.NE)
 _ORDERED_TYPES: Final = (
@@ -54,31 +53,7 @@ def validate_filter(filter: Filter, schema: Schema, *, path: str = "filter") -> 
         InvalidArgument: every mistake found, up to `VIOLATIONS_MAX`, each with its path
             (`filter.and[1].year`) and its mend.
     """
-    _check_size(filter, path=path)
-    return _Validator(schema).canonical(filter, path)
-
-
-def _check_size(filter: Filter, *, path: str) -> None:
-    """Refuse trees too deep or too large before anything walks them recursively."""
-    nodes = 0
-    waiting: list[tuple[Filter, int]] = [(filter, 1)]
-    while waiting:
-        node, depth = waiting.pop()
-        nodes += 1
-        if depth > FILTER_DEPTH_MAX:
-            raise InvalidArgument.of(
-                path, f"the filter is nested more than {FILTER_DEPTH_MAX} levels deep; flatten it"
-            )
-        if nodes > FILTER_NODES_MAX:
-            raise InvalidArgument.of(
-                path,
-                f"the filter has more than {FILTER_NODES_MAX} nodes; "
-                "use 'in' instead of many comparisons, or split the request",
-            )
-        if isinstance(node, Not):
-            waiting.append((node.operand, depth + 1))
-        elif isinstance(node, And | Or):
-            waiting.extend((operand, depth + 1) for operand in node.operands)
+    return _Validator(schema).canonical(checked_tree(filter, path=path), path)
 
 
 class _Validator:
@@ -95,9 +70,7 @@ class _Validator:
                 return self._junction(Or, operands, f"{path}.or")
             case Not(operand):
                 return _complement(self.canonical(operand, f"{path}.not"))
-        if not isinstance(filter, Comparison | Membership | Exists | Prefix):
-            raise InvalidArgument.of(path, f"a filter is needed, not {shown(filter)}")
-        path = f"{path}.{filter.field[:FIELD_CHARACTERS_SHOWN_MAX]}"
+        path = leaf_path(path, filter.field)
         type = self._type_of(filter.field, path)
         try:
             match filter:

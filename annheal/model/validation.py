@@ -38,6 +38,7 @@ from annheal.model.limits import (
 from annheal.model.records import Float32Matrix, Projection, RecordBatch, arrow_schema
 from annheal.model.search import SearchOptions
 from annheal.model.suggestions import suggestion
+from annheal.model.values.moments import MOMENT_US_MAX, MOMENT_US_MIN, OUTSIDE
 from annheal.model.values.payloads import validate_payloads
 
 M_MIN, M_MAX = 2, 128
@@ -349,6 +350,8 @@ def _check_attributes(attributes: pa.RecordBatch, *, schema: Schema) -> None:
             _check_keyword_lists(column, field=name)
         elif field.type is AttributeType.FLOAT64:
             _check_floats(column, field=name)
+        elif field.type is AttributeType.TIMESTAMP:
+            _check_moments(column, field=name)
 
 
 def _check_keywords(column: pa.Array[Any], *, field: str) -> None:
@@ -391,6 +394,14 @@ def _check_floats(column: pa.Array[Any], *, field: str) -> None:
         raise InvalidArgument.of(
             f"{field}[{row}]", f"is {column[row].as_py()}; send a finite number or leave it out"
         )
+
+
+def _check_moments(column: Any, *, field: str) -> None:
+    moments = _filled(column.view(pa.int64()), value=0)
+    outside = (moments < MOMENT_US_MIN) | (moments > MOMENT_US_MAX)
+    if outside.any():
+        row = _first(outside)
+        raise InvalidArgument.of(f"{field}[{row}]", f"{moments[row]} microseconds: {OUTSIDE}")
 
 
 # ------------------------------------------------------------------------------------------ reads

@@ -17,15 +17,15 @@ from annheal.model.filter import (
     Or,
     Prefix,
 )
+from annheal.model.values.scalars import INT64_MAX, INT64_MIN, fit_float64
+from annheal.model.values.unfit import UnfitValue
 from annheal.v1 import filter_pb2
 from annheal.wire.enums import COMPARISON_OP
 from annheal.wire.timestamps import decode_datetime, encode_datetime
 
-_INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
-
 
 def encode_filter(tree: Filter) -> filter_pb2.Filter:
-    """Return `tree` as a message; raises `InvalidArgument` for an integer beyond 64 bits."""
+    """Return `tree` as a message; raises `InvalidArgument` for an integer that none can hold."""
     match tree:
         case Comparison(field, op, value):
             return filter_pb2.Filter(
@@ -111,9 +111,9 @@ def _encode_value(value: FilterValue) -> filter_pb2.FilterValue:
     if isinstance(value, bool):
         return filter_pb2.FilterValue(bool_value=value)
     if isinstance(value, int):
-        if not _INT64_MIN <= value <= _INT64_MAX:
-            raise InvalidArgument.of("filter", f"{value} does not fit into 64 bits")
-        return filter_pb2.FilterValue(int64_value=value)
+        if INT64_MIN <= value <= INT64_MAX:
+            return filter_pb2.FilterValue(int64_value=value)
+        return filter_pb2.FilterValue(float64_value=_float_of(value))
     if isinstance(value, float):
         return filter_pb2.FilterValue(float64_value=value)
     if isinstance(value, datetime):
@@ -123,6 +123,13 @@ def _encode_value(value: FilterValue) -> filter_pb2.FilterValue:
     except UnicodeEncodeError as error:
         text = f"holds no valid Unicode text: {error}"
         raise InvalidArgument.of("filter", text) from error
+
+
+def _float_of(value: int) -> float:
+    try:
+        return fit_float64(value)
+    except UnfitValue as error:
+        raise InvalidArgument.of("filter", f"does not fit into 64 bits: {error.reason}") from None
 
 
 def _decode_value(message: filter_pb2.FilterValue, *, field: str) -> FilterValue:

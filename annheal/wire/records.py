@@ -196,13 +196,7 @@ def _decode_value(message: records_pb2.AttributeValue, *, kind: AttributeType, f
     if given == "keyword_list":
         return list(message.keyword_list.values)
     if given == "timestamp_value":
-        moment_us = decode_us(message.timestamp_value, field=field)
-        if not -(2**63) <= moment_us < 2**63:
-            raise InvalidArgument.of(
-                field,
-                f"{message.timestamp_value.seconds} seconds do not fit into 64-bit microseconds",
-            )
-        return moment_us
+        return decode_us(message.timestamp_value, field=field)
     return getattr(message, given)
 
 

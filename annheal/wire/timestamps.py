@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from annheal.errors import InvalidArgument
+from annheal.model.values.moments import (
+    EPOCH,
+    MICROSECOND,
+    MOMENT_US_MAX,
+    MOMENT_US_MIN,
+    OUTSIDE,
+    TOO_FINE,
+    moment_of,
+)
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
 _NANOS_PER_SECOND = 1_000_000_000
 
 
@@ -28,17 +35,12 @@ def decode_seconds(timestamp: Timestamp) -> float:
 
 def encode_datetime(moment: datetime) -> Timestamp:
     """Return an aware datetime as a timestamp, exact to the microsecond."""
-    return timestamp_of_us((moment - _EPOCH) // _MICROSECOND)
+    return timestamp_of_us((moment - EPOCH) // MICROSECOND)
 
 
 def decode_datetime(timestamp: Timestamp, *, field: str) -> datetime:
-    """Return an aware UTC datetime; raises `InvalidArgument` outside the years 1 to 9999."""
-    try:
-        return _EPOCH + decode_us(timestamp, field=field) * _MICROSECOND
-    except OverflowError:
-        raise InvalidArgument.of(
-            field, f"{timestamp.seconds} seconds are outside the years 1 to 9999"
-        ) from None
+    """Return an aware UTC datetime; raises `InvalidArgument` as `decode_us` does."""
+    return moment_of(decode_us(timestamp, field=field))
 
 
 def timestamp_of_us(moment_us: int) -> Timestamp:
@@ -48,9 +50,18 @@ def timestamp_of_us(moment_us: int) -> Timestamp:
 
 
 def decode_us(timestamp: Timestamp, *, field: str) -> int:
-    """Return microseconds since the epoch; what is finer is cut off."""
+    """Return microseconds since the epoch.
+
+    Raises `InvalidArgument` outside the years 1 to 9999 and for what is finer than a microsecond.
+    """
     if not 0 <= timestamp.nanos < _NANOS_PER_SECOND:
         raise InvalidArgument.of(
             field, f"nanos is {timestamp.nanos}, but must be between 0 and 999999999"
         )
-    return timestamp.seconds * 1_000_000 + timestamp.nanos // 1_000
+    micros, finer = divmod(timestamp.nanos, 1_000)
+    if finer:
+        raise InvalidArgument.of(field, f"{timestamp.nanos} nanoseconds: the moment {TOO_FINE}")
+    moment_us = timestamp.seconds * 1_000_000 + micros
+    if not MOMENT_US_MIN <= moment_us <= MOMENT_US_MAX:
+        raise InvalidArgument.of(field, f"{timestamp.seconds} seconds: the moment {OUTSIDE}")
+    return moment_us

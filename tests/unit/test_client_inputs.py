@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from annheal.cli.output import to_json
 from annheal.client.async_client import AsyncClient
 from annheal.client.inputs import (
     as_attributes,
@@ -202,3 +203,17 @@ async def test_a_timeout_is_a_number_of_seconds(timeout_s: float) -> None:
             await client.search("c", [1.0], timeout_s=timeout_s)
         with pytest.raises(InvalidArgument, match="Unicode"):
             await client.search("c", [1.0], filter="a = '\ud800'", timeout_s=5.0)
+
+
+def test_moments_that_no_datetime_holds_can_be_read() -> None:
+    """Older versions took any year; one such record must not make a page unreadable."""
+    numbers: Any = pa.array([10**18, 0, None], pa.int64())
+    moments = numbers.view(pa.timestamp("us", tz="UTC"))
+    page = Records(RecordSet(["a", "b", "c"], pa.RecordBatch.from_arrays([moments], ["at"])))
+    first, second, third = page
+    assert first.attributes == {"at": np.datetime64(10**18, "us")}
+    assert second.attributes == {"at": datetime(1970, 1, 1, tzinfo=UTC)}
+    assert third.attributes == {}
+    assert '"33658-09-27T01:46:40.000000Z"' in to_json(first)
+    assert page.attributes is not None
+    assert '"33658-09-27T01:46:40.000000Z"' in to_json(page.attributes)

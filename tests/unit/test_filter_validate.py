@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta, timezone
+import re
+from datetime import UTC, date, datetime, timedelta, timezone
+from decimal import Decimal
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
 from annheal.errors import InvalidArgument
-from annheal.filters import filter_key, parse_expression, validate_filter
+from annheal.filters import (
+    checked_tree,
+    evaluate,
+    filter_key,
+    parse_expression,
+    validate_filter,
+)
 from annheal.filters.validate import VIOLATIONS_MAX
 from annheal.model.collection import AttributeField, AttributeType, Schema
 from annheal.model.filter import (
@@ -65,6 +75,11 @@ def refusal(filter: Filter | str) -> InvalidArgument:
         ("not (year not in (1, 2))", "year in (1, 2)"),
         ("not not year < 2", "year < 2"),
         ("score = -0.0", "score = 0"),
+        ("year = 9007199254740993.0", "year = 9007199254740993"),
+        ("year = 9.007199254740993e15", "year = 9007199254740993"),
+        ("year in (1e17, -1e0)", "year in (-1, 100000000000000000)"),
+        ("score = 18446744073709551616", "score = 1.8446744073709552e19"),
+        ("score = 1.2345678901234568e+18", "score = 1234567890123456768"),
         ("created >= '2024-01-31'", "created >= '2024-01-31T00:00:00Z'"),
         ("created = '2024-01-31T14:00:00.5+02:00'", "created = '2024-01-31 12:00:00.500000z'"),
         ("created = '2024-01-31T12:00:00.000000000Z'", "created = '2024-01-31T12:00:00Z'"),
@@ -127,17 +142,26 @@ def test_values_become_the_type_of_their_field() -> None:
         (f"score = {'9' * 399}", "filter.score", "is not a finite float64; write for example 0.5"),
         (equals("score", float("nan")), "filter.score", "nan is not a finite float64"),
         (equals("year", float("inf")), "filter.year", "inf is not a finite number"),
+        ("score = 9007199254740993", "filter.score", "9007199254740992 and 9007199254740994"),
+        ("score = 9007199254740993.0", "filter.score", "no record can equal it; the nearest"),
+        ("score >= 9007199254740993", "filter.score", "write >= 9007199254740994"),
+        ("score < 9007199254740993", "filter.score", "write <= 9007199254740992"),
+        ("score != 36893488147419103233", "filter.score", "is no float64"),
+        (equals("year", 2.0**53 + 2), "filter.year", "may have been rounded"),
+        ("year = 1.00000000000000000001", "filter", "float64 has no place for all digits"),
+        ("year = 9007199254740992.5", "filter", "float64 has no place for all digits"),
+        ("score > 1e-400", "filter", "too small for float64"),
         ("score = 'x'", "filter.score", "has type float64, but 'x' is a string"),
         ("ecosystem = 5", "filter.ecosystem", "keyword, but 5 is a whole number; write for exam"),
         ("tags = 1.5", "filter.tags", "has type keyword_list, but 1.5 is a number"),
-        (equals("tags", None), "filter.tags", "None is of Python type NoneType"),
+        (equals("tags", None), "filter.tags", "a value is text, a number, a bool or a datetime"),
         ("tags < 'a'", "filter.tags", "< does not apply to type keyword_list; use =, !=, in and"),
         ("stable >= true", "filter.stable", ">= does not apply to type bool; use =, != and in"),
         ("stable = 1", "filter.stable", "has type bool, but 1 is a whole number; write for exam"),
         ("year starts with 'x'", "filter.year", "prefix does not apply to type int64; only to"),
-        ("created = 5", "filter.created", "has type timestamp, but 5 is a whole number; write f"),
+        ("created = 5", "filter.created", "not 5, which could be seconds or microseconds; send"),
         ("created = 'soon'", "filter.created", "'soon' is not a timestamp; write RFC 3339, for"),
-        ("created = '2024-01-31T12:00:00'", "filter.created", "is not a timestamp; write RFC 33"),
+        ("created = '2024-01-31T12:00:00'", "filter.created", "has no time zone; end it with Z"),
         ("created = '2024-02-30'", "filter.created", "is not a timestamp that exists: day is out"),
         ("created = '2024-01-31T12:00:00.1234567Z'", "filter.created", "finer than a microsecon"),
         ("created = '0001-01-01T00:00:00+01:00'", "filter.created", "outside the years 1 to 9999"),
@@ -183,7 +207,7 @@ def test_long_lists_of_fields_are_cut_short() -> None:
 
 def test_something_that_is_no_filter_is_refused() -> None:
     bogus: Any = And(("year",))  # type: ignore[arg-type]
-    assert "a filter is needed, not 'year'" in str(refusal(bogus))
+    assert "a filter is text such as" in str(refusal(bogus))
 
 
 def nested(depth: int) -> Filter:
@@ -227,3 +251,79 @@ def test_string_bytes_are_limited() -> None:
 def test_path_can_start_elsewhere() -> None:
     with pytest.raises(InvalidArgument, match=r"^queries\[2\]\.filter\.nope: unknown field"):
         validate_filter(Exists("nope"), SCHEMA, path="queries[2].filter")
+
+
+@pytest.mark.parametrize(
+    ("tree", "path", "words"),
+    [
+        ({"year": 2024}, "filter", "not {'year': 2024}"),
+        (5, "filter", "not 5"),
+        (And("year"), "filter", "tuple of filters"),
+        (And([equals("year", 1), "x"]), "filter.and[1]", "not 'x'"),
+        (Not(None), "filter.not", "not None"),
+        (Comparison(5, ComparisonOp.EQ, 1), "filter", "name of a field"),
+        (Comparison("year", "~", 1), "filter.year", "no comparison"),
+        (Membership("year", "ab"), "filter.year", "one text"),
+        (Membership("year", 5), "filter.year", "one value a row"),
+        (Membership("year", (1, None)), "filter.year.in[1]", "not None"),
+        (Prefix("ecosystem", 5), "filter.ecosystem", "a prefix is text"),
+        (equals("year", [1]), "filter.year", "a value is text"),
+        (equals("year", np.complex64(1)), "filter.year", "a value is text"),
+        (equals("score", Decimal("0.1")), "filter.score", "no float64"),
+        (equals("created", datetime(2024, 1, 1)), "filter.created", "no time zone"),  # noqa: DTZ001
+        (equals("created", np.datetime64("12000-01-01")), "filter.created", "1 to 9999"),
+    ],
+)
+def test_trees_that_are_none_are_named_and_never_a_python_error(
+    tree: Any, path: str, words: str
+) -> None:
+    with pytest.raises(InvalidArgument, match=re.escape(words)) as caught:
+        checked_tree(tree)
+    assert caught.value.violations[0].field == path
+    with pytest.raises(InvalidArgument):
+        validate_filter(tree, SCHEMA)
+
+
+@pytest.mark.parametrize("count", [FILTER_DEPTH_MAX, 5_000])
+def test_a_tree_too_deep_for_recursion_is_refused(count: int) -> None:
+    tree: Filter = equals("year", 1)
+    for _ in range(count):
+        tree = Not(tree)
+    with pytest.raises(InvalidArgument, match="flatten"):
+        checked_tree(tree)
+    with pytest.raises(InvalidArgument, match="nested more than"):
+        parse_expression("not " * count * 2 + "year = 1")
+
+
+@pytest.mark.parametrize(
+    ("given", "plain"),
+    [
+        (equals("year", np.int64(5)), equals("year", 5)),
+        (equals("score", np.float32(0.5)), equals("score", 0.5)),
+        (equals("stable", np.bool_(True)), equals("stable", True)),
+        (equals("ecosystem", np.str_("a")), equals("ecosystem", "a")),
+        (equals("created", date(2024, 1, 31)), canonical("created = '2024-01-31'")),
+        (equals("created", np.datetime64("2024-01-31")), canonical("created = '2024-01-31'")),
+        (And([equals("year", 1)]), And((equals("year", 1),))),
+        (Membership("year", np.array([1, 2])), Membership("year", (1, 2))),
+        (Membership("year", pa.array([1, 2])), Membership("year", (1, 2))),
+        (Comparison("year", "<", 1), Comparison("year", ComparisonOp.LT, 1)),
+    ],
+)
+def test_values_of_numpy_and_lists_of_operands_become_plain(given: Any, plain: Filter) -> None:
+    found = checked_tree(given)
+    assert found == plain
+    assert filter_key(found) == filter_key(plain)
+
+
+def test_numbers_beyond_2_53_match_the_row_that_holds_them_and_no_other() -> None:
+    whole = [2**53, 2**53 + 1, 2**53 + 2, None]
+    rows = pa.RecordBatch.from_pydict({"year": pa.array(whole, pa.int64())})
+    for text in ("year = 9007199254740993.0", "year in (9.007199254740993e15, 1)"):
+        assert evaluate(canonical(text), rows, row_count=4).tolist() == [0, 1, 0, 0]
+    for op, matching in (("<", 2), ("<=", 3)):
+        text = f"year {op} 9007199254740994.0"
+        assert evaluate(canonical(text), rows, row_count=4).sum() == matching
+    floats = pa.RecordBatch.from_pydict({"score": [2.0**53, 2.0**64, 1e300]})
+    for text, row in (("score = 18446744073709551616", 1), ("score = 1e300", 2)):
+        assert np.flatnonzero(evaluate(canonical(text), floats, row_count=3)).tolist() == [row]

@@ -291,7 +291,7 @@ def vector(count: int, **parts: object) -> records_pb2.Vector:
                 }
             ),
             "records[1].attributes[f_timestamp]",
-            "do not fit",
+            "lies outside the years 1 to 9999",
         ),
     ],
 )

@@ -159,9 +159,12 @@ def test_wrong_filters_name_the_node(message: filter_pb2.Filter, field: str) -> 
     assert caught.value.violations[0].field == field
 
 
-def test_integers_beyond_64_bits_are_refused_by_the_sender() -> None:
-    with pytest.raises(InvalidArgument, match="does not fit into 64 bits"):
-        encode_filter(Comparison("a", ComparisonOp.EQ, 2**63))
+def test_integers_beyond_64_bits_travel_as_floats_that_equal_them_or_not_at_all() -> None:
+    message = encode_filter(Comparison("a", ComparisonOp.EQ, 2**64))
+    assert message.comparison.value.float64_value == 2.0**64
+    for wrong in (2**64 + 1, 10**400):
+        with pytest.raises(InvalidArgument, match="does not fit into 64 bits"):
+            encode_filter(Comparison("a", ComparisonOp.EQ, wrong))
 
 
 @pytest.mark.parametrize("name", [n for n in dir(enums) if n.isupper()])

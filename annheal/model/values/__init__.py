@@ -7,6 +7,7 @@
 `vectors`     `vector_matrix(vectors)`: n vectors as (n, d)
 `ids`         `id_texts(ids)`
 `payloads`    `payload_column(values)`: JSON that reads back as what was given
+`reading`     stored values as Python values, what older versions let in included
 ============  ==========================================================================
 
 All raise `UnfitValue` with the row (counted from 0 within what was given) and the mend. Who calls

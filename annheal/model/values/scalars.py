@@ -74,12 +74,12 @@ def fit_int64(value: object) -> int:
 
 
 def whole_number(number: float) -> int:
-    """Return a float as the whole number that it surely is."""
+    """Return a float as the whole number that it surely is, in the range of int64."""
     if not math.isfinite(number):
         raise UnfitValue(f"{number} is not a finite number; write for example 2024")
     if not number.is_integer():
         raise UnfitValue(f"{shown(number)} has a fraction and the field has type int64")
-    if abs(number) > EXACT_FLOAT_MAX:
+    if abs(number) > EXACT_FLOAT_MAX and INT64_MIN <= number <= INT64_MAX:
         raise UnfitValue(
             f"{shown(number)} is a float beyond 2**53, which may have been rounded;"
             " send the whole number as an integer"
