@@ -92,7 +92,7 @@ class EmbeddedServer:
         data_dir: Path | None = None,
         settings: Mapping[str, str] | None = None,
         listen: str = f"{LOOPBACK}:0",
-        module: str = "cli",
+        module: str = "annheal.cli",
     ) -> None:
         self.data_dir = data_dir or group.folder / f"{name}-data"
         self.process: ServerProcess = group.add(
@@ -166,17 +166,17 @@ class Cluster:
         """The address of the first coordinator."""
         return next(iter(self.coordinators.values()))
 
-    def add_coordinator(self, name: str, *, module: str = "cli") -> ServerProcess:
+    def add_coordinator(self, name: str, *, module: str = "annheal.cli") -> ServerProcess:
         """Describe a coordinator; the caller starts it."""
         self.coordinators[name] = address = f"{LOOPBACK}:{free_port()}"
         return self._add("coordinator", name, address, {"COORDINATOR_ID": name}, module)
 
-    def add_node(self, name: str, *, module: str = "cli") -> ServerProcess:
+    def add_node(self, name: str, *, module: str = "annheal.cli") -> ServerProcess:
         """Describe a shard node; the caller starts it."""
         self.nodes[name] = address = f"{LOOPBACK}:{free_port()}"
         return self._add("shard-node", name, address, {"NODE_ID": name}, module)
 
-    def add_compactor(self, name: str, *, module: str = "cli") -> ServerProcess:
+    def add_compactor(self, name: str, *, module: str = "annheal.cli") -> ServerProcess:
         """Describe a compactor; the caller starts it."""
         self.compactors.append(name)
         address = f"{LOOPBACK}:{free_port()}"

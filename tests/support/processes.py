@@ -167,7 +167,7 @@ class ProcessGroup:
         *,
         environment: Mapping[str, str] | None = None,
         is_ready: Callable[[], bool] = lambda: True,
-        module: str = "cli",
+        module: str = "annheal.cli",
     ) -> ServerProcess:
         """Describe `python -m <module> <arguments>`; the caller starts it."""
         process = ServerProcess(
