@@ -8,13 +8,14 @@ BIN := .venv/bin
 # PYTEST_ARGS passes options on, as in: make test PYTEST_ARGS='-x -k wal'
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+BASE ?=
 SOAK_MINUTES ?= 10
 SOAK_STEPS ?= 100
 SOAK_SEED ?=
 PYTHON ?=
 export PYTHON
 
-.PHONY: help setup demo test lint fmt types proto proto-check test-unit test-integration test-chaos \
+.PHONY: help setup demo check test lint fmt types proto proto-check test-unit test-integration test-chaos \
 	soak bench lock clean
 
 help: ## list the targets
@@ -36,6 +37,9 @@ demo: .venv/.setup-runtime ## watch real data go in, wear out, heal and survive 
 
 test: setup lint types proto-check ## lint, types, contracts, generated code, then every test
 	@$(BIN)/python -m pytest $(PYTEST_ARGS) tests
+
+check: lint types ## lint, types and the unit tests of what changed (BASE=REV): under two minutes
+	@$(BIN)/python scripts/check_changed.py $(BASE)
 
 lint: setup ## ruff, import contracts, buf lint
 	@$(BIN)/ruff check .
