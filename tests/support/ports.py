@@ -31,9 +31,7 @@ def free_ports(count: int, *, with_derived: bool = False) -> list[int]:
         for port in _candidates():
             if len(ports) == count:
                 return ports
-            if _hold(held, port) and (
-                not with_derived or _hold(held, port + DERIVED_PORT_OFFSET)
-            ):
+            if _hold(held, port) and (not with_derived or _hold(held, port + DERIVED_PORT_OFFSET)):
                 ports.append(port)
     if len(ports) == count:
         return ports
