@@ -7,11 +7,13 @@ import logging
 import time
 import uuid
 from collections.abc import Callable
+from functools import partial
 
 from annheal.coordinator.admin import Admin
 from annheal.coordinator.catalog.catalog import Catalog
 from annheal.coordinator.collections import Collections
 from annheal.coordinator.compaction.task_book import TaskBook
+from annheal.coordinator.data_path.batcher import SearchBatcher
 from annheal.coordinator.data_path.fanout import Fanout
 from annheal.coordinator.data_path.reads import Reads
 from annheal.coordinator.data_path.router import Connect, Disconnect, Router, keep_connected
@@ -72,9 +74,7 @@ class Coordinator:
         self._scope = TaskScope(f"coordinator {settings.coordinator_id}")
         self._offload = Offload(threads=_OFFLOAD_THREADS, name="coordinator")
         self.catalog = Catalog(meta)
-        self.router = Router(
-            self.catalog, connect, scope=self._scope, settings=settings, disconnect=disconnect
-        )
+        self.router = self._make_router(connect, disconnect)
         self.collections = Collections(
             self.catalog, meta, objects, new_id=new_id, wall_clock=wall_clock
         )
@@ -125,6 +125,16 @@ class Coordinator:
             lease_ttl_s=settings.lease_ttl_s,
             retry_s=settings.store_retry_s,
         )
+
+    def _make_router(self, connect: Connect, disconnect: Disconnect) -> Router:
+        batch = partial(
+            SearchBatcher,
+            scope=self._scope,
+            queries_max=self.settings.search_batch_queries_max,
+            waiting_max=self.settings.search_queries_waiting_max,
+            calls_max=self.settings.search_calls_per_node,
+        )
+        return Router(self.catalog, connect, scope=self._scope, batch=batch, disconnect=disconnect)
 
     def _make_admin(self, parts: ControlParts, version: str) -> Admin:
         return Admin(

@@ -14,7 +14,6 @@ from typing import TypeVar
 from annheal.coordinator.catalog.catalog import Catalog
 from annheal.coordinator.data_path.batcher import SearchBatcher
 from annheal.coordinator.data_path.ports import ShardNode
-from annheal.coordinator.settings import CoordinatorSettings
 from annheal.errors import (
     AnnhealError,
     Fenced,
@@ -69,14 +68,14 @@ class Router:
         connect: Connect,
         *,
         scope: TaskScope,
-        settings: CoordinatorSettings,
+        batch: Callable[[ShardNode], SearchBatcher],
         disconnect: Disconnect = keep_connected,
     ) -> None:
         self._catalog = catalog
         self._connect = connect
         self._disconnect = disconnect
         self._scope = scope
-        self._settings = settings
+        self._batch = batch
         self._links: dict[str, NodeLink] = {}
         self._routes: dict[str, tuple[int, dict[str, tuple[int, ...]]]] = {}
 
@@ -193,14 +192,7 @@ class Router:
 
     def _open(self, registration: NodeRegistration) -> NodeLink:
         node = self._connect(registration)
-        searches = SearchBatcher(
-            node,
-            scope=self._scope,
-            queries_max=self._settings.search_batch_queries_max,
-            waiting_max=self._settings.search_queries_waiting_max,
-            calls_max=self._settings.search_calls_per_node,
-        )
-        link = NodeLink(registration, node, searches)
+        link = NodeLink(registration, node, self._batch(node))
         self._links[registration.node_id] = link
         return link
 
