@@ -8,14 +8,17 @@ from collections.abc import Sequence
 
 # Options of the whole program that have a value; they may stand after the command too.
 _GLOBAL_OPTIONS = ("--address", "--output", "-o", "--timeout")
-
+_OUTPUT_FORMATS = ("table", "json")
 
 # `ExitCode.INTERRUPTED`, before anything is imported.
 _INTERRUPTED = 130
 
 
 def hoist(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments with global options moved to the front, up to a lone `--`."""
+    """Return the arguments with global options moved to the front, up to a lone `--`.
+
+    `export --output PATH` stays: it names a place, unless its value is one of the output formats.
+    """
     front: list[str] = []
     rest: list[str] = []
     items = iter(arguments)
@@ -23,11 +26,12 @@ def hoist(arguments: Sequence[str]) -> list[str]:
         if item == "--":
             rest.append(item)
             break
-        name, equals, _ = item.partition("=")
+        name, equals, value = item.partition("=")
         if name in _GLOBAL_OPTIONS:
-            front.append(item)
-            if not equals and (value := next(items, None)) is not None:
-                front.append(value)
+            given = value if equals else next(items, None)
+            parts = [item] if equals or given is None else [item, given]
+            is_place = name == "--output" and "export" in rest and given not in _OUTPUT_FORMATS
+            (rest if is_place else front).extend(parts)
         else:
             rest.append(item)
     return [*front, *rest, *items]

@@ -13,7 +13,14 @@ from annheal.cli.operator_commands import cluster, filters, garbage, healing, he
 from annheal.cli.output import Output, OutputFormat, drop_stdout, print_error
 from annheal.cli.server import serving
 from annheal.cli.state import State, state_of
-from annheal.cli.user_commands import collections, explain, importing, records, search
+from annheal.cli.user_commands import (
+    collections,
+    explain,
+    exporting,
+    importing,
+    records,
+    search,
+)
 from annheal.errors import AnnhealError, Unavailable
 from annheal.rpc.status import CANNOT_CONNECT
 
@@ -90,6 +97,7 @@ app.command("up")(serving.up)
 app.add_typer(serving.app, name="serve")
 app.add_typer(collections.app, name="collection")
 app.command("import")(importing.import_)
+app.command("export")(exporting.export)
 app.command("search")(search.search)
 app.command("explain")(explain.explain)
 app.command("get")(records.get)

@@ -268,16 +268,18 @@ class RecordCalls:
         filter: FilterInput = None,
         include: Iterable[str] | str | None = "all",
         page_rows: int = 1_000,
+        cursor: str = "",
         timeout_s: float | None = None,
     ) -> AsyncIterator[Records]:
         """Iterate over the collection, page by page, in an order of the server's choice.
 
-        Every record that lives throughout the scan is seen exactly once. `timeout_s` is for each
-        page.
+        Every record that lives throughout the scan is seen exactly once. A page has `page_rows`
+        records or fewer: it ends where its shard ends, and where its records are large. `cursor` is
+        that of a page (`Records.cursor`): the scan goes on behind it, in another process too.
+        `timeout_s` is for each page.
         """
         _check_range("page_rows", page_rows, maximum=SCAN_PAGE_ROWS_MAX)
         tree, projection, api = as_filter(filter), as_projection(include), self._connection.api
-        cursor = ""
         while True:
 
             async def page(left_s: float, cursor: str = cursor) -> tuple[RecordSet, str]:
@@ -294,7 +296,7 @@ class RecordCalls:
                 page, deadline=self._connection.deadline(timeout_s)
             )
             if len(records):
-                yield Records(records)
+                yield Records(records, cursor=cursor)
             if not cursor:
                 return
 

@@ -45,13 +45,15 @@ class Records(Sequence[Record]):
     """Records in columns; indexing gives one as a `Record`.
 
     `attributes` is a `pyarrow.RecordBatch`, `payloads` a `pyarrow.BinaryArray` of JSON, `vectors`
-    (n, d) float32; each is None when it was not asked for.
+    (n, d) float32; each is None when it was not asked for. `cursor` continues the scan that
+    returned them; empty behind the last page, and where they come from no scan.
     """
 
-    __slots__ = ("_columns",)
+    __slots__ = ("_columns", "cursor")
 
-    def __init__(self, columns: RecordSet) -> None:
+    def __init__(self, columns: RecordSet, *, cursor: str = "") -> None:
         self._columns = columns
+        self.cursor = cursor
 
     @property
     def ids(self) -> list[str]:

@@ -116,11 +116,17 @@ class Client:
         filter: FilterInput = None,
         include: Iterable[str] | str | None = "all",
         page_rows: int = 1_000,
+        cursor: str = "",
         timeout_s: float | None = None,
     ) -> Iterator[Records]:
         """Iterate over the collection, page by page; see `AsyncClient.scan`."""
         pages = self._client.scan(
-            collection, filter=filter, include=include, page_rows=page_rows, timeout_s=timeout_s
+            collection,
+            filter=filter,
+            include=include,
+            page_rows=page_rows,
+            cursor=cursor,
+            timeout_s=timeout_s,
         )
 
         async def next_page(_: AsyncClient) -> Records | None:

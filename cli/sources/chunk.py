@@ -2,14 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from pathlib import Path
+from typing import Final, Protocol
 
 import pyarrow as pa
 
 from annheal.model.collection import AttributeType
 from annheal.model.records import Float32Matrix
+
+CHUNK_BYTES_MAX: Final = 64 << 20
+"""About as many bytes of a file are turned into rows at once, however many rows are asked for."""
+
+Progress = Callable[[int, int], None]
+"""Called with bytes read and bytes in all while a file is read through for its columns."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where rows lie: row i of a chunk is line `lines[i]` of `file`, or row `first_row + i`."""
+
+    file: Path
+    first_row: int = 0
+    lines: tuple[int, ...] | None = None
+
+    def of(self, row: int) -> str:
+        """Return the place of one row, for messages."""
+        if self.lines is not None:
+            return f"{self.file.name}:{self.lines[row]}"
+        return f"{self.file.name}: row {self.first_row + row}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +40,7 @@ class Chunk:
 
     ids: list[str]
     vectors: Float32Matrix
+    place: Place
     attributes: pa.Table | None = None
     payloads: list[bytes | None] | None = None
 
@@ -30,26 +53,36 @@ class Columns:
     """Which columns become what. None means: choose by name and type.
 
     `schema` is that of the collection when it exists: it decides which columns are attributes and
-    of what type, unless `attributes` names them.
+    of what type, unless `attributes` names them. `payload_also` go into the payload beside what
+    is chosen; `ignored` are left out on purpose. With `are_records` attributes are looked for in
+    the column `attributes` alone, where `scan` and `export` put them.
     """
 
     id: str | None = None
     vector: str | None = None
     attributes: tuple[str, ...] | None = None
     payload: tuple[str, ...] | None = None
+    payload_also: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
     schema: Mapping[str, AttributeType] | None = None
+    are_records: bool = False
     id_prefix: str = ""
     dataset: str = "train"
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How a file is read: `rows` is None when only reading it through would tell."""
+    """How a file is read.
 
-    rows: int | None
+    `payload` names the columns that make up the payload, or the one that is the payload as it is;
+    `not_taken` those that become nothing, because the caller wanted it so.
+    """
+
+    rows: int
     dimension: int
     attributes: Mapping[str, AttributeType] = field(default_factory=dict)
     payload: tuple[str, ...] = ()
+    not_taken: tuple[str, ...] = ()
     metric: str | None = None
 
 
@@ -61,9 +94,10 @@ class ImportSource(Protocol):
         """What was found in the file."""
         ...
 
-    def chunks(self, *, rows_max: int, limit: int | None = None) -> Iterator[Chunk]:
-        """Yield rows in file order, at most `rows_max` at a time and `limit` in all.
+    def chunks(self, *, rows_max: int, limit: int | None = None, skip: int = 0) -> Iterator[Chunk]:
+        """Yield rows in file order behind the first `skip`, at most `limit` in all.
 
-        Raises `InvalidArgument` that names the row for content that cannot be imported.
+        A chunk has at most `rows_max` rows, fewer where rows are large. Raises `InvalidArgument`
+        that names file, row and field for content that cannot be imported.
         """
         ...

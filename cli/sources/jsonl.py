@@ -1,135 +1,163 @@
-"""JSON lines: one object a line, its vector as a list of numbers, its other keys as columns."""
+"""JSON lines: one object a line, its vector as a list of numbers, its other keys as columns.
+
+The file is read twice: once for what it holds, so that nothing is decided by its first lines, and
+once for its rows.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 import numpy as np
 import pyarrow as pa
 
-from annheal.cli.sources.chunk import Chunk, Columns, Layout
-from annheal.cli.sources.columns import SAMPLE_ROWS, TablePlan
-from annheal.client.inputs import as_column
+from annheal.cli.sources.chunk import CHUNK_BYTES_MAX, Chunk, Columns, Layout, Place, Progress
+from annheal.cli.sources.json_lines import Line, members, read_lines, refuse_line
+from annheal.cli.sources.json_profile import NULL, Content, Profile, content_of
+from annheal.cli.sources.plan import ATTRIBUTES_COLUMN, ColumnPlan, plan_columns
 from annheal.errors import InvalidArgument
 from annheal.model.collection import AttributeType
+from annheal.model.records import Float32Matrix
+from annheal.model.values.columns import attribute_column
+from annheal.model.values.unfit import UnfitValue
 
-LINE_BYTES_MAX: Final = 16 << 20
-PAYLOAD_KEY: Final = "payload"
-"""A key of this name that holds an object is the payload as it is."""
-
-_DECODER = msgspec.json.Decoder(dict[str, Any])
+_NUMBERS = msgspec.json.Decoder(list[float])
+_VALUE = msgspec.json.Decoder()
 
 
 class JsonlSource:
     """One file of JSON lines; implements `ImportSource`."""
 
-    def __init__(self, path: Path, columns: Columns) -> None:
+    def __init__(self, path: Path, columns: Columns, *, progress: Progress | None = None) -> None:
         self._path = path
-        sample = list(islice(self._objects(), SAMPLE_ROWS))
-        if not sample:
-            raise InvalidArgument.of("FILE", f"{path} has no lines")
-        names = list(dict.fromkeys(key for _, row in sample for key in row))
-        self._own_payload = PAYLOAD_KEY in names and columns.payload is None
-        if self._own_payload:
-            names.remove(PAYLOAD_KEY)
-        table = pa.table({name: _column([row.get(name) for _, row in sample]) for name in names})
-        self._plan = TablePlan(table, columns)
-        assert self._plan.vector_column is not None
-        first = sample[0][1].get(self._plan.vector_column)
-        dimension = len(first) if isinstance(first, list) else 0
-        self._layout = self._plan.layout(rows=None, dimension=dimension)
+        self._prefix = columns.id_prefix
+        profile = Profile.of(path, read_lines(path, progress=progress))
+        self._plan = plan_columns(profile.facts(), columns)
+        assert self._plan.vector is not None
+        for name in (self._plan.id, self._plan.vector):
+            if name is not None and profile.keys[name].values < profile.rows:
+                raise self._missing(name)
+        dimension = profile.check_vectors(self._plan.vector)
+        self._layout = self._plan.layout(rows=profile.rows, dimension=dimension)
 
     @property
     def layout(self) -> Layout:
         """What was found in the file."""
         return self._layout
 
-    def chunks(self, *, rows_max: int, limit: int | None = None) -> Iterator[Chunk]:
-        """Yield rows in file order."""
-        objects = islice(self._objects(), limit)
-        done = 0
-        while rows := list(islice(objects, rows_max)):
-            yield self._chunk(rows, first_row=done)
-            done += len(rows)
+    def chunks(self, *, rows_max: int, limit: int | None = None, skip: int = 0) -> Iterator[Chunk]:
+        """Yield rows in file order behind the first `skip`, at most `limit` in all."""
+        end = self._layout.rows if limit is None else skip + limit
+        part: list[Line] = []
+        size_bytes, first_row = 0, skip
+        for line in islice(read_lines(self._path), skip, end):
+            part.append(line)
+            size_bytes += line.size_bytes
+            if len(part) >= rows_max or size_bytes >= CHUNK_BYTES_MAX:
+                yield self._chunk(part, first_row=first_row)
+                first_row += len(part)
+                part, size_bytes = [], 0
+        if part:
+            yield self._chunk(part, first_row=first_row)
 
-    def _chunk(self, rows: list[tuple[int, dict[str, Any]]], *, first_row: int) -> Chunk:
+    def _chunk(self, lines: Sequence[Line], *, first_row: int) -> Chunk:
+        place = Place(self._path, first_row, tuple(line.number for line in lines))
         plan = self._plan
-        assert plan.vector_column is not None
-        vectors = np.empty((len(rows), self._layout.dimension), dtype=np.float32)
-        for place, (line, row) in enumerate(rows):
-            given = row.get(plan.vector_column)
-            if not isinstance(given, list) or len(given) != self._layout.dimension:
-                found = f"{len(given)} values" if isinstance(given, list) else repr(given)[:40]
-                raise self._wrong(
-                    line,
-                    f"{plan.vector_column} must be a list of {self._layout.dimension} numbers,"
-                    f" not {found}",
-                )
-            try:
-                vectors[place] = given
-            except (TypeError, ValueError) as error:
-                raise self._wrong(line, f"{plan.vector_column}: {error}") from error
+        assert plan.id is not None
+        assert plan.vector is not None
         columns: dict[str, Any] = {}
-        for name in [n for n in (plan.id_column,) if n] + list(plan.attributes):
-            values = [row.get(name) for _, row in rows]
-            columns[name] = self._column(name, values, rows[0][0])
-        chunk = plan.chunk(
-            pa.table(columns), first_row=first_row, vectors=vectors, with_payload=False
+        nested = [_members(line) for line in lines] if plan.nested else []
+        for name, kind in plan.attributes.items():
+            rows = nested if name in plan.nested else [line.values for line in lines]
+            values = [_value(row.get(name)) for row in rows]
+            columns[name] = self._column(values, name=name, kind=kind, lines=lines)
+        return Chunk(
+            ids=[self._prefix + self._id(line, plan.id) for line in lines],
+            vectors=self._vectors(lines, plan.vector),
+            place=place,
+            attributes=pa.table(columns) if columns else None,
+            payloads=_payloads(lines, plan),
         )
-        return Chunk(chunk.ids, vectors, chunk.attributes, self._payloads(rows))
 
-    def _column(self, name: str, values: list[Any], line: int) -> Any:
-        kind = AttributeType.KEYWORD
-        if name == self._plan.id_column:
-            # Numbers are taken for ids as they are written.
-            values = [str(value) if type(value) is int else value for value in values]
-        else:
-            kind = self._plan.attributes[name]
+    def _missing(self, name: str) -> InvalidArgument:
+        for line in read_lines(self._path):
+            if line.values.get(name, NULL) == NULL:
+                return self._no_value(line, name)
+        return InvalidArgument.of("FILE", f"{self._path} changed while it was read")
+
+    def _no_value(self, line: Line, name: str) -> InvalidArgument:
+        return refuse_line(self._path, line.number, f"{name} is missing; every record needs one")
+
+    def _id(self, line: Line, name: str) -> str:
+        value = line.values.get(name, NULL)
+        if value == NULL:
+            raise self._no_value(line, name)
+        kind = content_of(value)
+        if kind is Content.TEXT:
+            return str(_VALUE.decode(value))
+        if kind in (Content.INTEGER, Content.LARGE_INTEGER):
+            return value.decode()  # numbers are taken for ids as they are written
+        raise refuse_line(
+            self._path, line.number, f"{name} is {value[:40].decode()}; an id is a text"
+        )
+
+    def _vectors(self, lines: Sequence[Line], name: str) -> Float32Matrix:
+        dimension = self._layout.dimension
+        vectors = np.empty((len(lines), dimension), dtype=np.float32)
+        for place, line in enumerate(lines):
+            try:
+                numbers = _NUMBERS.decode(line.values.get(name, NULL))
+            except msgspec.MsgspecError as error:
+                raise self._no_vector(line, name, str(error)) from error
+            if len(numbers) != dimension:
+                raise self._no_vector(line, name, f"{len(numbers)} values")
+            with np.errstate(over="ignore"):
+                vectors[place] = numbers
+        finite = np.isfinite(vectors).all(axis=1)
+        if not finite.all():
+            line = lines[int(np.argmin(finite))]
+            raise refuse_line(
+                self._path, line.number, f"{name} holds a number that float32 cannot hold"
+            )
+        return vectors
+
+    def _no_vector(self, line: Line, name: str, found: str) -> InvalidArgument:
+        wanted = f"{name} must be a list of {self._layout.dimension} numbers"
+        return refuse_line(self._path, line.number, f"{wanted}, not {found}")
+
+    def _column(
+        self, values: list[Any], *, name: str, kind: AttributeType, lines: Sequence[Line]
+    ) -> Any:
         try:
-            return as_column(values, kind=kind, field=name)
-        except InvalidArgument as error:
-            raise self._wrong(line, f"(from this line on) {error.message}") from error
-
-    def _payloads(self, rows: list[tuple[int, dict[str, Any]]]) -> list[bytes | None] | None:
-        if self._own_payload:
-            given = (row.get(PAYLOAD_KEY) for _, row in rows)
-            return [None if value is None else msgspec.json.encode(value) for value in given]
-        names = self._plan.payload
-        if not names:
-            return None
-        return [
-            msgspec.json.encode({n: row[n] for n in names if row.get(n) is not None})
-            for _, row in rows
-        ]
-
-    def _objects(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        try:
-            with self._path.open("rb") as lines:
-                for number, line in enumerate(lines, start=1):
-                    if len(line) > LINE_BYTES_MAX:
-                        raise self._wrong(number, f"is longer than {LINE_BYTES_MAX} bytes")
-                    if not line.strip():
-                        continue
-                    try:
-                        yield number, _DECODER.decode(line)
-                    except msgspec.MsgspecError as error:
-                        raise self._wrong(number, f"is no JSON object: {error}") from error
-        except OSError as error:
-            raise InvalidArgument.of(
-                "FILE", f"{self._path} cannot be read: {error.strerror}"
-            ) from error
-
-    def _wrong(self, line: int, what: str) -> InvalidArgument:
-        return InvalidArgument.of(f"{self._path.name}:{line}", what)
+            return attribute_column(values, kind)
+        except UnfitValue as error:
+            line = lines[error.row or 0].number
+            raise refuse_line(self._path, line, f"{name}{error.part}: {error.reason}") from error
 
 
-def _column(values: list[Any]) -> Any:
-    """Return `values` as the narrowest column that holds them; JSON text when types are mixed."""
-    try:
-        return pa.array(values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError):
-        return pa.array([msgspec.json.encode(value) for value in values], type=pa.binary())
+def _members(line: Line) -> dict[str, bytes]:
+    value = line.values.get(ATTRIBUTES_COLUMN, NULL)
+    return {} if value == NULL else members(value)
+
+
+def _value(text: bytes | None) -> Any:
+    return None if text is None else _VALUE.decode(text)
+
+
+def _payloads(lines: Iterable[Line], plan: ColumnPlan) -> list[bytes | None] | None:
+    """Return payloads as they are written in the file, digit by digit."""
+    if plan.whole_payload is not None:
+        return [line.values.get(plan.whole_payload) for line in lines]
+    if not plan.payload:
+        return None
+    keys = {name: msgspec.json.encode(name) + b":" for name in plan.payload}
+    return [_object_of(line, keys) for line in lines]
+
+
+def _object_of(line: Line, keys: dict[str, bytes]) -> bytes | None:
+    parts = [key + line.values[name] for name, key in keys.items() if name in line.values]
+    return b"{" + b",".join(parts) + b"}" if parts else None

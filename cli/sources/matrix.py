@@ -13,10 +13,11 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from annheal.cli.sources.chunk import Chunk, Columns, Layout
-from annheal.cli.sources.columns import SAMPLE_ROWS, TablePlan
+from annheal.cli.sources.arrow_table import chunk_of, finite_float32
+from annheal.cli.sources.chunk import CHUNK_BYTES_MAX, Chunk, Columns, Layout, Place
+from annheal.cli.sources.parquet import ParquetRows, with_prefix
+from annheal.cli.sources.plan import plan_columns
 from annheal.errors import InvalidArgument
 from annheal.model.records import Float32Matrix
 
@@ -43,6 +44,7 @@ class MatrixSource:
     """One file of vectors; implements `ImportSource`."""
 
     def __init__(self, path: Path, columns: Columns, *, meta: Path | None = None) -> None:
+        self._path = path
         self._prefix = columns.id_prefix
         self._matrix, metric = open_matrix(path, dataset=columns.dataset)
         shape = self._matrix.shape
@@ -53,44 +55,58 @@ class MatrixSource:
         self._layout = Layout(rows, dimension, metric=metric)
         if meta is not None:
             self._meta = _MetaTable(meta, columns, rows=rows)
-            plan = self._meta.plan
-            self._layout = Layout(rows, dimension, plan.attributes, plan.payload, metric)
+            self._layout = self._meta.plan.layout(rows=rows, dimension=dimension, metric=metric)
 
     @property
     def layout(self) -> Layout:
         """What was found in the file."""
         return self._layout
 
-    def chunks(self, *, rows_max: int, limit: int | None = None) -> Iterator[Chunk]:
-        """Yield rows in file order."""
-        end = self._matrix.shape[0] if limit is None else min(limit, self._matrix.shape[0])
-        for start in range(0, end, rows_max):
-            stop = min(start + rows_max, end)
-            vectors = as_float32(self._matrix[start:stop])
-            if self._meta is not None:
-                yield self._meta.chunk(start, stop, vectors)
-            else:
-                yield Chunk([f"{self._prefix}{row}" for row in range(start, stop)], vectors)
+    def chunks(self, *, rows_max: int, limit: int | None = None, skip: int = 0) -> Iterator[Chunk]:
+        """Yield rows in file order behind the first `skip`, at most `limit` in all."""
+        rows = self._layout.rows
+        end = rows if limit is None else min(skip + limit, rows)
+        if self._meta is None:
+            step = max(1, min(rows_max, CHUNK_BYTES_MAX // (4 * self._layout.dimension)))
+            for start in range(skip, end, step):
+                stop = min(start + step, end)
+                ids = [f"{self._prefix}{row}" for row in range(start, stop)]
+                yield Chunk(ids, self._vectors(start, stop), Place(self._path, start))
+            return
+        for start, table in self._meta.read(rows_max=rows_max, first=skip, end=end):
+            vectors = self._vectors(start, start + len(table))
+            yield with_prefix(self._meta.chunk(table, vectors, first_row=start), self._prefix)
+
+    def _vectors(self, start: int, stop: int) -> Float32Matrix:
+        place = Place(self._path, start)
+        try:
+            values = np.asarray(self._matrix[start:stop])
+        except OSError as error:
+            raise InvalidArgument.of(
+                "FILE", f"{self._path} cannot be read from row {start} on: {error}"
+            ) from error
+        return finite_float32(values, name="vector", place=place)
 
 
 class _MetaTable:
     """Ids and attributes of vectors that lie in another file, row by row."""
 
     def __init__(self, path: Path, columns: Columns, *, rows: int) -> None:
-        try:
-            table = pq.read_table(path, memory_map=True)
-        except (pa.ArrowInvalid, OSError) as error:
+        self._path = path
+        self._table = ParquetRows(path, option="--meta")
+        if self._table.rows != rows:
             raise InvalidArgument.of(
-                "--meta", f"{path} cannot be read as Parquet: {error}"
-            ) from error
-        if len(table) != rows:
-            raise InvalidArgument.of("--meta", f"{path} has {len(table)} rows for {rows} vectors")
-        self.plan = TablePlan(table.slice(0, SAMPLE_ROWS), columns, with_vectors=False)
-        self._table = table.select(self.plan.needed)
+                "--meta", f"{path} has {self._table.rows} rows for {rows} vectors"
+            )
+        self.plan = plan_columns(self._table.facts(), columns, with_vectors=False)
 
-    def chunk(self, start: int, stop: int, vectors: Float32Matrix) -> Chunk:
-        rows = self._table.slice(start, stop - start)
-        return self.plan.chunk(rows, first_row=start, vectors=vectors)
+    def read(self, *, rows_max: int, first: int, end: int) -> Iterator[tuple[int, pa.Table]]:
+        """Yield the rows from `first` to `end` in parts, each with the number of its first row."""
+        return self._table.read(self.plan, rows_max=rows_max, first=first, end=end)
+
+    def chunk(self, table: pa.Table, vectors: Float32Matrix, *, first_row: int) -> Chunk:
+        """Return rows that were read with their vectors."""
+        return chunk_of(table, self.plan, vectors=vectors, place=Place(self._path, first_row))
 
 
 def open_matrix(path: Path, *, dataset: str = "train") -> tuple[Matrix, str | None]:
@@ -105,11 +121,6 @@ def open_matrix(path: Path, *, dataset: str = "train") -> tuple[Matrix, str | No
         case ".hdf5" | ".h5":
             return _open_hdf5(path, dataset)
     raise InvalidArgument.of("FILE", f"{path.name} is no .npy, .fvecs, .bvecs, .hdf5 or .h5 file")
-
-
-def as_float32(rows: npt.NDArray[Any]) -> Float32Matrix:
-    """Return `rows` as C-contiguous float32, whatever numbers they are."""
-    return np.ascontiguousarray(rows, dtype=np.float32)
 
 
 def _open_npy(path: Path) -> Matrix:
@@ -162,7 +173,10 @@ def _open_hdf5(path: Path, dataset: str) -> tuple[Matrix, str | None]:
         raise InvalidArgument.of(
             "--dataset", f"{path} has no {dataset}; there are {', '.join(sorted(file))}"
         )
-    matrix: Matrix = file[dataset]
+    matrix = file[dataset]
+    if not isinstance(matrix, h5py.Dataset) or matrix.dtype.kind not in "fiu":
+        found = matrix.dtype if isinstance(matrix, h5py.Dataset) else "a group"
+        raise InvalidArgument.of("--dataset", f"{dataset} of {path} holds {found}, no numbers")
     distance = file.attrs.get("distance")
     if isinstance(distance, bytes):
         distance = distance.decode()

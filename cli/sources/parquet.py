@@ -4,50 +4,125 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from annheal.cli.sources.chunk import Chunk, Columns, Layout
-from annheal.cli.sources.columns import SAMPLE_ROWS, TablePlan, float32_rows
+from annheal.cli.sources.arrow_table import ARROW_ERRORS, chunk_of, facts_of, float32_rows
+from annheal.cli.sources.chunk import CHUNK_BYTES_MAX, Chunk, Columns, Layout, Place
+from annheal.cli.sources.plan import SAMPLE_ROWS, ColumnFacts, ColumnPlan, plan_columns
 from annheal.errors import InvalidArgument
+
+READ_ERRORS: Final = (*ARROW_ERRORS, OSError)
 
 
 class ParquetSource:
     """One Parquet file; implements `ImportSource`."""
 
     def __init__(self, path: Path, columns: Columns) -> None:
-        try:
-            self._file = pq.ParquetFile(path, memory_map=True)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise InvalidArgument.of("FILE", f"{path} is no Parquet: {error}") from error
-        sample = self._first_rows(SAMPLE_ROWS)
-        self._plan = TablePlan(sample, columns)
-        assert self._plan.vector_column is not None
-        head = sample.slice(0, 1).column(self._plan.vector_column)
-        dimension = float32_rows(head, field=self._plan.vector_column).shape[1]
-        rows = self._file.metadata.num_rows
-        if rows == 0:
+        self._path = path
+        self._table = ParquetRows(path)
+        self._prefix = columns.id_prefix
+        if not self._table.rows:
             raise InvalidArgument.of("FILE", f"{path} has no rows")
-        self._layout = self._plan.layout(rows=rows, dimension=dimension)
+        self._plan = plan_columns(self._table.facts(), columns)
+        vectors = self._vectors(self._table.head(1, [self._vector]), Place(path))
+        self._layout = self._plan.layout(rows=self._table.rows, dimension=vectors.shape[1])
 
     @property
     def layout(self) -> Layout:
         """What was found in the file."""
         return self._layout
 
-    def chunks(self, *, rows_max: int, limit: int | None = None) -> Iterator[Chunk]:
-        """Yield rows in file order."""
-        done = 0
-        for batch in self._file.iter_batches(batch_size=rows_max, columns=self._plan.needed):
-            if limit is not None:
-                batch = batch.slice(0, limit - done)
-            if len(batch) == 0:
+    @property
+    def _vector(self) -> str:
+        assert self._plan.vector is not None
+        return self._plan.vector
+
+    def chunks(self, *, rows_max: int, limit: int | None = None, skip: int = 0) -> Iterator[Chunk]:
+        """Yield rows in file order behind the first `skip`, at most `limit` in all."""
+        end = self._table.rows if limit is None else min(self._table.rows, skip + limit)
+        for first_row, table in self._table.read(
+            self._plan, rows_max=rows_max, first=skip, end=end
+        ):
+            place = Place(self._path, first_row)
+            vectors = self._vectors(table, place, dimension=self._layout.dimension)
+            chunk = chunk_of(table, self._plan, vectors=vectors, place=place)
+            yield with_prefix(chunk, self._prefix)
+
+    def _vectors(self, table: pa.Table, place: Place, *, dimension: int = 0) -> Any:
+        column = table.column(self._vector)
+        return float32_rows(column, name=self._vector, place=place, dimension=dimension)
+
+
+class ParquetRows:
+    """A Parquet file whose errors name it."""
+
+    def __init__(self, path: Path, *, option: str = "FILE") -> None:
+        self._path = path
+        self._option = option
+        try:
+            self._file = pq.ParquetFile(path, memory_map=True)
+            self._names = list(self._file.schema_arrow.names)
+        except READ_ERRORS as error:
+            raise InvalidArgument.of(
+                option, f"{path} cannot be read as Parquet: {error}"
+            ) from error
+        self.rows: int = self._file.metadata.num_rows
+
+    def facts(self) -> list[ColumnFacts]:
+        """Return what the columns hold."""
+        # Names that come twice are found by the schema: a table of them cannot be read.
+        facts_of(self._file.schema_arrow.empty_table(), file=self._path)
+        return facts_of(self.head(SAMPLE_ROWS, None), file=self._path)
+
+    def head(self, count: int, names: list[str] | None) -> pa.Table:
+        """Return the first rows."""
+        schema = self._file.schema_arrow
+        for _, table in self._batches(rows_max=count, names=names):
+            return table
+        return schema.empty_table()
+
+    def read(
+        self, plan: ColumnPlan, *, rows_max: int, first: int, end: int
+    ) -> Iterator[tuple[int, pa.Table]]:
+        """Yield the rows from `first` to `end` in parts, each with the number of its first row."""
+        for start, table in self._batches(rows_max=self._part_rows(rows_max), names=plan.needed):
+            low, high = max(first, start), min(end, start + len(table))
+            if low < high:
+                yield low, table.slice(low - start, high - low)
+            if start + len(table) >= end:
                 return
-            yield self._plan.chunk(pa.Table.from_batches([batch]), first_row=done)
+
+    def _batches(self, *, rows_max: int, names: list[str] | None) -> Iterator[tuple[int, pa.Table]]:
+        done = 0
+        batches = self._file.iter_batches(batch_size=rows_max, columns=names)
+        while True:
+            try:
+                batch = next(batches, None)
+            except READ_ERRORS as error:
+                raise InvalidArgument.of(
+                    self._option, f"{self._path} cannot be read from row {done} on: {error}"
+                ) from error
+            if batch is None:
+                return
+            yield done, pa.Table.from_batches([batch])
             done += len(batch)
 
-    def _first_rows(self, count: int) -> pa.Table:
-        for batch in self._file.iter_batches(batch_size=count):
-            return pa.Table.from_batches([batch])
-        return self._file.schema_arrow.empty_table()
+    def _part_rows(self, rows_max: int) -> int:
+        """Return how many rows are read at once: fewer when they are large."""
+        metadata = self._file.metadata
+        sizes = [
+            metadata.row_group(number).total_byte_size / max(1, metadata.row_group(number).num_rows)
+            for number in range(metadata.num_row_groups)
+        ]
+        return max(1, min(rows_max, int(CHUNK_BYTES_MAX / max(1.0, *sizes, 1.0))))
+
+
+def with_prefix(chunk: Chunk, prefix: str) -> Chunk:
+    """Return the rows with `prefix` before every id."""
+    if not prefix:
+        return chunk
+    ids = [prefix + name for name in chunk.ids]
+    return Chunk(ids, chunk.vectors, chunk.place, chunk.attributes, chunk.payloads)

@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.text import Text
 
+from annheal.cli.exit_codes import CONFIGURATION
+from annheal.cli.exports import ExportDescription, find_export
 from annheal.cli.output import counted
-from annheal.cli.sources import Chunk, Columns, ImportSource, check_file, open_source
+from annheal.cli.sources import Columns, ImportSource, Layout, check_file, open_source
+from annheal.cli.sources.exported import ExportSource
 from annheal.cli.state import State, state_of
 from annheal.cli.user_commands.assignments import parse_settings
+from annheal.cli.user_commands.import_run import Sending, Tally, bytes_progress, send_rows
 from annheal.client import Client
 from annheal.client.record_calls import BATCH_ROWS, CONCURRENCY
 from annheal.errors import InvalidArgument, NotFound
@@ -32,27 +24,48 @@ from annheal.model.collection import Collection
 
 IMPORT_TIMEOUT_S: Final = 300.0
 """Time for one request: a server that asks for patience gets it."""
-CHUNK_REQUESTS: Final = 4
-"""Requests a sender that are read from the file at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImportReport:
-    """What an import did; rates count the time from the first row read to the last acknowledged."""
+    """What an import did; rates count the time from the first row read to the last acknowledged.
+
+    `not_taken` are columns that became nothing; `skipped` rows were left out by `--skip-rows`.
+    """
 
     collection: str
+    created: bool
     rows: int
+    skipped: int
     seconds: float
     rows_per_second: float
+    attributes: Mapping[str, str]
+    payload: Sequence[str]
+    not_taken: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Creation:
+    """What `--create` makes where nothing says otherwise; None stands for what is usual."""
+
+    wanted: bool
+    metric: str | None
+    shards: int | None
+    settings: Mapping[str, Any]
 
 
 def import_(
     context: typer.Context,
     file: Annotated[
         Path,
-        typer.Argument(metavar="FILE", help=".parquet, .jsonl, .npy, .fvecs, .bvecs or .hdf5"),
+        typer.Argument(
+            metavar="FILE",
+            help=".parquet, .jsonl, .npy, .fvecs, .bvecs, .hdf5, or what `annheal export` wrote.",
+        ),
     ],
-    collection: Annotated[str, typer.Option("--collection", "-c", help="The collection.")],
+    collection: Annotated[
+        str | None, typer.Option("--collection", "-c", help="The collection; an export knows its.")
+    ] = None,
     create: Annotated[
         bool, typer.Option("--create", help="Create the collection if it does not exist.")
     ] = False,
@@ -66,13 +79,23 @@ def import_(
         str, typer.Option(help="Columns that filters may use: auto, none, or names with commas.")
     ] = "auto",
     payload: Annotated[
-        str, typer.Option(help="Columns that go into the payload: auto, none, or names.")
+        str,
+        typer.Option(
+            help="Columns that go into the payload: auto, none, names, or auto,NAME to put NAME"
+            " there as well."
+        ),
     ] = "auto",
+    ignore_columns: Annotated[
+        str, typer.Option(metavar="NAMES", help="Columns to leave out, with commas.")
+    ] = "none",
     meta: Annotated[
         Path | None, typer.Option(help="Parquet file with ids and attributes of a vector file.")
     ] = None,
     dataset: Annotated[str, typer.Option(help="HDF5 dataset.")] = "train",
     id_prefix: Annotated[str, typer.Option(help="Put before every id.")] = "",
+    skip_rows: Annotated[
+        int, typer.Option(min=0, help="Leave out the first rows, to resume an import.")
+    ] = 0,
     limit: Annotated[int | None, typer.Option("--limit", "-n", min=1, help="Rows.")] = None,
     batch_rows: Annotated[int, typer.Option(min=1, max=10_000, help="Rows of one request.")] = (
         BATCH_ROWS
@@ -83,54 +106,152 @@ def import_(
     metric: Annotated[
         str | None, typer.Option(help="For --create; that of the file, or cosine.")
     ] = None,
-    shards: Annotated[int, typer.Option(help="For --create.")] = 1,
+    shards: Annotated[int | None, typer.Option(help="For --create; 1.")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="For --create.")
     ] = None,
 ) -> None:
-    """Import a file. Writing is idempotent by id: after an error, run the same command again."""
+    """Import a file. Writing is idempotent by id: an import that failed can be run again.
+
+    What becomes of every column is said before anything is written, and a column that would be
+    lost is refused.
+    """
     state = state_of(context)
-    check_file(file)
+    export = find_export(file)
+    if export is None:
+        check_file(file)
+    name = _collection_name(collection, export)
+    columns = Columns(
+        id=id_column,
+        vector=vector_column,
+        attributes=_names(attributes),
+        payload=_names(payload),
+        payload_also=_also(payload),
+        ignored=_names(ignore_columns) or (),
+        id_prefix=id_prefix,
+        dataset=dataset,
+    )
+    creation = Creation(create, metric, shards, parse_settings(set_ or ()))
     with state.client() as client:
-        existing = _existing(client, collection, create=create)
+        existing = _existing(client, name, create=create)
+    source = _open(file, columns, existing, export, meta=meta, state=state)
+    if existing is not None:
+        _check_fits(source, existing, export)
+    _say_layout(state, file, source.layout)
+    sending = Sending(skip_rows, limit, batch_rows, concurrency)
     with state.client(patient=True, timeout_s=max(state.timeout_s, IMPORT_TIMEOUT_S)) as client:
-        columns = Columns(
-            id=id_column,
-            vector=vector_column,
-            attributes=_names(attributes),
-            payload=_names(payload),
-            schema=None if existing is None else {f.name: f.type for f in existing.schema},
-            id_prefix=id_prefix,
-            dataset=dataset,
-        )
-        source = open_source(file, columns, meta=meta)
-        layout = source.layout
         if existing is None:
-            existing = client.create_collection(
-                collection,
-                layout.dimension,
-                metric=metric or layout.metric or "cosine",
-                attributes=layout.attributes,
-                shard_count=shards,
-                settings=parse_settings(set_ or ()),
+            _create(client, name, source.layout, export, creation)
+            state.output.note(f"created collection {name}")
+        tally = Tally(file.name, name, existing is None, skip_rows)
+        seconds = send_rows(client, source, tally, state=state, sending=sending)
+    _report(state, tally, source.layout, seconds)
+
+
+def _open(
+    file: Path,
+    columns: Columns,
+    existing: Collection | None,
+    export: ExportDescription | None,
+    *,
+    meta: Path | None,
+    state: State,
+) -> ImportSource:
+    if export is not None:
+        if columns != Columns(id_prefix=columns.id_prefix) or meta is not None:
+            raise InvalidArgument.of(
+                "FILE", "is an export, whose columns are known: leave out the options for columns"
             )
-            shown = ", ".join(f"{name}:{kind}" for name, kind in layout.attributes.items())
-            state.output.note(f"created collection {collection}; attributes: {shown or 'none'}")
-        if layout.dimension != existing.model.dimension:
+        return ExportSource(file, export, id_prefix=columns.id_prefix)
+    if existing is not None:
+        columns = replace(columns, schema={f.name: f.type for f in existing.schema})
+    with bytes_progress(state) as progress:
+        task = progress.add_task("looking through", total=None)
+
+        def read(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total)
+
+        return open_source(file, columns, meta=meta, progress=read)
+
+
+def _check_fits(
+    source: ImportSource, existing: Collection, export: ExportDescription | None
+) -> None:
+    """Raise `InvalidArgument` when the collection cannot hold what the file has."""
+    if source.layout.dimension != existing.model.dimension:
+        raise InvalidArgument.of(
+            "FILE",
+            f"its vectors have {source.layout.dimension} floats, collection {existing.name} takes "
+            f"{existing.model.dimension}",
+        )
+    if export is not None:
+        wrong = export.differences(existing)
+        if wrong:
             raise InvalidArgument.of(
                 "FILE",
-                f"its vectors have {layout.dimension} floats, collection {collection} takes "
-                f"{existing.model.dimension}",
+                f"collection {existing.name} exists and is another one: {'; '.join(wrong)}. Import"
+                " into a new one with --collection NAME --create",
             )
-        report = _import(
-            client,
-            source,
-            state=state,
-            collection=collection,
-            limit=limit,
-            batch_rows=batch_rows,
-            concurrency=concurrency,
+
+
+def _create(
+    client: Client,
+    name: str,
+    layout: Layout,
+    export: ExportDescription | None,
+    creation: Creation,
+) -> Collection:
+    if export is None:
+        return client.create_collection(
+            name,
+            layout.dimension,
+            metric=creation.metric or layout.metric or "cosine",
+            attributes=layout.attributes,
+            shard_count=creation.shards or 1,
+            settings=creation.settings,
         )
+    known = export.collection
+    if creation.metric not in (None, known.model.metric.value):
+        raise InvalidArgument.of(
+            "--metric", f"the vectors were exported from a {known.model.metric} collection"
+        )
+    return client.create_collection(
+        name,
+        known.model.dimension,
+        metric=known.model.metric,
+        attributes=layout.attributes,
+        shard_count=creation.shards or known.shard_count,
+        model=known.model.name,
+        index=known.index,
+        settings={**asdict(known.settings), **creation.settings},
+    )
+
+
+def _say_layout(state: State, file: Path, layout: Layout) -> None:
+    """Say what becomes of every column, before anything is written."""
+    attributes = [f"{name}:{kind}" for name, kind in layout.attributes.items()]
+    told = [
+        f"{file.name}: {counted(layout.rows, 'row')} of {layout.dimension} floats",
+        f"attributes: {', '.join(attributes) or 'none'}",
+        f"payload: {', '.join(layout.payload) or 'none'}",
+    ]
+    if layout.not_taken:
+        told.append(f"not taken: {', '.join(layout.not_taken)}")
+    state.output.note("; ".join(told))
+
+
+def _report(state: State, tally: Tally, layout: Layout, seconds: float) -> None:
+    report = ImportReport(
+        collection=tally.collection,
+        created=tally.created,
+        rows=tally.done,
+        skipped=tally.skipped,
+        seconds=seconds,
+        rows_per_second=tally.done / seconds if seconds else 0.0,
+        attributes={name: kind.value for name, kind in layout.attributes.items()},
+        payload=layout.payload,
+        not_taken=layout.not_taken,
+    )
     state.output.show(
         report,
         lambda r: (
@@ -140,76 +261,12 @@ def import_(
     )
 
 
-def _import(
-    client: Client,
-    source: ImportSource,
-    *,
-    state: State,
-    collection: str,
-    limit: int | None,
-    batch_rows: int,
-    concurrency: int,
-) -> ImportReport:
-    began = time.perf_counter()
-    rows_max = batch_rows * concurrency * CHUNK_REQUESTS
-    total = source.layout.rows
-    if limit is not None:
-        total = limit if total is None else min(limit, total)
-    done = 0
-    with _progress(state) as progress:
-        task = progress.add_task("importing", total=total)
-        for chunk in _read_ahead(source, rows_max, limit):
-            before = done
-
-            def acknowledged(rows: int, _: int, before: int = before) -> None:
-                progress.update(task, completed=before + rows)
-
-            client.upsert(
-                collection,
-                chunk.ids,
-                chunk.vectors,
-                attributes=chunk.attributes,
-                payloads=chunk.payloads,
-                batch_rows=batch_rows,
-                concurrency=concurrency,
-                progress=acknowledged,
-            )
-            done += len(chunk)
-            progress.update(task, completed=done)
-    seconds = time.perf_counter() - began
-    return ImportReport(collection, done, seconds, done / seconds if seconds else 0.0)
-
-
-def _read_ahead(source: ImportSource, rows_max: int, limit: int | None) -> Iterator[Chunk]:
-    """Read the file in a thread, one chunk ahead of what is uploaded."""
-    chunks = source.chunks(rows_max=rows_max, limit=limit)
-    with ThreadPoolExecutor(1, thread_name_prefix="annheal-import") as reader:
-        following = reader.submit(next, chunks, None)
-        while (chunk := following.result()) is not None:
-            following = reader.submit(next, chunks, None)
-            yield chunk
-
-
-class _Rate(ProgressColumn):
-    """Rows a second over the whole time: what the report says at the end."""
-
-    def render(self, task: Task) -> Text:
-        elapsed = task.finished_time if task.finished else task.elapsed
-        rate = task.completed / elapsed if elapsed else 0.0
-        return Text(f"{rate:,.0f} rows/s")
-
-
-def _progress(state: State) -> Progress:
-    console = Console(stderr=True)
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed:,.0f} rows"),
-        _Rate(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=state.output.is_json or not console.is_terminal,
-    )
+def _collection_name(given: str | None, export: ExportDescription | None) -> str:
+    if given is not None:
+        return given
+    if export is not None:
+        return export.collection.name
+    raise InvalidArgument("--collection: say into which collection", reason=CONFIGURATION)
 
 
 def _existing(client: Client, collection: str, *, create: bool) -> Collection | None:
@@ -223,9 +280,18 @@ def _existing(client: Client, collection: str, *, create: bool) -> Collection | 
 
 
 def _names(text: str) -> tuple[str, ...] | None:
-    """Return the names of `a,b`; None for `auto`, none for `none`."""
-    if text == "auto":
+    """Return the names of `a,b`; None for `auto` (with or without names), none for `none`."""
+    names = _split(text)
+    if "auto" in names:
         return None
-    if text == "none":
-        return ()
+    return () if names == ("none",) else names
+
+
+def _also(text: str) -> tuple[str, ...]:
+    """Return the names beside `auto` in `auto,a,b`."""
+    names = _split(text)
+    return tuple(name for name in names if name != "auto") if "auto" in names else ()
+
+
+def _split(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())

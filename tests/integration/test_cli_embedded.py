@@ -66,7 +66,10 @@ def document(found: Result) -> Any:
 
 def test_a_life_of_a_collection(run: Run, packages: str, tmp_path: Path) -> None:
     # Importing again changes nothing: it is how an import is resumed.
-    run("import", str(SAMPLES), "-c", packages, "-n", "500", "--vector-column", "minilm_l6")
+    run(
+        *("import", str(SAMPLES), "-c", packages, "-n", "500", "--vector-column", "minilm_l6"),
+        *("--ignore-columns", "paraphrase_l3"),
+    )
     assert document(run("count", packages, "-o", "json")) == {"count": ROWS}
     info = document(run("collection", "show", packages, "-o", "json"))
     assert [field["name"] for field in info["collection"]["schema"]] == ["year", "rank", "month"]
@@ -237,6 +240,7 @@ def test_collections_by_hand_and_exit_codes(run: Run) -> None:
     run("import", str(SAMPLES), "-c", "cli-hand", code=ExitCode.INVALID_ARGUMENT)
     mismatch = run(
         *("import", str(SAMPLES), "-c", "cli-hand", "--vector-column", "minilm_l6"),
+        *("--ignore-columns", "paraphrase_l3"),
         code=ExitCode.INVALID_ARGUMENT,
     )
     assert "384" in mismatch.stderr
@@ -292,3 +296,51 @@ def test_names_that_do_not_exist_are_answered_with_those_that_do(run: Run, packa
     again = ("import", str(SAMPLES), "-c", packages, "-n", "5", "--vector-column", "minilm")
     assert "did you mean minilm_l6?" in run(*again, code=ExitCode.INVALID_ARGUMENT).stderr
     assert "(1 shard)" in run("collection", "create", f"{packages[:50]}-1", "-d", "4").stdout
+
+
+def test_an_import_that_fails_says_what_it_left_and_goes_on_from_there(
+    run: Run, tmp_path: Path
+) -> None:
+    file = tmp_path / "rows.jsonl"
+    rows: list[dict[str, Any]] = [
+        {"id": f"r{row}", "vector": [1, row], "tag": f"tag {row % 7}", "text": "x" * (60 + row)}
+        for row in range(100)
+    ]
+    rows[61]["tag"] = "long" * 2_000
+    file.write_text("\n".join(map(json.dumps, rows)))
+    run("collection", "create", "cli-left", "-d", "2", "-a", "tag:keyword")
+    ask = ("import", str(file), "-c", "cli-left", "--batch-rows", "2", "--concurrency", "1")
+    told = run(*ask, code=ExitCode.INVALID_ARGUMENT).stderr
+    assert "rows.jsonl: 100 rows of 2 floats; attributes: tag:keyword; payload: text" in told
+    assert "attributes.tag" in told
+    assert "56 records (rows 0 to 55 of rows.jsonl) are written." in told
+    assert "Of the next 8 some may be written." in told
+    assert "Resume with --skip-rows 56" in told
+    failed = json.loads(run(*ask, "-o", "json", code=ExitCode.INVALID_ARGUMENT).stderr)["error"]
+    assert failed["metadata"]["resume_with_skip_rows"] == "56"
+    rows[61]["tag"] = "short"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    report = document(run(*ask, "--skip-rows", "56", "-o", "json"))
+    assert (report["rows"], report["skipped"], report["created"]) == (44, 56, False)
+    assert report["payload"] == ["text"]
+    assert document(run("count", "cli-left", "-o", "json")) == {"count": 100}
+    # A collection that was made for nothing is named.
+    file.write_text('{"id": "a", "vector": [1, 2]}\n{"id": "' + "b" * 600 + '", "vector": [1, 2]}')
+    told = run(
+        *("import", str(file), "-c", "cli-made", "--create"), code=ExitCode.INVALID_ARGUMENT
+    ).stderr
+    assert "Collection cli-made was created." in told
+    assert "rows.jsonl:2: " in told
+    run("collection", "drop", "cli-made", "--yes")
+
+
+def test_what_becomes_nothing_is_said_before_anything_is_written(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    rows = [{"id": "a", "vector": [1], "text": "t" * 70}, {"id": "b", "vector": [1], "payload": 1}]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    ask = ("import", str(file), "-c", "cli-said", "--create")
+    assert "text would be lost" in run(*ask, code=ExitCode.INVALID_ARGUMENT).stderr
+    run("collection", "show", "cli-said", code=ExitCode.NOT_FOUND)
+    told = run(*ask, "--ignore-columns", "text")
+    assert "not taken: text" in told.stderr
+    assert "--collection" in run("import", str(file), code=ExitCode.USAGE).stderr
