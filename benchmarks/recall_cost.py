@@ -105,7 +105,7 @@ def judged(cost: Cost) -> str:
 
 async def compare(node: MonitoredNode, schedule: Schedule, *, pairs: int) -> dict[str, Turns]:
     """Return the turns of both modes; who begins changes from pair to pair."""
-    node.offload.forget()
+    node.lanes.forget()
     node.sampler.note_cpu_s = 0.0
     found = {OFF: Turns(), ON: Turns()}
     for number in range(pairs):
@@ -134,7 +134,7 @@ async def measure(node: MonitoredNode, options: Options, say: Say) -> tuple[list
     finally:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
-        node.offload.close()
+        node.lanes.close()
     return rows, slice_cpu_s
 
 
@@ -150,7 +150,7 @@ def row_of(
     off, on = found[OFF], found[ON]
     ratio = paired_ratio(on.cpu_rates, off.cpu_rates)
     noting = node.sampler.note_cpu_s / on.cpu_s
-    monitor = sum(node.offload.slices_cpu_s) / on.cpu_s
+    monitor = sum(node.lanes.slices_cpu_s) / on.cpu_s
     default = _default_core_share(slice_cpu_s) / off.cores
     budget = DEFAULTS.recall_cpu_share / off.cores
     cost = cost_of(ratio, noting=noting, monitor=monitor, at=default)

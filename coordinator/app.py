@@ -164,7 +164,7 @@ class Coordinator:
         """Give the lease back and stop; calls under way fail. Repeated calls do nothing."""
         await self._scope.stop()
         await self.router.close()
-        self._offload.close()
+        await self._offload.close()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Start, work until `stop` is set, and stop; raises what `wait` raises."""

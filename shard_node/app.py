@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import secrets
 import shutil
 import time
@@ -16,12 +15,13 @@ from annheal.index import start_warm_up
 from annheal.metastore.protocol import MetaStore
 from annheal.model.topology.shard import NodeRegistration
 from annheal.objectstore.protocol import ObjectStore
+from annheal.runtime.background import Background
 from annheal.runtime.folder_lock import folder_lock
 from annheal.runtime.metrics import Metrics
 from annheal.runtime.tasks import TaskScope
+from annheal.shard_node.lanes import EXACT_NICE, Lanes
 from annheal.shard_node.metrics import register_reports
 from annheal.shard_node.node import Node
-from annheal.shard_node.offload import Offload
 from annheal.shard_node.owner.dependencies import ShardDependencies
 from annheal.shard_node.owner.manifest_store import ManifestStore
 from annheal.shard_node.ownership import Ownership
@@ -30,7 +30,7 @@ from annheal.shard_node.recall.keeper import RecallKeeper
 from annheal.shard_node.recall.monitor import MonitorSettings, RecallMonitor
 from annheal.shard_node.recall.sampler import RecallSampler
 from annheal.shard_node.registration import run_registration
-from annheal.shard_node.search.filter_cache import FilterCache
+from annheal.shard_node.search.engine import SearchEngine
 from annheal.shard_node.settings import ShardNodeSettings
 
 WRITER_BYTES = 16
@@ -84,11 +84,13 @@ async def _running(
     scratch = settings.data_dir / "scratch"
     shutil.rmtree(scratch, ignore_errors=True)
     start_warm_up(cache=settings.data_dir / "kernels")
-    offload = Offload()
+    lanes = Lanes(cores=settings.search_threads, on_wait=metrics.observe_lane_wait)
+    background = Background(lanes.monitor, on_failure=metrics.count_background_failure)
+    engine = SearchEngine(cores=lanes.cores, exact_nice=EXACT_NICE, offer=background.offer)
     shared = ShardDependencies(
         objects=objects,
         manifests=ManifestStore(meta),
-        offload=offload,
+        lanes=lanes,
         node_id=settings.node_id,
         writer=secrets.token_bytes(WRITER_BYTES),
         cache=settings.data_dir / "segments",
@@ -97,15 +99,13 @@ async def _running(
     ownership = Ownership(
         meta, shared, node_id=settings.node_id, opening_max=settings.shards_opening_max
     )
-    filters = FilterCache()
-    register_reports(metrics, filters=filters)
-    monitor = _monitor(settings, ownership, filters, shared, metrics)
+    register_reports(metrics, engine=engine, lanes=lanes)
+    monitor = _monitor(settings, ownership, engine, shared, metrics)
     node = Node(
         ownership,
-        offload,
+        lanes,
         node_id=settings.node_id,
-        search_threads=settings.search_threads or os.cpu_count() or 1,
-        filters=filters,
+        engine=engine,
         monitor=monitor,
         metrics=metrics,
     )
@@ -121,6 +121,7 @@ async def _running(
     registered = asyncio.Event()
     scope.start(ownership.run(), name="ownership")
     scope.start(monitor.run(), name="recall")
+    scope.start(background.run(), name="background")
     scope.start(
         run_registration(meta, registration, ttl_s=settings.lease_ttl_s, registered=registered),
         name="registration",
@@ -131,13 +132,14 @@ async def _running(
         await _flush(node, ownership, monitor, timeout_s=settings.drain_timeout_s)
     finally:
         await scope.stop()
-        offload.close()
+        lanes.close()
+        engine.close()
 
 
 def _monitor(
     settings: ShardNodeSettings,
     ownership: Ownership,
-    filters: FilterCache,
+    engine: SearchEngine,
     shared: ShardDependencies,
     metrics: Metrics,
 ) -> RecallMonitor:
@@ -146,8 +148,10 @@ def _monitor(
         lambda: ownership.held,
         sampler=sampler,
         controller=controller,
-        filters=filters,
-        offload=shared.offload,
+        filters=engine.filters,
+        costs=engine.costs,
+        shortlists=engine.shortlists,
+        lanes=shared.lanes,
         keeper=RecallKeeper(
             shared.objects,
             sampler=sampler,

@@ -2,22 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
+from annheal.runtime.lane import LaneState
 from annheal.runtime.metrics import Family, FamilyKind, Metrics
-from annheal.shard_node.search.filter_cache import CacheState, FilterCache
-from annheal.shard_node.search.shortlists import SHORTLISTS
+from annheal.shard_node.lanes import LaneName, Lanes
+from annheal.shard_node.search.engine import SearchEngine
+from annheal.shard_node.search.filter_cache import CacheState
 
 
-def register_reports(metrics: Metrics, *, filters: FilterCache) -> None:
-    """Report the node's caches whenever somebody scrapes; call inside its event loop."""
+def register_reports(metrics: Metrics, *, engine: SearchEngine, lanes: Lanes) -> None:
+    """Report the node's caches and lanes whenever somebody scrapes; call inside its event loop."""
 
     async def report() -> Iterable[Family]:
         codes = Family("annheal_shortlist_bytes", "Bytes of 8-bit codes of segments.")
-        codes.add(SHORTLISTS.size_bytes)
-        return [*filter_cache_families(filters.state()), codes]
+        codes.add(engine.shortlists.size_bytes)
+        caches = filter_cache_families(engine.filters.state())
+        return [*caches, codes, *lane_families(lanes.states())]
 
     metrics.add_report(report)
+
+
+def lane_families(states: Mapping[LaneName, LaneState]) -> list[Family]:
+    """Return how the lanes are doing as metrics."""
+    waiting = Family("annheal_lane_waiting", "Pieces of work that wait to begin.", ("lane",))
+    running = Family("annheal_lane_running", "Pieces of work that have a turn.", ("lane",))
+    refused = Family(
+        "annheal_lane_refused",
+        "Calls refused because too many waited.",
+        ("lane",),
+        FamilyKind.COUNTER,
+    )
+    for lane, state in states.items():
+        waiting.add(state.waiting, lane.value)
+        running.add(state.running, lane.value)
+        refused.add(state.refused, lane.value)
+    return [waiting, running, refused]
 
 
 def filter_cache_families(state: CacheState) -> list[Family]:

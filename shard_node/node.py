@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 
 import numpy as np
 
-from annheal.errors import DeadlineExceeded, Fenced, InvalidArgument, ResourceExhausted
+from annheal.errors import DeadlineExceeded, Fenced, InvalidArgument
 from annheal.index import set_search_threads
 from annheal.model.collection import ModelSpec
 from annheal.model.measures.recall import CollectionRecall, band_of
@@ -27,21 +27,21 @@ from annheal.model.write import (
     WriteAnswer,
     WriteRequest,
 )
+from annheal.runtime.deadline import Deadline
 from annheal.runtime.metrics import Metrics
-from annheal.shard_node.offload import Offload
+from annheal.runtime.stop import Checkpoint
+from annheal.shard_node.lanes import Lanes
 from annheal.shard_node.owner.owned_shard import OwnedShard
 from annheal.shard_node.owner.shard_state import describe_unserved, with_recall
 from annheal.shard_node.ownership import Ownership
 from annheal.shard_node.recall.monitor import RecallMonitor
 from annheal.shard_node.rows.view import ShardView
-from annheal.shard_node.search.filter_cache import FilterCache
+from annheal.shard_node.search.engine import SearchEngine
 from annheal.shard_node.search.reads import count_rows, get_records, scan_page
 from annheal.shard_node.search.searcher import MatchCount, Searcher
 
 QUERIES_PER_THREAD = 12
 """Queries of one batch for each FAISS thread beyond the first (measured: docs/benchmarks.md)."""
-SEARCHES_WAITING_MAX = 256
-"""Batches of queries that may wait for the search thread."""
 
 _log = logging.getLogger(__name__)
 
@@ -61,26 +61,24 @@ class Node:
     def __init__(
         self,
         ownership: Ownership,
-        offload: Offload,
+        lanes: Lanes,
         *,
         node_id: str,
-        search_threads: int,
-        filters: FilterCache,
+        engine: SearchEngine,
         monitor: RecallMonitor,
         metrics: Metrics | None = None,
     ) -> None:
         self._ownership = ownership
-        self._offload = offload
+        self._lanes = lanes
         self._node_id = node_id
-        self._filters = filters
+        self._engine = engine
         self._monitor = monitor
         self._metrics = metrics or Metrics()
-        self._waiting = 0
-        self._search_threads = search_threads
 
     async def search(self, request: SearchRequest) -> SearchAnswer:
         """Search the named shards on one view each; merge their hits."""
         began_s = time.perf_counter()
+        deadline = Deadline.after(request.timeout_s)
         if not request.shards:
             raise InvalidArgument.of("shards", "name at least one")
         owned = [self._owned(request.collection_id, number) for number in request.shards]
@@ -91,22 +89,28 @@ class Node:
             (shard.id.number, _view(shard, request.min_sequences.get(shard.id.number, 0)))
             for shard in owned
         ]
-        threads = search_threads_for(len(request.queries), threads_max=self._search_threads)
-        searcher = Searcher(
-            owned[0].collection,
-            self._filters,
-            ef_scale=self._monitor.controller.scale,
-            threads=self._search_threads,
-        )
         queries = np.ascontiguousarray(request.queries)
+        exact = request.options.exact
+        threads = self._engine.threads(exact=exact)
 
-        def work() -> tuple[SearchAnswer, tuple[MatchCount, ...]]:
+        def work(checkpoint: Checkpoint) -> tuple[SearchAnswer, tuple[MatchCount, ...]]:
             # The number of OpenMP threads belongs to the calling thread.
-            set_search_threads(threads)
+            set_search_threads(search_threads_for(len(queries), threads_max=threads.count))
+            searcher = Searcher(
+                owned[0].collection,
+                self._engine.filters,
+                ef_scale=self._monitor.controller.scale,
+                costs=self._engine.costs,
+                shortlists=self._engine.shortlists,
+                threads=threads,
+                checkpoint=checkpoint,
+            )
             return searcher.search_counted(views, queries, request.options)
 
-        async with self._admitted(request.timeout_s):
-            answer, match_counts = await self._offload.search(work)
+        async with _within(deadline, timeout_s=request.timeout_s):
+            answer, match_counts = await self._lanes.search(
+                work, collection_id=request.collection_id, exact=exact, deadline=deadline
+            )
         self._monitor.sampler.note(request.collection_id, queries, request.options, match_counts)
         band = band_of(
             sum(match_count.matches for match_count in match_counts),
@@ -136,19 +140,30 @@ class Node:
         view = await self._read_view(
             request.collection_id, request.shard, request.consistency, request.min_sequence
         )
-        return await self._offload.read(lambda: get_records(view, request.ids, request.projection))
+        return await self._lanes.read(
+            lambda checkpoint: get_records(
+                view, request.ids, request.projection, checkpoint=checkpoint
+            ),
+            collection_id=request.collection_id,
+        )
 
     async def count(self, request: CountRequest) -> int:
         """Count matching live records."""
         view = await self._read_view(
             request.collection_id, request.shard, request.consistency, request.min_sequence
         )
-        return await self._offload.read(lambda: count_rows(view, request.filter))
+        return await self._lanes.read(
+            lambda checkpoint: count_rows(view, request.filter, checkpoint=checkpoint),
+            collection_id=request.collection_id,
+        )
 
     async def scan(self, request: ScanRequest) -> ScanPage:
         """Read one page of a shard."""
         view = self._owned(request.collection_id, request.shard).view
-        return await self._offload.read(lambda: scan_page(view, request))
+        return await self._lanes.read(
+            lambda checkpoint: scan_page(view, request, checkpoint=checkpoint),
+            collection_id=request.collection_id,
+        )
 
     async def shard_states(self, collection_id: str = "") -> tuple[ShardState, ...]:
         """Describe the shards held, those that could not be opened included."""
@@ -171,7 +186,7 @@ class Node:
     async def publish_compaction(self, task: CompactionTask) -> None:
         """Swap a finished task's sources for its output."""
         await self._owned(task.collection_id, task.shard).publish_compaction(task)
-        self._filters.forget(task.sources)
+        self._engine.filters.forget(task.sources)
 
     async def flush_all(self, shards: Iterable[ShardId]) -> None:
         """Flush every shard named that is open here; used when the node is about to leave.
@@ -202,20 +217,14 @@ class Node:
             await owned.verify_owner()
         return _view(owned, min_sequence)
 
-    @asynccontextmanager
-    async def _admitted(self, timeout_s: float) -> AsyncIterator[None]:
-        if self._waiting >= SEARCHES_WAITING_MAX:
-            raise ResourceExhausted(
-                f"{SEARCHES_WAITING_MAX} searches wait on node {self._node_id}", retry_after_s=0.1
-            )
-        self._waiting += 1
-        try:
-            async with asyncio.timeout(timeout_s):
-                yield
-        except TimeoutError:
-            raise DeadlineExceeded(f"the search took longer than {timeout_s:g} s") from None
-        finally:
-            self._waiting -= 1
+
+@asynccontextmanager
+async def _within(deadline: Deadline, *, timeout_s: float) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(deadline.remaining_s):
+            yield
+    except TimeoutError:
+        raise DeadlineExceeded(f"the search took longer than {timeout_s:g} s") from None
 
 
 def _check_queries(request: SearchRequest, model: ModelSpec) -> None:

@@ -90,6 +90,7 @@ class VectorIndex:
     """
 
     __slots__ = (
+        "__weakref__",
         "_codes",
         "_flat",
         "_graph",
@@ -195,6 +196,42 @@ class VectorIndex:
         )
         if lossy:
             return self._reranked(queries, rows, found=found, k=k)
+        return self._finish(scores, rows, k)
+
+    def scan(
+        self,
+        queries: Float32Matrix,
+        *,
+        k: int,
+        between: range,
+        live: LiveBitmap | None = None,
+    ) -> tuple[Scores, Rows]:
+        """Compare the queries with some consecutive rows; else as `search` with `exact`.
+
+        `between` starts at a multiple of eight. So that a long comparison can be done in slices.
+        """
+        self._check_queries(queries, k)
+        self._check_bitmap(live)
+        start, stop = between.start, between.stop
+        if between.step != 1 or start % 8 or not 0 <= start <= stop <= self.rows:
+            raise ValueError(f"{between} of {self.rows} rows")
+        n, found = len(queries), min(k, stop - start)
+        if n == 0 or found == 0:
+            return _padded(n, k)
+        selector = None
+        if live is not None:
+            chosen = np.ascontiguousarray(live.packed[start // 8 : (stop + 7) // 8])
+            selector = faiss.IDSelectorBitmap(chosen)
+        scores = np.empty((n, found), dtype=np.float32)
+        rows = np.empty((n, found), dtype=np.int64)
+        sizes = (self.dimension, n, stop - start, found)
+        compared = faiss.swig_ptr(queries), faiss.swig_ptr(self._view[start:stop])
+        results = faiss.swig_ptr(scores), faiss.swig_ptr(rows)
+        if self._is_l2:
+            faiss.knn_L2sqr(*compared, *sizes, *results, None, selector)
+        else:
+            faiss.knn_inner_product(*compared, *sizes, *results, selector)
+        rows[rows >= 0] += start
         return self._finish(scores, rows, k)
 
     def search_rows(self, queries: Float32Matrix, *, rows: Rows, k: int) -> tuple[Scores, Rows]:

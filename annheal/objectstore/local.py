@@ -31,8 +31,8 @@ from annheal.objectstore.durable import (
 )
 from annheal.objectstore.keys import Selection, check_key, check_prefix, is_key_part
 from annheal.objectstore.listing import Level, walk
-from annheal.objectstore.offload import Offload
 from annheal.objectstore.protocol import ObjectStat
+from annheal.runtime.offload import Offload
 
 IO_THREADS = 8
 # How often a put makes its directory again when deletes keep removing it.
@@ -64,7 +64,7 @@ class LocalObjectStore:
         except OSError as error:
             raise storage_error(error, f"opening the object store {self._root}") from error
         self._directories = DurableDirectories(self._root)
-        self._offload = Offload("objectstore-local", threads=IO_THREADS)
+        self._offload = Offload(threads=IO_THREADS, name="objectstore-local")
 
     async def put_if_absent(self, key: str, body: bytes | memoryview) -> None:
         """Create `key` with `body`; see `ObjectStore`. `body` must not change meanwhile."""

@@ -41,8 +41,8 @@ from annheal.errors import (
 from annheal.objectstore.durable import file_size, storage_error, write_all
 from annheal.objectstore.keys import Selection, check_key, check_prefix
 from annheal.objectstore.listing import Level, walk
-from annheal.objectstore.offload import Offload
 from annheal.objectstore.protocol import ObjectStat
+from annheal.runtime.offload import Offload
 
 if TYPE_CHECKING:  # names that obstore has for type checkers only
     from obstore.store import ClientConfig, S3Config
@@ -104,7 +104,7 @@ class S3ObjectStore:
         # Creating is repeated here, not inside obstore: each repetition needs a look at what
         # the attempt before may have done.
         self._create_store = _open_store(settings, retries_max=0)
-        self._offload = Offload("objectstore-s3", threads=REQUESTS_MAX)
+        self._offload = Offload(threads=REQUESTS_MAX, name="objectstore-s3")
 
     async def put_if_absent(self, key: str, body: bytes | memoryview) -> None:
         """Create `key` with `body`; see `ObjectStore`. `body` must not change meanwhile."""

@@ -230,6 +230,16 @@ class Metrics:
             "Calls to the object store that failed.",
             labels=("operation", "part", "kind"),
         )
+        self.lane_wait_seconds = self.histogram(
+            "annheal_lane_wait_seconds",
+            "Time that work waited to begin in a lane of this shard node.",
+            labels=("lane",),
+        )
+        self.background_failures = self.counter(
+            "annheal_background_failures",
+            "Work for later searches that failed: measuring costs, making codes.",
+            labels=("work",),
+        )
         self.loop_lag_seconds = self.histogram(
             "annheal_event_loop_lag_seconds", "How late the event loop woke up."
         )
@@ -279,6 +289,14 @@ class Metrics:
         """Count a request that wrote or deleted `rows`."""
         self.written_rows.add(rows, collection, operation)
         self.write_seconds.observe(duration_s, collection, operation)
+
+    def observe_lane_wait(self, lane: str, waited_s: float) -> None:
+        """Count a piece of work that waited so long to begin."""
+        self.lane_wait_seconds.observe(waited_s, lane)
+
+    def count_background_failure(self, work: str) -> None:
+        """Count work in the background that failed."""
+        self.background_failures.add(1, work)
 
     def add_report(self, report: Report, *, series_max: int = SERIES_MAX) -> None:
         """Ask `report` whenever somebody scrapes; call inside the event loop that it runs on."""

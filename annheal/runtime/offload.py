@@ -15,7 +15,8 @@ class Offload:
     """Runs functions on at most `threads` threads; callers beyond wait their turn.
 
     For functions that release the GIL (numpy, Arrow, files). The caller bounds how many wait. A
-    function that has begun runs to its end even when its caller is cancelled.
+    function that has begun runs to its end even when its caller is cancelled, so it must own what
+    it touches. Where kinds of work or tenants must not hold one another up: `annheal.runtime.lane`.
     """
 
     def __init__(self, *, threads: int, name: str) -> None:
@@ -28,6 +29,6 @@ class Offload:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._pool, lambda: work(*args, **kwargs))
 
-    def close(self) -> None:
-        """Let what runs end, and start nothing more."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+    async def close(self) -> None:
+        """Let what runs end, without holding the event loop up, and start nothing more."""
+        await asyncio.to_thread(self._pool.shutdown, wait=True, cancel_futures=True)

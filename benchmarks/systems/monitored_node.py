@@ -15,12 +15,14 @@ import numpy as np
 from annheal.model.collection import Collection
 from annheal.model.search import SearchOptions, SearchRequest
 from annheal.model.topology.shard import ShardId
+from annheal.runtime.background import take_nothing
+from annheal.shard_node.lanes import Lanes
 from annheal.shard_node.node import QUERIES_PER_THREAD, Node
-from annheal.shard_node.offload import Offload
 from annheal.shard_node.recall.ef_control import EfController
 from annheal.shard_node.recall.monitor import MonitorSettings, RecallMonitor
 from annheal.shard_node.recall.sampler import RESERVOIR_QUERIES, RecallSampler
 from annheal.shard_node.rows.view import ShardView
+from annheal.shard_node.search.engine import SearchEngine
 from annheal.shard_node.search.filter_cache import FilterCache
 from annheal.shard_node.settings import ShardNodeSettings
 from benchmarks.harness.dataset import Dataset
@@ -58,8 +60,8 @@ class _Held:
         return {self._owned.id: self._owned}
 
 
-class GatedOffload(Offload):
-    """Lets as many slices of background work begin as were allowed, and notes their CPU seconds.
+class GatedLanes(Lanes):
+    """Lets as many slices of the monitor's work begin as were allowed, and notes their CPU seconds.
 
     It takes the place of the monitor's rests, which would go on in the turns without it.
     """
@@ -87,7 +89,7 @@ class GatedOffload(Offload):
         async with self._ended:
             await self._ended.wait_for(lambda: len(self.slices_cpu_s) >= self._wanted)
 
-    async def background(self, work: Callable[[], ResultT]) -> ResultT:
+    async def monitor(self, work: Callable[[], ResultT], *, collection_id: str = "") -> ResultT:
         """Run a slice when its turn comes."""
         await self._permits.acquire()
 
@@ -95,7 +97,7 @@ class GatedOffload(Offload):
             started_s = time.thread_time()
             return work(), time.thread_time() - started_s
 
-        result, cpu_s = await super().background(counted)
+        result, cpu_s = await super().monitor(counted, collection_id=collection_id)
         async with self._ended:
             self.slices_cpu_s.append(cpu_s)
             self._ended.notify_all()
@@ -132,7 +134,7 @@ class MonitoredNode:
     """Two nodes over the same segment; one of them measures recall. Both use the same ef."""
 
     def __init__(self, segment: NodeSegment, dataset: Dataset, options: Options) -> None:
-        self.offload = GatedOffload()
+        self.lanes = GatedLanes()
         self.controller = EfController()
         self.sampler = _CountingSampler(DEFAULTS.recall_sample_share)
         self._shard = ShardId(segment.collection.id, 0)
@@ -152,17 +154,16 @@ class MonitoredNode:
             sampler=sampler,
             controller=self.controller,
             filters=FilterCache(),
-            offload=self.offload,
+            lanes=self.lanes,
             settings=MonitorSettings(cpu_share=1.0),
         )
 
     def _node(self, monitor: RecallMonitor) -> Node:
         return Node(
             _Held(self._owned),  # type: ignore[arg-type]
-            self.offload,
+            self.lanes,
             node_id="bench",
-            search_threads=self._cores,
-            filters=FilterCache(),
+            engine=SearchEngine(cores=self._cores, exact_nice=0, offer=take_nothing),
             monitor=monitor,
         )
 
@@ -171,7 +172,7 @@ class MonitoredNode:
         answered = 0
         rng = np.random.default_rng(0)
         batch = QUERIES_PER_THREAD * self._cores
-        self.offload.allow(slices)
+        self.lanes.allow(slices)
         started_s, started_cpu_s = time.perf_counter(), time.process_time()
 
         async def ask() -> None:
@@ -185,7 +186,7 @@ class MonitoredNode:
                 answered += batch
 
         await asyncio.gather(*(ask() for _ in range(CALLERS)))
-        await self.offload.finish()
+        await self.lanes.finish()
         used_cpu_s = time.process_time() - started_cpu_s
         turns.cpu_rates.append(answered / used_cpu_s)
         turns.queries += answered
@@ -207,4 +208,4 @@ class MonitoredNode:
             if len(self.sampler.sample(self._shard.collection_id)) >= RESERVOIR_QUERIES:
                 break
         await self.turn(ON, Turns(), cpu_s=seconds, slices=CALIBRATION_SLICES)
-        return statistics.median(self.offload.slices_cpu_s)
+        return statistics.median(self.lanes.slices_cpu_s)

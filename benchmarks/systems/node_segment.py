@@ -31,6 +31,7 @@ from annheal.shard_node.search.costs import CostBook
 from annheal.shard_node.search.filter_cache import FilterCache
 from annheal.shard_node.search.recall_curves import choose_ef
 from annheal.shard_node.search.searcher import Searcher
+from annheal.shard_node.search.threads import SearchThreads
 from benchmarks.datasets.filter_cases import schema_of
 from benchmarks.harness.dataset import Dataset
 
@@ -129,7 +130,7 @@ def build_node_segment(
     return NodeSegment(
         collection,
         ShardView(segments=(held,)),
-        Searcher(collection, FilterCache(), costs=costs, threads=threads),
+        Searcher(collection, FilterCache(), costs=costs, threads=SearchThreads(threads)),
         directory / "merged" / INDEX_FILE,
         build_s,
         costs.costs_of(segment.index),

@@ -23,7 +23,7 @@ from annheal.segment import (
     upload_segment,
     write_segment,
 )
-from annheal.shard_node.offload import Offload
+from annheal.shard_node.lanes import Lanes
 from annheal.shard_node.owner.replay import SegmentLoader
 from annheal.shard_node.rows.growing import GrowingSegment, GrowingView, take_rows
 from annheal.shard_node.rows.shard import Shard
@@ -49,13 +49,13 @@ class Flusher:
         loader: SegmentLoader,
         *,
         scratch: Path,
-        offload: Offload,
+        lanes: Lanes,
         now_s: Callable[[], float],
     ) -> None:
         self._objects = objects
         self._loader = loader
         self._scratch = scratch
-        self._offload = offload
+        self._lanes = lanes
         self._now_s = now_s
 
     async def flush(self, shard: Shard, sealed: GrowingSegment) -> Flushed:
@@ -70,14 +70,18 @@ class Flusher:
             return Flushed(sealed, kept, None, None)
         directory = self._scratch / f"flush-{secrets.token_hex(8)}"
         try:
-            entry = await self._offload.background(
-                lambda: _write(shard, rows, kept, directory, self._now_s())
+            entry = await self._lanes.maintenance(
+                lambda: _write(shard, rows, kept, directory, self._now_s()),
+                collection_id=shard.collection.id,
             )
             await upload_segment(self._objects, shard.collection.id, shard.number, directory, entry)
         except (OSError, RuntimeError) as error:  # FAISS reports a full disk as RuntimeError
             raise Unavailable(f"a segment could not be written to {directory}: {error}") from error
         finally:
-            await self._offload.background(lambda: shutil.rmtree(directory, ignore_errors=True))
+            await self._lanes.maintenance(
+                lambda: shutil.rmtree(directory, ignore_errors=True),
+                collection_id=shard.collection.id,
+            )
         return Flushed(sealed, kept, await self._loader.load_view(entry, None), entry)
 
 

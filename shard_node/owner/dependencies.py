@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from annheal.objectstore.protocol import ObjectStore
-from annheal.shard_node.offload import Offload
+from annheal.shard_node.lanes import Lanes
 from annheal.shard_node.owner.manifest_store import ManifestStore
 
 
@@ -18,7 +18,7 @@ class ShardDependencies:
 
     objects: ObjectStore
     manifests: ManifestStore
-    offload: Offload
+    lanes: Lanes
     node_id: str
     writer: bytes
     cache: Path

@@ -74,12 +74,12 @@ async def _open(
 ) -> OwnedShard:
     shard = Shard(collection, number)
     loader = SegmentLoader(
-        shared.objects, collection, number, cache=shared.cache, offload=shared.offload
+        shared.objects, collection, number, cache=shared.cache, lanes=shared.lanes
     )
     checkpoint_slot = stored.manifest.checkpoint_slot
     position = LogPosition(checkpoint_slot + 1, stored.manifest.epoch, [])
     await load_manifest(shard, stored.manifest, loader)
-    await replay_log(shared.objects, shard, position, offload=shared.offload)
+    await replay_log(shared.objects, shard, position, lanes=shared.lanes)
     wal = await _fence(shard, position, assignment_epoch, shared=shared)
     taken = await shared.manifests.publish(
         transitions.take_over(stored.manifest, epoch=wal.epoch), expected_revision=stored.revision
@@ -119,7 +119,7 @@ async def _fence(
         try:
             slot = await wal.put(body)
         except Fenced:
-            await replay_slot(shared.objects, shard, position, offload=shared.offload)
+            await replay_slot(shared.objects, shard, position, lanes=shared.lanes)
             continue
         shard.apply((), slot=slot, last_sequence=shard.sequence)
         return wal

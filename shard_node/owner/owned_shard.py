@@ -70,7 +70,7 @@ class OwnedShard:
             data_slots=data_slots,
         )
         self._writes = WritePath(
-            shard, wal, mutation=mutation, offload=shared.offload, on_applied=self._note_write
+            shard, wal, mutation=mutation, lanes=shared.lanes, on_applied=self._note_write
         )
 
     @property

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 
@@ -29,6 +31,8 @@ from annheal.shard_node.rows.shard import Shard, rows_to_kill
 from annheal.shard_node.rows.view import SegmentView
 from annheal.shards import transitions
 from annheal.shards.wal import wal_key
+
+ResultT = TypeVar("ResultT")
 
 MANIFEST_RETRY_S = 0.5
 PUBLISH_WITHIN_S = 600.0
@@ -75,7 +79,7 @@ class Publication:
             shared.objects,
             loader,
             scratch=shared.scratch,
-            offload=shared.offload,
+            lanes=shared.lanes,
             now_s=shared.now_s,
         )
 
@@ -122,9 +126,7 @@ class Publication:
         fail_point("shard_node.checkpointed")
         async with self._mutation:
             # Rows that died since are in the log behind the checkpoint, and are dead here.
-            await self._shared.offload.change(
-                lambda: self._shard.replace_sealed([carry_over(flushed)])
-            )
+            await self._change(lambda: self._shard.replace_sealed([carry_over(flushed)]))
 
     async def _trim(self) -> None:
         """Delete log objects before the checkpoint's; what fails is left for the next time."""
@@ -161,7 +163,7 @@ class Publication:
             loaded = None if output is None else await self._loader.load_view(output, None)
             fail_point("shard_node.loaded")
             carrier = DeleteCarrier(self._shard, set(task.sources))
-            loaded = await self._shared.offload.change(lambda: carrier.first_carry(loaded))
+            loaded = await self._change(lambda: carrier.first_carry(loaded))
             vectors = [] if loaded is None else [loaded]
             started_s = _clock_s()
             entries = await self._deletes.checkpoint(vectors, self.manifest)
@@ -183,9 +185,13 @@ class Publication:
                 self._shard.replace_segments(carrier.sources, carrier.carry(loaded))
 
             async with self._mutation:
-                await self._shared.offload.change(replace)
+                await self._change(replace)
         fail_point("shard_node.replaced")
         await self._loader.discard(task.sources)
+
+    async def _change(self, work: Callable[[], ResultT]) -> ResultT:
+        collection_id = self._id.collection_id
+        return await self._shared.lanes.change(lambda _: work(), collection_id=collection_id)
 
     async def _commit(self, manifest: Manifest, *, started_s: float) -> None:
         """Store `manifest`, whose new objects were not uploaded before `started_s` of the clock."""

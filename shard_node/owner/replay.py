@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from annheal.errors import DataCorruption, NotFound
 from annheal.index import want_walk
@@ -14,7 +15,7 @@ from annheal.model.collection import Collection
 from annheal.model.topology.manifest import DeleteVectorEntry, Manifest, SegmentEntry
 from annheal.objectstore.protocol import ObjectStore
 from annheal.segment import DeleteVector, Segment, fetch_segment, load_delete_vector
-from annheal.shard_node.offload import Offload
+from annheal.shard_node.lanes import Lanes
 from annheal.shard_node.rows.shard import Shard
 from annheal.shard_node.rows.view import SegmentView
 from annheal.shards.wal import (
@@ -24,6 +25,8 @@ from annheal.shards.wal import (
     wal_key,
     wal_prefix,
 )
+
+ResultT = TypeVar("ResultT")
 
 LOADS_AT_ONCE = 4
 SLOTS_AT_ONCE = 16
@@ -48,13 +51,13 @@ class SegmentLoader:
         number: int,
         *,
         cache: Path,
-        offload: Offload,
+        lanes: Lanes,
     ) -> None:
         self._objects = objects
         self._collection = collection
         self._number = number
         self._cache = cache
-        self._offload = offload
+        self._lanes = lanes
         self._loading = asyncio.Semaphore(LOADS_AT_ONCE)
         self._directory = cache / collection.id / f"{number:05d}"
 
@@ -64,7 +67,7 @@ class SegmentLoader:
             files = await fetch_segment(
                 self._objects, self._collection.id, self._number, entry, cache_dir=self._cache
             )
-            segment = await self._offload.background(lambda: Segment.open(files, entry))
+            segment = await self._maintain(lambda: Segment.open(files, entry))
         want_walk(segment.storage)
         return segment
 
@@ -85,7 +88,7 @@ class SegmentLoader:
         Reads that still use them keep them through their maps.
         """
         paths = [self._directory / segment_id for segment_id in segment_ids]
-        await self._offload.background(lambda: _remove(paths))
+        await self._maintain(lambda: _remove(paths))
 
     async def discard_others(self, manifest: Manifest) -> None:
         """Delete the cached files of every segment that `manifest` does not name."""
@@ -95,7 +98,10 @@ class SegmentLoader:
             if self._directory.is_dir():
                 _remove([path for path in self._directory.iterdir() if path.name not in named])
 
-        await self._offload.background(discard)
+        await self._maintain(discard)
+
+    async def _maintain(self, work: Callable[[], ResultT]) -> ResultT:
+        return await self._lanes.maintenance(work, collection_id=self._collection.id)
 
 
 def _remove(paths: Iterable[Path]) -> None:
@@ -115,7 +121,7 @@ async def load_manifest(shard: Shard, manifest: Manifest, loader: SegmentLoader)
 
 
 async def replay_log(
-    objects: ObjectStore, shard: Shard, position: LogPosition, *, offload: Offload
+    objects: ObjectStore, shard: Shard, position: LogPosition, *, lanes: Lanes
 ) -> None:
     """Apply every slot from `position.next_slot` to the end of the log, and advance `position`.
 
@@ -139,7 +145,9 @@ async def replay_log(
             ]
             bodies = await asyncio.gather(*(objects.get(key) for key in keys))
             for key, body in zip(keys, bodies, strict=True):
-                await offload.change(_applier(shard, position, key, body))
+                await lanes.replay(
+                    _applier(shard, position, key, body), collection_id=collection_id
+                )
 
 
 def _applier(shard: Shard, position: LogPosition, key: str, body: bytes) -> Callable[[], None]:
@@ -157,12 +165,12 @@ def _applier(shard: Shard, position: LogPosition, key: str, body: bytes) -> Call
 
 
 async def replay_slot(
-    objects: ObjectStore, shard: Shard, position: LogPosition, *, offload: Offload
+    objects: ObjectStore, shard: Shard, position: LogPosition, *, lanes: Lanes
 ) -> None:
     """Apply the one slot at `position`; raises `NotFound` when it was trimmed or never written."""
     key = wal_key(shard.collection.id, shard.number, position.next_slot)
     body = await objects.get(key)
-    await offload.change(_applier(shard, position, key, body))
+    await lanes.replay(_applier(shard, position, key, body), collection_id=shard.collection.id)
 
 
 async def list_trimmable(

@@ -10,11 +10,13 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import pyarrow as pa
 
 from annheal.errors import (
     AnnhealError,
+    DeadlineExceeded,
     FailedPrecondition,
     Fenced,
     InvalidArgument,
@@ -22,7 +24,8 @@ from annheal.errors import (
     UnknownOutcome,
 )
 from annheal.model.write import DeleteIds, DeleteWhere, Upsert, WriteAnswer, WriteOperation
-from annheal.shard_node.offload import Offload
+from annheal.runtime.stop import Checkpoint
+from annheal.shard_node.lanes import Lanes
 from annheal.shard_node.owner.admission import checked
 from annheal.shard_node.owner.wal_writer import WalWriter
 from annheal.shard_node.rows.shard import Shard
@@ -54,13 +57,13 @@ class WritePath:
         wal: WalWriter,
         *,
         mutation: asyncio.Lock,
-        offload: Offload,
+        lanes: Lanes,
         on_applied: Callable[[], None],
     ) -> None:
         self._shard = shard
         self._wal = wal
         self._mutation = mutation
-        self._offload = offload
+        self._lanes = lanes
         self._on_applied = on_applied
         self._waiting: deque[_Waiting] = deque()
         self._waiting_bytes = 0
@@ -169,15 +172,18 @@ class WritePath:
             raise
 
     async def _write_group(self, group: list[_Waiting]) -> None:
-        def encode() -> tuple[list[tuple[_Waiting, WalEntry]], dict[int, AnnhealError], bytes]:
-            ordered, refused = self._entries(group)
+        def encode(
+            checkpoint: Checkpoint,
+        ) -> tuple[list[tuple[_Waiting, WalEntry]], dict[int, AnnhealError], bytes]:
+            ordered, refused = self._entries(group, checkpoint)
             entries = [entry for _, entry in ordered]
             if not entries:
                 return ordered, refused, b""
             body = self._wal.encode(entries, last_sequence=entries[-1].last_sequence)
             return ordered, refused, body
 
-        ordered, refused, body = await self._offload.change(encode)
+        collection_id = self._shard.collection.id
+        ordered, refused, body = await self._lanes.change(encode, collection_id=collection_id)
         for position, error in refused.items():
             _fail(group[position], error)
         if not ordered:
@@ -185,10 +191,11 @@ class WritePath:
         slot = await self._wal.put(body)
         entries = [entry for _, entry in ordered]
         async with self._mutation:
-            killed = await self._offload.change(
-                lambda: self._shard.apply(
+            killed = await self._lanes.change(
+                lambda _: self._shard.apply(
                     entries, slot=slot, last_sequence=entries[-1].last_sequence
-                )
+                ),
+                collection_id=collection_id,
             )
         self._on_applied()
         for (waiting, entry), count in zip(ordered, killed, strict=True):
@@ -196,7 +203,7 @@ class WritePath:
                 waiting.done.set_result(_answer(entry, count))
 
     def _entries(
-        self, group: list[_Waiting]
+        self, group: list[_Waiting], checkpoint: Checkpoint
     ) -> tuple[list[tuple[_Waiting, WalEntry]], dict[int, AnnhealError]]:
         """Give sequence numbers: one per row written, one per delete. Refuse what is not valid."""
         sequence = self._shard.sequence + 1
@@ -204,7 +211,7 @@ class WritePath:
         refused: dict[int, AnnhealError] = {}
         for position, waiting in enumerate(group):
             try:
-                entry = self._entry(waiting.operation, sequence)
+                entry = self._entry(waiting, sequence, checkpoint)
             except AnnhealError as error:
                 refused[position] = error
                 continue
@@ -212,21 +219,32 @@ class WritePath:
             sequence = entry.last_sequence + 1
         return ordered, refused
 
-    def _entry(self, operation: WriteOperation, sequence: int) -> WalEntry:
-        operation = checked(operation, collection=self._shard.collection)
+    def _entry(self, waiting: _Waiting, sequence: int, checkpoint: Checkpoint) -> WalEntry:
+        operation = checked(waiting.operation, collection=self._shard.collection)
         if isinstance(operation, Upsert):
             return UpsertEntry(sequence, operation.batch)
         if isinstance(operation, DeleteIds):
             return DeleteEntry(sequence, pa.array(operation.ids, type=pa.string()))
-        matches = count_rows(self._shard.view, operation.filter)
+        pause = partial(_go_on, waiting, checkpoint)
+        matches = count_rows(self._shard.view, operation.filter, checkpoint=pause)
         if matches > DELETE_MATCHES_MAX:
             raise FailedPrecondition(
                 f"the filter matches {matches} records of shard {self._shard.number}; one delete "
                 f"takes at most {DELETE_MATCHES_MAX}: delete in narrower slices",
                 reason="TOO_MANY_MATCHES",
             )
-        ids = matching_ids(self._shard.view, operation.filter)
+        ids = matching_ids(self._shard.view, operation.filter, checkpoint=pause)
         return DeleteEntry(sequence, pa.array(ids, type=pa.string()))
+
+
+def _go_on(waiting: _Waiting, checkpoint: Checkpoint) -> None:
+    """Let others have their turn; raise when nobody waits for this write, which is not in the log.
+
+    Only a write that was not ordered yet may end so.
+    """
+    if waiting.done.done():
+        raise DeadlineExceeded("the caller left before the records to delete were found")
+    checkpoint()
 
 
 def _answer(entry: WalEntry, killed: int) -> WriteAnswer:

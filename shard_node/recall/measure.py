@@ -22,7 +22,7 @@ from annheal.shard_node.recall.sampler import SampledQuery
 from annheal.shard_node.rows.view import SegmentView, ShardView
 from annheal.shard_node.search.planner import PlanKind, SegmentPlan
 from annheal.shard_node.search.searcher import Searcher
-from annheal.shard_node.search.threads import Hits
+from annheal.shard_node.search.slices import Hits
 
 GROUP_QUERIES = 32
 """Queries measured at once: a slice of work after which the monitor rests."""

@@ -28,7 +28,7 @@ from annheal.model.topology.manifest import IndexKind
 from annheal.model.topology.shard import ShardId
 from annheal.model.topology.task import TaskReason
 from annheal.segment import Segment
-from annheal.shard_node.offload import Offload
+from annheal.shard_node.lanes import Lanes
 from annheal.shard_node.owner.shard_state import SegmentNote
 from annheal.shard_node.recall.ef_control import QUERIES_MIN, EfController, EfState, next_state
 from annheal.shard_node.recall.keeper import RecallKeeper
@@ -44,10 +44,12 @@ from annheal.shard_node.recall.result import (
 )
 from annheal.shard_node.recall.sampler import RecallSampler
 from annheal.shard_node.rows.view import ShardView
+from annheal.shard_node.search.costs import CostBook
 from annheal.shard_node.search.ef_scale import EF_CONTROL_MAX, scaled_ef
 from annheal.shard_node.search.filter_cache import FilterCache
 from annheal.shard_node.search.recall_curves import choose_ef
 from annheal.shard_node.search.searcher import Searcher
+from annheal.shard_node.search.shortlists import ShortlistBook
 
 LOOK_MAX_S = 1.0
 LOOKS_PER_INTERVAL = 4
@@ -120,8 +122,8 @@ class RecallMonitor:
         held: the shards.
         sampler: keeps live queries.
         controller: is told every estimate, and scales ef.
-        filters: the node's cache of filter bitmaps.
-        offload: whose background threads do the work.
+        filters, costs, shortlists: what the node's searches use; see `Searcher`.
+        lanes: whose monitor lane does the work.
         latency: is told by the node what searches took, and reported with recall.
         keeper: keeps what was measured over a restart; None keeps nothing.
         on_cost: is told the CPU seconds of every slice of work.
@@ -137,7 +139,9 @@ class RecallMonitor:
         sampler: RecallSampler,
         controller: EfController,
         filters: FilterCache,
-        offload: Offload,
+        lanes: Lanes,
+        costs: CostBook | None = None,
+        shortlists: ShortlistBook | None = None,
         settings: MonitorSettings,
         latency: LatencyHistory | None = None,
         keeper: RecallKeeper | None = None,
@@ -151,7 +155,9 @@ class RecallMonitor:
         self._held = held
         self._keeper = keeper
         self._filters = filters
-        self._offload = offload
+        self._lanes = lanes
+        self._costs = costs
+        self._shortlists = shortlists
         self._settings = settings
         self._on_cost = on_cost
         self._now_s = now_s
@@ -271,7 +277,13 @@ class RecallMonitor:
     async def _slice(self, owned: MeasuredShard, group: QueryGroup) -> GroupFinding:
         """Rest as long as the slice before asks for, then measure one group on the present view."""
         await asyncio.sleep(max(0.0, self._rests_until_s - self._clock()))
-        searcher = Searcher(owned.collection, self._filters, ef_scale=self.controller.scale)
+        searcher = Searcher(
+            owned.collection,
+            self._filters,
+            ef_scale=self.controller.scale,
+            costs=self._costs,
+            shortlists=self._shortlists,
+        )
         view = owned.view
 
         def work() -> tuple[GroupFinding, float, float]:
@@ -280,7 +292,7 @@ class RecallMonitor:
             finding = measure_group(searcher, view, group)
             return finding, time.perf_counter() - began_s, time.thread_time() - began_cpu_s
 
-        finding, took_s, cpu_s = await self._offload.background(work)
+        finding, took_s, cpu_s = await self._lanes.monitor(work, collection_id=owned.collection.id)
         self._on_cost(cpu_s)
         self._rests_until_s = self._clock() + took_s * (1.0 / self._settings.cpu_share - 1.0)
         return finding

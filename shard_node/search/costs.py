@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import threading
+from functools import partial
 from typing import TypeAlias
 
 from annheal.index import VectorIndex, WalkCosts, measure_costs
 from annheal.model.collection import VectorStorage
 from annheal.model.topology.manifest import IndexKind
+from annheal.runtime.background import Offer, take_nothing
 
 DEFAULT_DIMENSION = 384
 DEFAULT_COSTS = WalkCosts(exact_row_ns=75.0, walk_row_ns=160.0, check_ns=2.0, call_ns=10_000.0)
@@ -28,14 +30,14 @@ _Like: TypeAlias = tuple[int, IndexKind, VectorStorage]
 class CostBook:
     """Costs by (dimension, kind of index, storage), for any number of threads.
 
-    The first search of a segment that is worth measuring starts the measurement in a thread of its
-    own, one at a time; searches meanwhile plan with what is known.
+    The first search of a segment that is worth measuring offers the measurement as work to do in
+    the background; searches meanwhile plan with what is known.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, offer: Offer = take_nothing) -> None:
         self._measured: dict[_Like, tuple[int, WalkCosts]] = {}
         self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
+        self._offer = offer
         self._tried: set[tuple[_Like, int]] = set()
 
     def costs_of(self, index: VectorIndex) -> WalkCosts:
@@ -43,7 +45,7 @@ class CostBook:
         rows, costs = self._measured.get(_like(index), (0, DEFAULT_COSTS))
         worth_measuring = index.rows >= max(MEASURED_ROWS_MIN, GROWTH * rows)
         if worth_measuring and index.walk_ready:
-            self._start(index)
+            self._want(index)
         return costs
 
     def measure(self, index: VectorIndex) -> None:
@@ -56,24 +58,16 @@ class CostBook:
             "%s index of %d dimensions, %s: %s", index.kind, index.dimension, index.storage, costs
         )
 
-    def _start(self, index: VectorIndex) -> None:
+    def _want(self, index: VectorIndex) -> None:
+        # A measurement that failed would fail again.
+        attempt = (_like(index), index.rows)
         with self._lock:
-            if self._thread is not None and self._thread.is_alive():
-                return
-            # A measurement that failed is in the log, and would fail again.
-            attempt = (_like(index), index.rows)
             if attempt in self._tried:
                 return
-            self._tried.add(attempt)
-            self._thread = threading.Thread(
-                target=self.measure, args=(index,), name="walk-costs", daemon=True
-            )
-            self._thread.start()
+        if self._offer(partial(self.measure, index), name="measuring costs"):
+            with self._lock:
+                self._tried.add(attempt)
 
 
 def _like(index: VectorIndex) -> _Like:
     return index.dimension, index.kind, index.storage
-
-
-COSTS = CostBook()
-"""Of this process: the machine is the same for every collection."""

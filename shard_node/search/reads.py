@@ -12,10 +12,14 @@ from annheal.filters import evaluate
 from annheal.model.filter import Filter
 from annheal.model.records import IDS_ONLY, Projection, RecordSet
 from annheal.model.write import ScanPage, ScanRequest
+from annheal.runtime.stop import Checkpoint, no_checkpoint
 from annheal.shard_node.rows.growing import GrowingView
 from annheal.shard_node.rows.view import SegmentView, ShardView
 from annheal.shard_node.search.searcher import join_records
 from annheal.shards.routing import hash_ids
+
+IDS_AT_ONCE = 10_000
+"""Ids that are made Python strings between two checkpoints: a few milliseconds."""
 
 Rows = npt.NDArray[np.int64]
 Source = SegmentView | GrowingView
@@ -36,29 +40,41 @@ def live_mask(source: Source, filter: Filter | None) -> npt.NDArray[np.bool_]:
     return live
 
 
-def matching_ids(view: ShardView, filter: Filter) -> list[str]:
+def matching_ids(
+    view: ShardView, filter: Filter, *, checkpoint: Checkpoint = no_checkpoint
+) -> list[str]:
     """Return the ids of all live records that match the validated `filter`."""
     ids: list[str] = []
-    for source in _sources(view):
+    for source in _sources(view, checkpoint):
         rows = np.flatnonzero(live_mask(source, filter))
-        ids += _take(source, rows, IDS_ONLY).ids
+        ids += _take_ids(source, rows, checkpoint)
     return ids
 
 
-def count_rows(view: ShardView, filter: Filter | None) -> int:
+def count_rows(
+    view: ShardView, filter: Filter | None, *, checkpoint: Checkpoint = no_checkpoint
+) -> int:
     """Return how many live records match."""
     if filter is None:
         return view.live_rows
-    return sum(int(np.count_nonzero(live_mask(source, filter))) for source in _sources(view))
+    return sum(
+        int(np.count_nonzero(live_mask(source, filter))) for source in _sources(view, checkpoint)
+    )
 
 
-def get_records(view: ShardView, ids: tuple[str, ...], projection: Projection) -> RecordSet:
+def get_records(
+    view: ShardView,
+    ids: tuple[str, ...],
+    projection: Projection,
+    *,
+    checkpoint: Checkpoint = no_checkpoint,
+) -> RecordSet:
     """Return the live records among `ids`, in the order asked; unknown ids are left out."""
     wanted = list(dict.fromkeys(ids))
     hashes = hash_ids(wanted)
     taken: list[RecordSet] = []
     positions: list[Rows] = []
-    for source in _sources(view):
+    for source in _sources(view, checkpoint):
         if isinstance(source, GrowingView):
             rows = _find_growing(source, wanted)
         else:
@@ -71,16 +87,19 @@ def get_records(view: ShardView, ids: tuple[str, ...], projection: Projection) -
     return join_records(taken, positions)
 
 
-def scan_page(view: ShardView, request: ScanRequest) -> ScanPage:
+def scan_page(
+    view: ShardView, request: ScanRequest, *, checkpoint: Checkpoint = no_checkpoint
+) -> ScanPage:
     """Return the next `rows_max` live, matching records in the order of (hash, id)."""
     hashes: list[npt.NDArray[np.uint64]] = []
     refs: list[tuple[int, Rows]] = []
     sources = list(_sources(view))
     for position, source in enumerate(sources):
+        checkpoint()
         rows, source_hashes = _rows_after(source, request)
         refs.append((position, rows))
         hashes.append(source_hashes)
-    return _cut_page(sources, refs, hashes, request)
+    return _cut_page(sources, refs, hashes, request, checkpoint)
 
 
 def _cut_page(
@@ -88,13 +107,14 @@ def _cut_page(
     refs: list[tuple[int, Rows]],
     hashes: list[npt.NDArray[np.uint64]],
     request: ScanRequest,
+    checkpoint: Checkpoint,
 ) -> ScanPage:
     entries = [
         (int(h), record_id, position, int(row))
         for (position, rows), source_hashes in zip(refs, hashes, strict=True)
         for h, record_id, row in zip(
             source_hashes.tolist(),
-            _take(sources[position], rows, IDS_ONLY).ids,
+            _take_ids(sources[position], rows, checkpoint),
             rows.tolist(),
             strict=True,
         )
@@ -105,6 +125,7 @@ def _cut_page(
     taken: list[RecordSet] = []
     positions: list[Rows] = []
     for number, source in enumerate(sources):
+        checkpoint()
         where = [i for i, entry in enumerate(page) if entry[2] == number]
         if where:
             rows = np.array([page[i][3] for i in where], dtype=np.int64)
@@ -114,14 +135,24 @@ def _cut_page(
     return ScanPage(join_records(taken, positions), last_hash, last_id, finished)
 
 
-def _sources(view: ShardView) -> Iterator[Source]:
-    yield from view.segments
-    yield from view.growing
+def _sources(view: ShardView, checkpoint: Checkpoint = no_checkpoint) -> Iterator[Source]:
+    sources: tuple[Source, ...] = (*view.segments, *view.growing)
+    for source in sources:
+        checkpoint()
+        yield source
 
 
 def _take(source: Source, rows: Rows, projection: Projection) -> RecordSet:
     holder = source.segment if isinstance(source, SegmentView) else source
     return holder.take(rows, projection)
+
+
+def _take_ids(source: Source, rows: Rows, checkpoint: Checkpoint) -> list[str]:
+    ids: list[str] = []
+    for start in range(0, len(rows), IDS_AT_ONCE):
+        checkpoint()
+        ids += _take(source, rows[start : start + IDS_AT_ONCE], IDS_ONLY).ids
+    return ids
 
 
 def _is_live(source: Source, rows: Rows) -> npt.NDArray[np.bool_]:

@@ -10,8 +10,22 @@ import numpy.typing as npt
 
 from annheal.index import ABORTED, OK, ROW_MISSING, SCORE_MISSING, LiveBitmap, VectorIndex
 from annheal.model.records import Float32Matrix
+from annheal.runtime.stop import Checkpoint, no_checkpoint
 from annheal.shard_node.search.planner import PlanKind, SegmentPlan
-from annheal.shard_node.search.threads import Hits, compare_matching, in_parts, query_parts
+from annheal.shard_node.search.slices import (
+    SLICE_EF,
+    Hits,
+    joined,
+    queries_per_slice,
+    query_slices,
+    scan_in_slices,
+)
+from annheal.shard_node.search.threads import (
+    ONE_THREAD,
+    SearchThreads,
+    compare_matching,
+    query_parts,
+)
 
 ScalarT = TypeVar("ScalarT", bound=np.generic)
 
@@ -31,6 +45,18 @@ class Ran:
     repeated: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class _Walks:
+    """Walks of one segment that end in exact comparison where they fall short."""
+
+    index: VectorIndex
+    plan: SegmentPlan
+    k: int
+    live: LiveBitmap
+    threads: SearchThreads
+    checkpoint: Checkpoint
+
+
 def run_plan(
     index: VectorIndex,
     plan: SegmentPlan,
@@ -38,80 +64,96 @@ def run_plan(
     *,
     k: int,
     live: LiveBitmap | None,
-    threads: int = 1,
+    threads: SearchThreads = ONE_THREAD,
+    checkpoint: Checkpoint = no_checkpoint,
 ) -> Ran:
     """Answer `queries` (n, d) as planned; only rows of `live` (all when None) are returned.
 
     Fewer than k hits only where fewer than k rows are allowed. What FAISS does not do uses at
-    most `threads` threads; for FAISS the caller has set their number.
+    most `threads`; for FAISS the caller has set their number. `checkpoint` is called before each
+    slice of a few milliseconds.
     """
-    n = len(queries)
-    if live is None or plan.kind is PlanKind.SCAN:
-        exact = plan.kind is not PlanKind.GRAPH
-        hits = index.search(queries, k=k, ef=max(plan.ef, 1), live=live, exact=exact)
+    if plan.kind is PlanKind.SCAN or (live is None and plan.kind is not PlanKind.GRAPH):
         allowed = index.rows if live is None else live.count
-        if exact:
-            return Ran(hits, n * allowed)
-        # Parts of the graph may be out of reach, where many rows are equal for example.
-        short = np.flatnonzero(hits[1][:, min(k, allowed) - 1] < 0)
-        if len(short):
-            asked = np.ascontiguousarray(queries[short])
-            again = index.search(asked, k=k, ef=1, live=live, exact=True)
-            hits[0][short], hits[1][short] = again
-        return Ran(hits, n * plan.visited + len(short) * allowed, len(short))
-    if plan.kind is PlanKind.IN_GRAPH:
-        return _walk(index, plan, queries, k=k, live=live, threads=threads)
-    if plan.kind is PlanKind.SELECTOR:
-        return _select(index, plan, queries, k=k, live=live, threads=threads)
-    hits = compare_matching(
-        index, queries, matching=live, k=k, threads=threads, by_codes=plan.by_codes
+        hits = scan_in_slices(index, queries, k=k, live=live, checkpoint=checkpoint)
+        return Ran(hits, len(queries) * allowed)
+    if live is not None and plan.kind in (PlanKind.ROWS, PlanKind.SHORTLIST):
+        hits = compare_matching(
+            index,
+            queries,
+            matching=live,
+            k=k,
+            threads=threads,
+            by_codes=plan.by_codes,
+            checkpoint=checkpoint,
+        )
+        return Ran(hits, len(queries) * live.count)
+
+    def run(part: Float32Matrix) -> Ran:
+        if live is None:
+            return _walk_all(index, plan, part, k=k, checkpoint=checkpoint)
+        walks = _Walks(index, plan, k, live, threads, checkpoint)
+        return _walk(walks, part) if plan.kind is PlanKind.IN_GRAPH else _select(walks, part)
+
+    beam = max(plan.ef, plan.ef_far, k)
+    size = threads.count * queries_per_slice(beam, budget=SLICE_EF)
+    return _together([run(part) for part in query_slices(queries, size, checkpoint)])
+
+
+def _together(slices: list[Ran]) -> Ran:
+    if len(slices) == 1:
+        return slices[0]
+    return Ran(
+        joined([one.hits for one in slices]),
+        sum(one.visited for one in slices),
+        sum(one.repeated for one in slices),
     )
-    return Ran(hits, n * live.count)
 
 
-def _walk(
-    index: VectorIndex,
-    plan: SegmentPlan,
-    queries: Float32Matrix,
-    *,
-    k: int,
-    live: LiveBitmap,
-    threads: int,
+def _walk_all(
+    index: VectorIndex, plan: SegmentPlan, queries: Float32Matrix, *, k: int, checkpoint: Checkpoint
 ) -> Ran:
-    walks = in_parts(
-        query_parts(queries, threads=threads),
-        lambda part: index.walk_filtered(
+    """Walk the graph where every row is allowed."""
+    n = len(queries)
+    hits = index.search(queries, k=k, ef=max(plan.ef, 1))
+    # Parts of the graph may be out of reach, where many rows are equal for example.
+    short = np.flatnonzero(hits[1][:, min(k, index.rows) - 1] < 0)
+    if len(short):
+        asked = np.ascontiguousarray(queries[short])
+        again = scan_in_slices(index, asked, k=k, live=None, checkpoint=checkpoint)
+        hits[0][short], hits[1][short] = again
+    return Ran(hits, n * plan.visited + len(short) * index.rows, len(short))
+
+
+def _walk(walks: _Walks, queries: Float32Matrix) -> Ran:
+    plan, k, live = walks.plan, walks.k, walks.live
+    ran = walks.threads.run(
+        query_parts(queries, threads=walks.threads.count),
+        lambda part: walks.index.walk_filtered(
             part, k=k, ef=plan.ef, ef_far=plan.ef_far, matching=live, work_max=plan.work_max
         ),
     )
-    hits = _joined([walk.scores for walk in walks]), _joined([walk.rows for walk in walks])
-    status = _joined([walk.status for walk in walks])
+    hits = _joined([walk.scores for walk in ran]), _joined([walk.rows for walk in ran])
+    status = _joined([walk.status for walk in ran])
     short = np.flatnonzero((status != OK) | (hits[1][:, min(k, live.count) - 1] < 0))
-    visited = sum(int(walk.visited.sum()) for walk in walks)
-    _compare(index, plan, queries, short, hits, k=k, live=live, threads=threads)
+    visited = sum(int(walk.visited.sum()) for walk in ran)
+    _compare(walks, queries, short, hits)
     return Ran(hits, visited + len(short) * live.count, len(short))
 
 
-def _select(
-    index: VectorIndex,
-    plan: SegmentPlan,
-    queries: Float32Matrix,
-    *,
-    k: int,
-    live: LiveBitmap,
-    threads: int,
-) -> Ran:
+def _select(walks: _Walks, queries: Float32Matrix) -> Ran:
     """Walk without the filter, and keep what is allowed of the beam.
 
     How many of the beam's rows are allowed tells whether the query lies where rows match: if they
     are much fewer than overall, better rows may lie beyond the beam, and the query is asked anew.
     """
+    index, plan, k, live = walks.index, walks.plan, walks.k, walks.live
     kept = max(plan.ef, k)
-    far = _far_queries(index, plan, queries, live=live)
+    far = _far_queries(walks, queries)
     if far.all() and not plan.ef_far:
         hits = _missing(len(queries), k)
         every = np.arange(len(queries))
-        _compare(index, plan, queries, every, hits, k=k, live=live, threads=threads)
+        _compare(walks, queries, every, hits)
         return Ran(hits, len(queries) * live.count, len(queries))
     near = np.flatnonzero(~far)
     hits = _missing(len(queries), k)
@@ -131,22 +173,20 @@ def _select(
     if not len(again):
         return Ran(hits, visited)
     if not plan.ef_far:
-        _compare(index, plan, queries, again, hits, k=k, live=live, threads=threads)
+        _compare(walks, queries, again, hits)
         return Ran(hits, visited + len(again) * live.count, len(again))
-    wider = replace(plan, kind=PlanKind.IN_GRAPH, ef=plan.ef_far)
+    wider = replace(walks, plan=replace(plan, kind=PlanKind.IN_GRAPH, ef=plan.ef_far))
     asked = np.ascontiguousarray(queries[again])
-    walked = _walk(index, wider, asked, k=k, live=live, threads=threads)
+    walked = _walk(wider, asked)
     hits[0][again], hits[1][again] = walked.hits
     return Ran(hits, visited + walked.visited, walked.repeated)
 
 
-def _far_queries(
-    index: VectorIndex, plan: SegmentPlan, queries: Float32Matrix, *, live: LiveBitmap
-) -> npt.NDArray[np.bool_]:
+def _far_queries(walks: _Walks, queries: Float32Matrix) -> npt.NDArray[np.bool_]:
     """Return which queries lie where few rows are allowed: the plain walk would be for nothing."""
-    if not plan.far_check:
+    if not walks.plan.far_check:
         return np.zeros(len(queries), dtype=np.bool_)
-    looked = index.walk_filtered(queries, k=1, ef=1, ef_far=0, matching=live)
+    looked = walks.index.walk_filtered(queries, k=1, ef=1, ef_far=0, matching=walks.live)
     far: npt.NDArray[np.bool_] = looked.status == ABORTED
     return far
 
@@ -159,21 +199,19 @@ def _missing(n: int, k: int) -> Hits:
 
 
 def _compare(
-    index: VectorIndex,
-    plan: SegmentPlan,
-    queries: Float32Matrix,
-    which: npt.NDArray[np.int64],
-    hits: Hits,
-    *,
-    k: int,
-    live: LiveBitmap,
-    threads: int,
+    walks: _Walks, queries: Float32Matrix, which: npt.NDArray[np.int64], hits: Hits
 ) -> None:
     """Replace the hits of some queries with exact ones."""
     if len(which):
         chosen = np.ascontiguousarray(queries[which])
         hits[0][which], hits[1][which] = compare_matching(
-            index, chosen, matching=live, k=k, threads=threads, by_codes=plan.by_codes
+            walks.index,
+            chosen,
+            matching=walks.live,
+            k=walks.k,
+            threads=walks.threads,
+            by_codes=walks.plan.by_codes,
+            checkpoint=walks.checkpoint,
         )
 
 

@@ -17,9 +17,10 @@ from annheal.model.collection import Collection
 from annheal.model.measures.recall import band_of
 from annheal.model.records import Float32Matrix, Projection, RecordSet
 from annheal.model.search import SearchAnswer, SearchOptions, SegmentExplain
+from annheal.runtime.stop import Checkpoint, no_checkpoint
 from annheal.shard_node.rows.growing import GrowingView
 from annheal.shard_node.rows.view import SegmentView, ShardView
-from annheal.shard_node.search.costs import COSTS, CostBook
+from annheal.shard_node.search.costs import CostBook
 from annheal.shard_node.search.ef_scale import EfScale, curve_alone, scaled_ef
 from annheal.shard_node.search.filter_cache import FilterCache
 from annheal.shard_node.search.planner import (
@@ -31,8 +32,9 @@ from annheal.shard_node.search.planner import (
     plan_segment,
 )
 from annheal.shard_node.search.run_plan import Ran, run_plan
-from annheal.shard_node.search.shortlists import SHORTLISTS, ShortlistBook
-from annheal.shard_node.search.threads import Hits
+from annheal.shard_node.search.shortlists import ShortlistBook
+from annheal.shard_node.search.slices import Hits
+from annheal.shard_node.search.threads import ONE_THREAD, SearchThreads
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +62,11 @@ class _Part:
 
 
 class Searcher:
-    """Runs searches of one collection; may be called from several threads.
+    """Runs searches of one collection, in the calling thread and in `threads`.
 
-    `ef_scale` says by how much a segment is searched wider than its recall curve asks for; one
-    search uses at most `threads` threads.
+    `ef_scale` says by how much a segment is searched wider than its recall curve asks for. Without
+    `costs` the default ones are planned with, without `shortlists` no codes are made. `checkpoint`
+    is called every few milliseconds, and ends the search by raising.
     """
 
     def __init__(
@@ -72,16 +75,18 @@ class Searcher:
         filters: FilterCache,
         *,
         ef_scale: EfScale = curve_alone,
-        costs: CostBook = COSTS,
-        shortlists: ShortlistBook = SHORTLISTS,
-        threads: int = 1,
+        costs: CostBook | None = None,
+        shortlists: ShortlistBook | None = None,
+        threads: SearchThreads = ONE_THREAD,
+        checkpoint: Checkpoint = no_checkpoint,
     ) -> None:
         self._collection = collection
         self._filters = filters
         self._ef_scale = ef_scale
-        self._costs = costs
+        self._costs = costs or CostBook()
         self._shortlists = shortlists
         self._threads = threads
+        self._checkpoint = checkpoint
 
     def search(
         self, views: Sequence[tuple[int, ShardView]], queries: Float32Matrix, options: SearchOptions
@@ -123,7 +128,9 @@ class Searcher:
                     took_s = time.perf_counter() - started_s
                     explain.append(_explain_growing(shard, growing, allowed, len(queries), took_s))
             match_counts.append(MatchCount(shard, matches, view.live_rows, visited))
+        self._checkpoint()
         best = merge_topk(hits, k=options.k, queries=len(queries))
+        self._checkpoint()
         counts, scores, records = _materialise(best, parts, options.projection)
         answer = SearchAnswer(
             counts,
@@ -143,6 +150,7 @@ class Searcher:
         key: bytes | None = None,
     ) -> tuple[SegmentPlan, int, Ran | None]:
         """Return the plan, how many rows live and match, and the best of them (None: no row)."""
+        self._checkpoint()
         segment = held.segment
         live = held.deletes.live
         if options.filter is not None:
@@ -173,8 +181,17 @@ class Searcher:
             plan = self._scaled(plan, held, allowed, filtered=options.filter is not None)
         # A bitmap of all rows says nothing, and the plain walk is cheaper without it.
         limit = None if allowed == segment.rows else live
-        ran = run_plan(segment.index, plan, queries, k=options.k, live=limit, threads=self._threads)
-        if plan.codes_wanted or (ran.repeated and codes_are_worthwhile(facts, wanted)):
+        ran = run_plan(
+            segment.index,
+            plan,
+            queries,
+            k=options.k,
+            live=limit,
+            threads=self._threads,
+            checkpoint=self._checkpoint,
+        )
+        wants_codes = plan.codes_wanted or (ran.repeated and codes_are_worthwhile(facts, wanted))
+        if wants_codes and self._shortlists is not None:
             self._shortlists.want(segment.index)
         return plan, allowed, ran
 
@@ -199,6 +216,7 @@ class Searcher:
         key: bytes | None = None,
     ) -> tuple[int, Hits | None]:
         """Return how many rows live and match, and the best of them."""
+        self._checkpoint()
         mask: npt.NDArray[np.bool_] | None = None
         if options.filter is not None:
             mask = self._filters.growing_matches(growing, options.filter, key=key)
@@ -208,7 +226,11 @@ class Searcher:
         if allowed == 0:
             return 0, None
         return allowed, growing.search(
-            queries, k=options.k, metric=self._collection.model.metric, allowed=mask
+            queries,
+            k=options.k,
+            metric=self._collection.model.metric,
+            allowed=mask,
+            checkpoint=self._checkpoint,
         )
 
 

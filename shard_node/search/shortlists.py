@@ -6,8 +6,10 @@ import logging
 import os
 import threading
 import weakref
+from functools import partial
 
 from annheal.index import VectorIndex
+from annheal.runtime.background import Offer, take_nothing
 
 MEMORY_SHARE_MAX = 0.25
 """Of the machine's memory, for the codes of all segments of a process."""
@@ -16,17 +18,19 @@ _log = logging.getLogger(__name__)
 
 
 class ShortlistBook:
-    """Makes the codes of one segment at a time, in a thread of its own; any thread may ask.
+    """Lets codes of segments be made in the background, within a limit of memory.
 
-    What cannot be done now is not remembered: the next search that would profit asks again.
+    Any thread may ask. What cannot be done now is not remembered: the next search that would profit
+    asks again. Where making them failed it is not tried again.
     """
 
-    def __init__(self, *, bytes_max: int) -> None:
+    def __init__(self, *, bytes_max: int, offer: Offer = take_nothing) -> None:
         self._bytes_max = bytes_max
+        self._offer = offer
+        self._tried: weakref.WeakSet[VectorIndex] = weakref.WeakSet()
         self._bytes = 0
         # A finalizer may run in a thread that holds it.
         self._lock = threading.RLock()
-        self._thread: threading.Thread | None = None
         self._full = False
 
     @property
@@ -37,7 +41,7 @@ class ShortlistBook:
     def want(self, index: VectorIndex) -> None:
         """Let the codes of `index` be made, unless others are being made or memory is spent."""
         with self._lock:
-            if index.shortlist is not None or (self._thread and self._thread.is_alive()):
+            if index.shortlist is not None or index in self._tried:
                 return
             if self._bytes + index.shortlist_bytes > self._bytes_max:
                 if not self._full:
@@ -48,10 +52,9 @@ class ShortlistBook:
                     )
                 self._full = True
                 return
-            self._thread = threading.Thread(
-                target=self._make, args=(index,), name="shortlist", daemon=True
-            )
-            self._thread.start()
+        if self._offer(partial(self._make, index), name="making codes"):
+            with self._lock:
+                self._tried.add(index)
 
     def _make(self, index: VectorIndex) -> None:
         made = index.make_shortlist()
@@ -65,16 +68,8 @@ class ShortlistBook:
             self._bytes -= size_bytes
             self._full = False
 
-    def wait(self) -> None:
-        """Wait for the codes being made."""
-        thread = self._thread
-        if thread is not None:
-            thread.join()
 
-
-def _memory_bytes() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-SHORTLISTS = ShortlistBook(bytes_max=int(MEMORY_SHARE_MAX * _memory_bytes()))
-"""Of this process: memory is shared by all collections."""
+def shortlist_bytes_max() -> int:
+    """Return how much memory the codes of a process may take on this machine."""
+    memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return int(MEMORY_SHARE_MAX * memory_bytes)

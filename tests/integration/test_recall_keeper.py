@@ -37,8 +37,8 @@ from annheal.recall import RECALL_PREFIX, load_memory, store_memory
 from annheal.runtime.tasks import TaskScope
 from annheal.segment import BuildInfo, RecallPoint, SegmentRows
 from annheal.shard_node.app import not_listening, running_node
+from annheal.shard_node.lanes import Lanes
 from annheal.shard_node.node import Node
-from annheal.shard_node.offload import Offload
 from annheal.shard_node.recall.ef_control import EfController, EfState
 from annheal.shard_node.recall.keeper import SAMPLE_GAP_S, STATE_GAP_S, RecallKeeper
 from annheal.shard_node.recall.monitor import MonitorSettings, RecallMonitor
@@ -96,8 +96,8 @@ async def world(tmp_path: Path, graph: VectorIndex) -> AsyncIterator[ShardWorld]
 
 
 @pytest.fixture
-def offload() -> Iterator[Offload]:
-    pool = Offload()
+def lanes() -> Iterator[Lanes]:
+    pool = Lanes()
     yield pool
     pool.close()
 
@@ -108,7 +108,7 @@ class Process:
 
     owner: Owner
     objects: LocalObjectStore
-    offload: Offload
+    lanes: Lanes
     keep_queries: bool = True
     now_s: float = 1_000.0
     monitor: RecallMonitor = field(init=False)
@@ -130,7 +130,7 @@ class Process:
             sampler=sampler,
             controller=controller,
             filters=FilterCache(),
-            offload=self.offload,
+            lanes=self.lanes,
             keeper=self.keeper,
             settings=MonitorSettings(cpu_share=1.0),
         )
@@ -156,9 +156,9 @@ async def memories(world: ShardWorld) -> list[str]:
     return [stat.key async for stat in world.objects.list(RECALL_PREFIX)]
 
 
-async def learnt(world: ShardWorld, offload: Offload, **options: bool) -> Process:
+async def learnt(world: ShardWorld, lanes: Lanes, **options: bool) -> Process:
     """Return a process that has raised ef, and written that down."""
-    process = Process(await world.open(), world.objects, offload, **options)
+    process = Process(await world.open(), world.objects, lanes, **options)
     await process.look()
     process.ask(QUERIES[:100])
     process.ask(QUERIES[100:140], SMALL)
@@ -170,10 +170,10 @@ async def learnt(world: ShardWorld, offload: Offload, **options: bool) -> Proces
     return process
 
 
-async def test_a_restart_goes_on_where_it_was(world: ShardWorld, offload: Offload) -> None:
-    before = await learnt(world, offload)
+async def test_a_restart_goes_on_where_it_was(world: ShardWorld, lanes: Lanes) -> None:
+    before = await learnt(world, lanes)
     (known,) = before.monitor.recall()
-    after = Process(await world.open(), world.objects, offload)
+    after = Process(await world.open(), world.objects, lanes)
     assert after.state() == EfState()
     await after.look()
     assert after.state().scale == before.state().scale
@@ -195,9 +195,9 @@ async def test_a_restart_goes_on_where_it_was(world: ShardWorld, offload: Offloa
 
 
 async def test_writing_is_bounded_in_rate_and_leaves_one_object(
-    world: ShardWorld, offload: Offload
+    world: ShardWorld, lanes: Lanes
 ) -> None:
-    process = await learnt(world, offload)
+    process = await learnt(world, lanes)
     (first,) = await memories(world)
     process.monitor.controller.store("s1", UNFILTERED, EfState(scale=9.0))
     result = process.monitor._results[SHARD]
@@ -222,12 +222,12 @@ async def test_writing_is_bounded_in_rate_and_leaves_one_object(
 
 
 async def test_what_is_gone_is_ignored_and_what_is_known_wins(
-    world: ShardWorld, offload: Offload
+    world: ShardWorld, lanes: Lanes
 ) -> None:
-    await learnt(world, offload)
+    await learnt(world, lanes)
     memory = await load_memory(world.objects, SHARD.collection_id, 0)
     assert memory is not None
-    after = Process(await world.open(), world.objects, offload)
+    after = Process(await world.open(), world.objects, lanes)
     mine = EfState(scale=3.0)
     after.monitor.controller.store("s1", UNFILTERED, mine)
     after.ask(QUERIES[:7])
@@ -243,25 +243,23 @@ async def test_what_is_gone_is_ignored_and_what_is_known_wins(
     assert len(unfiltered) == 7
 
 
-async def test_queries_are_kept_only_where_that_is_wanted(
-    world: ShardWorld, offload: Offload
-) -> None:
-    await learnt(world, offload, keep_queries=False)
+async def test_queries_are_kept_only_where_that_is_wanted(world: ShardWorld, lanes: Lanes) -> None:
+    await learnt(world, lanes, keep_queries=False)
     memory = await load_memory(world.objects, SHARD.collection_id, 0)
     assert memory is not None
     assert (memory.queries, len(memory.vectors)) == ((), 0)
     assert memory.ef
-    after = Process(await world.open(), world.objects, offload)
+    after = Process(await world.open(), world.objects, lanes)
     await after.look()
     assert after.state().scale > 1.0
     assert after.monitor.sampler.sample(SHARD.collection_id) == ()
 
 
 async def test_a_store_that_is_away_is_asked_again(
-    world: ShardWorld, offload: Offload, monkeypatch: pytest.MonkeyPatch
+    world: ShardWorld, lanes: Lanes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await learnt(world, offload)
-    after = Process(await world.open(), world.objects, offload)
+    await learnt(world, lanes)
+    after = Process(await world.open(), world.objects, lanes)
     real, away = LocalObjectStore.get, True
 
     async def get(self: LocalObjectStore, key: str) -> bytes:

@@ -47,8 +47,8 @@ from annheal.model.write import DeleteIds
 from annheal.objectstore.local import LocalObjectStore
 from annheal.segment import BuildInfo, DeleteVector, RecallPoint, SegmentRows
 from annheal.shard_node.app import not_listening, running_node
+from annheal.shard_node.lanes import Lanes
 from annheal.shard_node.node import Node
-from annheal.shard_node.offload import Offload
 from annheal.shard_node.owner.shard_state import with_recall
 from annheal.shard_node.recall.ef_control import EfController
 from annheal.shard_node.recall.measure import (
@@ -140,7 +140,7 @@ async def owner(tmp_path: Path, packages: Packages, graph: VectorIndex) -> Async
 
 def monitor_of(
     owner: Owner,
-    offload: Offload,
+    lanes: Lanes,
     *,
     seed: int = 1,
     cpu_share: float = 1.0,
@@ -151,15 +151,15 @@ def monitor_of(
         sampler=RecallSampler(1.0, draw=random.Random(seed)),
         controller=EfController(),
         filters=FilterCache(),
-        offload=offload,
+        lanes=lanes,
         settings=MonitorSettings(interval_s=interval_s, cpu_share=cpu_share),
         now_s=itertools.count(1.0).__next__,
     )
 
 
 @pytest.fixture
-def offload() -> Iterator[Offload]:
-    pool = Offload()
+def lanes() -> Iterator[Lanes]:
+    pool = Lanes()
     yield pool
     pool.close()
 
@@ -184,7 +184,7 @@ def note(
 
 @pytest.mark.parametrize("year", [None, 2016])
 async def test_the_estimate_agrees_with_the_truth_within_its_interval(
-    owner: Owner, queries: npt.NDArray[np.float32], offload: Offload, year: int | None
+    owner: Owner, queries: npt.NDArray[np.float32], lanes: Lanes, year: int | None
 ) -> None:
     warm_up()  # plans change when the kernels are ready
     filter = None if year is None else since(year)
@@ -193,7 +193,7 @@ async def test_the_estimate_agrees_with_the_truth_within_its_interval(
     rng = np.random.default_rng(3)
     held = 0
     for seed in range(20):
-        monitor = monitor_of(owner, offload, seed=seed)
+        monitor = monitor_of(owner, lanes, seed=seed)
         note(monitor, queries[rng.choice(3_000, 100, replace=False)], filter)
         await monitor.measure(SHARD)
         (result,) = monitor.recall("c1")
@@ -209,10 +209,10 @@ async def test_the_estimate_agrees_with_the_truth_within_its_interval(
 
 
 async def test_measured_recall_raises_ef_until_the_objective_is_met(
-    owner: Owner, queries: npt.NDArray[np.float32], offload: Offload
+    owner: Owner, queries: npt.NDArray[np.float32], lanes: Lanes
 ) -> None:
     warm_up()
-    monitor = monitor_of(owner, offload)
+    monitor = monitor_of(owner, lanes)
     note(monitor, queries[:128])
     runs: list[SegmentRecall] = []
     visited: list[float] = []
@@ -234,10 +234,10 @@ async def test_measured_recall_raises_ef_until_the_objective_is_met(
 
 
 async def test_bands_and_filters_are_told_apart_and_deletes_are_seen(
-    owner: Owner, packages: Packages, queries: npt.NDArray[np.float32], offload: Offload
+    owner: Owner, packages: Packages, queries: npt.NDArray[np.float32], lanes: Lanes
 ) -> None:
     years = np.array([year or 0 for year in packages.column("year")[:ROWS]])
-    monitor = monitor_of(owner, offload)
+    monitor = monitor_of(owner, lanes)
     newest = int(years.max())
     note(monitor, queries[:40])
     note(monitor, queries[40:60], since(newest))
@@ -267,7 +267,7 @@ async def test_a_segment_that_a_rebuild_did_not_help_is_reported_and_left_alone(
     tmp_path: Path,
     packages: Packages,
     queries: npt.NDArray[np.float32],
-    offload: Offload,
+    lanes: Lanes,
     damaged: VectorIndex,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -276,7 +276,7 @@ async def test_a_segment_that_a_rebuild_did_not_help_is_reported_and_left_alone(
         place = Workplace(world.meta, world.objects, tmp_path, COLLECTION)
         info = built(reason=TaskReason.RECALL.value)
         await place.add_segment("s1", rows_of(packages), index=damaged, build=info)
-        monitor = monitor_of(await world.open(), offload)
+        monitor = monitor_of(await world.open(), lanes)
         note(monitor, queries[:64])
         for _ in range(10):
             await monitor.measure(SHARD)
@@ -289,14 +289,14 @@ async def test_a_segment_that_a_rebuild_did_not_help_is_reported_and_left_alone(
     assert said.levelname == "ERROR"
 
 
-class TimedOffload(Offload):
-    """Adds up how long background work takes."""
+class TimedLanes(Lanes):
+    """Adds up how long the monitor's work takes."""
 
     def __init__(self) -> None:
         super().__init__()
         self.worked_s = 0.0
 
-    async def background(self, work: Callable[[], ResultT]) -> ResultT:
+    async def monitor(self, work: Callable[[], ResultT], *, collection_id: str = "") -> ResultT:
         def timed() -> ResultT:
             started_s = time.perf_counter()
             try:
@@ -304,13 +304,13 @@ class TimedOffload(Offload):
             finally:
                 self.worked_s += time.perf_counter() - started_s
 
-        return await super().background(timed)
+        return await super().monitor(timed, collection_id=collection_id)
 
 
 async def test_the_work_takes_no_more_than_its_share_of_a_core(
     owner: Owner, queries: npt.NDArray[np.float32]
 ) -> None:
-    timed = TimedOffload()
+    timed = TimedLanes()
     try:
         monitor = monitor_of(owner, timed, cpu_share=0.05)
         note(monitor, queries[:128])
@@ -327,7 +327,7 @@ async def test_the_work_takes_no_more_than_its_share_of_a_core(
 async def test_what_has_not_changed_is_not_measured_again(
     owner: Owner, queries: npt.NDArray[np.float32]
 ) -> None:
-    timed = TimedOffload()
+    timed = TimedLanes()
     monitor = monitor_of(owner, timed, interval_s=0.02)
     running = asyncio.create_task(monitor.run())
     try:

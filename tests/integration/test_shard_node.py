@@ -31,10 +31,11 @@ from annheal.model.write import (
     WriteRequest,
 )
 from annheal.objectstore.local import LocalObjectStore
+from annheal.runtime.stop import Checkpoint
 from annheal.shard_node import ownership
 from annheal.shard_node.app import not_listening, running_node
+from annheal.shard_node.lanes import Lanes
 from annheal.shard_node.node import Node
-from annheal.shard_node.offload import Offload
 from annheal.shard_node.owner.owned_shard import OwnedShard
 from annheal.shard_node.settings import ShardNodeSettings
 from tests.support.shards import DIMENSION, ShardWorld, record_batch, shard_collection, vector_of
@@ -374,29 +375,32 @@ async def test_a_node_that_cannot_start_says_so(nodes: Nodes) -> None:
 
 
 async def test_work_for_a_stopping_node_is_refused_not_cancelled() -> None:
-    offload = Offload()
-    running = asyncio.create_task(offload.search(lambda: 1))
+    lanes = Lanes()
+    running = asyncio.create_task(lanes.search(lambda _: 1, collection_id="c"))
     await asyncio.sleep(0)
-    offload.close()
+    lanes.close()
     assert await running == 1
-    for work in (offload.search, offload.read, offload.change, offload.background):
+    for work in (lanes.search, lanes.read, lanes.change):
         with pytest.raises(Unavailable):
-            await work(lambda: 1)
+            await work(lambda _: 1, collection_id="c")
+    for other in (lanes.maintenance, lanes.replay, lanes.monitor):
+        with pytest.raises(Unavailable):
+            await other(lambda: 1, collection_id="c")
 
 
 async def test_a_cancelled_change_is_waited_for() -> None:
     """Its caller holds the lock under which the rows change."""
-    offload = Offload()
+    lanes = Lanes()
     loop = asyncio.get_running_loop()
     started, finish, done = asyncio.Event(), asyncio.Event(), False
 
-    def work() -> None:
+    def work(checkpoint: Checkpoint) -> None:
         nonlocal done
         loop.call_soon_threadsafe(started.set)
         asyncio.run_coroutine_threadsafe(finish.wait(), loop).result(PATIENCE_S)
         done = True
 
-    changing = asyncio.create_task(offload.change(work))
+    changing = asyncio.create_task(lanes.change(work, collection_id="c"))
     await started.wait()
     changing.cancel()
     await asyncio.sleep(0)
@@ -405,4 +409,4 @@ async def test_a_cancelled_change_is_waited_for() -> None:
     with pytest.raises(asyncio.CancelledError):
         await changing
     assert done
-    offload.close()
+    lanes.close()

@@ -47,7 +47,7 @@ from annheal.objectstore.local import LocalObjectStore
 from annheal.objectstore.protocol import ObjectStat
 from annheal.runtime.tasks import TaskScope
 from annheal.segment import Segment
-from annheal.shard_node.offload import Offload
+from annheal.shard_node.lanes import Lanes
 from annheal.shard_node.owner.replay import LogPosition, SegmentLoader, load_manifest, replay_log
 from annheal.shard_node.rows.shard import Shard
 from tests.support.shards import DeadError, HookedMeta, HookedObjects, Owner, ShardWorld
@@ -198,13 +198,13 @@ class Durable:
 class _RememberingLoader(SegmentLoader):
     """Loads a segment once, however often the shard is replayed."""
 
-    def __init__(self, world: HealingWorld, offload: Offload) -> None:
+    def __init__(self, world: HealingWorld, lanes: Lanes) -> None:
         super().__init__(
             world.durable,  # type: ignore[arg-type]
             world.collection,
             0,
             cache=world.root / "replay",
-            offload=offload,
+            lanes=lanes,
         )
         self._known = world.segments
 
@@ -228,7 +228,7 @@ class HealingWorld(ShardWorld):
         self._tasks = TaskBook(self._catalog, self.meta, wall_clock=self.clock)
         self._ids = itertools.count()
         self._workers = itertools.count()
-        self._offload = Offload()
+        self._lanes = Lanes()
         self.durable = Durable(root / "objects")
         self.segments: dict[str, Segment] = {}
 
@@ -241,7 +241,7 @@ class HealingWorld(ShardWorld):
 
     async def close(self) -> None:
         await self._scope.stop()
-        self._offload.close()
+        self._lanes.close()
         await super().close()
 
     # ------------------------------------------------------------------------------- leader
@@ -362,10 +362,10 @@ class HealingWorld(ShardWorld):
     async def replayed(self, manifest: Manifest) -> Shard:
         """Return the shard as whoever opened it now would find it; nobody is deposed by that."""
         shard = Shard(self.collection, 0)
-        loader = _RememberingLoader(self, self._offload)
+        loader = _RememberingLoader(self, self._lanes)
         position = LogPosition(manifest.checkpoint_slot + 1, manifest.epoch, [])
         await load_manifest(shard, manifest, loader)
-        await replay_log(self.durable, shard, position, offload=self._offload)
+        await replay_log(self.durable, shard, position, lanes=self._lanes)
         return shard
 
     async def settle(self, owner: Owner) -> None:

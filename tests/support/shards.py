@@ -28,7 +28,7 @@ from annheal.model.records import ARROW_TYPES, RecordBatch, arrow_schema
 from annheal.model.write import DeleteIds, DeleteWhere, Upsert, WriteAnswer, WriteOperation
 from annheal.objectstore.local import LocalObjectStore
 from annheal.objectstore.protocol import ObjectStore
-from annheal.shard_node.offload import Offload
+from annheal.shard_node.lanes import Lanes
 from annheal.shard_node.owner.dependencies import ShardDependencies
 from annheal.shard_node.owner.manifest_store import ManifestStore
 from annheal.shard_node.owner.opening import open_shard
@@ -209,10 +209,10 @@ class Gate:
 class Owner:
     """An opened shard and the task that runs it."""
 
-    def __init__(self, shard: OwnedShard, offload: Offload) -> None:
+    def __init__(self, shard: OwnedShard, lanes: Lanes) -> None:
         self.shard = shard
         self.task = asyncio.create_task(shard.run())
-        self._offload = offload
+        self._lanes = lanes
 
     async def upsert(self, *ids: str, version: int = 0) -> WriteAnswer:
         return await self.write(Upsert(record_batch(ids, version=version)))
@@ -233,7 +233,7 @@ class Owner:
         self.task.cancel()
         with contextlib.suppress(asyncio.CancelledError, BaseExceptionGroup):
             await self.task
-        self._offload.close()
+        self._lanes.close()
 
 
 class ShardWorld:
@@ -250,11 +250,11 @@ class ShardWorld:
     async def open(
         self, *, hook: Hook = _no_hook, objects: ObjectStore | None = None, node_id: str = "a"
     ) -> Owner:
-        offload = Offload()
+        lanes = Lanes()
         shared = ShardDependencies(
             objects=HookedObjects(objects or self.objects, hook),  # type: ignore[arg-type]
             manifests=ManifestStore(HookedMeta(self.meta, hook)),  # type: ignore[arg-type]
-            offload=offload,
+            lanes=lanes,
             node_id=node_id,
             writer=secrets.token_bytes(16),
             cache=self.cache / node_id,
@@ -263,9 +263,9 @@ class ShardWorld:
         try:
             shard = await open_shard(self.collection, 0, assignment_epoch=0, shared=shared)
         except BaseException:
-            offload.close()
+            lanes.close()
             raise
-        owner = Owner(shard, offload)
+        owner = Owner(shard, lanes)
         self.owners.append(owner)
         return owner
 

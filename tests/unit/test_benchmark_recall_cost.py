@@ -9,7 +9,7 @@ import pytest
 from benchmarks.harness.options import REPOSITORY
 from benchmarks.harness.pairs import PairedRatio
 from benchmarks.recall_cost import COLUMNS, Cost, cost_of, judged, schedule_of, sentences
-from benchmarks.systems.monitored_node import OFF, ON, GatedOffload, Turns
+from benchmarks.systems.monitored_node import OFF, ON, GatedLanes, Turns
 
 
 def test_turns_are_as_long_as_the_slices_are_due() -> None:
@@ -46,27 +46,27 @@ def test_cores_taken_away_by_others_make_nothing_cheaper() -> None:
 
 
 async def test_slices_begin_only_when_they_are_allowed() -> None:
-    offload = GatedOffload()
+    lanes = GatedLanes()
     ran: list[int] = []
     try:
         waiting = [
-            asyncio.create_task(offload.background(lambda n=n: ran.append(n)))  # type: ignore[misc]
+            asyncio.create_task(lanes.monitor(lambda n=n: ran.append(n)))  # type: ignore[misc]
             for n in range(3)
         ]
-        await offload.finish()
+        await lanes.finish()
         assert ran == []
-        offload.allow(2)
-        await offload.finish()
+        lanes.allow(2)
+        await lanes.finish()
         assert ran == [0, 1]
-        assert len(offload.slices_cpu_s) == 2
-        offload.forget()
-        assert offload.slices_cpu_s == []
-        offload.allow(1)
-        await asyncio.wait_for(offload.finish(), 10.0)
+        assert len(lanes.slices_cpu_s) == 2
+        lanes.forget()
+        assert lanes.slices_cpu_s == []
+        lanes.allow(1)
+        await asyncio.wait_for(lanes.finish(), 10.0)
         await asyncio.gather(*waiting)
-        assert len(offload.slices_cpu_s) == 1
+        assert len(lanes.slices_cpu_s) == 1
     finally:
-        offload.close()
+        lanes.close()
 
 
 def test_keys_are_documented_and_told() -> None:

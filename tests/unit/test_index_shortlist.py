@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from annheal.index import LiveBitmap, VectorIndex, build_flat, warm_up
 from annheal.index.codes import byte_products, row_codes
 from annheal.index.codes.code_layout import WIDTH
 from annheal.model.collection import Metric
+from annheal.runtime.background import do_now
 from annheal.shard_node.search.shortlists import ShortlistBook
 from tests.support.segments import unit_vectors
 
@@ -311,21 +313,32 @@ def test_wrong_shapes_are_refused() -> None:
 
 
 def test_the_book_makes_codes_within_its_memory_and_gives_it_back() -> None:
-    book = ShortlistBook(bytes_max=25_000)
+    book = ShortlistBook(bytes_max=25_000, offer=do_now)
     first, second = (
         build_flat(unit_vectors(1_000, 16), metric=Metric.COSINE),
         build_flat(unit_vectors(1_000, 16), metric=Metric.COSINE),
     )
     book.want(first)
-    book.wait()
     assert first.shortlist is not None
     assert book.size_bytes == first.shortlist_bytes == first.shortlist.size_bytes
     book.want(second)
-    book.wait()
     assert second.shortlist is None
     del first
     gc.collect()
     assert book.size_bytes == 0
     book.want(second)
-    book.wait()
     assert second.shortlist is not None
+
+
+def test_codes_that_cannot_be_made_are_not_tried_again() -> None:
+    offered: list[str] = []
+
+    def fail(work: Callable[[], None], *, name: str) -> bool:
+        offered.append(name)
+        return True
+
+    book = ShortlistBook(bytes_max=1 << 20, offer=fail)
+    index = build_flat(unit_vectors(1_000, 16), metric=Metric.COSINE)
+    book.want(index)
+    book.want(index)
+    assert offered == ["making codes"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -16,23 +16,36 @@ from tests.support.segments import unit_vectors
 pytestmark = pytest.mark.timeout(400)
 
 
-def measuring(book: CostBook) -> threading.Thread | None:
-    return book._thread
+class Offers:
+    """Keeps what is offered, as long as `busy` is not set."""
+
+    def __init__(self) -> None:
+        self.taken: list[Callable[[], None]] = []
+        self.busy = False
+
+    def __call__(self, work: Callable[[], None], *, name: str) -> bool:
+        if not self.busy:
+            self.taken.append(work)
+        return not self.busy
 
 
 def test_defaults_until_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     vectors = unit_vectors(MEASURED_ROWS_MIN, 8)
     index = build_hnsw(vectors, metric=Metric.COSINE, settings=IndexSettings(), threads=1)
-    book = CostBook()
+    offers = Offers()
+    book = CostBook(offer=offers)
     monkeypatch.setattr(VectorIndex, "walk_ready", False)
     assert book.costs_of(index) is DEFAULT_COSTS
-    assert measuring(book) is None
+    assert offers.taken == []
     monkeypatch.undo()
     warm_up()
+    offers.busy = True
     book.costs_of(index)
-    thread = measuring(book)
-    assert thread is not None
-    thread.join(timeout=60)
+    offers.busy = False
+    for _ in range(3):
+        assert book.costs_of(index) is DEFAULT_COSTS
+    (measure,) = offers.taken
+    measure()
     measured = book.costs_of(index)
     assert measured is not DEFAULT_COSTS
     assert 0 < measured.exact_ns(1_000) < measured.exact_ns(10_000)
@@ -42,10 +55,11 @@ def test_defaults_until_measured(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_small_segments_and_other_kinds_say_nothing() -> None:
     warm_up()
-    book = CostBook()
+    offers = Offers()
+    book = CostBook(offer=offers)
     small = build_flat(unit_vectors(100, 8), metric=Metric.L2)
     assert book.costs_of(small) is DEFAULT_COSTS
-    assert measuring(book) is None
+    assert offers.taken == []
     flat = build_flat(unit_vectors(MEASURED_ROWS_MIN, 8), metric=Metric.L2)
     book.measure(flat)
     assert book.costs_of(flat) is not DEFAULT_COSTS

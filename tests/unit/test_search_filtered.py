@@ -19,6 +19,7 @@ from annheal.shard_node.rows.view import SegmentView, ShardView
 from annheal.shard_node.search.costs import CostBook
 from annheal.shard_node.search.filter_cache import FilterCache
 from annheal.shard_node.search.searcher import Searcher
+from annheal.shard_node.search.threads import SearchThreads
 from tests.support.compaction import collection
 from tests.support.segments import (
     MODEL,
@@ -94,7 +95,7 @@ def test_answers_are_alive_matching_distinct_and_complete(
     allowed[dead] = False
     into: Collection = collection()
     costs = FixedCosts(WALKING if walking else COMPARING)
-    searcher = Searcher(into, FilterCache(), costs=costs, threads=threads)
+    searcher = Searcher(into, FilterCache(), costs=costs, threads=SearchThreads(threads))
     view = ShardView(segments=(SegmentView(segment, deletes),))
     queries = unit_vectors(5, MODEL.dimension, seed=seed + 1)
     answer = searcher.search([(0, view)], queries, SearchOptions(k=k, filter=filter, explain=True))

@@ -8,9 +8,10 @@ import pytest
 from annheal.index import LiveBitmap, VectorIndex, build_hnsw, warm_up
 from annheal.model.collection import IndexSettings, Metric
 from annheal.shard_node.search import run_plan as run_plan_module
-from annheal.shard_node.search import threads
+from annheal.shard_node.search import threads as threads_module
 from annheal.shard_node.search.planner import PlanKind, SegmentPlan
 from annheal.shard_node.search.run_plan import run_plan
+from annheal.shard_node.search.threads import SearchThreads
 from tests.support.segments import unit_vectors
 
 # The first test of a machine compiles the kernels.
@@ -60,14 +61,14 @@ def test_every_plan_finds_the_best_of_the_allowed(
 def test_threads_change_nothing(
     index: VectorIndex, plan: SegmentPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(threads, "PART_COMPARISONS_MIN", 100)
-    monkeypatch.setattr(threads, "PART_CODES_MIN", 100)
+    monkeypatch.setattr(threads_module, "PART_COMPARISONS_MIN", 100)
+    monkeypatch.setattr(threads_module, "PART_CODES_MIN", 100)
     many = unit_vectors(23, 8, seed=5)
     for share in (0.9, 0.2, 0.004):
         live = LiveBitmap.from_mask(np.random.default_rng(8).random(ROWS) < share)
         for queries in (many, many[:1]):
             alone = run_plan(index, plan, queries, k=K, live=live)
-            shared = run_plan(index, plan, queries, k=K, live=live, threads=4)
+            shared = run_plan(index, plan, queries, k=K, live=live, threads=SearchThreads(4))
             np.testing.assert_allclose(shared.hits[0], alone.hits[0], rtol=1e-5)
             np.testing.assert_array_equal(shared.hits[1], alone.hits[1])
             assert (shared.visited, shared.repeated) == (alone.visited, alone.repeated)
@@ -79,11 +80,12 @@ def test_a_failing_part_fails_the_whole() -> None:
             raise ValueError("part 2")
         return part * 10
 
-    assert threads.in_parts([1, 3, 4], run) == [10, 30, 40]
+    threads = SearchThreads(2)
+    assert threads.run([1, 3, 4], run) == [10, 30, 40]
     with pytest.raises(ValueError, match="part 2"):
-        threads.in_parts([1, 2, 3], run)
+        threads.run([1, 2, 3], run)
     with pytest.raises(ValueError, match="part 2"):
-        threads.in_parts([2, 1], run)
+        threads.run([2, 1], run)
 
 
 @pytest.mark.parametrize("plan", WALKS)

@@ -1,0 +1,89 @@
+"""Long comparisons and walks in slices of a few milliseconds, with a checkpoint before each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from annheal.index import LiveBitmap, VectorIndex, merge_topk
+from annheal.model.records import Float32Matrix
+from annheal.runtime.stop import Checkpoint
+
+Hits = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]
+"""Scores (n, k) and rows (n, k), as `VectorIndex.search` returns them."""
+
+SLICE_COMPARISONS = 32_768
+"""Vectors compared in one slice: 2.5 ms of one core at 384 floats."""
+SCAN_ROWS_MIN = 1_024
+"""Rows of a slice, whatever the number of queries: FAISS multiplies matrices of so many rows."""
+ROWS_PER_K = 4
+"""Rows of a slice for each neighbour wanted, so that merging slices costs less than comparing."""
+SLICE_EF = 8_192
+"""Beam widths of the walks of one slice, added up: about 16 ms of one core at 384 floats."""
+SLICE_CODES = 1_000_000
+"""Codes compared in one slice: about 10 ms of one core at 384 floats."""
+
+
+def rows_per_slice(*, queries: int, k: int, rows_min: int = SCAN_ROWS_MIN) -> int:
+    """Return how many rows so many queries are compared with in one slice."""
+    return max(rows_min, SLICE_COMPARISONS // max(1, queries), ROWS_PER_K * k)
+
+
+def queries_per_slice(cost: int, *, budget: int) -> int:
+    """Return how many queries, each of which costs `cost`, make a slice of `budget`."""
+    return max(1, budget // max(1, cost))
+
+
+def query_slices(
+    queries: Float32Matrix, size: int, checkpoint: Checkpoint
+) -> Iterator[Float32Matrix]:
+    """Yield the queries (n, d) by `size`, at least one slice, with a checkpoint before each."""
+    for start in range(0, max(1, len(queries)), size):
+        checkpoint()
+        yield queries[start : start + size]
+
+
+def scan_in_slices(
+    index: VectorIndex,
+    queries: Float32Matrix,
+    *,
+    k: int,
+    live: LiveBitmap | None,
+    checkpoint: Checkpoint,
+) -> Hits:
+    """Return what `VectorIndex.search` with `exact` does.
+
+    Rows outside, queries inside: the rows of a slice stay in the cache for all of the queries.
+    """
+    n = len(queries)
+    if n * index.rows <= SLICE_COMPARISONS:
+        checkpoint()
+        return index.search(queries, k=k, live=live, exact=True)
+    queries_at_once = queries_per_slice(rows_per_slice(queries=n, k=k), budget=SLICE_COMPARISONS)
+    step = -(-rows_per_slice(queries=min(n, queries_at_once), k=k) // 8) * 8
+    best: list[Hits] = []
+    for start in range(0, index.rows, step):
+        between = range(start, min(index.rows, start + step))
+        found = [
+            index.scan(part, k=k, between=between, live=live)
+            for part in query_slices(queries, queries_at_once, checkpoint)
+        ]
+        best = [better(best, joined(found), k=k)]
+    return best[0]
+
+
+def better(best: list[Hits], found: Hits, *, k: int) -> Hits:
+    """Return the best k of `found` and of what was found before (one item, or none)."""
+    if not best:
+        return found
+    merged = merge_topk([*best, found], k=k, queries=len(found[0]))
+    return merged.scores, merged.rows
+
+
+def joined(found: list[Hits]) -> Hits:
+    """Return the hits of all queries, slice after slice."""
+    if len(found) == 1:
+        return found[0]
+    return np.concatenate([one[0] for one in found]), np.concatenate([one[1] for one in found])
