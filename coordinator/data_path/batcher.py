@@ -30,6 +30,8 @@ BATCH_HITS_MAX = 65_536
 _RETRY_AFTER_S = 0.05
 _NO_SEQUENCES: Mapping[int, int] = {}
 
+LaneKey: TypeAlias = tuple[str, bool]
+"""Collection, and whether exact."""
 GroupKey: TypeAlias = tuple[str, tuple[int, ...], SearchOptions, Consistency]
 
 
@@ -55,21 +57,24 @@ class _Waiter:
 
 @dataclass(slots=True)
 class _Lane:
-    """Searches of one kind: exact ones have a lane of their own, so that they hold nobody up."""
+    """Searches of one collection, exact or not: each has its own calls and waits for no other."""
 
     groups: dict[GroupKey, deque[_Waiter]] = field(default_factory=dict)
     calls: int = 0
 
 
 class SearchBatcher:
-    """Sends searches to one node, at most `calls_max` at a time in each of two lanes.
+    """Sends searches to one node, at most `calls_max` of a kind and collection at a time.
+
+    The node shares its cores fairly between collections, and keeps exact searches from holding up
+    the others; one collection's searches therefore do not wait here for another's.
 
     Args:
         node: the node.
         scope: owns the calls, so that a caller that goes away takes nobody's answer with it.
         queries_max: queries gathered into one call; a request with more goes alone.
         waiting_max: queries that may wait; more are refused with `ResourceExhausted`.
-        calls_max: calls under way, for each of approximate and exact searches.
+        calls_max: calls under way, for each collection and each of approximate and exact searches.
     """
 
     def __init__(
@@ -86,14 +91,18 @@ class SearchBatcher:
         self._queries_max = queries_max
         self._waiting_max = waiting_max
         self._calls_max = calls_max
-        self._approximate = _Lane()
-        self._exact = _Lane()
+        self._lanes: dict[LaneKey, _Lane] = {}
         self._waiting = 0
 
     @property
     def waiting(self) -> int:
         """Queries that wait to be sent."""
         return self._waiting
+
+    @property
+    def lanes(self) -> int:
+        """Kinds and collections with searches that wait or are under way."""
+        return len(self._lanes)
 
     async def search(
         self,
@@ -110,8 +119,9 @@ class SearchBatcher:
 
         Queries with equal collection, shards, options and consistency share a call; the sequences
         that session reads ask for are joined by their maximum. The caller bounds the wait: an
-        answer that comes after its deadline, or after it was cancelled, is dropped. Raises what the
-        node raises, and `ResourceExhausted` when too many queries wait.
+        answer that comes after its deadline, or after it was cancelled, is dropped. When all
+        callers of a call have gone it is cancelled, so that the node stops too. Raises what
+        the node raises, and `ResourceExhausted` when too many queries wait.
         """
         if self._scope.closed:
             raise _stopping()
@@ -124,24 +134,29 @@ class SearchBatcher:
             )
         future: asyncio.Future[SearchAnswer] = asyncio.get_running_loop().create_future()
         waiter = _Waiter(queries, future, deadline, min_sequences, options.explain)
-        lane = self._exact if options.exact else self._approximate
+        lane_key = (collection_id, options.exact)
+        lane = self._lanes.setdefault(lane_key, _Lane())
         key = (collection_id, shards, options, consistency)
         group = lane.groups.get(key)
         if group is None:
             group = lane.groups[key] = deque()
         group.append(waiter)
         self._waiting += count
-        self._pump(lane)
+        self._pump(lane_key, lane)
         return await future
 
-    def _pump(self, lane: _Lane) -> None:
+    def _pump(self, lane_key: LaneKey, lane: _Lane) -> None:
         while lane.groups and lane.calls < self._calls_max:
             key, batch = self._next_batch(lane)
             if not batch:
                 continue
             lane.calls += 1
             call = self._scope.start(self._send(lane, key, batch), name="search")
-            call.add_done_callback(partial(self._ended, lane, batch))
+            call.add_done_callback(partial(self._ended, lane_key, lane, batch))
+            for waiter in batch:
+                waiter.future.add_done_callback(partial(_left, batch, call))
+        if not lane.groups and not lane.calls:
+            self._lanes.pop(lane_key, None)
 
     def _next_batch(self, lane: _Lane) -> tuple[GroupKey, list[_Waiter]]:
         """Take the oldest group's waiters, as many as fit; empty when all had gone away."""
@@ -175,13 +190,15 @@ class SearchBatcher:
         except Exception as error:  # noqa: BLE001 - a bug; each caller raises it
             _reject(batch, error)
 
-    def _ended(self, lane: _Lane, batch: list[_Waiter], call: asyncio.Task[None]) -> None:
+    def _ended(
+        self, lane_key: LaneKey, lane: _Lane, batch: list[_Waiter], call: asyncio.Task[None]
+    ) -> None:
         """Let the next batch go; runs also for a call that was cancelled before it began."""
         lane.calls -= 1
         if call.cancelled():
             _reject(batch, _stopping())
         if not self._scope.closed:
-            self._pump(lane)
+            self._pump(lane_key, lane)
             return
         for group in lane.groups.values():
             _reject(list(group), _stopping())
@@ -222,6 +239,14 @@ class SearchBatcher:
             waiter.alone = True
             group.appendleft(waiter)
             self._waiting += len(waiter.queries)
+
+
+def _left(
+    batch: list[_Waiter], call: asyncio.Task[None], future: asyncio.Future[SearchAnswer]
+) -> None:
+    """Cancel the call when none of its callers waits any more."""
+    if not call.done() and all(waiter.future.done() for waiter in batch):
+        call.cancel()
 
 
 def _stopping() -> Unavailable:

@@ -34,7 +34,8 @@ async def scope() -> AsyncIterator[TaskScope]:
 @pytest.fixture
 def node() -> MemoryNode:
     rows = {f"r{n}": np.eye(8, dtype=np.float32)[n] for n in range(8)}
-    return MemoryNode("a", shards={ShardId("c", 0): MemoryShard(rows=rows)})
+    shards = {ShardId(name, 0): MemoryShard(rows=rows) for name in ("c", "d")}
+    return MemoryNode("a", shards=shards)
 
 
 def query(*axes: int) -> npt.NDArray[np.float32]:
@@ -47,11 +48,12 @@ def ask(
     options: SearchOptions = OPTIONS,
     timeout_s: float = 10.0,
     min_sequences: dict[int, int] | None = None,
+    collection_id: str = "c",
 ) -> asyncio.Task[SearchAnswer]:
     return asyncio.create_task(
         batcher.search(
             query(*axes),
-            collection_id="c",
+            collection_id=collection_id,
             shards=(0,),
             options=options,
             consistency=Consistency.EVENTUAL,
@@ -127,6 +129,40 @@ async def test_exact_searches_hold_no_others_up(node: MemoryNode, scope: TaskSco
     await sent_to(node, 2)
     node.gate.set()
     await asyncio.gather(exact, quick)
+
+
+async def test_collections_do_not_wait_for_one_another(node: MemoryNode, scope: TaskScope):
+    node.gate = asyncio.Event()
+    batcher = SearchBatcher(node, scope=scope)
+    tasks = [ask(batcher, 0), ask(batcher, 1), ask(batcher, 2, collection_id="d")]
+    await sent_to(node, 2)
+    assert {request.collection_id for request in node.searches} == {"c", "d"}
+    node.gate.set()
+    await asyncio.gather(*tasks)
+    assert len(node.searches) == 3
+    assert batcher.lanes == 0
+
+
+async def test_a_call_that_nobody_waits_for_is_cancelled(node: MemoryNode, scope: TaskScope):
+    """The node learns of it, and the next searches need not wait for the end of that one."""
+    node.gate = asyncio.Event()
+    batcher = SearchBatcher(node, scope=scope)
+    first = ask(batcher, 0)
+    await sent_to(node, 1)
+    together = [ask(batcher, 1), ask(batcher, 2)]
+    await until(batcher, 2)
+    first.cancel()
+    await sent_to(node, 2)  # although the gate is closed: the first call has ended
+    together[0].cancel()
+    await asyncio.sleep(0.01)
+    waiting = ask(batcher, 3)
+    await until(batcher, 1)
+    await asyncio.sleep(0.01)
+    assert len(node.searches) == 2  # one caller of the second call still waits
+    together[1].cancel()
+    await sent_to(node, 3)
+    node.gate.set()
+    assert (await waiting).records.ids == ["r3"]
 
 
 async def test_inv9_too_many_waiting_queries_are_refused_with_a_hint(
