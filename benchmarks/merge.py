@@ -3,7 +3,7 @@
 Every generation deletes a share of the rows at random, adds another share, and lets the
 compactor merge the segment with the new rows, as it does in a cluster: what it builds is
 gated, and the next generation goes on with it. Beside it, in turns on the same machine, the
-same rows are built anew. Both are asked with queries that are in neither.
+same rows are rebuilt. Both are asked with queries that are in neither.
 
     python benchmarks/merge.py --base VECTORS.npy --queries QUERIES.npy --generations 20
 """
@@ -124,7 +124,9 @@ class Generations:
         everything = self._rng.permutation(dataset.rows)
         first = int(dataset.rows / (1 + churn.added))
         self._spare = everything[first:]
-        self._segment = self._made("g0", [self._flat("r0", everything[:first])], anew=True).segment
+        self._segment = self._made(
+            "g0", [self._flat("r0", everything[:first])], rebuild=True
+        ).segment
 
     def run(self, number: int, k: int) -> dict[str, Any]:
         """Let one generation pass; return its figures."""
@@ -135,7 +137,7 @@ class Generations:
         self._spare = self._rng.permutation(np.concatenate([self._spare[len(added) :], gone]))
         dead = DeleteVector.empty(before.rows).with_dead(deleted.astype(np.int64))
         sources = [Source(before, dead), self._flat(f"r{number}", added)]
-        merged = self._made(f"g{number}", sources, anew=False)
+        merged = self._made(f"g{number}", sources, rebuild=False)
         history = merged.segment.meta.build.graph
         row: dict[str, Any] = {
             "generation": number,
@@ -149,7 +151,7 @@ class Generations:
             **self._figures(merged.segment, k, ""),
         }
         if number % self._churn.rebuild_every == 0 or number == 1:
-            rebuilt = self._made("rebuilt", sources, anew=True)
+            rebuilt = self._made("rebuilt", sources, rebuild=True)
             row |= {
                 "rebuild_s": rebuilt.total_s,
                 "rebuild_graph_s": rebuilt.graph_s,
@@ -173,7 +175,7 @@ class Generations:
             f"{prefix}own_recall": own_recall(segment.index, k=k, ef=EF_FIXED),
         }
 
-    def _made(self, name: str, sources: Sequence[Source], *, anew: bool) -> _Made:
+    def _made(self, name: str, sources: Sequence[Source], *, rebuild: bool) -> _Made:
         order = BuildOrder(
             segment_id=name,
             tier=Tier.WARM,
@@ -181,7 +183,7 @@ class Generations:
             threads=self._churn.threads,
             created_at_s=0.0,
             on_progress=lambda share: None,
-            anew=anew,
+            rebuild=rebuild,
         )
         before_s, started_s = self._timer.seconds, time.perf_counter()
         entry = build_segment(sources, order, directory=self._directory / name)

@@ -77,13 +77,16 @@ class GraphKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class GraphHistory:
-    """What became of a graph since it was built in one piece.
+    """The history of a graph since its last rebuild.
 
-    `merges` went on with it since then, 0 when it is that build. `reference` is the curve that was
-    measured then with rows, without filters, over `reference_rows` rows: what it is compared with,
-    so that it does not get worse in small steps; in that build itself the number is 0, and the
-    curve empty where it is the recall curve. `changed_rows` were removed or added since the points
-    under filters in the recall curve were measured.
+    Attributes:
+        kind: how the graph was made.
+        merges: incremental merges since the rebuild; 0 in the rebuilt segment itself.
+        changed_rows: rows removed or added since the recall under filters was measured.
+        reference_rows: rows of the rebuilt segment; 0 in that segment itself.
+        reference: the recall curve of its held-out rows, without filters. Later graphs are compared
+            with it, so that small losses do not add up. Empty in the rebuilt segment itself if it
+            is the same as the recall curve.
     """
 
     kind: GraphKind = GraphKind.UNKNOWN

@@ -1,4 +1,4 @@
-"""Recall of filtered walks, measured at build for every share of matching rows that matters."""
+"""Recall of walks under filters, measured at the build for shares of matching rows (bands)."""
 
 from __future__ import annotations
 
@@ -15,53 +15,57 @@ from annheal.model.records import Float32Matrix
 from annheal.segment import RecallPoint
 
 BANDS = ("0.5", "0.2", "0.1", "0.05", "0.02", "0.01")
-"""Shares of matching rows. Fewer are compared exactly."""
+"""Shares of matching rows. With smaller shares a search compares all matching rows."""
 BAND_ROWS_MIN = 10_000
-"""With fewer matching rows comparing by codes is cheaper than every walk: 0.14 ms at 384 floats."""
+"""With fewer matching rows a scan of 8-bit codes is cheaper than a walk: 0.14 ms at 384 floats."""
 FAR_ROWS_MIN = 100_000
-"""The same for the wide walks of far queries; 20,000 rows take codes 0.3 ms and a walk 1.9 ms."""
+"""The same for far filters, whose walks are wide: 20,000 rows take 0.3 ms by codes, 1.9 walked."""
 SELECTOR_BANDS = ("0.5", "0.2")
-"""Bands in which the plain walk can be cheaper: its beam grows by 1 / share."""
+"""Bands in which post-filtering can be cheaper: FAISS's walk, with a beam wider by 1 / share."""
 BAND_EFS = (32, 48, 64, 80, 96, 128, 192, 256)
 FAR_EFS = (64, 128, 256, 384)
-BAND_FILTERS, BAND_PROBES = 4, 200
-"""Random filters of a band, and the probes that they share."""
-FAR_FILTERS, FAR_PROBES = 8, 10
-"""Filters of a far band, each with as many probes that are near one another."""
-FAR_ABORT_CHECKS = 32
-"""Bit tests that cost as much as one comparison, as in the walk's own limit of work."""
-RECALL_ENOUGH = 0.98
-"""A curve ends at the first point that is surely this good."""
-CALIBRATION_SHARE = 0.1
-CALIBRATION_MIN_S = 4.0
-PLAIN_VISIT_PROBES = 32
+BAND_FILTERS, BAND_QUERIES = 4, 200
+"""Random filters of a band, and the queries of all of them together."""
+FAR_FILTERS, FAR_QUERIES = 8, 10
+"""Far filters of a band, and the queries of each, which are near one another."""
+CHECKS_PER_COMPARISON = 32
+"""Bit tests that cost as much as one comparison; the walk limits its own work by the same rule."""
+CURVE_END_RECALL = 0.98
+"""A curve ends at the first point whose recall, less two standard errors, reaches this."""
+BANDS_TIME_SHARE = 0.1
+"""Share of the build time that measuring the bands may take."""
+BANDS_TIME_MIN_S = 4.0
+VISITED_QUERIES = 32
+"""Queries that count the rows which an unfiltered walk compares."""
 _CHUNK_ROWS = 10_000
 
-_Filtered = list[tuple[Float32Matrix, LiveBitmap]]
-"""Queries, and the filter that they are asked with."""
+_FilteredQueries = list[tuple[Float32Matrix, LiveBitmap]]
+"""Queries (n, d), and the rows that match their filter."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Truth:
-    """Queries under one filter with their exact best scores (n, k)."""
+class _GroundTruth:
+    """Queries (n, d), the rows that match their filter, and their exact best scores (n, k)."""
 
     queries: Float32Matrix
     matching: LiveBitmap
     scores: npt.NDArray[np.float32]
 
 
-def budget_s(build_s: float) -> float:
-    """Return how long the bands may be measured, after a build that took so long."""
-    return max(CALIBRATION_MIN_S, CALIBRATION_SHARE * build_s)
+def bands_time_s(build_s: float) -> float:
+    """Return the seconds that measuring the bands may take after a build of `build_s` seconds."""
+    return max(BANDS_TIME_MIN_S, BANDS_TIME_SHARE * build_s)
 
 
 def measure_bands(
     index: VectorIndex, queries: Float32Matrix, *, k: int, limit_s: float
 ) -> tuple[RecallPoint, ...]:
-    """Return recall@`k` under random and far filters, as far as `limit_s` seconds allow.
+    """Return recall@`k` under random filters and under far filters.
 
-    `queries` (n, d) must not be rows of the index. Bands without a point, for want of rows or of
-    time, are answered exactly. Waits for the kernels when the index is large enough for a band.
+    A far filter matches the rows that are farthest from its queries, the hardest case for a walk.
+    `queries` (n, d) must not be rows of the index. Measuring stops after `limit_s` seconds. A band
+    without a point has too few matching rows or was not reached in time: a search compares all its
+    matching rows. Waits for the compiled kernels if the index is large enough for a band.
     """
     if index.rows * float(BANDS[0]) < BAND_ROWS_MIN:
         return ()
@@ -75,37 +79,41 @@ def measure_bands(
             break
         if time.monotonic() > deadline_s:
             break
-        near = _with_truth(index, _random_filters(index.rows, matches, queries, rng), k=k)
-        points.extend(_curve(index, near, band=band, k=k, deadline_s=deadline_s))
+        random = _ground_truths(index, _random_filters(index.rows, matches, queries, rng), k=k)
+        points.extend(_curve(index, random, band=band, k=k, deadline_s=deadline_s))
         if band in SELECTOR_BANDS:
-            points.extend(_selector_curve(index, near, band=band, k=k, deadline_s=deadline_s))
+            points.extend(_post_filter_curve(index, random, band=band, k=k, deadline_s=deadline_s))
     if time.monotonic() > deadline_s or index.rows * float(BANDS[0]) < FAR_ROWS_MIN:
         return tuple(points)
-    order = _far_order(index, queries[:FAR_FILTERS])
+    order = _rows_far_to_near(index, queries[:FAR_FILTERS])
     for band in sorted({point.band for point in points}, key=float, reverse=True):
         if time.monotonic() > deadline_s:
             break
         matches = int(float(band) * index.rows)
         if matches < FAR_ROWS_MIN:
             break
-        far = _with_truth(index, _far_filters(order, matches, queries), k=k)
+        far = _ground_truths(index, _far_filters(order, matches, queries), k=k)
         points.extend(_curve(index, far, band=band, k=k, deadline_s=deadline_s, far=True))
     return tuple(points)
 
 
-def plain_visits(index: VectorIndex, queries: Float32Matrix, *, ef: int, k: int) -> float:
-    """Return the mean of the rows that a walk without a filter compares; 0 for a small index."""
+def mean_visited(index: VectorIndex, queries: Float32Matrix, *, ef: int, k: int) -> float:
+    """Return the mean number of rows that an unfiltered walk compares; 0 for a small index.
+
+    Measured with the first `VISITED_QUERIES` of `queries`. Small: too few rows for any band.
+    """
     if index.rows * float(BANDS[0]) < BAND_ROWS_MIN:
         return 0.0
-    few = np.ascontiguousarray(queries[:PLAIN_VISIT_PROBES])
+    few = np.ascontiguousarray(queries[:VISITED_QUERIES])
     walked = index.walk_filtered(few, k=k, ef=ef, matching=None)
     return round(float(walked.visited.mean()), 1)
 
 
 def _random_filters(
     rows: int, matches: int, queries: Float32Matrix, rng: np.random.Generator
-) -> _Filtered:
-    parts = np.array_split(queries[:BAND_PROBES], BAND_FILTERS)
+) -> _FilteredQueries:
+    """Return `BAND_FILTERS` filters of `matches` random rows with a part of the queries each."""
+    parts = np.array_split(queries[:BAND_QUERIES], BAND_FILTERS)
     return [
         (
             np.ascontiguousarray(part),
@@ -115,8 +123,8 @@ def _random_filters(
     ]
 
 
-def _far_order(index: VectorIndex, anchors: Float32Matrix) -> npt.NDArray[np.int64]:
-    """Return the rows from the farthest to the nearest of each anchor, (anchors, rows)."""
+def _rows_far_to_near(index: VectorIndex, anchors: Float32Matrix) -> npt.NDArray[np.int64]:
+    """Return the row numbers of `index`, farthest from each anchor first: (anchors, rows) int64."""
     nearness = np.empty((len(anchors), index.rows), dtype=np.float32)
     for start in range(0, index.rows, _CHUNK_ROWS):
         rows = np.arange(start, min(start + _CHUNK_ROWS, index.rows))
@@ -125,39 +133,51 @@ def _far_order(index: VectorIndex, anchors: Float32Matrix) -> npt.NDArray[np.int
     return order
 
 
-def _far_filters(order: npt.NDArray[np.int64], matches: int, queries: Float32Matrix) -> _Filtered:
-    """Return for each of the first probes those near it, with the rows farthest from it."""
-    filters: _Filtered = []
+def _far_filters(
+    order: npt.NDArray[np.int64], matches: int, queries: Float32Matrix
+) -> _FilteredQueries:
+    """Return a filter for each anchor: the `FAR_QUERIES` nearest queries, the farthest rows.
+
+    Anchor i is query i; `order` as from `_rows_far_to_near`.
+    """
+    filters: _FilteredQueries = []
     for anchor, rows in enumerate(order):
         close = _nearness(queries[anchor : anchor + 1], queries)[0]
-        group = np.ascontiguousarray(queries[np.argsort(-close)[:FAR_PROBES]])
+        group = np.ascontiguousarray(queries[np.argsort(-close)[:FAR_QUERIES]])
         filters.append((group, LiveBitmap.from_rows(rows[:matches], rows=len(rows))))
     return filters
 
 
 def _nearness(left: Float32Matrix, right: Float32Matrix) -> npt.NDArray[np.float32]:
-    """Return (l, r) values that order the right side by nearness under every metric."""
+    """Return (l, r) values that are larger for nearer pairs of a row of `left` and one of `right`.
+
+    2 l r - r^2 orders the rows of `right` by l2 distance to a row of `left`.
+    """
     products: npt.NDArray[np.float32] = 2 * left @ right.T - (right * right).sum(axis=1)
     return products
 
 
-def _with_truth(index: VectorIndex, filtered: _Filtered, *, k: int) -> list[_Truth]:
+def _ground_truths(index: VectorIndex, filtered: _FilteredQueries, *, k: int) -> list[_GroundTruth]:
     return [
-        _Truth(queries, matching, index.search_matching(queries, matching=matching, k=k)[0])
+        _GroundTruth(queries, matching, index.search_matching(queries, matching=matching, k=k)[0])
         for queries, matching in filtered
     ]
 
 
 def _curve(
     index: VectorIndex,
-    truths: list[_Truth],
+    truths: list[_GroundTruth],
     *,
     band: str,
     k: int,
     deadline_s: float,
     far: bool = False,
 ) -> Iterator[RecallPoint]:
-    """Yield the walk's points until one is good enough, dearer than comparing, or too late."""
+    """Yield points of the filtered walk, by growing ef.
+
+    Ends at `CURVE_END_RECALL`, at `deadline_s`, or where the walk costs more than a comparison of
+    all matching rows.
+    """
     for ef in FAR_EFS if far else BAND_EFS:
         if ef < k:
             continue
@@ -170,8 +190,8 @@ def _curve(
             visited.append(walked.visited)
             checked.append(walked.checked)
         point = _point(recalls, k=k, ef=ef, band=band)
-        mean_visited = float(np.concatenate(visited).mean())
-        mean_checked = float(np.concatenate(checked).mean())
+        rows_visited = float(np.concatenate(visited).mean())
+        rows_checked = float(np.concatenate(checked).mean())
         yield RecallPoint(
             point.k,
             point.ef,
@@ -179,18 +199,18 @@ def _curve(
             point.error,
             band=band,
             far=far,
-            visited=round(mean_visited, 1),
-            checked=round(mean_checked, 1),
+            visited=round(rows_visited, 1),
+            checked=round(rows_checked, 1),
         )
-        work = mean_visited + mean_checked / FAR_ABORT_CHECKS
-        if point.recall - 2 * point.error >= RECALL_ENOUGH or work > truths[0].matching.count:
+        work = rows_visited + rows_checked / CHECKS_PER_COMPARISON
+        if point.recall - 2 * point.error >= CURVE_END_RECALL or work > truths[0].matching.count:
             return
 
 
-def _selector_curve(
-    index: VectorIndex, truths: list[_Truth], *, band: str, k: int, deadline_s: float
+def _post_filter_curve(
+    index: VectorIndex, truths: list[_GroundTruth], *, band: str, k: int, deadline_s: float
 ) -> Iterator[RecallPoint]:
-    """Yield points of the plain walk whose beam is filtered afterwards."""
+    """Yield points of post-filtering: the hits of a walk without the filter are filtered."""
     for ef in BAND_EFS:
         if ef * float(band) < k:
             continue
@@ -204,7 +224,7 @@ def _selector_curve(
             recalls.append(recalls_of(found, truth.scores))
         point = _point(recalls, k=k, ef=ef, band=band, selector=True)
         yield point
-        if point.recall - 2 * point.error >= RECALL_ENOUGH:
+        if point.recall - 2 * point.error >= CURVE_END_RECALL:
             return
 
 

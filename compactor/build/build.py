@@ -1,4 +1,4 @@
-"""Merging the live rows of the sources into the files of one new segment. Runs in a thread."""
+"""Builds one new segment from the live rows of a task's sources. Blocking: runs in a thread."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from annheal.compactor.build.bands import budget_s, measure_bands
+from annheal.compactor.build.bands import bands_time_s, measure_bands
+from annheal.compactor.build.base_plan import drift_reason
 from annheal.compactor.build.calibrate import (
     EF_LIMIT,
     Calibration,
-    finds_less,
+    held_out_count,
     is_damaged,
     meets_objective,
+    misses_own_rows,
     own_recall,
-    probe_count,
 )
 from annheal.compactor.build.gather import gather_rows, newest_only
 from annheal.compactor.build.incremental import Base, choose_base
-from annheal.compactor.build.merge_plan import drift_of
-from annheal.compactor.build.storage import as_stored, calibrate_stored
+from annheal.compactor.build.storage import calibrate_stored, with_storage
 from annheal.compactor.fetch import Source
 from annheal.errors import InvariantViolation
 from annheal.index import VectorIndex, build_flat, build_hnsw, merge_hnsw, set_search_threads
@@ -50,15 +50,15 @@ from annheal.segment import (
 )
 
 HNSW_ROWS_MIN = 2_000
-"""Below this, comparing everything is faster than walking a graph, and exact.
+"""A segment with fewer rows gets no graph: a scan of all rows is faster than a walk, and exact.
 
-Measured at 384 dimensions, one thread, ef 64, per query: 44 against 55 us at 2,000 rows, 87
-against 52 us at 5,000.
+Measured with 384 dimensions, one thread, ef 64, time per query of a scan and of a walk: 44 and
+55 us at 2,000 rows, 87 and 52 us at 5,000.
 """
-STRENGTHENINGS = ((1, 1), (2, 2), (3, 4))
-"""What M and efConstruction are multiplied by, in turn, until the graph meets the objective."""
-ANEW_REASONS = (TaskReason.RECALL, TaskReason.WALK_COST)
-"""A graph that is rewritten because it finds too little, or too slowly, is not gone on with."""
+BUILD_STRENGTHS = ((1, 1), (2, 2), (3, 4))
+"""Factors of M and of efConstruction, tried in turn until the graph meets the objective."""
+REBUILD_REASONS = (TaskReason.RECALL, TaskReason.WALK_COST)
+"""Tasks that always rebuild: the graph of the source finds too little or takes too long."""
 M_MAX = 64
 EF_CONSTRUCTION_MAX = 800
 
@@ -69,10 +69,18 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class BuildOrder:
-    """What to build. `on_progress` gets the share done in [0, 1]; what it raises ends the build.
+    """What to build.
 
-    `logged_queries` (n, d) are sampled live queries, in the model of the sources.
-    `anew`: with a new graph, whatever graphs the sources have.
+    Attributes:
+        segment_id: id of the new segment.
+        tier: tier of the new segment.
+        collection: gives schema, index settings and recall objective.
+        threads: threads of the build, at least 1.
+        created_at_s: seconds since the epoch.
+        on_progress: called with the share done in [0, 1]; an error that it raises ends the build.
+        reason: why the task was planned.
+        logged_queries: (n, d) sampled live queries of the sources' model; None without any.
+        rebuild: whether to build the graph from nothing, even if a source has a good base.
     """
 
     segment_id: str
@@ -83,12 +91,15 @@ class BuildOrder:
     on_progress: Callable[[float], None]
     reason: TaskReason = TaskReason.MERGE
     logged_queries: Float32Matrix | None = None
-    anew: bool = False
+    rebuild: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class _Built:
-    """An index, what its graph was built with, and what was measured of it."""
+    """An index with its build settings, its recall curve and the history of its graph.
+
+    A flat index has no settings, no curve and no history.
+    """
 
     index: VectorIndex
     settings: IndexSettings | None = None
@@ -99,11 +110,12 @@ class _Built:
 def build_segment(
     sources: Sequence[Source], order: BuildOrder, *, directory: Path
 ) -> SegmentEntry | None:
-    """Write the live rows of `sources` as one segment; None when no row lives.
+    """Write the live rows of `sources` to `directory` as one segment; None if no row is live.
 
-    Rows keep their sequences and their order, with two exceptions in a segment with a graph:
-    `probe_count` random ones move to the end, because they measure its recall before they are added
-    to it; and the rows of the source whose graph is gone on with come first.
+    Rows keep their sequences, and their order with two exceptions. The held-out rows, random ones
+    that measure the recall of the graph before they are added to it, come last. The rows of the
+    base, if there is one, come first. Raises `InvariantViolation` when the sources have vectors of
+    different models, and what `order.on_progress` raises.
     """
     set_search_threads(order.threads)
     model = _common_model(sources)
@@ -115,9 +127,9 @@ def build_segment(
         sources,
         kept,
         held_out,
-        allowed=_settings_of(order.collection),
-        goal=order.collection.settings,
-        anew=order.anew or order.reason in ANEW_REASONS,
+        allowed=_allowed_settings(order.collection),
+        collection_settings=order.collection.settings,
+        rebuild=order.rebuild or order.reason in REBUILD_REASONS,
     )
     rows = gather_rows(
         chosen.sources, chosen.kept, held_out, model=model, schema=order.collection.schema
@@ -144,30 +156,33 @@ def build_segment(
 
 
 def held_out_rows(total: int) -> npt.NDArray[np.int64]:
-    """Return the rows that measure the graph; the choice depends on nothing but their number."""
+    """Return the positions, ascending, of the held-out rows among `total` live rows.
+
+    They are random, and always the same for the same `total`; empty below `HNSW_ROWS_MIN`.
+    """
     if total < HNSW_ROWS_MIN:
         return np.empty(0, dtype=np.int64)
-    chosen = np.random.default_rng(total).choice(total, probe_count(total), replace=False)
+    chosen = np.random.default_rng(total).choice(total, held_out_count(total), replace=False)
     return np.sort(chosen).astype(np.int64)
 
 
-def first_strengthening(segments: Sequence[Segment]) -> int:
-    """Return the strengthening to begin with when live queries miss too much in `segments`.
+def first_strength(segments: Sequence[Segment]) -> int:
+    """Return the index in `BUILD_STRENGTHS` of the first graph that a `recall` task builds.
 
-    A graph that does not even find what its recall curve says is damaged: the usual one does. One
-    that does serves other queries than its rows resemble: it needs to be stronger.
+    0 when a source's graph is damaged (its recall is below its own curve): the usual settings are
+    good enough. Else 1: live queries are harder than the rows, and need a stronger graph.
     """
     return 0 if any(map(is_damaged, segments)) else 1
 
 
-def _settings_of(collection: Collection) -> list[IndexSettings]:
-    """Return what graphs of the collection may be built with, weakest first."""
+def _allowed_settings(collection: Collection) -> list[IndexSettings]:
+    """Return the settings that graphs of the collection may be built with, weakest first."""
     return [
         IndexSettings(
-            m=min(M_MAX, collection.index.m * m_times),
-            ef_construction=min(EF_CONSTRUCTION_MAX, collection.index.ef_construction * ef_times),
+            m=min(M_MAX, collection.index.m * m_factor),
+            ef_construction=min(EF_CONSTRUCTION_MAX, collection.index.ef_construction * ef_factor),
         )
-        for m_times, ef_times in STRENGTHENINGS
+        for m_factor, ef_factor in BUILD_STRENGTHS
     ]
 
 
@@ -179,29 +194,36 @@ def _build_index(
     *,
     base: Base | None,
 ) -> _Built:
-    """Return an index that meets the recall objective, on the graph of `base` if it is as good."""
-    goal = order.collection.settings
-    # Queries that must miss nothing are answered exactly: a graph would never be walked.
-    graph = len(rows) >= HNSW_ROWS_MIN and goal.recall_objective < 1.0
+    """Return an index that meets the recall objective.
+
+    Tried in turn: the base's graph, extended; graphs of growing strength, built from nothing; a
+    flat index, in which every search is exact.
+    """
+    collection_settings = order.collection.settings
+    # With an objective of 1 every search is exact: a graph would never be walked.
+    graph = len(rows) >= HNSW_ROWS_MIN and collection_settings.recall_objective < 1.0
     if graph and base is not None:
-        merged = _merged_graph(rows, model, order, base)
-        if merged is not None:
-            return merged
+        extended = _extend_graph(rows, model, order, base)
+        if extended is not None:
+            return extended
     first = 0
     if order.reason is TaskReason.RECALL:
-        first = first_strengthening([source.segment for source in sources])
-    for settings in _settings_of(order.collection)[first:] if graph else ():
+        first = first_strength([source.segment for source in sources])
+    for settings in _allowed_settings(order.collection)[first:] if graph else ():
         index, measured, bands = _build_graph(rows.vectors, model, order, settings)
-        if _is_good(index, _judged(measured, settings, order), order.segment_id, settings, goal):
-            # Later graphs are compared with what rows say of this one: live queries change.
-            reference = measured.held_out if measured.live_are_harder else ()
+        curve = _decisive_curve(measured, settings, order)
+        if _meets(index, curve, order.segment_id, settings, collection_settings):
+            # An extended graph is later compared with the curve of the held-out rows: logged
+            # queries change. It is stored apart only if it is not the segment's curve already.
+            reference = measured.held_out if measured.logged_are_harder else ()
             history = GraphHistory(kind=GraphKind.FULL, reference=reference)
             return _Built(index, settings, measured.curve + bands, history)
-        del index  # before the next one is built
+        del index  # frees its memory before the next graph is built
     if graph:
         _log.warning(
-            "segment %s: no graph of its %d rows meets the objective, as happens when many vectors"
-            " are equal; it is written without one, and every search compares its rows exactly",
+            "segment %s: no graph of its %d rows meets the recall objective, as happens when many"
+            " vectors are equal; the segment is written without a graph, and every search compares"
+            " all its rows",
             order.segment_id,
             len(rows),
         )
@@ -210,55 +232,65 @@ def _build_index(
     return _Built(index)
 
 
-def _merged_graph(
+def _extend_graph(
     rows: SegmentRows, model: ModelSpec, order: BuildOrder, base: Base
 ) -> _Built | None:
-    """Return an index on the graph of `base`, None when it finds less than a rebuilt one would."""
-    goal = order.collection.settings
+    """Return an index whose graph extends that of `base`; None when a rebuild is needed instead.
+
+    The graph must not have drifted (`drift_reason`) and must meet the objective.
+    """
+    collection_settings = order.collection.settings
     index, measured, bands = _build_graph(rows.vectors, model, order, base.settings, base=base)
-    drift = drift_of(
+    drift = drift_reason(
         measured.held_out,
         base.reference,
-        k=goal.recall_k,
-        objective=goal.recall_objective,
+        k=collection_settings.recall_k,
+        objective=collection_settings.recall_objective,
         growth=len(rows) / base.reference_rows,
     )
     if drift:
-        _log.warning("segment %s: built anew, not on %s: %s", order.segment_id, base.id, drift)
+        _log.warning(
+            "segment %s: rebuilt, because the extended graph of %s is worse: %s",
+            order.segment_id,
+            base.id,
+            drift,
+        )
         return None
-    judged = _judged(measured, base.settings, order)
-    if not _is_good(index, judged, order.segment_id, base.settings, goal):
+    decisive = _decisive_curve(measured, base.settings, order)
+    if not _meets(index, decisive, order.segment_id, base.settings, collection_settings):
         return None
     curve = (*measured.curve, *bands, *base.bands(len(rows)))
     return _Built(index, base.settings, curve, base.history(len(rows)))
 
 
-def _judged(
+def _decisive_curve(
     measured: Calibration, settings: IndexSettings, order: BuildOrder
 ) -> tuple[RecallPoint, ...]:
     """Return the curve that has to meet the objective.
 
-    The strongest graph is kept if rows are found in it: what live queries miss even so, the node
-    widens ef for, and says. Comparing a large segment exactly would be no answer.
+    For the strongest graph it is the curve of the held-out rows, even if logged queries are harder:
+    the alternative is a flat index, too slow for a large segment. If live queries stay below the
+    objective, the node raises ef and reports it.
     """
-    strongest = settings == _settings_of(order.collection)[-1]
+    strongest = settings == _allowed_settings(order.collection)[-1]
     return measured.held_out if strongest else measured.curve
 
 
-def _is_good(
+def _meets(
     index: VectorIndex,
     curve: Sequence[RecallPoint],
     segment_id: str,
     settings: IndexSettings,
-    goal: CollectionSettings,
+    collection_settings: CollectionSettings,
 ) -> bool:
-    """Return whether a graph finds rows that it has not seen and its own; log what it misses."""
-    if not meets_objective(curve, k=goal.recall_k, objective=goal.recall_objective):
-        points = [p.recall for p in curve if p.k == goal.recall_k and not p.band]
-        which, recall = "new rows or live queries", max(points, default=0.0)
+    """Return whether a graph meets the objective on `curve` and for its own rows; log if not."""
+    k, objective = collection_settings.recall_k, collection_settings.recall_objective
+    if not meets_objective(curve, k=k, objective=objective):
+        points = [p.recall for p in curve if p.k == k and not p.band]
+        which, recall = "held-out rows or logged queries", max(points, default=0.0)
     else:
-        which, recall = "its own rows", own_recall(index, k=goal.recall_k)
-        if recall >= goal.recall_objective and not finds_less(index, curve):
+        which, recall = "its own rows", own_recall(index, k=k)
+        if recall >= objective and not misses_own_rows(index, curve):
             return True
     _log.warning(
         "segment %s: recall %.4f of %s at ef %d with %s does not meet the objective of %s",
@@ -267,7 +299,7 @@ def _is_good(
         which,
         EF_LIMIT,
         settings,
-        goal.recall_objective,
+        objective,
     )
     return False
 
@@ -280,27 +312,40 @@ def _build_graph(
     *,
     base: Base | None = None,
 ) -> tuple[VectorIndex, Calibration, tuple[RecallPoint, ...]]:
-    """Return a graph with what was measured of it without filters, and with them.
+    """Return a graph of `vectors`, its calibration without filters, and its points under filters.
 
-    With filters nothing is measured where what was measured of the `base` still holds.
+    The graph extends that of `base`, if given. Then nothing is measured under filters as long as
+    the points of the base still hold (`Base.bands`), and no points are returned for them.
     """
-    probes = probe_count(len(vectors))
-    queries = np.ascontiguousarray(vectors[len(vectors) - probes :])
+    held_out = held_out_count(len(vectors))
+    queries = np.ascontiguousarray(vectors[len(vectors) - held_out :])
     found: list[tuple[VectorStorage, Calibration, tuple[RecallPoint, ...]]] = []
-    goal = order.collection.settings
+    collection_settings = order.collection.settings
     started_s = time.monotonic()
 
     def measure(part: VectorIndex) -> None:
-        limit_s = budget_s(time.monotonic() - started_s)
+        limit_s = bands_time_s(time.monotonic() - started_s)
         stored = calibrate_stored(
-            part, queries, goal=goal, every=vectors, logged=order.logged_queries
+            part,
+            queries,
+            settings=collection_settings,
+            all_vectors=vectors,
+            logged_queries=order.logged_queries,
         )
         measured = stored.calibration
-        if measured.live_are_harder:
-            _log.info("segment %s: live queries are harder than rows", order.segment_id)
+        if measured.logged_are_harder:
+            _log.info(
+                "segment %s: logged queries have a lower recall than held-out rows",
+                order.segment_id,
+            )
         bands: tuple[RecallPoint, ...] = ()
         if base is None or not base.bands(len(vectors)):
-            bands = measure_bands(stored.index, measured.probes, k=goal.recall_k, limit_s=limit_s)
+            bands = measure_bands(
+                stored.index,
+                measured.queries,
+                k=collection_settings.recall_k,
+                limit_s=limit_s,
+            )
         found.append((stored.index.storage, measured, bands))
 
     build = partial(build_hnsw, metric=model.metric)
@@ -311,11 +356,11 @@ def _build_graph(
         settings=settings,
         threads=order.threads,
         on_progress=lambda done: order.on_progress(done / len(vectors)),
-        probe_rows=probes,
+        probe_rows=held_out,
         probe=measure,
     )
     storage, measured, bands = found[-1]
-    return as_stored(index, storage), measured, bands
+    return with_storage(index, storage), measured, bands
 
 
 def _common_model(sources: Sequence[Source]) -> ModelSpec:

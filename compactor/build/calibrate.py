@@ -1,4 +1,4 @@
-"""Measuring recall against ef, with queries that the graph has not seen."""
+"""Measures the recall curve of a graph, with queries that are not in the graph."""
 
 from __future__ import annotations
 
@@ -8,42 +8,42 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from annheal.compactor.build.bands import plain_visits
+from annheal.compactor.build.bands import mean_visited
 from annheal.compactor.build.recalls import best_scores, recalls_of
 from annheal.index import VectorIndex
 from annheal.model.records import Float32Matrix
 from annheal.model.topology.manifest import IndexKind
 from annheal.segment import RecallPoint, Segment
 
-PROBES = 1_000
-"""Held-out queries. The standard error of a recall of 0.95 at k 10 is then about 0.4 points."""
+HELD_OUT_MAX = 1_000
+"""Held-out rows of a build. They give a recall of 0.95 at k 10 a standard error of about 0.004."""
 EF_LADDER = (16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 256, 384, 512)
 EF_LIMIT = EF_LADDER[-1]
 K_WIDE = 100
-"""Recall is measured at the collection's k and at this one, for callers who ask for more."""
+"""Recall is measured at the collection's k and at this one, for searches with a larger k."""
 
-PROBES_SHARE_MAX = 0.1
-"""Of a small segment's rows, so that the graph that is measured is nearly the whole one."""
-PROBES_FEW = 250
-"""Probes where a walk is long: for the wide k, and for beams wider than `EF_SHORT_MAX`."""
-EF_SHORT_MAX = 128
-RECALL_FULL = 0.998
-"""A curve ends here; a wider beam than that is not worth its measuring."""
+HELD_OUT_SHARE_MAX = 0.1
+"""Share of the rows that is held out, so that the measured graph has nearly all rows."""
+LONG_WALK_QUERIES = 250
+"""Queries that measure long walks: those for `K_WIDE`, and those above `SHORT_WALK_EF_MAX`."""
+SHORT_WALK_EF_MAX = 128
+CURVE_END_RECALL = 0.998
+"""A curve ends at the first point that reaches this: nothing is gained by a larger ef."""
 
 LOGGED_MIN = 32
-"""Fewer live queries say nothing about a curve."""
+"""With fewer logged queries the curve is measured with held-out rows alone."""
 HARDER_Z = 2.576
-"""Live queries are harder when chance explains it in less than one case of a hundred."""
+"""Logged queries are harder if they are lower by more standard errors than this: 1 % by chance."""
 
-OWN_PROBES = 100
-"""Rows of a graph that it is asked for itself."""
-DAMAGE_RECALL = 0.05
-"""A graph that finds so much less than its recall curve says is damaged."""
+OWN_ROWS = 100
+"""Rows of a graph that are used as queries by `own_recall`."""
+DAMAGE_RECALL_LOSS = 0.05
+"""A graph is damaged if the recall for its own rows is this much below its recall curve."""
 
 
-def probe_count(rows: int) -> int:
+def held_out_count(rows: int) -> int:
     """Return how many of `rows` rows are held out to measure the graph of the others."""
-    return min(PROBES, int(rows * PROBES_SHARE_MAX))
+    return min(HELD_OUT_MAX, int(rows * HELD_OUT_SHARE_MAX))
 
 
 def recall_of(found: npt.NDArray[np.float32], truth: npt.NDArray[np.float32]) -> float:
@@ -53,95 +53,105 @@ def recall_of(found: npt.NDArray[np.float32], truth: npt.NDArray[np.float32]) ->
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """What was measured of a graph. `probes` (n, d) are the queries to measure filters with.
+    """The recall curves of a graph.
 
-    `curve` is what the node will go by; `held_out` what rows alone say, the same unless live
-    queries are harder.
+    Attributes:
+        curve: the curve that is stored, from which nodes choose ef.
+        held_out: the curve of the held-out rows alone; the same unless logged queries are harder.
+        queries: (n, d) queries to measure recall under filters with.
     """
 
     curve: tuple[RecallPoint, ...]
     held_out: tuple[RecallPoint, ...]
-    probes: Float32Matrix
+    queries: Float32Matrix
 
     @property
-    def live_are_harder(self) -> bool:
-        """Whether live queries decided."""
+    def logged_are_harder(self) -> bool:
+        """Whether logged queries lowered the curve."""
         return self.curve != self.held_out
 
 
 def calibrate(
-    index: VectorIndex, held_out: Float32Matrix, *, k: int, logged: Float32Matrix | None = None
+    index: VectorIndex,
+    held_out: Float32Matrix,
+    *,
+    k: int,
+    logged_queries: Float32Matrix | None = None,
 ) -> Calibration:
-    """Measure recall with `held_out` rows (n, d) and, if there are enough, `logged` live queries.
+    """Measure the recall curve of `index` with `held_out` rows (n, d) and `logged_queries` (m, d).
 
-    Live queries may be of another kind than rows. Where they miss more than chance explains at any
-    ef, the curve is the lower of the two at each; otherwise the many rows are the better measure.
+    Logged queries may be unlike the rows. If their recall is significantly lower at any ef, the
+    curve is the lower of the two at each ef. Otherwise it is that of the held-out rows, which are
+    more. Logged queries are ignored if there are fewer than `LOGGED_MIN`.
     """
-    rows = measure_recall(index, held_out, k=k)
-    if logged is None or len(logged) < LOGGED_MIN:
-        return Calibration(rows, rows, held_out)
-    curve = harder_curve(rows, measure_recall(index, logged, k=k))
-    if curve == rows:
-        return Calibration(rows, rows, held_out)
-    return Calibration(curve, rows, np.concatenate([logged, held_out]))
+    curve_held_out = measure_recall(index, held_out, k=k)
+    if logged_queries is None or len(logged_queries) < LOGGED_MIN:
+        return Calibration(curve_held_out, curve_held_out, held_out)
+    curve = lower_curve(curve_held_out, measure_recall(index, logged_queries, k=k))
+    if curve == curve_held_out:
+        return Calibration(curve_held_out, curve_held_out, held_out)
+    return Calibration(curve, curve_held_out, np.concatenate([logged_queries, held_out]))
 
 
-def harder_curve(
-    held_out: Sequence[RecallPoint], live: Sequence[RecallPoint]
+def lower_curve(
+    held_out: Sequence[RecallPoint], logged: Sequence[RecallPoint]
 ) -> tuple[RecallPoint, ...]:
-    """Return the lower of two curves at each ef if `live` is surely below, else `held_out`.
+    """Return the lower curve at each ef if `logged` is significantly lower, else `held_out`.
 
-    Decided for each k. A curve that ended earlier was full there, so the other one stands alone.
+    This is decided for each k apart. Beyond the end of one curve, where it has reached
+    `CURVE_END_RECALL`, the points are those of the other.
     """
     points: list[RecallPoint] = []
     for k in sorted({point.k for point in held_out}):
-        rows = {point.ef: point for point in held_out if point.k == k}
-        asked = {point.ef: point for point in live if point.k == k}
-        if any(ef in rows and _is_below(point, rows[ef]) for ef, point in asked.items()):
-            for ef in sorted(rows.keys() | asked.keys()):
-                both = [curve[ef] for curve in (rows, asked) if ef in curve]
+        by_ef = {point.ef: point for point in held_out if point.k == k}
+        logged_by_ef = {point.ef: point for point in logged if point.k == k}
+        if any(ef in by_ef and _is_below(point, by_ef[ef]) for ef, point in logged_by_ef.items()):
+            for ef in sorted(by_ef.keys() | logged_by_ef.keys()):
+                both = [curve[ef] for curve in (by_ef, logged_by_ef) if ef in curve]
                 points.append(min(both, key=lambda point: point.recall))
         else:
-            points += rows.values()
+            points += by_ef.values()
     return tuple(points)
 
 
-def _is_below(live: RecallPoint, rows: RecallPoint) -> bool:
-    error = float(np.hypot(live.error, rows.error))
-    return rows.recall - live.recall > HARDER_Z * error
+def _is_below(logged: RecallPoint, held_out: RecallPoint) -> bool:
+    """Return whether `logged` is lower by more than `HARDER_Z` standard errors."""
+    error = float(np.hypot(logged.error, held_out.error))
+    return held_out.recall - logged.recall > HARDER_Z * error
 
 
 def measure_recall(
     index: VectorIndex, queries: Float32Matrix, *, k: int, efs: Sequence[int] = EF_LADDER
 ) -> tuple[RecallPoint, ...]:
-    """Return recall@`k` and recall@`K_WIDE` of `index` at every ef that is not below k.
+    """Return recall@`k` and recall@`K_WIDE` of `index` at each of `efs` that is not below that k.
 
-    `queries` (n, d) must not be rows of the index, whose own links would lead to them. Long walks
-    are measured with the first `PROBES_FEW` of them.
+    `queries` (n, d) must not be rows of the index: links would lead straight to them. Long walks
+    are measured with the first `LONG_WALK_QUERIES` of them. A k above the number of rows is left
+    out, and each curve ends at `CURVE_END_RECALL`.
     """
     points: list[RecallPoint] = []
-    for wanted in sorted({k, K_WIDE}):
-        if wanted > index.rows:
+    for point_k in sorted({k, K_WIDE}):
+        if point_k > index.rows:
             continue
-        asked = queries if wanted == k else queries[:PROBES_FEW]
-        truth = best_scores(index, asked, k=wanted)
+        sample = queries if point_k == k else queries[:LONG_WALK_QUERIES]
+        truth = best_scores(index, sample, k=point_k)
         for ef in efs:
-            if ef < wanted:
+            if ef < point_k:
                 continue
-            probes = len(asked) if ef <= EF_SHORT_MAX else PROBES_FEW
-            found, _ = index.search(asked[:probes], k=wanted, ef=ef)
-            recalls = recalls_of(found, truth[:probes])
+            count = len(sample) if ef <= SHORT_WALK_EF_MAX else LONG_WALK_QUERIES
+            found, _ = index.search(sample[:count], k=point_k, ef=ef)
+            recalls = recalls_of(found, truth[:count])
             error = float(recalls.std() / np.sqrt(len(recalls)))
             points.append(
                 RecallPoint(
-                    wanted,
+                    point_k,
                     ef,
                     round(float(recalls.mean()), 4),
                     round(error, 5),
-                    visited=plain_visits(index, queries, ef=ef, k=wanted),
+                    visited=mean_visited(index, queries, ef=ef, k=point_k),
                 )
             )
-            if points[-1].recall >= RECALL_FULL:
+            if points[-1].recall >= CURVE_END_RECALL:
                 break
     return tuple(points)
 
@@ -155,33 +165,33 @@ def meets_objective(curve: Sequence[RecallPoint], *, k: int, objective: float) -
 
 
 def own_recall(index: VectorIndex, *, k: int, ef: int = EF_LIMIT) -> float:
-    """Return recall@`k` for rows of the index itself, compared by score.
+    """Return the mean recall@`k` at `ef` of `OWN_ROWS` rows of the index, used as queries.
 
-    Which rows depends on their number alone, so that the same graph always gives the same answer.
-    A sound graph finds its own rows more easily than others, unless many of its vectors are equal:
-    their links lead to one another, and the walk does not leave them.
+    The rows are random but always the same for the same number of rows, so that one graph always
+    gives one result. A sound graph finds its own rows more easily than other queries, unless many
+    of its vectors are equal: such rows link only to one another, and a walk does not leave them.
     """
-    probes = min(index.rows, OWN_PROBES)
-    chosen = np.random.default_rng(index.rows).choice(index.rows, probes, replace=False)
+    count = min(index.rows, OWN_ROWS)
+    chosen = np.random.default_rng(index.rows).choice(index.rows, count, replace=False)
     queries = index.reconstruct(chosen.astype(np.int64))
     found, _ = index.search(queries, k=k, ef=ef)
     return recall_of(found, best_scores(index, queries, k=k))
 
 
-def finds_less(index: VectorIndex, curve: Sequence[RecallPoint]) -> bool:
-    """Return whether a graph does not find of its own rows what its recall curve says."""
-    plain = [point for point in curve if not point.band]
-    k = min(point.k for point in plain)
-    best = max((point for point in plain if point.k == k), key=lambda point: point.ef)
-    return own_recall(index, k=k, ef=best.ef) < best.recall - DAMAGE_RECALL
+def misses_own_rows(index: VectorIndex, curve: Sequence[RecallPoint]) -> bool:
+    """Return whether the recall for own rows is `DAMAGE_RECALL_LOSS` below the end of `curve`."""
+    unfiltered = [point for point in curve if not point.band]
+    k = min(point.k for point in unfiltered)
+    last = max((point for point in unfiltered if point.k == k), key=lambda point: point.ef)
+    return own_recall(index, k=k, ef=last.ef) < last.recall - DAMAGE_RECALL_LOSS
 
 
 def is_damaged(segment: Segment) -> bool:
-    """Return whether the graph of a segment does not find what its recall curve says.
+    """Return whether the graph of a segment has a lower recall than its curve says.
 
-    False for a flat index, and without a curve. A graph that was never better than that is not
-    written (`build.py`).
+    False for a flat index, and for one without a curve. A build never writes such a graph, so it
+    was damaged later.
     """
     if segment.kind is not IndexKind.HNSW or not segment.recall_curve:
         return False
-    return finds_less(segment.index, segment.recall_curve)
+    return misses_own_rows(segment.index, segment.recall_curve)

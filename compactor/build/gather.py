@@ -1,4 +1,4 @@
-"""Gathering the live rows of the sources in the order of the output."""
+"""Copies the live rows of the sources in the order of the output."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from annheal.segment.rows import decoded
 from annheal.shards.routing import hash_ids
 
 _COPY_ROWS = 10_000
-"""Rows copied at once: numpy keeps the interpreter's lock meanwhile (2 ms at 384 floats)."""
+"""Rows of one copy, in which numpy holds the interpreter lock: 2 ms at 384 floats."""
 
 _log = logging.getLogger(__name__)
 
@@ -31,9 +31,10 @@ def gather_rows(
     model: ModelSpec,
     schema: Schema,
 ) -> SegmentRows:
-    """Return the `kept` rows of all sources in order, but for the `held_out` ones, which come last.
+    """Return the rows `kept` of each source, source after source; the held-out rows come last.
 
-    `held_out` are positions among all kept rows, ascending.
+    `kept` are row numbers of each source, int64; `held_out` positions among all kept rows,
+    ascending. A column of `schema` that a source does not have is null in its rows.
     """
     total = sum(map(len, kept))
     order = np.concatenate([np.setdiff1d(np.arange(total), held_out), held_out])
@@ -66,7 +67,7 @@ def _gather_vectors(
     *,
     dimension: int,
 ) -> Float32Matrix:
-    """Copy every live vector straight to its place, so that memory holds them once."""
+    """Copy each vector directly to its place in the output, so that memory holds them once."""
     vectors = np.empty((len(order), dimension), dtype=np.float32)
     place = np.empty_like(order)
     place[order] = np.arange(len(order))
@@ -83,7 +84,7 @@ def _gather_vectors(
 def _gather_attributes(
     sources: Sequence[Source], taken: Sequence[Any], schema: Schema
 ) -> pa.RecordBatch:
-    """Return the collection's columns; one that a source does not have is null in its rows."""
+    """Return the columns of `schema`; one that a source does not have is null in its rows."""
     parts = [
         decoded(source.segment.attributes.take(rows))
         for source, rows in zip(sources, taken, strict=True)
@@ -109,10 +110,11 @@ def _gather_attributes(
 def newest_only(
     sources: Sequence[Source], kept: Sequence[npt.NDArray[np.int64]]
 ) -> list[npt.NDArray[np.int64]]:
-    """Return `kept` without rows that a newer row of the same id replaces (INV-3, INV-6).
+    """Return `kept` without the rows whose id has a row with a higher sequence (INV-3, INV-6).
 
-    One version of a manifest holds no such rows; were there any, the answer would be wrong for
-    ever after, and looking costs one sort of hashes.
+    One version of a manifest has no such rows. This checks it, at the cost of one sort of hashes,
+    because an output with two rows of one id would stay wrong for ever. Rows that are left out are
+    logged as an error.
     """
     hashes = np.concatenate(
         [
@@ -141,7 +143,7 @@ def newest_only(
         else:
             dropped.add(position)
     if dropped:
-        _log.error("%d rows of the sources are replaced by newer live rows", len(dropped))
+        _log.error("%d live rows are left out: newer rows have the same ids", len(dropped))
     gone = np.array(sorted(dropped), dtype=np.int64)
     return [
         np.delete(rows, gone[(gone >= start) & (gone < start + len(rows))] - start)

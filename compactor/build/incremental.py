@@ -1,4 +1,4 @@
-"""The source whose graph a merge goes on with: its rows in front, and what is known of it."""
+"""The base of an incremental merge: the source whose graph is kept and extended."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from annheal.compactor.build.merge_plan import MergeSource, plan_merge
+from annheal.compactor.build.base_plan import BaseCandidate, plan_base
 from annheal.compactor.fetch import Source
 from annheal.index import VectorIndex, is_base
 from annheal.model.collection import CollectionSettings, IndexSettings, VectorStorage
 from annheal.segment import GraphHistory, GraphKind, RecallPoint, Segment
 
 BANDS_CHANGED_MAX = 0.25
-"""Share of rows removed or added up to which recall under filters is not measured again.
+"""Share of the rows removed or added up to which the base's recall under filters is taken over.
 
-It takes as long as half of a merge, and recall at a given beam hardly moves until then; what is
-measured on live queries corrects the beam meanwhile.
+Measuring it takes half as long as the merge, and until then recall at a given ef hardly changes.
+Meanwhile the recall of live queries corrects ef.
 """
 
 _log = logging.getLogger(__name__)
@@ -27,9 +27,15 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """A source with a graph to go on with; `kept` are the rows of it that come first, in order.
+    """The source whose graph is kept and extended.
 
-    `storage` is that of the output.
+    Attributes:
+        segment: the source.
+        kept: its rows, int64, that stay in the graph; they are the first rows of the output.
+        settings: the settings that its graph was built with.
+        reference: the recall curve after the last build from nothing.
+        reference_rows: rows of the segment at that build.
+        storage: the storage that the collection asks for.
     """
 
     segment: Segment
@@ -41,16 +47,16 @@ class Base:
 
     @property
     def id(self) -> str:
-        """The id of the source."""
+        """The id of the segment."""
         return self.segment.id
 
     @property
     def index(self) -> VectorIndex:
-        """The index with the graph."""
+        """The index of the segment, which has a graph."""
         return self.segment.index
 
     def history(self, rows: int) -> GraphHistory:
-        """Return what to remember of the graph when the output has `rows` rows."""
+        """Return the graph's history after this merge; `rows` are those of the output."""
         before = self.segment.meta.build.graph
         changed = self._changed_rows(rows) if self.bands(rows) else 0
         return GraphHistory(
@@ -62,7 +68,10 @@ class Base:
         )
 
     def bands(self, rows: int) -> tuple[RecallPoint, ...]:
-        """Return the points under filters that still hold for `rows` rows, none when none do."""
+        """Return the base's recall points under filters if they hold for an output of `rows` rows.
+
+        They do up to `BANDS_CHANGED_MAX` changed rows and with the same storage; else no points.
+        """
         if self._changed_rows(rows) > BANDS_CHANGED_MAX * rows:
             return ()
         if self.segment.storage is not self.storage:
@@ -75,8 +84,8 @@ class Base:
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
-    """The sources with their live rows, that of the base first; None builds anew, in any order."""
+class BaseChoice:
+    """The base, None for a rebuild, and the sources with their live rows; the base is the first."""
 
     base: Base | None
     sources: Sequence[Source]
@@ -89,45 +98,51 @@ def choose_base(
     held_out: npt.NDArray[np.int64],
     *,
     allowed: Sequence[IndexSettings],
-    goal: CollectionSettings,
-    anew: bool,
-) -> Chosen:
-    """Return the base of a merge of the rows `kept` of each source, as `plan_merge` decides.
+    collection_settings: CollectionSettings,
+    rebuild: bool,
+) -> BaseChoice:
+    """Return the base, as `plan_base` chooses it, of a merge of the rows `kept` of each source.
 
-    `held_out` are positions among all kept rows. They are random ones of all sources, so that they
-    ask for what the output holds and not only for what is new in it. Those of the base are
-    removed from its graph like dead rows, and added again after the measurement.
+    `kept` are row numbers, int64. `held_out` are positions among all kept rows: random rows of all
+    sources, so that the queries resemble all of the output and not only its new rows. Those of the
+    base are removed from its graph like dead rows, and added again after the measurement.
     """
     rows = sum(map(len, kept))
-    lasting = 1 - len(held_out) / rows
-    described = [
-        _described(source, kept_rows=int(len(live) * lasting))
+    not_held_out = 1 - len(held_out) / rows
+    candidates = [
+        _candidate_of(source, kept_rows=int(len(live) * not_held_out))
         for source, live in zip(sources, kept, strict=True)
     ]
-    plan = plan_merge(described, rows=rows, anew=anew, settings=allowed, recall_k=goal.recall_k)
+    plan = plan_base(
+        candidates,
+        rows=rows,
+        rebuild=rebuild,
+        allowed=allowed,
+        recall_k=collection_settings.recall_k,
+    )
     if plan.base is None:
-        _log.info("%d rows get a new graph: %s", rows, plan.why)
-        return Chosen(None, sources, kept)
+        _log.info("the graph of %d rows is rebuilt: %s", rows, plan.why)
+        return BaseChoice(None, sources, kept)
     first = plan.base
     order = [first, *(n for n in range(len(sources)) if n != first)]
     live = kept[first]
-    segment, settings = sources[first].segment, described[first].settings
+    segment, settings = sources[first].segment, candidates[first].settings
     assert settings is not None
     base = Base(
         segment=segment,
         kept=np.delete(live, held_out[held_out < len(live)]),
         settings=settings,
-        reference=tuple(described[first].reference),
+        reference=tuple(candidates[first].reference),
         reference_rows=segment.meta.build.graph.reference_rows or segment.rows,
-        storage=goal.storage,
+        storage=collection_settings.storage,
     )
-    return Chosen(base, [sources[n] for n in order], [kept[n] for n in order])
+    return BaseChoice(base, [sources[n] for n in order], [kept[n] for n in order])
 
 
-def _described(source: Source, *, kept_rows: int) -> MergeSource:
+def _candidate_of(source: Source, *, kept_rows: int) -> BaseCandidate:
     build = source.segment.meta.build
     curve = tuple(point for point in build.recall_curve if not point.band)
-    return MergeSource(
+    return BaseCandidate(
         rows=source.segment.rows,
         kept_rows=kept_rows,
         settings=build.settings if is_base(source.segment.index) else None,

@@ -1,4 +1,4 @@
-"""Recall of scores against exact ones."""
+"""Recall, computed by comparing found scores with exact scores."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _TIE_TOLERANCE = np.float32(1e-6)
 
 
 def best_scores(index: VectorIndex, queries: Float32Matrix, *, k: int) -> npt.NDArray[np.float32]:
-    """Return the exact best `k` scores of each query, (n, k), best first, as a walk scores them.
+    """Return the exact best `k` scores of each query, (n, k) float32, best first; -inf pads.
 
-    For many queries FAISS takes squared distances from products of whole matrices. Where vectors
-    are long beside their distances, what that rounds away is more than what tells neighbours
-    apart, so each pair that was found is compared once more by itself.
+    For many queries FAISS computes squared distances from a matrix product. If vectors are long
+    compared with their distances, its rounding error exceeds the differences between neighbours.
+    So the l2 distance of each pair that was found is computed again, as a walk computes it.
     """
     scores, rows = index.search(queries, k=k, exact=True)
     if index.metric is Metric.L2:
@@ -32,14 +32,15 @@ def best_scores(index: VectorIndex, queries: Float32Matrix, *, k: int) -> npt.ND
 def recalls_of(
     found: npt.NDArray[np.float32], truth: npt.NDArray[np.float32]
 ) -> npt.NDArray[np.float64]:
-    """Return each query's recall of scores `found` (n, k) against the exact best `truth` (n, k).
+    """Return the recall of each query, (n,) float64, in [0, 1].
 
-    Compared by score and not by row, so that equal vectors count for one another. Both are
-    higher = better, best first; -inf pads.
+    `found` (n, k) are the scores of a search, `truth` (n, k) the exact best ones; higher is better,
+    best first, -inf pads. Scores are compared and not rows, so that a row with an equal vector
+    counts as found. A query without any exact score has recall 0.
     """
     present = np.isfinite(truth)
     worst = np.where(present, truth, np.inf).min(axis=1, keepdims=True)
-    # By the largest of them: the error of a product does not shrink where terms cancel out.
+    # Relative to the largest score: the rounding error of a product does not shrink with its sum.
     scale = np.where(present, np.abs(truth), 0).max(axis=1, keepdims=True)
     worst -= scale * _TIE_TOLERANCE
     wanted = np.count_nonzero(present, axis=1)

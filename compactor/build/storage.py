@@ -1,4 +1,4 @@
-"""Which storage a graph gets: the collection's, if its recall can keep the objective."""
+"""Which vector storage a segment gets: the collection's, if the objective can be met with it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
-    """A graph with the storage that it gets, and what was measured of it so."""
+class CalibratedIndex:
+    """An index with the storage that it gets, and its calibration with that storage."""
 
     index: VectorIndex
     calibration: Calibration
@@ -25,43 +25,48 @@ def calibrate_stored(
     index: VectorIndex,
     held_out: Float32Matrix,
     *,
-    goal: CollectionSettings,
-    every: Float32Matrix,
-    logged: Float32Matrix | None = None,
-) -> Stored:
-    """Measure `index`, a float32 graph, with the storage that the collection asks for.
+    settings: CollectionSettings,
+    all_vectors: Float32Matrix,
+    logged_queries: Float32Matrix | None = None,
+) -> CalibratedIndex:
+    """Calibrate `index`, a float32 graph, with the storage that the collection asks for.
 
-    Walks over codes are measured as a node runs them, with re-ranking. Where no beam reaches the
-    objective that way and one does with float32, the graph stays with float32: more links would not
-    make codes tell apart what they cannot. `every` (m, d) are the rows of the index in the end,
-    which codes have to hold; the rest is as in `calibrate`.
+    A quantized index is measured as a node searches it, with re-ranking. If no ef reaches the
+    objective with it but one does with float32, the index stays float32: a stronger graph does not
+    help where quantized vectors are equal. It also stays float32 if `all_vectors` (m, d), the rows
+    of the finished index, have values beyond the range of the storage. Both are logged. `held_out`
+    and `logged_queries` are as in `calibrate`.
     """
-    storage = goal.storage
+    storage = settings.storage
+
+    def calibrated(index: VectorIndex) -> CalibratedIndex:
+        calibration = calibrate(index, held_out, k=settings.recall_k, logged_queries=logged_queries)
+        return CalibratedIndex(index, calibration)
+
     if storage is VectorStorage.FLOAT32:
-        return Stored(index, calibrate(index, held_out, k=goal.recall_k, logged=logged))
-    if not can_store(every, storage):
+        return calibrated(index)
+    if not can_store(all_vectors, storage):
         _log.warning("values beyond the range of %s: the segment keeps float32", storage)
-        return Stored(index, calibrate(index, held_out, k=goal.recall_k, logged=logged))
-    lossy = quantized(index, storage=storage, sample=every)
-    found = Stored(lossy, calibrate(lossy, held_out, k=goal.recall_k, logged=logged))
-    if _meets(found, goal):
+        return calibrated(index)
+    found = calibrated(quantized(index, storage=storage, sample=all_vectors))
+    if _meets_objective(found, settings):
         return found
-    full = Stored(index, calibrate(index, held_out, k=goal.recall_k, logged=logged))
-    if not _meets(full, goal):
+    full = calibrated(index)
+    if not _meets_objective(full, settings):
         return found
     _log.warning(
         "no ef reaches the objective of %s with %s: the segment keeps float32",
-        goal.recall_objective,
+        settings.recall_objective,
         storage,
     )
     return full
 
 
-def as_stored(index: VectorIndex, storage: VectorStorage) -> VectorIndex:
-    """Return a float32 graph with its vectors stored as `storage` says."""
+def with_storage(index: VectorIndex, storage: VectorStorage) -> VectorIndex:
+    """Return a float32 index with its vectors stored as `storage`."""
     return index if storage is VectorStorage.FLOAT32 else quantized(index, storage=storage)
 
 
-def _meets(stored: Stored, goal: CollectionSettings) -> bool:
-    curve = stored.calibration.held_out
-    return meets_objective(curve, k=goal.recall_k, objective=goal.recall_objective)
+def _meets_objective(found: CalibratedIndex, settings: CollectionSettings) -> bool:
+    curve = found.calibration.held_out
+    return meets_objective(curve, k=settings.recall_k, objective=settings.recall_objective)

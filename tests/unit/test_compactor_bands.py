@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from annheal.compactor.build import bands
-from annheal.compactor.build.bands import BAND_ROWS_MIN, measure_bands, plain_visits
+from annheal.compactor.build.bands import BAND_ROWS_MIN, mean_visited, measure_bands
 from annheal.compactor.build.calibrate import meets_objective
 from annheal.index import VectorIndex, build_hnsw
 from annheal.model.collection import IndexSettings, Metric
@@ -51,7 +51,7 @@ def test_a_small_index_has_no_bands(queries: np.ndarray) -> None:
     vectors = unit_vectors(2 * BAND_ROWS_MIN - 2, 8)
     small = build_hnsw(vectors, metric=Metric.COSINE, settings=IndexSettings(), threads=2)
     assert measure_bands(small, queries, k=10, limit_s=LONG_S) == ()
-    assert plain_visits(small, queries, ef=64, k=10) == 0
+    assert mean_visited(small, queries, ef=64, k=10) == 0
 
 
 def test_the_time_limit_leaves_the_rest_unmeasured(index: VectorIndex, queries: np.ndarray) -> None:
@@ -61,7 +61,7 @@ def test_the_time_limit_leaves_the_rest_unmeasured(index: VectorIndex, queries: 
 def test_far_filters_hold_the_rows_far_from_their_queries(
     index: VectorIndex, queries: np.ndarray
 ) -> None:
-    order = bands._far_order(index, queries[:4])
+    order = bands._rows_far_to_near(index, queries[:4])
     for asked, matching in bands._far_filters(order, 1_000, queries):
         assert matching.count == 1_000
         similar = index.vectors @ asked[0]

@@ -11,12 +11,12 @@ import pytest
 from annheal.compactor.build import build, calibrate
 from annheal.compactor.build.build import HNSW_ROWS_MIN, BuildOrder, build_segment
 from annheal.compactor.build.calibrate import (
+    CURVE_END_RECALL,
     EF_LADDER,
-    RECALL_FULL,
+    held_out_count,
     is_damaged,
     meets_objective,
     own_recall,
-    probe_count,
     recall_of,
 )
 from annheal.compactor.build.recalls import best_scores
@@ -128,8 +128,8 @@ def test_large_output_gets_a_graph_with_an_honest_recall_curve(tmp_path: Path) -
     curve = merged.recall_curve
     measured = [point for point in curve if point.k == 10 and not point.band]
     assert [point.ef for point in measured] == list(EF_LADDER)[: len(measured)]
-    assert measured[-1].recall >= RECALL_FULL or len(measured) == len(EF_LADDER)
-    assert all(point.recall < RECALL_FULL for point in measured[:-1])
+    assert measured[-1].recall >= CURVE_END_RECALL or len(measured) == len(EF_LADDER)
+    assert all(point.recall < CURVE_END_RECALL for point in measured[:-1])
     assert {point.k for point in curve} == {10, 100}
     assert meets_objective(curve, k=10, objective=0.95)
     # Row i of the index is row i of the columns, though rows were moved for the measurement.
@@ -138,9 +138,9 @@ def test_large_output_gets_a_graph_with_an_honest_recall_curve(tmp_path: Path) -
     np.testing.assert_array_equal(merged.vectors, rows.vectors[numbers])
     np.testing.assert_array_equal(merged.sequences, numbers * 10)
     assert merged.find(["record-0"], np.array([0], dtype=np.uint64)).tolist() == [-1]
-    probes = probe_count(merged.rows)
-    moved = numbers[-probes:]
-    assert (np.diff(numbers[:-probes]) > 0).all()
+    held_out = held_out_count(merged.rows)
+    moved = numbers[-held_out:]
+    assert (np.diff(numbers[:-held_out]) > 0).all()
     assert (np.diff(moved) > 0).all()
 
 
@@ -160,7 +160,7 @@ def test_recall_is_measured_with_rows_that_the_graph_has_not_seen(
     merged = merge(tmp_path, [source(tmp_path, sample_rows(HNSW_ROWS_MIN))])
     assert merged is not None
     [(rows, queries)] = seen
-    assert rows == HNSW_ROWS_MIN - probe_count(HNSW_ROWS_MIN)
+    assert rows == HNSW_ROWS_MIN - held_out_count(HNSW_ROWS_MIN)
     np.testing.assert_array_equal(queries, merged.vectors[rows:])
 
 
@@ -189,7 +189,7 @@ async def test_many_equal_vectors_are_merged_and_found(
         shard=0,
         entry=merged.entry,
         rows=3_000,
-        goal=CollectionSettings(),
+        settings=CollectionSettings(),
         directory=tmp_path / "stored",
     )
     await store.close()
@@ -239,7 +239,7 @@ async def test_stored_graph_below_the_objective_is_refused(tmp_path: Path) -> No
             shard=0,
             entry=merged.entry,
             rows=rows,
-            goal=CollectionSettings(recall_objective=objective),
+            settings=CollectionSettings(recall_objective=objective),
             directory=tmp_path / "stored",
         )
 

@@ -1,4 +1,4 @@
-"""Merges that go on with the graph of a source."""
+"""Incremental merges: the graph of the base is kept and extended."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from annheal.compactor.build import calibrate, merge_plan, storage
+from annheal.compactor.build import base_plan, calibrate, storage
 from annheal.compactor.build.build import HNSW_ROWS_MIN, BuildOrder, build_segment
-from annheal.compactor.build.calibrate import meets_objective, probe_count
+from annheal.compactor.build.calibrate import held_out_count, meets_objective
 from annheal.compactor.build.incremental import Base
 from annheal.compactor.fetch import Source
 from annheal.index import VectorIndex
@@ -36,7 +36,7 @@ ROWS, NEW, DEAD = 3_000, 200, 150
 
 @pytest.fixture(autouse=True)
 def _bases_may_be_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(merge_plan, "BASE_ROWS_MIN", HNSW_ROWS_MIN)
+    monkeypatch.setattr(base_plan, "BASE_ROWS_MIN", HNSW_ROWS_MIN)
 
 
 def merge(
@@ -74,7 +74,7 @@ def graph(tmp_path: Path) -> Segment:
     return merge(tmp_path, "graph", [flat(tmp_path, "first", sample_rows(ROWS))])
 
 
-def test_a_lossy_base_is_gone_on_with_and_nothing_of_its_codes_is_kept(
+def test_a_quantized_base_is_extended_and_nothing_of_its_codes_is_kept(
     tmp_path: Path,
 ) -> None:
     first = [flat(tmp_path, "first", sample_rows(ROWS))]
@@ -148,25 +148,25 @@ def test_base_keeps_its_rows_in_front_and_every_row_is_itself(
     np.testing.assert_array_equal(merged.vectors, everything[numbers])
     np.testing.assert_array_equal(merged.sequences, numbers * 10)
 
-    # The probes are random rows of both sources, removed from the graph for the measurement.
-    probes = probe_count(live)
+    # The held-out rows are random rows of both sources, removed from the graph for the measurement.
+    held_out = held_out_count(live)
     [(rows, queries)] = measured
-    assert rows == live - probes
+    assert rows == live - held_out
     np.testing.assert_array_equal(queries, merged.vectors[rows:])
-    asked = numbers[-probes:]
-    expected = probes * NEW / live
-    assert expected / 3 < np.count_nonzero(asked >= ROWS) < expected * 3
+    queries = numbers[-held_out:]
+    expected = held_out * NEW / live
+    assert expected / 3 < np.count_nonzero(queries >= ROWS) < expected * 3
     # The base comes first, with the levels that its rows had.
-    of_base = int(np.count_nonzero(numbers[:-probes] < ROWS))
+    of_base = int(np.count_nonzero(numbers[:-held_out] < ROWS))
     assert (numbers[:of_base] < ROWS).all()
     old = graph.find(records.ids[:of_base], hash_ids(records.ids[:of_base]))
     np.testing.assert_array_equal(levels_of(merged.index)[:of_base], levels_of(graph.index)[old])
 
 
-def test_history_goes_on_until_the_limit_and_then_starts_anew(
+def test_merges_are_counted_up_to_the_limit_and_then_the_graph_is_rebuilt(
     tmp_path: Path, graph: Segment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(merge_plan, "MERGES_MAX", 2)
+    monkeypatch.setattr(base_plan, "MERGES_MAX", 2)
     kinds, merges = [], []
     for number in range(4):
         new = sample_rows(NEW, first=ROWS + number * NEW)
@@ -181,16 +181,16 @@ def test_history_goes_on_until_the_limit_and_then_starts_anew(
     assert graph.entry.generation == 5
 
 
-def test_graph_that_finds_less_than_the_last_rebuilt_one_is_built_anew(
+def test_a_graph_with_less_recall_than_the_last_rebuilt_one_is_rebuilt(
     tmp_path: Path, graph: Segment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sources = [with_dead(graph, np.arange(100)), flat(tmp_path, "n", sample_rows(NEW, first=ROWS))]
-    monkeypatch.setattr(merge_plan, "DRIFT_MAX", -1.0)
+    monkeypatch.setattr(base_plan, "DRIFT_MAX", -1.0)
     merged = merge(tmp_path, "merged", sources)
     assert merged.meta.build.graph == GraphHistory(kind=GraphKind.FULL)
     assert merged.rows == ROWS - 100 + NEW
     monkeypatch.undo()
-    monkeypatch.setattr(merge_plan, "BASE_ROWS_MIN", HNSW_ROWS_MIN)
+    monkeypatch.setattr(base_plan, "BASE_ROWS_MIN", HNSW_ROWS_MIN)
     recall = merge(tmp_path, "recall", sources, TaskReason.RECALL)
     assert recall.meta.build.graph.kind is GraphKind.FULL
 

@@ -10,8 +10,8 @@ import numpy.typing as npt
 import pytest
 
 from annheal.compactor.build import build
-from annheal.compactor.build.build import STRENGTHENINGS, BuildOrder, build_segment
-from annheal.compactor.build.calibrate import LOGGED_MIN, calibrate, harder_curve, recall_of
+from annheal.compactor.build.build import BUILD_STRENGTHS, BuildOrder, build_segment
+from annheal.compactor.build.calibrate import LOGGED_MIN, calibrate, lower_curve, recall_of
 from annheal.compactor.build.recalls import best_scores
 from annheal.compactor.fetch import Source, fetch_logged_queries
 from annheal.index import VectorIndex
@@ -103,13 +103,13 @@ def test_queries_like_the_rows_change_nothing(tmp_path: Path) -> None:
 def test_a_handful_of_queries_says_nothing(strangers: Vectors, tmp_path: Path) -> None:
     segment = built(tmp_path, clustered(ROWS), logged=None)
     held_out = clustered(ROWS + 300).vectors[ROWS:]
-    few = calibrate(segment.index, held_out, k=10, logged=strangers[: LOGGED_MIN - 1])
-    assert not few.live_are_harder
-    enough = calibrate(segment.index, held_out, k=10, logged=strangers[:200])
-    assert enough.live_are_harder
+    few = calibrate(segment.index, held_out, k=10, logged_queries=strangers[: LOGGED_MIN - 1])
+    assert not few.logged_are_harder
+    enough = calibrate(segment.index, held_out, k=10, logged_queries=strangers[:200])
+    assert enough.logged_are_harder
     # Filters are measured with the harder ones first.
-    np.testing.assert_array_equal(enough.probes[:200], strangers[:200])
-    assert len(enough.probes) == 500
+    np.testing.assert_array_equal(enough.queries[:200], strangers[:200])
+    assert len(enough.queries) == 500
 
 
 def points(k: int, *recalls: tuple[int, float], error: float = 0.005) -> tuple[RecallPoint, ...]:
@@ -119,7 +119,7 @@ def points(k: int, *recalls: tuple[int, float], error: float = 0.005) -> tuple[R
 def test_the_lower_of_two_curves_where_live_queries_are_surely_harder() -> None:
     rows = points(10, (16, 0.90), (32, 0.97), (64, 0.999)) + points(100, (128, 0.99))
     live = points(10, (16, 0.80), (32, 0.98), (64, 0.985), (96, 0.999)) + points(100, (128, 0.985))
-    found = harder_curve(rows, live)
+    found = lower_curve(rows, live)
     assert [(p.k, p.ef, p.recall) for p in found] == [
         (10, 16, 0.80),
         (10, 32, 0.97),  # the lower of the two, whichever it is
@@ -128,8 +128,8 @@ def test_the_lower_of_two_curves_where_live_queries_are_surely_harder() -> None:
         (100, 128, 0.99),  # within chance: the rows say it better
     ]
     easier = points(10, (16, 0.95), (32, 0.999))
-    assert harder_curve(rows, easier) == rows
-    assert harder_curve(rows, ()) == rows
+    assert lower_curve(rows, easier) == rows
+    assert lower_curve(rows, ()) == rows
 
 
 def test_what_no_graph_reaches_for_live_queries_is_still_a_graph(
@@ -147,9 +147,9 @@ def test_what_no_graph_reaches_for_live_queries_is_still_a_graph(
         return points(10, (512, 0.5))
 
     monkeypatch.setattr(build, "build_hnsw", noting)
-    monkeypatch.setattr("annheal.compactor.build.calibrate.harder_curve", hopeless)
+    monkeypatch.setattr("annheal.compactor.build.calibrate.lower_curve", hopeless)
     segment = built(tmp_path, clustered(3_000), logged=strangers[:50])
-    assert len(tried) == len(STRENGTHENINGS)
+    assert len(tried) == len(BUILD_STRENGTHS)
     assert segment.kind is IndexKind.HNSW
     assert segment.recall_curve == points(10, (512, 0.5))
 
