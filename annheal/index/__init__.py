@@ -7,9 +7,11 @@ from annheal.index.carry.merge_compiled import start_merge_warm_up
 from annheal.index.codes.shortlist import ShortlistCosts
 from annheal.index.compiled import WarmUp, start_warm_up, want_walk, warm_up
 from annheal.index.costs import WalkCosts, measure_costs
+from annheal.index.hits.ranking import best_columns
+from annheal.index.hits.scoring import score_errors, scores_of
+from annheal.index.hits.topk import TopK, merge_topk
 from annheal.index.live import LiveBitmap
 from annheal.index.quantized import can_store
-from annheal.index.topk import TopK, merge_topk
 from annheal.index.vector_index import (
     EF_DEFAULT,
     VectorIndex,
@@ -37,6 +39,7 @@ __all__ = [
     "WalkCosts",
     "WalkResult",
     "WarmUp",
+    "best_columns",
     "build_flat",
     "build_hnsw",
     "can_store",
@@ -46,6 +49,8 @@ __all__ = [
     "merge_hnsw",
     "merge_topk",
     "quantized",
+    "score_errors",
+    "scores_of",
     "set_search_threads",
     "start_merge_warm_up",
     "start_warm_up",

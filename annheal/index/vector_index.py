@@ -28,6 +28,7 @@ from annheal.index.codes.row_codes import size_bytes_max
 from annheal.index.codes.shortlist import Shortlist
 from annheal.index.compiled import ready_kernels, walk_ready
 from annheal.index.graph import ForeignMemory, HnswGraph, graph_of
+from annheal.index.hits.scoring import score_errors, scores_of
 from annheal.index.live import LiveBitmap
 from annheal.index.quantized import (
     Codes,
@@ -57,6 +58,9 @@ BUILD_BATCH_ROWS = 10_000
 GATHER_QUERIES_MIN = 8
 GATHER_BYTES_MAX = 16 << 20
 
+PRODUCT_QUERIES_MIN: int = faiss.cvar.distance_compute_blas_threshold
+"""From so many queries on FAISS compares all rows by matrix products."""
+
 _FAISS_METRIC = {
     Metric.COSINE: faiss.METRIC_INNER_PRODUCT,
     Metric.INNER_PRODUCT: faiss.METRIC_INNER_PRODUCT,
@@ -75,11 +79,12 @@ def set_search_threads(threads: int) -> None:
 class VectorIndex:
     """Immutable vectors with an exact (flat) or an HNSW index; rows are numbered from zero.
 
-    Scores are higher = better: inner products, or negated squared distances for `Metric.L2`.
-    Vectors of a cosine index must be of unit length already. All searches may run at the same
-    time in any number of threads; all FAISS calls release the GIL. The walks of a lossy index read
-    its codes, and compare the best of what they found with the float32 vectors: all scores are
-    exact, and exact comparison never sees a code.
+    Scores are higher = better: inner products, or negated squared distances for `Metric.L2`. Those
+    of a search are exact but for float32 rounding, which depends on how it compares; callers of
+    Annheal get those of `scores`. Vectors of a cosine index must be of unit length already. All
+    searches may run at the same time in any number of threads; all FAISS calls release the GIL. The
+    walks of a lossy index read its codes, and compare the best of what they found with the float32
+    vectors: exact comparison never sees a code.
 
     Attributes:
         rows: number of vectors.
@@ -145,6 +150,20 @@ class VectorIndex:
     def reconstruct(self, rows: Rows) -> Float32Matrix:
         """Return a copy of the given rows, (len(rows), dimension) float32, aligned."""
         return np.ascontiguousarray(self._view[rows])
+
+    def scores(self, queries: Float32Matrix, rows: Rows) -> Scores:
+        """Return the scores of each query (n, d) with its own `rows` (n, m); see `scores_of`.
+
+        Those of a search may differ from them in the last bits.
+        """
+        return scores_of(self._view, queries, rows, metric=self.metric)
+
+    def score_errors(
+        self, queries: Float32Matrix, scores: Scores, *, exact: bool
+    ) -> npt.NDArray[np.float64] | float:
+        """Return how far scores of a search may differ from `scores` (n,), one of each query."""
+        products = exact and len(queries) >= PRODUCT_QUERIES_MIN
+        return score_errors(queries, scores, metric=self.metric, from_products=products)
 
     def search(
         self,

@@ -21,6 +21,7 @@ from annheal.shard_node.recall.estimate import estimate_interval, query_recalls
 from annheal.shard_node.recall.sampler import SampledQuery
 from annheal.shard_node.rows.view import SegmentView, ShardView
 from annheal.shard_node.search.planner import PlanKind, SegmentPlan
+from annheal.shard_node.search.run_plan import WALKS
 from annheal.shard_node.search.searcher import Searcher
 from annheal.shard_node.search.slices import Hits
 
@@ -29,7 +30,6 @@ GROUP_QUERIES = 32
 K_MEASURED_MAX = 1_000
 """Queries for more neighbours are not measured: their answers are lists, not neighbourhoods."""
 _EXACT = (PlanKind.SKIP, PlanKind.SCAN, PlanKind.ROWS)
-_WALKS = (PlanKind.GRAPH, PlanKind.SELECTOR, PlanKind.IN_GRAPH)
 WALK_QUERIES = 8
 """Queries of a group whose walks are counted: each is walked once more for it."""
 _ROW_BITS = 40
@@ -158,7 +158,7 @@ def walk_work(held: SegmentView, plan: SegmentPlan, queries: Float32Matrix, *, k
     Rows that are only looked through count by what they cost. Empty for other plans, and as long as
     the kernels are being compiled. FAISS's walk compares what the kernel's does without a filter.
     """
-    if plan.kind not in _WALKS or ready_kernels() is None:
+    if plan.kind not in WALKS or ready_kernels() is None:
         return np.empty(0)
     few = np.ascontiguousarray(queries[:WALK_QUERIES])
     through = held.deletes.live if plan.kind is PlanKind.IN_GRAPH else None

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from annheal.index import best_columns, score_errors, scores_of
 from annheal.model.collection import Metric
 from annheal.model.records import Float32Matrix, Projection, RecordBatch, RecordSet
 from annheal.runtime.stop import Checkpoint, no_checkpoint
@@ -22,10 +23,6 @@ _PARTS_MAX = 64
 SCORES_BYTES_MAX = 1 << 20
 """Scores that one comparison of several queries with all rows may hold at a time: 262,144 of them
 take 6 ms of one core at 384 floats."""
-L2_ROUNDING = 32 * float(np.finfo(np.float32).eps)
-"""Error of an L2 score from products, relative to the squared lengths; generous."""
-DIFFERENCES_ROWS = 1_024
-"""Rows whose differences from a query are held at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +115,8 @@ class GrowingView:
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
         """Compare every row; return scores (n, k') and rows (n, k'), best first, k' <= k.
 
-        `allowed` (rows,) bool limits the rows; rows not allowed come back as -inf and -1.
+        Equal scores are ordered by id. `allowed` (rows,) bool limits the rows; where fewer are
+        allowed, -inf and -1 fill the rest.
         `checkpoint` is called before each block of queries.
         """
         block = max(1, SCORES_BYTES_MAX // (4 * self.rows))
@@ -140,55 +138,50 @@ class GrowingView:
         metric: Metric,
         allowed: npt.NDArray[np.bool_] | None,
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-        rows = self.vectors[: self.rows]
-        scores = queries @ rows.T
-        rounding: npt.NDArray[np.float64] | None = None
-        if metric is Metric.L2:
-            row_squares = np.einsum("ij,ij->i", rows, rows)
-            query_squares = np.einsum("ij,ij->i", queries, queries)
-            scores *= 2.0
-            scores -= row_squares
-            scores -= query_squares[:, None]
-            np.minimum(scores, 0.0, out=scores)
-            rounding = L2_ROUNDING * (float(row_squares.max()) + query_squares.astype(np.float64))
+        vectors = self.vectors[: self.rows]
+        products = _scores_by_products(queries, vectors, metric=metric)
         if allowed is not None:
-            scores[:, ~allowed] = -np.inf
+            products[:, ~allowed] = -np.inf
         width = min(k, self.rows)
-        if rounding is not None:
-            _compare_near(scores, queries, rows, width=width, rounding=rounding)
-        if width < self.rows:
-            best = np.argpartition(scores, self.rows - width, axis=1)[:, self.rows - width :]
-        else:
-            best = np.broadcast_to(np.arange(self.rows), scores.shape)
-        best_scores = np.take_along_axis(scores, best, axis=1)
-        order = np.argsort(-best_scores, axis=1, kind="stable")
-        found = np.take_along_axis(best, order, axis=1).astype(np.int64)
-        found_scores = np.take_along_axis(best_scores, order, axis=1)
-        found[np.isneginf(found_scores)] = -1
-        return found_scores, found
+        looked = min(width + 1, self.rows)
+        rows = np.argpartition(products, self.rows - looked, axis=1)[:, self.rows - looked :]
+        found = np.take_along_axis(products, rows, axis=1)
+        rows[np.isneginf(found)] = -1
+        scores, rows = self._ranked(queries, rows, width, metric)
+        if looked == width:
+            return scores, rows
+        # Rows that the products cannot tell apart from the last hit are scored and ordered too.
+        errors = score_errors(queries, scores[:, -1], metric=metric, from_products=True)
+        least = scores[:, -1] - 2 * errors
+        worst = found.min(axis=1)
+        for query in np.flatnonzero((worst >= least) & (worst > -np.inf)).tolist():
+            near = np.flatnonzero(products[query] >= least[query])
+            one = slice(query, query + 1)
+            scores[one], rows[one] = self._ranked(queries[one], near[None], width, metric)
+        return scores, rows
+
+    def _ranked(
+        self, queries: Float32Matrix, rows: npt.NDArray[np.int64], k: int, metric: Metric
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+        """Return the best `k` of each query's own `rows` (n, m) by score and id."""
+        scores = scores_of(self.vectors, queries, rows, metric=metric)
+        ids = self.ids
+        best = best_columns(
+            scores, k=k, ids_of=lambda q, c: [ids[row] for row in rows[q, c].tolist()]
+        )
+        return np.take_along_axis(scores, best, axis=1), np.take_along_axis(rows, best, axis=1)
 
 
-def _compare_near(
-    scores: npt.NDArray[np.float32],
-    queries: Float32Matrix,
-    rows: Float32Matrix,
-    *,
-    width: int,
-    rounding: npt.NDArray[np.float64],
-) -> None:
-    """Replace the L2 scores that may be among the best `width` with those of the differences.
-
-    |a|^2 - 2ab + |b|^2 loses what vectors far from the origin differ in; each score is wrong by
-    at most the query's `rounding`.
-    """
-    count = len(rows)
-    for query, found, error in zip(queries, scores, rounding.tolist(), strict=True):
-        last = float(np.partition(found, count - width)[count - width])
-        near = np.flatnonzero((found >= last - 2.0 * error) & (found > -np.inf))
-        for start in range(0, len(near), DIFFERENCES_ROWS):
-            part = near[start : start + DIFFERENCES_ROWS]
-            apart = rows[part] - query
-            found[part] = -np.einsum("ij,ij->i", apart, apart)
+def _scores_by_products(
+    queries: Float32Matrix, vectors: Float32Matrix, *, metric: Metric
+) -> npt.NDArray[np.float32]:
+    """Return the scores (n, rows) of all pairs as matrix products give them; see `score_errors`."""
+    scores = queries @ vectors.T
+    if metric is Metric.L2:
+        scores *= 2.0
+        scores -= np.einsum("ij,ij->i", vectors, vectors)
+        scores -= np.einsum("ij,ij->i", queries, queries)[:, None]
+    return scores
 
 
 class GrowingSegment:

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from annheal.index import ABORTED, OK, ROW_MISSING, SCORE_MISSING, LiveBitmap, VectorIndex
+from annheal.index import (
+    ABORTED,
+    OK,
+    ROW_MISSING,
+    SCORE_MISSING,
+    LiveBitmap,
+    VectorIndex,
+    best_columns,
+)
+from annheal.index.hits.ranking import IdsOf
 from annheal.model.records import Float32Matrix
 from annheal.runtime.stop import Checkpoint, no_checkpoint
 from annheal.shard_node.search.planner import PlanKind, SegmentPlan
@@ -28,9 +38,16 @@ from annheal.shard_node.search.threads import (
 )
 
 ScalarT = TypeVar("ScalarT", bound=np.generic)
+IdsAt = Callable[[npt.NDArray[np.int64]], Sequence[str]]
+"""Returns the ids of rows of the segment."""
 
+WALKS = (PlanKind.GRAPH, PlanKind.SELECTOR, PlanKind.IN_GRAPH)
 NEAR_SHARE = 0.5
 """A plain walk is believed where at least this part of the expected rows in its beam is allowed."""
+
+TIES_FACTOR, TIES_MAX = 8, 4_096
+"""A query whose last hit ties is asked for so many times as many hits, up to so many more than k.
+Of more equal scores in one segment, those with the lowest ids may be missing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,15 +81,79 @@ def run_plan(
     *,
     k: int,
     live: LiveBitmap | None,
+    ids_at: IdsAt,
     threads: SearchThreads = ONE_THREAD,
     checkpoint: Checkpoint = no_checkpoint,
 ) -> Ran:
     """Answer `queries` (n, d) as planned; only rows of `live` (all when None) are returned.
 
-    Fewer than k hits only where fewer than k rows are allowed. What FAISS does not do uses at
-    most `threads`; for FAISS the caller has set their number. `checkpoint` is called before each
-    slice of a few milliseconds.
+    Fewer than k hits only where fewer than k rows are allowed. Scores are those of
+    `VectorIndex.scores`, equal ones are ordered by id (`ids_at` names rows). What FAISS does not do
+    uses at most `threads`; for FAISS the caller has set their number. `checkpoint` is called before
+    each slice of a few milliseconds.
+
+    One hit more than k is looked for. Where it scores as well as the last of the k, others may
+    too, and the query is asked for more.
     """
+    allowed = index.rows if live is None else live.count
+    width = k + 1
+    ran = _answer(index, plan, queries, k=width, live=live, threads=threads, checkpoint=checkpoint)
+    best, tied = _ranked(index, plan, queries, ran.hits, k=k, ids_at=ids_at)
+    visited = ran.visited
+    while len(tied) and width < min(allowed, k + TIES_MAX):
+        width = min(allowed, k + TIES_MAX, TIES_FACTOR * width)
+        asked = np.ascontiguousarray(queries[tied])
+        more = _answer(
+            index, plan, asked, k=width, live=live, threads=threads, checkpoint=checkpoint
+        )
+        visited += more.visited
+        found, still = _ranked(index, plan, asked, more.hits, k=k, ids_at=ids_at)
+        best[0][tied], best[1][tied] = found
+        tied = tied[still]
+    return Ran(best, visited, ran.repeated)
+
+
+def _ranked(
+    index: VectorIndex,
+    plan: SegmentPlan,
+    queries: Float32Matrix,
+    hits: Hits,
+    *,
+    k: int,
+    ids_at: IdsAt,
+) -> tuple[Hits, npt.NDArray[np.int64]]:
+    """Return the best k of more than k hits by score and id, and the queries whose last hit ties.
+
+    Such a query may have hits as good as its last one that are not among `hits`.
+    """
+    rows = hits[1]
+    scores = index.scores(queries, rows)
+    if (scores[:, :-1] > scores[:, 1:]).all():  # nothing to order: most answers
+        best = scores[:, :k], rows[:, :k]
+        worst = scores[:, -1]
+    else:
+        columns = best_columns(scores, k=k, ids_of=_names_of(rows, ids_at))
+        best = np.take_along_axis(scores, columns, axis=1), np.take_along_axis(rows, columns, 1)
+        worst = scores.min(axis=1)
+    last = best[0][:, -1]
+    errors = index.score_errors(queries, last, exact=plan.kind not in WALKS)
+    return best, np.flatnonzero((last - 2 * errors <= worst) & (worst > -np.inf))
+
+
+def _names_of(rows: npt.NDArray[np.int64], ids_at: IdsAt) -> IdsOf:
+    return lambda queries, columns: ids_at(rows[queries, columns])
+
+
+def _answer(
+    index: VectorIndex,
+    plan: SegmentPlan,
+    queries: Float32Matrix,
+    *,
+    k: int,
+    live: LiveBitmap | None,
+    threads: SearchThreads,
+    checkpoint: Checkpoint,
+) -> Ran:
     if plan.kind is PlanKind.SCAN or (live is None and plan.kind is not PlanKind.GRAPH):
         allowed = index.rows if live is None else live.count
         hits = scan_in_slices(index, queries, k=k, live=live, checkpoint=checkpoint)

@@ -15,7 +15,7 @@ from annheal.filters import filter_key
 from annheal.index import TopK, merge_topk
 from annheal.model.collection import Collection
 from annheal.model.measures.recall import band_of
-from annheal.model.records import Float32Matrix, Projection, RecordSet
+from annheal.model.records import IDS_ONLY, Float32Matrix, Projection, RecordSet
 from annheal.model.search import SearchAnswer, SearchOptions, SegmentExplain
 from annheal.runtime.stop import Checkpoint, no_checkpoint
 from annheal.shard_node.rows.growing import GrowingView
@@ -129,7 +129,12 @@ class Searcher:
                     explain.append(_explain_growing(shard, growing, allowed, len(queries), took_s))
             match_counts.append(MatchCount(shard, matches, view.live_rows, visited))
         self._checkpoint()
-        best = merge_topk(hits, k=options.k, queries=len(queries))
+        best = merge_topk(
+            hits,
+            k=options.k,
+            queries=len(queries),
+            ids_of=lambda part, rows: parts[part].take(rows, IDS_ONLY).ids,
+        )
         self._checkpoint()
         counts, scores, records = _materialise(best, parts, options.projection)
         answer = SearchAnswer(
@@ -187,6 +192,7 @@ class Searcher:
             queries,
             k=options.k,
             live=limit,
+            ids_at=segment.ids_at,
             threads=self._threads,
             checkpoint=self._checkpoint,
         )

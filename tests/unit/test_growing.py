@@ -19,11 +19,15 @@ from tests.support.model_checker import brute_force, versions_of
 from tests.support.shards import DIMENSION, record_batch
 
 
-def filled(rows: int, *, per_batch: int = 7) -> GrowingSegment:
+def filled(rows: int, *, per_batch: int = 7, unit: bool = False) -> GrowingSegment:
     segment = GrowingSegment(DIMENSION)
     for start in range(0, rows, per_batch):
         ids = [f"r{i}" for i in range(start, min(rows, start + per_batch))]
-        segment.append(record_batch(ids, version=1), first_sequence=start + 1)
+        batch = record_batch(ids, version=1)
+        if unit:
+            lengths = np.linalg.norm(batch.vectors, axis=1, keepdims=True)
+            batch = replace(batch, vectors=batch.vectors / lengths)
+        segment.append(batch, first_sequence=start + 1)
     return segment
 
 
@@ -40,8 +44,10 @@ def test_search_equals_brute_force(
     metric: Metric, rows: int, k: int, queries: int, block_rows: int, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
-    view = filled(rows).view()
+    view = filled(rows, unit=metric is Metric.COSINE).view()
     asked = rng.standard_normal((queries, DIMENSION)).astype(np.float32)
+    if metric is Metric.COSINE:
+        asked /= np.linalg.norm(asked, axis=1, keepdims=True)
     allowed = rng.random(rows) < 0.6 if seed % 2 else None
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(growing_module, "SCORES_BYTES_MAX", 4 * rows * block_rows)

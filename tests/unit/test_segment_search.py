@@ -28,6 +28,10 @@ WALKS = (
 COMPARISONS = (SegmentPlan(PlanKind.ROWS), SegmentPlan(PlanKind.SHORTLIST, by_codes=True))
 
 
+def names(rows: np.ndarray) -> list[str]:
+    return [f"{row:05d}" for row in rows.tolist()]
+
+
 @pytest.fixture(scope="module")
 def index() -> VectorIndex:
     warm_up()
@@ -49,7 +53,7 @@ def test_every_plan_finds_the_best_of_the_allowed(
 ) -> None:
     live = LiveBitmap.from_mask(np.random.default_rng(3).random(ROWS) < share)
     truth = index.search(queries, k=K, live=live, exact=True)
-    ran = run_plan(index, plan, queries, k=K, live=live)
+    ran = run_plan(index, plan, queries, k=K, live=live, ids_at=names)
     same = np.mean([len(np.intersect1d(a, b)) for a, b in zip(ran.hits[1], truth[1], strict=True)])
     assert same >= 0.98 * K
     assert live.contains(ran.hits[1].ravel()).all()
@@ -67,8 +71,10 @@ def test_threads_change_nothing(
     for share in (0.9, 0.2, 0.004):
         live = LiveBitmap.from_mask(np.random.default_rng(8).random(ROWS) < share)
         for queries in (many, many[:1]):
-            alone = run_plan(index, plan, queries, k=K, live=live)
-            shared = run_plan(index, plan, queries, k=K, live=live, threads=SearchThreads(4))
+            alone = run_plan(index, plan, queries, k=K, live=live, ids_at=names)
+            shared = run_plan(
+                index, plan, queries, k=K, live=live, ids_at=names, threads=SearchThreads(4)
+            )
             np.testing.assert_allclose(shared.hits[0], alone.hits[0], rtol=1e-5)
             np.testing.assert_array_equal(shared.hits[1], alone.hits[1])
             assert (shared.visited, shared.repeated) == (alone.visited, alone.repeated)
@@ -96,7 +102,7 @@ def test_rows_far_from_the_query_are_found(
     farthest = np.argsort(index.vectors @ query[0])[: ROWS // 4]
     live = LiveBitmap.from_rows(farthest.astype(np.int64), rows=ROWS)
     truth = index.search(query, k=K, live=live, exact=True)
-    ran = run_plan(index, plan, query, k=K, live=live)
+    ran = run_plan(index, plan, query, k=K, live=live, ids_at=names)
     assert len(np.intersect1d(ran.hits[1], truth[1])) >= 9
 
 
@@ -105,7 +111,7 @@ def test_fewer_than_k_only_where_fewer_match(
     index: VectorIndex, queries: np.ndarray, plan: SegmentPlan
 ) -> None:
     live = LiveBitmap.from_rows(np.array([5, 900, 2_000]), rows=ROWS)
-    ran = run_plan(index, plan, queries, k=K, live=live)
+    ran = run_plan(index, plan, queries, k=K, live=live, ids_at=names)
     assert (np.sort(ran.hits[1][:, :3], axis=1) == [5, 900, 2_000]).all()
     assert (ran.hits[1][:, 3:] == -1).all()
 
@@ -115,7 +121,7 @@ def test_a_walk_over_its_limit_of_work_is_answered_exactly(
 ) -> None:
     live = LiveBitmap.from_mask(np.arange(ROWS) % 3 == 0)
     plan = SegmentPlan(PlanKind.IN_GRAPH, 64, 64, work_max=1)
-    ran = run_plan(index, plan, queries, k=K, live=live)
+    ran = run_plan(index, plan, queries, k=K, live=live, ids_at=names)
     truth = index.search(queries, k=K, live=live, exact=True)
     assert ran.repeated == len(queries)
     np.testing.assert_array_equal(ran.hits[1], truth[1])
@@ -127,11 +133,13 @@ def test_the_plain_walk_is_believed_near_matches_only(
     farthest = np.argsort(index.vectors @ queries[0])[: ROWS // 2]
     live = LiveBitmap.from_rows(farthest.astype(np.int64), rows=ROWS)
     plan = SegmentPlan(PlanKind.SELECTOR, 100, 0)
-    assert run_plan(index, plan, queries[:1], k=K, live=live).repeated == 1
+    assert run_plan(index, plan, queries[:1], k=K, live=live, ids_at=names).repeated == 1
     everywhere = LiveBitmap.from_mask(np.arange(ROWS) % 2 == 0)
-    assert run_plan(index, plan, queries, k=K, live=everywhere).repeated == 0
+    assert run_plan(index, plan, queries, k=K, live=everywhere, ids_at=names).repeated == 0
     monkeypatch.setattr(run_plan_module, "NEAR_SHARE", 2.1)
-    assert run_plan(index, plan, queries, k=K, live=everywhere).repeated == len(queries)
+    assert run_plan(index, plan, queries, k=K, live=everywhere, ids_at=names).repeated == len(
+        queries
+    )
 
 
 def test_a_plain_walk_that_finds_too_few_is_repeated_exactly() -> None:
@@ -140,7 +148,7 @@ def test_a_plain_walk_that_finds_too_few_is_repeated_exactly() -> None:
     index = build_hnsw(vectors, metric=Metric.L2, settings=IndexSettings(), threads=1)
     plan = SegmentPlan(PlanKind.GRAPH, 2_000, visited=2_000)
     assert (index.search(vectors[:1], k=2_000, ef=2_000)[1] < 0).any()
-    ran = run_plan(index, plan, vectors[[0, 1_500]], k=2_000, live=None)
+    ran = run_plan(index, plan, vectors[[0, 1_500]], k=2_000, live=None, ids_at=names)
     for rows in ran.hits[1]:
         assert sorted(rows.tolist()) == list(range(2_000))
     assert (np.diff(ran.hits[0], axis=1) <= 0).all()

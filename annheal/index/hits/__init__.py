@@ -1,0 +1,1 @@
+"""Hits of a search: their scores, their order, and merging several lists of them."""
