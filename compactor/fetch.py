@@ -10,6 +10,7 @@ from annheal.errors import FailedPrecondition
 from annheal.metastore.codec import decode_value
 from annheal.metastore.keys import COLLECTIONS_PREFIX, manifest_key
 from annheal.metastore.protocol import MetaStore
+from annheal.metastore.table import readable
 from annheal.model.collection import Collection, ModelSpec
 from annheal.model.records import Float32Matrix
 from annheal.model.topology.manifest import Manifest
@@ -35,10 +36,9 @@ class Source:
 
 async def load_collection(meta: MetaStore, collection_id: str) -> Collection:
     """Return the collection; raises `StaleTask` when it was dropped."""
-    for item in (await meta.list(COLLECTIONS_PREFIX)).items:
-        collection = decode_value(item.value, Collection, key=item.key)
-        if collection.id == collection_id:
-            return collection
+    for stored in readable((await meta.list(COLLECTIONS_PREFIX)).items, Collection):
+        if stored.value.id == collection_id:
+            return stored.value
     raise StaleTask(f"collection {collection_id} is gone")
 
 

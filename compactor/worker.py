@@ -15,11 +15,11 @@ from annheal.compactor.claim import Claim, failed_attempt, released
 from annheal.compactor.settings import CompactorSettings
 from annheal.compactor.throttle import BuildSlots, ThrottledStore
 from annheal.errors import AnnhealError, Unavailable, UnknownOutcome
-from annheal.metastore.codec import decode_value
-from annheal.metastore.keys import CLAIMS_PREFIX, TASKS_PREFIX, parse_id, task_key
+from annheal.metastore.keys import CLAIMS_PREFIX, TASKS_PREFIX, task_key
 from annheal.metastore.lease_keeper import LeaseKeeper
 from annheal.metastore.mirror import Mirror
 from annheal.metastore.protocol import LeaseExpired, MetaStore
+from annheal.metastore.table import Table
 from annheal.model.topology.task import ATTEMPTS_MAX, CompactionTask, TaskPhase
 from annheal.objectstore.protocol import ObjectStore
 from annheal.runtime.fail_points import fail_point
@@ -61,6 +61,7 @@ class Worker:
         self._disk_bytes = 0
         self.tasks = Mirror(meta, TASKS_PREFIX)
         self.claims = Mirror(meta, CLAIMS_PREFIX)
+        self._task_table = Table(self.tasks, CompactionTask)
 
     async def run(self) -> None:
         """Work on tasks until cancelled; raises an error that is a bug."""
@@ -102,7 +103,7 @@ class Worker:
             if running.done():
                 del self._running[task_id]
                 running.result()
-        present = {parse_id(TASKS_PREFIX, key) for key in self.tasks.items}
+        present = _ids(TASKS_PREFIX, self.tasks)
         self._done_revisions = {
             task_id: revision
             for task_id, revision in self._done_revisions.items()
@@ -223,13 +224,13 @@ class Worker:
 
     def _next_task(self, total: Budget) -> QueuedTask | None:
         tasks = [
-            QueuedTask(decode_value(item.value, CompactionTask, key=key), item.mod_revision)
-            for key, item in self.tasks.items.items()
-            if item.mod_revision > self._done_revisions.get(parse_id(TASKS_PREFIX, key), 0)
+            QueuedTask(stored.value, stored.mod_revision)
+            for stored in self._task_table.entries.values()
+            if stored.mod_revision > self._done_revisions.get(stored.value.id, 0)
         ]
         for queued in tasks:
             self._warn_too_large(queued.task, total)
-        claimed = {parse_id(CLAIMS_PREFIX, key) for key in self.claims.items}
+        claimed = _ids(CLAIMS_PREFIX, self.claims)
         if len(self._running) >= ATTEMPTS_AT_ONCE_MAX:
             return None
         return plan_claim(
@@ -279,3 +280,8 @@ async def _cancelled(task: asyncio.Task[Any]) -> None:
     await asyncio.wait({task})
     if not task.cancelled():
         task.exception()
+
+
+def _ids(prefix: str, mirror: Mirror) -> set[str]:
+    """Return what follows `prefix` in the keys of `mirror`."""
+    return {key.removeprefix(prefix) for key in mirror.items}

@@ -21,6 +21,7 @@ from annheal.coordinator.settings import CoordinatorSettings
 from annheal.errors import AnnhealError, FailedPrecondition, InvalidArgument
 from annheal.metastore import keys
 from annheal.metastore.codec import decode_value
+from annheal.metastore.table import readable
 from annheal.model.collection import Collection
 from annheal.model.topology.cluster import (
     ClusterStatus,
@@ -375,7 +376,7 @@ class Admin:
         found: list[WorkerRegistration] = []
         for prefix in (keys.COORDINATORS_PREFIX, keys.COMPACTORS_PREFIX):
             snapshot = await self._parts.store.list(prefix)
-            found += [_worker(item.value, item.key) for item in snapshot.items]
+            found += [one.value for one in readable(snapshot.items, WorkerRegistration)]
         return tuple(found)
 
     def _nodes(self, observation: Observation) -> tuple[NodeStatus, ...]:
@@ -423,9 +424,11 @@ class Admin:
                 if not _serving(observation.state(ShardId(collection.id, number)))
             ]
             if away:
+                state = observation.state(ShardId(collection.id, away[0]))
+                why = f": {state.error}" if state is not None and state.error else ""
                 warnings.append(
                     f"collection {collection.name}: {len(away)} of {collection.shard_count}"
-                    f" shards are not served (the first: {away[0]})"
+                    f" shards are not served (the first: {away[0]}{why})"
                 )
         if failed:
             warnings.append(f"{failed} tasks failed; see `annheal tasks --phase failed`")

@@ -24,11 +24,9 @@ from annheal.model.validation import validate_collection, validate_settings
 from annheal.objectstore.protocol import ObjectStore
 from annheal.runtime.deadline import Deadline
 from annheal.runtime.retry import RetryPolicy, retry
+from annheal.shards.object_keys import dropped_key
 
 _log = logging.getLogger(__name__)
-
-DROPPED_PREFIX = "dropped/"
-"""Objects that say that a collection was dropped on purpose: only then are its objects deleted."""
 
 _UPDATE_POLICY = RetryPolicy(attempts_max=20)
 _UNSERVED_NAMED_MAX = 8
@@ -176,7 +174,7 @@ class Collections:
 
     async def _mark_dropped(self, collection_id: str) -> None:
         try:
-            await self._objects.put_if_absent(f"{DROPPED_PREFIX}{collection_id}", b"dropped\n")
+            await self._objects.put_if_absent(dropped_key(collection_id), b"dropped\n")
         except AlreadyExists:
             _log.debug("%s was marked before", collection_id)
 

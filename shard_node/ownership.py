@@ -31,8 +31,11 @@ from annheal.model.topology.shard import Assignment, ShardId
 from annheal.shard_node.owner.dependencies import ShardDependencies
 from annheal.shard_node.owner.opening import open_shard
 from annheal.shard_node.owner.owned_shard import OwnedShard
+from annheal.shards.object_keys import shard_part
 
 REOPEN_DELAY_S = 2.0
+REOPEN_DELAY_MAX_S = 60.0
+"""A shard that cannot be opened is tried again after twice the delay of before, up to this one."""
 COLLECTION_WAIT_S = 10.0
 """How long a shard waits for its collection, which is stored after its assignment."""
 
@@ -159,24 +162,23 @@ class Ownership:
     async def _hold(self, shard: ShardId) -> None:
         """Open, serve, and after a loss or an error try again while the shard is wanted."""
         held = self._held[shard]
+        failures = 0
         try:
             while (assignment := self._assignment(shard)) and wants_shard(
                 assignment, self._node_id
             ):
                 try:
                     await self._open_and_serve(shard, assignment, held)
-                except AnnhealError as error:
-                    held.error = f"{error.reason}: {error}"
-                    _log.error("shard %s is not served: %s", shard, held.error)
-                except OSError as error:  # of the segment cache: a full or broken disk
-                    held.error = f"the segment cache cannot be used: {error}"
-                    _log.error("shard %s is not served: %s", shard, held.error)
-                except BaseExceptionGroup as errors:
-                    held.error = "; ".join(str(e) for e in errors.exceptions)
-                    _log.exception("shard %s broke", shard, exc_info=errors)
+                # A shard is the unit of failure (ADR 26): whatever its bytes provoke fails this
+                # shard, with its reason, and never the process that serves the others.
+                except (Exception, BaseExceptionGroup) as error:  # noqa: BLE001
+                    _log_failure(shard, error)
+                    transient = isinstance(error, AnnhealError) and error.retryable
+                    failures = 1 if transient or held.owned is not None else failures + 1
+                    held.error = _reason(error)
                 finally:
                     self._close(held)
-                await asyncio.sleep(REOPEN_DELAY_S)
+                await asyncio.sleep(reopen_delay_s(failures))
         finally:
             self._close(held)
             if held.releasing:
@@ -260,9 +262,31 @@ class Ownership:
             held.owned = None
 
 
+def reopen_delay_s(failures: int) -> float:
+    """Return how long a shard rests after it failed to open so many times in a row."""
+    return float(min(REOPEN_DELAY_MAX_S, REOPEN_DELAY_S * 2.0 ** min(max(0, failures - 1), 16)))
+
+
+def _reason(error: BaseException) -> str:
+    """Say why a shard is not served, as `annheal shards` shows it."""
+    if isinstance(error, AnnhealError):
+        return f"{error.reason}: {error}"
+    if isinstance(error, OSError):
+        return f"the segment cache cannot be used: {error}"
+    if isinstance(error, BaseExceptionGroup):
+        return "; ".join(_reason(one) for one in error.exceptions)
+    return f"{type(error).__name__}: {error}"
+
+
+def _log_failure(shard: ShardId, error: BaseException) -> None:
+    expected = isinstance(error, AnnhealError | OSError)
+    # What nobody expected is a bug: its place is wanted too.
+    _log.error("shard %s is not served: %s", shard, _reason(error), exc_info=not expected and error)
+
+
 def segment_cache(shared: ShardDependencies, shard: ShardId) -> Path:
     """Return where a remote store's segments of the shard are cached."""
-    return shared.cache / shard.collection_id / f"{shard.number:05d}"
+    return shared.cache / shard_part(shard.collection_id, shard.number)
 
 
 def _key_of(shard: ShardId) -> str:

@@ -7,7 +7,14 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from annheal.errors import DataCorruption
+from annheal.errors import DataCorruption, InvalidArgument
+from annheal.metastore import keys
+from annheal.model.collection import Collection
+from annheal.model.names import checked_name
+from annheal.model.topology.checks import check_manifest, check_task
+from annheal.model.topology.manifest import Manifest
+from annheal.model.topology.shard import Assignment, NodeRegistration, NodeSettings
+from annheal.model.topology.task import CompactionTask, TaskClaim
 
 ValueT = TypeVar("ValueT")
 
@@ -25,15 +32,46 @@ def decode_value(stored: bytes, as_type: type[ValueT], *, key: str) -> ValueT:
     """Return the value stored under `key`.
 
     Fields that `as_type` does not know are ignored, so that an older process can read what a newer
-    one wrote. Raises `DataCorruption`, which names the key, when the bytes are not such a value.
+    one wrote. Raises `DataCorruption`, which names the key, when the bytes are not such a value,
+    when an id in it is none (ids become parts of paths), and when it belongs under another key (a
+    copy that somebody made must not count as a second shard or task).
     """
     try:
-        return _decoder(as_type).decode(stored)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        value = _decoder(as_type).decode(stored)
+        _check(value, key)
+    except (msgspec.DecodeError, UnicodeDecodeError, InvalidArgument) as error:
         raise DataCorruption(
             f"metadata key {key!r} does not hold a {as_type.__name__}: {error}",
             metadata={"key": key},
         ) from error
+    return value
+
+
+def _check(value: object, key: str) -> None:
+    """Raise `InvalidArgument` when `value` does not belong under `key` or holds a bad id."""
+    match value:
+        case Collection():
+            own = keys.collection_key(value.name)
+            checked_name(value.id, field="id")
+        case Assignment():
+            own = keys.shard_key(value.collection_id, value.shard)
+            checked_name(value.collection_id, field="collection_id")
+        case Manifest():
+            own = keys.manifest_key(value.collection_id, value.shard)
+            check_manifest(value)
+        case CompactionTask():
+            own = keys.task_key(value.id)
+            check_task(value)
+        case TaskClaim():
+            own = keys.claim_key(value.task_id)
+        case NodeRegistration():
+            own = keys.node_key(value.node_id)
+        case NodeSettings():
+            own = keys.node_settings_key(value.node_id)
+        case _:
+            return
+    if own != key:
+        raise InvalidArgument.of("key", f"what it holds belongs under {own!r}")
 
 
 def _decoder(kind: type[ValueT]) -> msgspec.json.Decoder[ValueT]:

@@ -21,6 +21,7 @@ Shards are written with five digits, so that key order is shard order.
 from __future__ import annotations
 
 from annheal.errors import InvalidArgument
+from annheal.model.names import SHARD_DIGITS, checked_shard
 
 COLLECTIONS_PREFIX = "collections/"
 SHARDS_PREFIX = "shards/"
@@ -32,9 +33,6 @@ COMPACTORS_PREFIX = "compactors/"
 TASKS_PREFIX = "tasks/"
 CLAIMS_PREFIX = "claims/"
 LEADER_KEY = "leader"
-
-SHARD_DIGITS = 5
-SHARDS_MAX = 10**SHARD_DIGITS
 
 
 def collection_key(name: str) -> str:
@@ -117,9 +115,7 @@ def _part(field: str, value: str) -> str:
 
 
 def _shard_part(shard: int) -> str:
-    if not 0 <= shard < SHARDS_MAX:
-        raise InvalidArgument.of("shard", f"{shard} is not in [0, {SHARDS_MAX})")
-    return f"{shard:0{SHARD_DIGITS}d}"
+    return f"{checked_shard(shard):0{SHARD_DIGITS}d}"
 
 
 def _parse_sharded(prefix: str, key: str) -> tuple[str, int]:

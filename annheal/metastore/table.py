@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Generic, TypeVar
@@ -11,6 +11,7 @@ from typing import Generic, TypeVar
 from annheal.errors import DataCorruption
 from annheal.metastore.codec import decode_value
 from annheal.metastore.mirror import Mirror
+from annheal.metastore.protocol import KeyValue
 
 _log = logging.getLogger(__name__)
 
@@ -24,6 +25,19 @@ class Stored(Generic[ValueT]):
     key: str
     value: ValueT
     mod_revision: int
+
+
+def readable(items: Iterable[KeyValue], as_type: type[ValueT]) -> list[Stored[ValueT]]:
+    """Return what can be read of one listing; each key that cannot is named in the log."""
+    found: list[Stored[ValueT]] = []
+    for item in items:
+        try:
+            value = decode_value(item.value, as_type, key=item.key)
+        except DataCorruption as error:
+            _log.error("%s", error.message)
+        else:
+            found.append(Stored(item.key, value, item.mod_revision))
+    return found
 
 
 class Table(Generic[ValueT]):

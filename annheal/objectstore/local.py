@@ -7,6 +7,7 @@ reader ever sees half an object.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
@@ -34,6 +35,8 @@ from annheal.objectstore.listing import Level, walk
 from annheal.objectstore.protocol import ObjectStat
 from annheal.runtime.offload import Offload
 
+STRANGE_REMEMBERED_MAX = 1_000
+"""Strangers' files that are named in the log."""
 IO_THREADS = 8
 # How often a put makes its directory again when deletes keep removing it.
 PUBLISH_ATTEMPTS_MAX = 100
@@ -42,6 +45,8 @@ PUBLISH_ATTEMPTS_MAX = 100
 _TEMPORARY = "+tmp"
 _OBJECT_MODE = 0o444
 _MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+
+_log = logging.getLogger(__name__)
 
 
 class LocalObjectStore:
@@ -58,6 +63,7 @@ class LocalObjectStore:
     def __init__(self, root: Path) -> None:
         """Open the store and remove what dead processes left half-written. Blocks shortly."""
         self._root = root.absolute()
+        self._strange: set[str] = set()
         try:
             make_root(self._root)
             self._temporary = TemporaryFolder(self._root / _TEMPORARY)
@@ -192,8 +198,9 @@ class LocalObjectStore:
             with os.scandir(self._path(directory)) as entries:
                 for entry in entries:
                     key = stem + entry.name
-                    if not is_key_part(entry.name):
-                        continue  # the temporary folder, or a stranger's file
+                    if not is_key_part(entry.name):  # the temporary folder, or a stranger's file
+                        self._note_strange(entry)
+                        continue
                     if entry.is_dir(follow_symlinks=False):
                         directories.append(key)
                     elif selection.takes(key):
@@ -203,6 +210,14 @@ class LocalObjectStore:
         except OSError as error:
             raise storage_error(error, f"listing {directory or self._root}") from error
         return Level(objects, directories)
+
+    def _note_strange(self, entry: os.DirEntry[str]) -> None:
+        """Name a file that cannot be an object once in the log: somebody may want it away."""
+        if entry.path in self._strange or len(self._strange) >= STRANGE_REMEMBERED_MAX:
+            return
+        if entry.is_file(follow_symlinks=False):
+            self._strange.add(entry.path)
+            _log.warning("%r is no object of Annheal's; it is passed over, remove it", entry.path)
 
     def _delete(self, keys: Sequence[str]) -> None:
         try:

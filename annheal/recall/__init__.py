@@ -13,12 +13,11 @@ from annheal.recall.memory import (
     encode_memory,
     queries_max,
 )
-from annheal.recall.store import RECALL_PREFIX, load_memory, memory_key, store_memory
+from annheal.recall.store import load_memory, store_memory
 
 __all__ = [
     "MEASUREMENTS_MAX",
     "QUERIES_MAX",
-    "RECALL_PREFIX",
     "VECTORS_BYTES_MAX",
     "EfMemory",
     "LoggedQuery",
@@ -26,7 +25,6 @@ __all__ = [
     "decode_memory",
     "encode_memory",
     "load_memory",
-    "memory_key",
     "queries_max",
     "store_memory",
 ]

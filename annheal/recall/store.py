@@ -12,21 +12,11 @@ import logging
 from annheal.errors import DataCorruption, NotFound
 from annheal.objectstore.protocol import ObjectStore
 from annheal.recall.memory import RecallMemory, decode_memory, encode_memory
+from annheal.shards.object_keys import ObjectKind, memory_key, parse_key, shard_prefix
 
-RECALL_PREFIX = "recall/"
 LOAD_ATTEMPTS = 3
 
 _log = logging.getLogger(__name__)
-
-
-def shard_prefix(collection_id: str, shard: int) -> str:
-    """Return the prefix of the memories of one shard."""
-    return f"{RECALL_PREFIX}{collection_id}/{shard:05d}/"
-
-
-def memory_key(collection_id: str, shard: int, *, epoch: int, number: int) -> str:
-    """Return the key of the memory `number` that the owner of `epoch` writes."""
-    return f"{shard_prefix(collection_id, shard)}{epoch:020d}.{number:010d}"
 
 
 async def load_memory(objects: ObjectStore, collection_id: str, shard: int) -> RecallMemory | None:
@@ -35,7 +25,7 @@ async def load_memory(objects: ObjectStore, collection_id: str, shard: int) -> R
     A memory is worth having and nothing depends on it: a damaged one is reported and passed over.
     """
     for _ in range(LOAD_ATTEMPTS):
-        keys = [stat.key async for stat in objects.list(shard_prefix(collection_id, shard))]
+        keys = await _memories(objects, collection_id, shard)
         if not keys:
             return None
         try:
@@ -60,7 +50,12 @@ async def store_memory(
     """Write a memory, and delete those before it."""
     key = memory_key(collection_id, shard, epoch=epoch, number=number)
     await objects.put_if_absent(key, encode_memory(memory))
-    prefix = shard_prefix(collection_id, shard)
-    older = [stat.key async for stat in objects.list(prefix) if stat.key < key]
+    older = [one for one in await _memories(objects, collection_id, shard) if one < key]
     if older:
         await objects.delete(older)
+
+
+async def _memories(objects: ObjectStore, collection_id: str, shard: int) -> list[str]:
+    """Return the keys of a shard's memories, the newest last; foreign keys are not theirs."""
+    prefix = shard_prefix(ObjectKind.RECALL, collection_id, shard)
+    return [stat.key async for stat in objects.list(prefix) if parse_key(stat.key) is not None]

@@ -215,21 +215,7 @@ class Metrics:
         self.monitor_cpu_seconds = self.counter(
             "annheal_recall_monitor_cpu_seconds", "CPU time of measuring recall on this node."
         )
-        self.store_seconds = self.histogram(
-            "annheal_object_store_seconds",
-            "Time of a call to the object store; put of wal is the latency of the log.",
-            labels=("operation", "part"),
-        )
-        self.store_bytes = self.counter(
-            "annheal_object_store_bytes",
-            "Bytes that went to or came from the object store.",
-            labels=("operation", "part"),
-        )
-        self.store_errors = self.counter(
-            "annheal_object_store_errors",
-            "Calls to the object store that failed.",
-            labels=("operation", "part", "kind"),
-        )
+        self._add_store()
         self.lane_wait_seconds = self.histogram(
             "annheal_lane_wait_seconds",
             "Time that work waited to begin in a lane of this shard node.",
@@ -245,6 +231,28 @@ class Metrics:
         )
         self.report_errors = self.counter(
             "annheal_report_errors", "Reports that failed or took too long while scraped."
+        )
+
+    def _add_store(self) -> None:
+        self.store_seconds = self.histogram(
+            "annheal_object_store_seconds",
+            "Time of a call to the object store; put of wal is the latency of the log.",
+            labels=("operation", "part"),
+        )
+        self.store_bytes = self.counter(
+            "annheal_object_store_bytes",
+            "Bytes that went to or came from the object store.",
+            labels=("operation", "part"),
+        )
+        self.store_errors = self.counter(
+            "annheal_object_store_errors",
+            "Calls to the object store that failed.",
+            labels=("operation", "part", "kind"),
+        )
+        self.foreign_objects = self.counter(
+            "annheal_foreign_objects",
+            "Objects in the object store that are not Annheal's; the log names each once.",
+            labels=("part",),
         )
 
     def counter(

@@ -13,7 +13,6 @@ from annheal.segment.files import (
     segment_directory,
     upload_segment,
 )
-from annheal.segment.keys import delete_vector_key, segment_key, segment_prefix
 from annheal.segment.meta import BuildInfo, GraphHistory, GraphKind, RecallPoint, SegmentMeta
 from annheal.segment.rows import SegmentRows
 from annheal.segment.segment import Segment
@@ -32,14 +31,11 @@ __all__ = [
     "SegmentStore",
     "checksum_of",
     "decode_delete_vector",
-    "delete_vector_key",
     "encode_delete_vector",
     "fetch_segment",
     "load_delete_vector",
     "local_segment",
     "segment_directory",
-    "segment_key",
-    "segment_prefix",
     "upload_segment",
     "write_segment",
 ]

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from annheal.errors import DataCorruption
+from annheal.model.names import checked_name
 from annheal.model.topology.manifest import DeleteVectorEntry, SegmentEntry
 from annheal.segment.checksum import checksum_of, checksum_of_file
 from annheal.segment.deletes import DeleteVector, decode_delete_vector
-from annheal.segment.keys import segment_key
 from annheal.segment.meta import META_FILE, FileEntry, SegmentMeta, decode_meta
+from annheal.shards.object_keys import segment_key, shard_part
 
 VerifiedT = TypeVar("VerifiedT")
 
@@ -136,7 +137,8 @@ def local_segment(directory: Path, entry: SegmentEntry) -> SegmentFiles:
 
 def segment_directory(cache_dir: Path, *, collection_id: str, shard: int, segment_id: str) -> Path:
     """Return where `fetch_segment` lets a remote store put a segment's files."""
-    return cache_dir / collection_id / f"{shard:05d}" / segment_id
+    checked_name(segment_id, field="segment_id")
+    return cache_dir / shard_part(collection_id, shard) / segment_id
 
 
 def verify_file(path: Path, *, file: FileEntry, segment_id: str) -> None:

@@ -83,21 +83,6 @@ class WalObject:
         return not self.entries
 
 
-def wal_prefix(collection_id: str, shard: int) -> str:
-    """Return the prefix of a shard's log objects."""
-    return f"wal/{collection_id}/{shard:05d}/"
-
-
-def wal_key(collection_id: str, shard: int, slot: int) -> str:
-    """Return the object key of one slot."""
-    return f"{wal_prefix(collection_id, shard)}{slot:020d}"
-
-
-def parse_slot(key: str) -> int:
-    """Return the slot number of a log object's key."""
-    return int(key.rsplit("/", 1)[1])
-
-
 def encode_wal_object(wal_object: WalObject) -> bytes:
     """Return the bytes of `wal_object`."""
     first = wal_object.entries[0] if wal_object.entries else None

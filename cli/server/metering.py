@@ -13,6 +13,7 @@ from annheal.coordinator.data_path.metered_node import MeteredNode
 from annheal.coordinator.data_path.ports import ShardNode
 from annheal.coordinator.metrics import CoordinatorMetrics
 from annheal.objectstore.metered import MeteredObjectStore
+from annheal.objectstore.own import OwnObjects
 from annheal.objectstore.protocol import ObjectStore
 from annheal.runtime.metrics import Metrics
 from annheal.runtime.metrics_endpoint import metrics_endpoint
@@ -26,8 +27,9 @@ class Metering:
     metrics: Metrics = field(default_factory=Metrics)
 
     def objects(self, store: ObjectStore) -> ObjectStore:
-        """Return `store`, counted."""
-        return MeteredObjectStore(store, self.metrics) if self.address else store
+        """Return `store`, counted, without what is not Annheal's."""
+        counted = MeteredObjectStore(store, self.metrics) if self.address else store
+        return OwnObjects(counted, self.metrics)
 
     def node(self, node: ShardNode, *, node_id: str) -> ShardNode:
         """Return `node`, counted."""

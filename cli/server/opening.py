@@ -8,9 +8,9 @@ import time
 from typing import Final
 
 from annheal.coordinator.data_path.ports import ShardNode
-from annheal.metastore.codec import decode_value
 from annheal.metastore.keys import COLLECTIONS_PREFIX
 from annheal.metastore.protocol import MetaStore
+from annheal.metastore.table import readable
 from annheal.model.collection import Collection
 from annheal.model.topology.shard import ShardPhase
 from annheal.runtime.tasks import TaskScope
@@ -44,7 +44,7 @@ async def wait_open(meta: MetaStore, node: ShardNode, scope: TaskScope) -> None:
 
 async def _wait_open(meta: MetaStore, node: ShardNode) -> None:
     snapshot = await meta.list(COLLECTIONS_PREFIX)
-    found = [decode_value(one.value, Collection, key=one.key) for one in snapshot.items]
+    found = [stored.value for stored in readable(snapshot.items, Collection)]
     began_s = told_s = time.monotonic()
     while True:
         states = {(one.collection_id, one.shard): one for one in await node.shard_states()}

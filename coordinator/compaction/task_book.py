@@ -14,7 +14,7 @@ from annheal.metastore import keys
 from annheal.metastore.codec import decode_value, encode_value
 from annheal.metastore.limits import COMMIT_OPERATIONS_MAX
 from annheal.metastore.protocol import Compare, Delete, MetaStore, Put
-from annheal.metastore.table import Stored
+from annheal.metastore.table import Stored, readable
 from annheal.model.topology.task import CompactionTask, TaskClaim, TaskPhase
 from annheal.runtime.deadline import Deadline
 from annheal.runtime.fail_points import fail_point
@@ -67,8 +67,8 @@ class TaskBook:
     async def claims(self) -> dict[str, TaskClaim]:
         """Return the claims of compactors by task id, read from the store."""
         snapshot = await self._store.list(keys.CLAIMS_PREFIX)
-        found = (decode_value(item.value, TaskClaim, key=item.key) for item in snapshot.items)
-        return {claim.task_id: claim for claim in found}
+        found = readable(snapshot.items, TaskClaim)
+        return {stored.value.task_id: stored.value for stored in found}
 
     async def add(self, tasks: Sequence[CompactionTask], *, term: Leadership | None = None) -> int:
         """Store new tasks as far as `TASKS_MAX` allows; return how many were stored.

@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from annheal.coordinator.catalog.catalog import Catalog
-from annheal.coordinator.collections import DROPPED_PREFIX, forget_shards
-from annheal.errors import DataCorruption
+from annheal.coordinator.collections import forget_shards
+from annheal.errors import DataCorruption, InvalidArgument
 from annheal.metastore import keys
 from annheal.metastore.codec import decode_value
 from annheal.metastore.protocol import MetaStore
@@ -26,15 +26,12 @@ from annheal.model.topology.manifest import Manifest
 from annheal.model.topology.task import CompactionTask, TaskPhase
 from annheal.objectstore.protocol import ObjectStat, ObjectStore
 from annheal.runtime.fail_points import fail_point
+from annheal.shards.object_keys import ObjectKey, ObjectKind, parse_key, segment_prefix
 
 _log = logging.getLogger(__name__)
 
-SEGMENTS_PREFIX = "segments/"
-DELETES_PREFIX = "deletes/"
-WAL_PREFIX = "wal/"
-RECALL_PREFIX = "recall/"
-PREFIXES = (SEGMENTS_PREFIX, DELETES_PREFIX, WAL_PREFIX, RECALL_PREFIX)
-_OWNER_KINDS = ("wal", "recall")
+_KINDS = (ObjectKind.SEGMENT, ObjectKind.DELETES, ObjectKind.WAL, ObjectKind.RECALL)
+_OWNER_KINDS = (ObjectKind.WAL, ObjectKind.RECALL)
 """Kinds of objects that the owner of a shard deletes itself as long as the collection exists."""
 DELETE_BATCH = 1_000
 """Objects of one delete call."""
@@ -70,7 +67,7 @@ def plan_garbage(
     now_s: float,
     grace_s: float,
 ) -> Garbage:
-    """Return the garbage in `listing` (keys under `PREFIXES`).
+    """Return the garbage in `listing`; foreign keys are passed over.
 
     `collections` are the ids of those that exist, `dropped` of those with a marker; times are
     seconds since the epoch. The directory of a segment is deleted or kept as a whole. Kept are:
@@ -81,28 +78,24 @@ def plan_garbage(
     """
     oldest_task_s = _oldest_task_s(tasks)
     remembered: dict[str, float] = {}
-    members: dict[str, list[ObjectStat]] = {}
+    members: dict[str, list[tuple[ObjectKey, ObjectStat]]] = {}
     for stat in listing:
-        unit = _unit_of(stat.key)
-        if unit is not None:
-            members.setdefault(unit, []).append(stat)
+        key = parse_key(stat.key)
+        if key is not None:
+            members.setdefault(_unit_of(key), []).append((key, stat))
     delete: list[str] = []
     waiting: list[str] = []
-    for unit, stats in members.items():
-        kind, collection_id, shard, rest = _parse(unit)
-        if collection_id in collections:
-            manifest = manifests.get((collection_id, shard))
-            if (
-                manifest is None
-                or kind in _OWNER_KINDS
-                or _is_referenced(manifest, kind, unit, rest)
-            ):
+    for unit, found in members.items():
+        key, stats = found[0][0], [stat for _, stat in found]
+        if key.collection_id in collections:
+            manifest = manifests.get((key.collection_id, key.shard))
+            if manifest is None or key.kind in _OWNER_KINDS or _is_referenced(manifest, key):
                 continue
             newest_s = max(stat.modified_s for stat in stats)
-            planned_s = oldest_task_s.get((collection_id, shard))
+            planned_s = oldest_task_s.get((key.collection_id, key.shard))
             if planned_s is not None and newest_s >= planned_s - _CLOCK_SKEW_S:
                 continue
-        elif collection_id not in dropped:
+        elif key.collection_id not in dropped:
             continue
         since_s = unreferenced_since.get(unit, now_s)
         young = any(now_s - stat.modified_s < grace_s for stat in stats)
@@ -125,28 +118,17 @@ def _oldest_task_s(tasks: Iterable[CompactionTask]) -> dict[tuple[str, int], flo
     return oldest
 
 
-def _unit_of(key: str) -> str | None:
-    """Return what is deleted or kept as a whole: the directory of a segment, or the object itself.
-
-    None for a key that does not look like one of Annheal's.
-    """
-    parts = key.split("/")
-    if len(parts) < 4 or not parts[2].isdecimal():
-        return None
-    if parts[0] == "segments" and len(parts) >= 5:
-        return "/".join(parts[:4])
-    return key if parts[0] in ("deletes", *_OWNER_KINDS) else None
+def _unit_of(key: ObjectKey) -> str:
+    """Return what is deleted or kept as a whole: a segment's directory, or the object itself."""
+    if key.kind is not ObjectKind.SEGMENT:
+        return key.key
+    return segment_prefix(key.collection_id, key.shard, key.segment_id).removesuffix("/")
 
 
-def _parse(unit: str) -> tuple[str, str, int, str]:
-    kind, collection_id, shard, rest = unit.split("/", 3)
-    return kind, collection_id, int(shard), rest
-
-
-def _is_referenced(manifest: Manifest, kind: str, unit: str, rest: str) -> bool:
-    if kind == "segments":
-        return any(segment.segment_id == rest for segment in manifest.segments)
-    return any(entry.key == unit for entry in manifest.delete_vectors)
+def _is_referenced(manifest: Manifest, key: ObjectKey) -> bool:
+    if key.kind is ObjectKind.SEGMENT:
+        return any(segment.segment_id == key.segment_id for segment in manifest.segments)
+    return any(entry.key == key.key for entry in manifest.delete_vectors)
 
 
 def report_of(
@@ -155,11 +137,10 @@ def report_of(
     """Return the numbers and bytes of deleted and of waiting objects by kind."""
     sizes = {stat.key: stat.size_bytes for stat in listing}
     kinds: list[GarbageKind] = []
-    for prefix in PREFIXES:
-        gone = [sizes[key] for key in garbage.delete if key.startswith(prefix)]
-        waiting = [sizes[key] for key in garbage.waiting if key.startswith(prefix)]
-        kind = prefix.removesuffix("/")
-        kinds.append(GarbageKind(kind, len(gone), sum(gone), len(waiting), sum(waiting)))
+    for kind in _KINDS:
+        gone = [sizes[key] for key in garbage.delete if key.startswith(kind.prefix)]
+        waiting = [sizes[key] for key in garbage.waiting if key.startswith(kind.prefix)]
+        kinds.append(GarbageKind(kind.value, len(gone), sum(gone), len(waiting), sum(waiting)))
     return GarbageReport(tuple(kinds), dry_run, grace_s)
 
 
@@ -194,11 +175,10 @@ class GarbageCollector:
 
     async def _collect(self, *, dry_run: bool) -> GarbageReport:
         listing: list[ObjectStat] = []
-        for prefix in PREFIXES:
-            async for stat in self._objects.list(prefix):
+        for kind in _KINDS:
+            async for stat in self._objects.list(kind.prefix):
                 listing.append(stat)
-        markers = [stat.key async for stat in self._objects.list(DROPPED_PREFIX)]
-        dropped = frozenset(key.removeprefix(DROPPED_PREFIX) for key in markers)
+        dropped = frozenset(key.collection_id for key, _ in await self._markers())
         # Read after the listing: an object that was uploaded and referenced meanwhile is kept.
         collections = await self._collections()
         manifests = await self._manifests()
@@ -233,7 +213,8 @@ class GarbageCollector:
         """Delete what an interrupted drop, or a late owner, left in the metadata store."""
         known = {stored.value.collection_id for stored in self._catalog.assignments()}
         snapshot = await self._store.list(keys.MANIFESTS_PREFIX)
-        known |= {keys.parse_manifest_key(item.key)[0] for item in snapshot.items}
+        shards = map(_shard_of_manifest, (item.key for item in snapshot.items))
+        known |= {shard[0] for shard in shards if shard is not None}
         for collection_id in sorted(dropped & known):
             await forget_shards(self._store, collection_id)
 
@@ -242,15 +223,22 @@ class GarbageCollector:
     ) -> None:
         """Delete the markers of dropped collections that have no objects left."""
         gone = set(deleted)
-        left = {stat.key.split("/")[1] for stat in listing if stat.key not in gone}
-        done = [one for one in dropped if one not in left]
-        old: list[str] = []
-        async for stat in self._objects.list(DROPPED_PREFIX):
-            one = stat.key.removeprefix(DROPPED_PREFIX)
-            if one in done and self._wall_clock() - stat.modified_s >= self._grace_s:
-                old.append(stat.key)
+        present = [parse_key(stat.key) for stat in listing if stat.key not in gone]
+        left = {key.collection_id for key in present if key is not None}
+        now_s = self._wall_clock()
+        old = [
+            stat.key
+            for key, stat in await self._markers()
+            if key.collection_id in dropped - left and now_s - stat.modified_s >= self._grace_s
+        ]
         if old:
             await self._objects.delete(old)
+
+    async def _markers(self) -> list[tuple[ObjectKey, ObjectStat]]:
+        """Return the markers of dropped collections."""
+        listed = [stat async for stat in self._objects.list(ObjectKind.DROPPED.prefix)]
+        parsed = [(parse_key(stat.key), stat) for stat in listed]
+        return [(key, stat) for key, stat in parsed if key is not None]
 
     async def _collections(self) -> frozenset[str] | None:
         """Return the ids of all collections, read from the store; None when one is unreadable."""
@@ -267,12 +255,15 @@ class GarbageCollector:
         """Return the manifests by shard; a shard whose manifest is unreadable is left out."""
         manifests: dict[tuple[str, int], Manifest] = {}
         for item in (await self._store.list(keys.MANIFESTS_PREFIX)).items:
+            shard = _shard_of_manifest(item.key)
+            if shard is None:
+                continue
             try:
                 manifest = decode_value(item.value, Manifest, key=item.key)
             except DataCorruption as error:
                 _log.error("no garbage of one shard is collected: %s", error.message)
                 continue
-            manifests[keys.parse_manifest_key(item.key)] = manifest
+            manifests[shard] = manifest
         return manifests
 
     async def _tasks(self) -> list[CompactionTask] | None:
@@ -284,3 +275,12 @@ class GarbageCollector:
         except DataCorruption as error:
             _log.error("no garbage is collected: %s", error.message)
             return None
+
+
+def _shard_of_manifest(key: str) -> tuple[str, int] | None:
+    """Return the (collection id, shard) of a `manifests/` key; None, and a line, when foreign."""
+    try:
+        return keys.parse_manifest_key(key)
+    except InvalidArgument as error:
+        _log.warning("passed over in the metadata store: %s", error.message)
+        return None

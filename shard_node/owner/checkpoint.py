@@ -18,7 +18,6 @@ from annheal.objectstore.protocol import ObjectStore
 from annheal.segment import (
     SegmentRows,
     checksum_of,
-    delete_vector_key,
     encode_delete_vector,
     upload_segment,
     write_segment,
@@ -28,6 +27,7 @@ from annheal.shard_node.owner.replay import SegmentLoader
 from annheal.shard_node.rows.growing import GrowingSegment, GrowingView, take_rows
 from annheal.shard_node.rows.shard import Shard
 from annheal.shard_node.rows.view import SegmentView
+from annheal.shards.object_keys import delete_vector_key
 
 
 @dataclass(frozen=True, slots=True)

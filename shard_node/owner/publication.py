@@ -30,7 +30,7 @@ from annheal.shard_node.owner.replay import SegmentLoader
 from annheal.shard_node.rows.shard import Shard, rows_to_kill
 from annheal.shard_node.rows.view import SegmentView
 from annheal.shards import transitions
-from annheal.shards.wal import wal_key
+from annheal.shards.object_keys import wal_key
 
 ResultT = TypeVar("ResultT")
 

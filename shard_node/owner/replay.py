@@ -18,13 +18,8 @@ from annheal.segment import DeleteVector, Segment, fetch_segment, load_delete_ve
 from annheal.shard_node.lanes import Lanes
 from annheal.shard_node.rows.shard import Shard
 from annheal.shard_node.rows.view import SegmentView
-from annheal.shards.wal import (
-    decode_wal_object,
-    is_fence_size,
-    parse_slot,
-    wal_key,
-    wal_prefix,
-)
+from annheal.shards.object_keys import parse_slot, shard_part, wal_key, wal_prefix
+from annheal.shards.wal import decode_wal_object, is_fence_size
 
 ResultT = TypeVar("ResultT")
 
@@ -59,7 +54,7 @@ class SegmentLoader:
         self._cache = cache
         self._lanes = lanes
         self._loading = asyncio.Semaphore(LOADS_AT_ONCE)
-        self._directory = cache / collection.id / f"{number:05d}"
+        self._directory = cache / shard_part(collection.id, number)
 
     async def load(self, entry: SegmentEntry) -> Segment:
         """Fetch, verify (INV-5) and map a segment; raises `DataCorruption` that names the file."""
@@ -133,7 +128,8 @@ async def replay_log(
     while True:
         after = wal_key(collection_id, shard.number, position.next_slot - 1)
         after = after if position.next_slot > 0 else prefix
-        slots = [parse_slot(stat.key) async for stat in objects.list(prefix, after=after)]
+        listed = [parse_slot(stat.key) async for stat in objects.list(prefix, after=after)]
+        slots = [slot for slot in listed if slot is not None]  # None: a foreign object
         if not slots:
             return
         if slots != list(range(position.next_slot, position.next_slot + len(slots))):
@@ -185,6 +181,8 @@ async def list_trimmable(
     slots: list[int] = []
     async for stat in objects.list(wal_prefix(collection_id, shard)):
         slot = parse_slot(stat.key)
+        if slot is None:
+            continue
         if slot > checkpoint_slot:
             break
         if not is_fence_size(stat.size_bytes):

@@ -16,7 +16,8 @@ from annheal.errors import (
 )
 from annheal.model.topology.shard import ShardId
 from annheal.objectstore.protocol import ObjectStore
-from annheal.shards.wal import WalEntry, WalObject, decode_wal_object, encode_wal_object, wal_key
+from annheal.shards.object_keys import wal_key
+from annheal.shards.wal import WalEntry, WalObject, decode_wal_object, encode_wal_object
 
 RETRY_FIRST_S = 0.05
 RETRY_MAX_S = 2.0

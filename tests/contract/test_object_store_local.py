@@ -220,13 +220,16 @@ async def test_keys_inside_one_another_are_refused(local: LocalObjectStore) -> N
 
 
 async def test_strangers_files_and_temporary_files_are_not_listed(
-    local: LocalObjectStore, root: Path
+    local: LocalObjectStore, root: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (root / "lost+found").mkdir()
     (root / "with space").write_bytes(b"x")
     (root / "+tmp" / "rest").write_bytes(b"x")
     await local.put_if_absent("object", b"body")
     assert await keys_of(local) == ["object"]
+    assert await keys_of(local) == ["object"]
+    (said,) = caplog.messages
+    assert "with space" in said
 
 
 KILLED_WRITER = """

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import pytest
 
 from annheal.compactor.attempt import Attempt
-from annheal.compactor.throttle import BuildTurns
+from annheal.compactor.throttle import BuildSlots
 from annheal.coordinator.app import Coordinator
 from annheal.coordinator.compaction.plan import CompactionSettings
 from annheal.errors import AnnhealError, ResourceExhausted
@@ -393,9 +393,9 @@ async def test_a_task_that_waits_for_its_turn_is_built_by_the_settings_of_its_tu
     meta, objects = SqliteMetaStore(tmp_path / "meta.db"), LocalObjectStore(tmp_path / "objects")
     place = Workplace(meta, objects, tmp_path)
     await place.add_segment("a", sample_rows(ROWS))
-    turns = BuildTurns(1)
-    attempt = Attempt(meta, objects, worker_dir=tmp_path / "work", turns=turns)
-    async with turns.turn():
+    slots = BuildSlots(1)
+    attempt = Attempt(meta, objects, worker_dir=tmp_path / "work", slots=slots)
+    async with slots.slot():
         running = asyncio.create_task(attempt.run(merge_task("a")))
         await eventually(lambda: attempt.progress.step == "waiting")
         place.collection = replace(

@@ -33,7 +33,7 @@ from annheal.model.records import ARROW_TYPES
 from annheal.model.search import SearchOptions, SearchRequest
 from annheal.model.topology.shard import Assignment, ShardId
 from annheal.objectstore.local import LocalObjectStore
-from annheal.recall import RECALL_PREFIX, load_memory, store_memory
+from annheal.recall import load_memory, store_memory
 from annheal.runtime.tasks import TaskScope
 from annheal.segment import BuildInfo, RecallPoint, SegmentRows
 from annheal.shard_node.app import not_listening, running_node
@@ -46,6 +46,7 @@ from annheal.shard_node.recall.sampler import RecallSampler
 from annheal.shard_node.search.filter_cache import FilterCache
 from annheal.shard_node.search.searcher import MatchCount
 from annheal.shard_node.settings import ShardNodeSettings
+from annheal.shards.object_keys import ObjectKind
 from tests.support.compaction import Workplace, collection
 from tests.support.shards import Owner, ShardWorld
 
@@ -153,7 +154,7 @@ class Process:
 
 
 async def memories(world: ShardWorld) -> list[str]:
-    return [stat.key async for stat in world.objects.list(RECALL_PREFIX)]
+    return [stat.key async for stat in world.objects.list(ObjectKind.RECALL.prefix)]
 
 
 async def learnt(world: ShardWorld, lanes: Lanes, **options: bool) -> Process:
@@ -263,7 +264,7 @@ async def test_a_store_that_is_away_is_asked_again(
     real, away = LocalObjectStore.get, True
 
     async def get(self: LocalObjectStore, key: str) -> bytes:
-        if away and key.startswith(RECALL_PREFIX):
+        if away and key.startswith(ObjectKind.RECALL.prefix):
             raise Unavailable("the store is away")
         return await real(self, key)
 

@@ -23,11 +23,11 @@ from annheal.segment import (
     Segment,
     SegmentRows,
     checksum_of,
-    delete_vector_key,
     encode_delete_vector,
     fetch_segment,
     upload_segment,
 )
+from annheal.shards.object_keys import delete_vector_key
 from tests.support.segments import MODEL, SCHEMA, write_sample
 
 COLLECTION_ID = "c1"

@@ -24,7 +24,6 @@ from annheal.model.topology.task import CompactionTask, TaskPhase
 from annheal.model.write import DeleteIds, ScanRequest
 from annheal.objectstore.protocol import ObjectStat, ObjectStore
 from annheal.segment import checksum_of, load_delete_vector
-from annheal.segment.keys import segment_key
 from annheal.segment.meta import META_FILE, decode_meta
 from annheal.shard_node.owner.owned_shard import CHECKPOINT_SLOTS_MAX, OwnedShard
 from annheal.shard_node.owner.write_path import GROUP_OPERATIONS_MAX
@@ -33,8 +32,9 @@ from annheal.shard_node.rows.view import ShardView
 from annheal.shard_node.search.filter_cache import CACHE_BYTES_MAX, FilterCache
 from annheal.shard_node.search.reads import count_rows, get_records, scan_page
 from annheal.shard_node.search.searcher import Searcher
+from annheal.shards.object_keys import segment_key, wal_prefix
 from annheal.shards.routing import hash_id
-from annheal.shards.wal import decode_wal_object, wal_prefix
+from annheal.shards.wal import decode_wal_object
 from tests.support.shards import colour_of, payload_of, size_of, vector_of
 
 ABSENT = -1

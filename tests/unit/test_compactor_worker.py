@@ -28,8 +28,8 @@ from annheal.model.topology.manifest import IndexKind, Tier
 from annheal.model.topology.shard import WorkerRegistration, WorkerRole
 from annheal.model.topology.task import ATTEMPTS_MAX, TaskClaim, TaskPhase
 from annheal.objectstore.local import LocalObjectStore
-from annheal.segment import segment_key
 from annheal.segment.meta import INDEX_FILE
+from annheal.shards.object_keys import segment_key
 from tests.support.compaction import COLLECTION_ID, DEADLINE_S, SHARD, Workplace, merge_task
 from tests.support.segments import sample_rows
 

@@ -21,7 +21,6 @@ from annheal.model.measures.recall import SegmentRecall, SelectivityBand
 from annheal.objectstore.local import LocalObjectStore
 from annheal.recall import (
     QUERIES_MAX,
-    RECALL_PREFIX,
     VECTORS_BYTES_MAX,
     EfMemory,
     LoggedQuery,
@@ -29,10 +28,10 @@ from annheal.recall import (
     decode_memory,
     encode_memory,
     load_memory,
-    memory_key,
     queries_max,
     store_memory,
 )
+from annheal.shards.object_keys import ObjectKind, memory_key
 from tests.support.recall_reports import estimate, shard_band
 
 BAND = SelectivityBand.FROM_10
@@ -124,7 +123,7 @@ async def objects(tmp_path: Path) -> AsyncIterator[LocalObjectStore]:
 
 
 async def keys(objects: LocalObjectStore) -> list[str]:
-    return [stat.key async for stat in objects.list(RECALL_PREFIX)]
+    return [stat.key async for stat in objects.list(ObjectKind.RECALL.prefix)]
 
 
 async def test_a_shard_has_one_memory_the_newest(objects: LocalObjectStore) -> None:

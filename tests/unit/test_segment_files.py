@@ -17,16 +17,14 @@ from annheal.segment import (
     DeleteVector,
     Segment,
     checksum_of,
-    delete_vector_key,
     encode_delete_vector,
     fetch_segment,
     load_delete_vector,
     local_segment,
-    segment_key,
-    segment_prefix,
     upload_segment,
 )
 from annheal.segment.meta import DATA_FILES, FORMAT_VERSION, META_FILE, decode_meta, encode_meta
+from annheal.shards.object_keys import delete_vector_key, segment_key, segment_prefix
 from tests.support.segments import open_local, sample_rows, write_sample
 
 ALL_FILES = (*DATA_FILES, META_FILE)

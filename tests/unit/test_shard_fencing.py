@@ -28,7 +28,8 @@ from annheal.objectstore.wrappers import (
     Operation,
     ScriptedFaults,
 )
-from annheal.shards.wal import decode_wal_object, wal_key
+from annheal.shards.object_keys import wal_key
+from annheal.shards.wal import decode_wal_object
 from tests.support.model_checker import (
     ABSENT,
     ShardModel,

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from annheal.errors import DataCorruption, FailedPrecondition
 from annheal.model.records import RecordBatch
+from annheal.shards.object_keys import parse_slot, wal_key, wal_prefix
 from annheal.shards.wal import (
     FENCE_BYTES,
     DeleteEntry,
@@ -24,9 +25,6 @@ from annheal.shards.wal import (
     encode_record_batch,
     encode_wal_object,
     is_fence_size,
-    parse_slot,
-    wal_key,
-    wal_prefix,
 )
 from tests.golden.write_wal_v1 import GOLDEN, WRITER, golden_objects
 from tests.support.shards import record_batch
