@@ -32,6 +32,7 @@ from samples.demo_server import DemoServer
 from samples.demo_state import (
     ATTRIBUTES,
     COLLECTION,
+    VECTOR_COLUMN,
     Health,
     K,
     Ledger,
@@ -138,7 +139,11 @@ def fill(demo: Demo, client: Client) -> None:
         " and summary. A row is acknowledged when it is on disk.",
     )
     client.create_collection(
-        COLLECTION, rows.vectors.shape[1], attributes=ATTRIBUTES, shard_count=SHARDS
+        COLLECTION,
+        rows.vectors.shape[1],
+        attributes=ATTRIBUTES,
+        shard_count=SHARDS,
+        model=VECTOR_COLUMN,  # questions in words are embedded with it
     )
     started_s = time.monotonic()
     result = client.upsert(

@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from annheal.client.arguments import as_count, as_flag, as_text, as_word
 from annheal.client.connection import ServerConnection
-from annheal.client.inputs import FilterInput, as_filter
+from annheal.client.inputs import FilterInput, as_filter, as_ids
 from annheal.errors import DeadlineExceeded, NotFound
 from annheal.model.limits import TIMEOUT_MAX_S
 from annheal.model.measures.recall_summary import RecallSummary
@@ -72,7 +73,7 @@ class AdminCalls:
         """List the shards of one collection, or of all, with their owners."""
         api = self._connection.api
         return await self._connection.read(
-            lambda left_s: api.shards(collection, timeout_s=left_s),
+            lambda left_s: api.shards(as_text(collection, "collection"), timeout_s=left_s),
             deadline=self._connection.deadline(timeout_s),
         )
 
@@ -81,6 +82,8 @@ class AdminCalls:
     ) -> SegmentList:
         """List the segments of a collection as their owners serve them."""
         api = self._connection.api
+        as_text(collection, "collection")
+        shard = None if shard is None else as_count(shard, "shard")
         segments, missing = await self._connection.read(
             lambda left_s: api.segments(collection, shard=shard, timeout_s=left_s),
             deadline=self._connection.deadline(timeout_s),
@@ -91,7 +94,7 @@ class AdminCalls:
         """Seal and flush what is in memory; returns when it is done."""
         api = self._connection.api
         await self._connection.write(
-            lambda left_s: api.flush(collection, timeout_s=left_s),
+            lambda left_s: api.flush(as_text(collection, "collection"), timeout_s=left_s),
             deadline=self._connection.deadline(timeout_s),
         )
 
@@ -128,15 +131,16 @@ class AdminCalls:
         """
         api, deadline = self._connection.api, self._connection.deadline(timeout_s)
         order = CompactionOrder(
-            shard=shard,
-            segment_ids=tuple(segments),
-            tier=None if tier is None else Tier(tier),
-            full=full,
-            dry_run=dry_run,
+            shard=None if shard is None else as_count(shard, "shard"),
+            segment_ids=tuple(as_ids(segments, field="segments")),
+            tier=None if tier is None else as_word(tier, Tier, "tier"),
+            full=as_flag(full, "full"),
+            dry_run=as_flag(dry_run, "dry_run"),
         )
         # Planning twice names the tasks that are under way already, so it may be repeated.
         task_ids, planned = await self._connection.write(
-            lambda left_s: api.compact(collection, order, timeout_s=left_s), deadline=deadline
+            lambda left_s: api.compact(as_text(collection, "collection"), order, timeout_s=left_s),
+            deadline=deadline,
         )
         if dry_run:
             return planned
@@ -161,7 +165,9 @@ class AdminCalls:
     ) -> list[TaskStatus]:
         """List tasks, the newest first, at most `limit`."""
         api, deadline = self._connection.api, self._connection.deadline(timeout_s)
-        wanted = None if phase is None else TaskPhase(phase)
+        wanted = None if phase is None else as_word(phase, TaskPhase, "phase")
+        as_count(limit, "limit")
+        as_text(collection, "collection")
         found: list[TaskStatus] = []
         token = ""
         while True:
@@ -180,7 +186,7 @@ class AdminCalls:
         """Describe one task; raises `NotFound`."""
         api = self._connection.api
         return await self._connection.read(
-            lambda left_s: api.get_task(task_id, timeout_s=left_s),
+            lambda left_s: api.get_task(as_text(task_id, "task_id"), timeout_s=left_s),
             deadline=self._connection.deadline(timeout_s),
         )
 
@@ -188,7 +194,7 @@ class AdminCalls:
         """Cancel a task that has not been published."""
         api = self._connection.api
         return await self._connection.write(
-            lambda left_s: api.cancel_task(task_id, timeout_s=left_s),
+            lambda left_s: api.cancel_task(as_text(task_id, "task_id"), timeout_s=left_s),
             deadline=self._connection.deadline(timeout_s),
         )
 
@@ -196,7 +202,7 @@ class AdminCalls:
         """Release a task that was given up after several attempts: it is tried again."""
         api = self._connection.api
         return await self._connection.write(
-            lambda left_s: api.retry_task(task_id, timeout_s=left_s),
+            lambda left_s: api.retry_task(as_text(task_id, "task_id"), timeout_s=left_s),
             deadline=self._connection.deadline(timeout_s),
         )
 
@@ -216,7 +222,14 @@ class AdminCalls:
         `k` is that of the collection's objective by default. The same seed and rows give the same
         queries.
         """
-        options = RecallOptions(sample_size, k, ef, as_filter(filter), seed)
+        as_text(collection, "collection")
+        options = RecallOptions(
+            as_count(sample_size, "sample_size"),
+            None if k is None else as_count(k, "k"),
+            None if ef is None else as_count(ef, "ef"),
+            as_filter(filter),
+            as_count(seed, "seed", most=2**63 - 1),
+        )
         api = self._connection.api
         return await self._connection.read(
             lambda left_s: api.measure_recall(collection, options, timeout_s=left_s),
@@ -231,7 +244,7 @@ class AdminCalls:
         """
         api = self._connection.api
         return await self._connection.read(
-            lambda left_s: api.recall(collection, timeout_s=left_s),
+            lambda left_s: api.recall(as_text(collection, "collection"), timeout_s=left_s),
             deadline=self._connection.deadline(timeout_s),
         )
 
@@ -241,7 +254,7 @@ class AdminCalls:
         """Even out the shards among the nodes; returns the moves that are ordered (or would be)."""
         api = self._connection.api
         return await self._connection.write(
-            lambda left_s: api.rebalance(dry_run=dry_run, timeout_s=left_s),
+            lambda left_s: api.rebalance(dry_run=as_flag(dry_run, "dry_run"), timeout_s=left_s),
             deadline=self._connection.deadline(timeout_s),
         )
 
@@ -255,7 +268,9 @@ class AdminCalls:
         """
         api = self._connection.api
         return await self._connection.write(
-            lambda left_s: api.collect_garbage(dry_run=dry_run, timeout_s=left_s),
+            lambda left_s: api.collect_garbage(
+                dry_run=as_flag(dry_run, "dry_run"), timeout_s=left_s
+            ),
             deadline=self._connection.deadline(timeout_s),
         )
 
@@ -263,7 +278,7 @@ class AdminCalls:
         """Move every shard away from a node and give it no more; returns the moves ordered."""
         api = self._connection.api
         return await self._connection.write(
-            lambda left_s: api.drain(node_id, timeout_s=left_s),
+            lambda left_s: api.drain(as_text(node_id, "node_id"), timeout_s=left_s),
             deadline=self._connection.deadline(timeout_s),
         )
 
@@ -271,7 +286,7 @@ class AdminCalls:
         """Let a node have shards again."""
         api = self._connection.api
         await self._connection.write(
-            lambda left_s: api.undrain(node_id, timeout_s=left_s),
+            lambda left_s: api.undrain(as_text(node_id, "node_id"), timeout_s=left_s),
             deadline=self._connection.deadline(timeout_s),
         )
 
@@ -282,7 +297,10 @@ class AdminCalls:
         api = self._connection.api
         return await self._connection.write(
             lambda left_s: api.move_shard(
-                collection, shard=shard, node_id=node_id, timeout_s=left_s
+                as_text(collection, "collection"),
+                shard=as_count(shard, "shard"),
+                node_id=as_text(node_id, "node_id"),
+                timeout_s=left_s,
             ),
             deadline=self._connection.deadline(timeout_s),
         )
@@ -293,7 +311,7 @@ class AdminCalls:
         for task_id in task_ids:
 
             async def once(left_s: float, task_id: str = task_id) -> TaskStatus:
-                return await api.get_task(task_id, timeout_s=left_s)
+                return await api.get_task(as_text(task_id, "task_id"), timeout_s=left_s)
 
             try:
                 found.append(await self._connection.read(once, deadline=deadline))

@@ -67,7 +67,7 @@ class AsyncClient(CollectionCalls, RecordCalls, SearchCalls, AdminCalls):
             if batch_searches
             else None
         )
-        self._embedder = None
+        self._embedders = {}
         self._embedder_lock = asyncio.Lock()
 
     @property

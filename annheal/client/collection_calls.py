@@ -10,6 +10,7 @@ from typing import Any, get_type_hints
 import msgspec
 import numpy as np
 
+from annheal.client.arguments import as_count, as_mapping, as_text, as_word
 from annheal.client.connection import ServerConnection
 from annheal.client.inputs import as_schema
 from annheal.errors import InvalidArgument
@@ -60,7 +61,7 @@ class CollectionCalls:
             attributes: what filters may use, name to type: "keyword", "keyword_list", "int64",
                 "float64", "bool" or "timestamp".
             shard_count: parts that can lie on different nodes.
-            model: the name that tags the vectors.
+            model: the name that tags the vectors; "minilm_l6" to search by text.
             index: build parameters, `{"m": 16, "ef_construction": 100}`.
             settings: fields of `CollectionSettings`, `{"recall_objective": 0.98}`.
             timeout_s: time for the call; the client's by default.
@@ -70,22 +71,21 @@ class CollectionCalls:
             InvalidArgument: a field is wrong; `violations` name it.
             UnknownOutcome: the answer was lost; it is not sent again by itself.
         """
-        try:
-            spec = ModelSpec(model, dimension, Metric(metric))
-        except ValueError:
-            raise InvalidArgument.of(
-                "metric", f"{metric!r} is none of {', '.join(Metric)}"
-            ) from None
+        spec = ModelSpec(
+            as_text(model, "model"),
+            as_count(dimension, "dimension", least=1),
+            as_word(metric, Metric, "metric"),
+        )
         schema = as_schema(attributes)
         index_settings = _filled(IndexSettings(), index, field="index")
         collection_settings = _filled(CollectionSettings(), settings, field="settings")
         api = self._connection.api
         created = await self._connection.write(
             lambda left_s: api.create_collection(
-                name,
+                as_text(name, "name"),
                 models=[spec],
                 schema=schema,
-                shard_count=shard_count,
+                shard_count=as_count(shard_count, "shard_count", least=1),
                 index=index_settings,
                 settings=collection_settings,
                 timeout_s=left_s,
@@ -107,6 +107,7 @@ class CollectionCalls:
     ) -> CollectionInfo:
         """Describe a collection and count what it holds; raises `NotFound`."""
         api = self._connection.api
+        as_text(name, "name")
         collection, status = await self._connection.read(
             lambda left_s: api.get_collection(name, with_status=with_status, timeout_s=left_s),
             deadline=self._connection.deadline(timeout_s),
@@ -142,14 +143,16 @@ class CollectionCalls:
 
         Raises `Conflict` unless the collection is at `if_revision` (when given).
         """
-        changes = {f"settings.{key}": value for key, value in (settings or {}).items()}
-        changes.update({f"index.{key}": value for key, value in (index or {}).items()})
+        as_text(name, "name")
+        changes = {f"settings.{k}": v for k, v in as_mapping(settings, "settings").items()}
+        changes.update({f"index.{k}": v for k, v in as_mapping(index, "index").items()})
+        revision = None if if_revision is None else as_count(if_revision, "if_revision", most=2**62)
         if not changes:
             raise InvalidArgument.of("settings", "names nothing to change")
         api = self._connection.api
         updated = await self._connection.write(
             lambda left_s: api.update_collection(
-                name, changes=changes, if_revision=if_revision, timeout_s=left_s
+                name, changes=changes, if_revision=revision, timeout_s=left_s
             ),
             deadline=self._connection.deadline(timeout_s),
             idempotent=if_revision is None,
@@ -160,6 +163,7 @@ class CollectionCalls:
     async def drop_collection(self, name: str, *, timeout_s: float | None = None) -> None:
         """Drop a collection and everything in it; raises `NotFound`."""
         api = self._connection.api
+        as_text(name, "name")
         try:
             await self._connection.write(
                 lambda left_s: api.drop_collection(name, timeout_s=left_s),
@@ -176,7 +180,7 @@ def _filled(base: Any, given: Any, *, field: str) -> Any:
         return given
     hints = get_type_hints(type(base))
     values: dict[str, Any] = {}
-    for name, value in given.items():
+    for name, value in as_mapping(given, field).items():
         if name not in hints:
             raise InvalidArgument.of(f"{field}.{name}", f"is no setting; {suggestion(name, hints)}")
         plain = value.item() if isinstance(value, np.generic) else value

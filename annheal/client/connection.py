@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
+from annheal.client.arguments import as_share, as_text, as_word
 from annheal.client.public_api import PublicApi, ReadFreshness
 from annheal.errors import (
     AnnhealError,
@@ -33,7 +33,7 @@ class ServerConnection:
     def __init__(
         self, address: str, *, timeout_s: float, retry_policy: RetryPolicy, read_your_writes: bool
     ) -> None:
-        if not 0 < timeout_s <= TIMEOUT_MAX_S:
+        if not 0 < as_share(timeout_s, "timeout_s") <= TIMEOUT_MAX_S:
             raise InvalidArgument.of("timeout_s", f"must be in (0, {TIMEOUT_MAX_S:g}]")
         self.api = PublicApi(address)
         self.timeout_s = timeout_s
@@ -44,9 +44,7 @@ class ServerConnection:
 
     def deadline(self, timeout_s: float | None) -> Deadline:
         """Return the deadline of a call that may take `timeout_s` (the client's by default)."""
-        given_s = self.timeout_s if timeout_s is None else timeout_s
-        if not math.isfinite(given_s):
-            raise InvalidArgument.of("timeout_s", f"{given_s} is no number of seconds")
+        given_s = self.timeout_s if timeout_s is None else as_share(timeout_s, "timeout_s")
         return Deadline.after(given_s)
 
     async def read(
@@ -86,6 +84,8 @@ class ServerConnection:
     ) -> ReadFreshness:
         """Return what a read sends: the caller's token and this client's, where they count."""
         wanted = as_consistency(consistency)
+        if not isinstance(session, SessionToken | None):
+            raise InvalidArgument.of("session", f"{session!r} is no token of Client.session()")
         if wanted in (Consistency.EVENTUAL, Consistency.STRONG):
             return ReadFreshness(wanted)
         own = self._tokens.get(collection) if self._read_your_writes else None
@@ -126,10 +126,18 @@ class ServerConnection:
     # --------------------------------------------------------------------------------- collections
 
     async def collection(self, name: str, *, deadline: Deadline) -> Collection:
-        """Return the collection, perhaps as it was some time ago: its schema never changes."""
-        known = self._collections.get(name)
+        """Return the collection, perhaps as it was some time ago.
+
+        The schema and models of one collection never change, but another may have its name by now:
+        before anything is refused because of what is returned here, ask `current_collection`.
+        """
+        known = self._collections.get(as_text(name, "collection"))
         if known is not None:
             return known
+        return await self.current_collection(name, deadline=deadline)
+
+    async def current_collection(self, name: str, *, deadline: Deadline) -> Collection:
+        """Return the collection as the server has it."""
         found, _ = await self.read(
             lambda left_s: self.api.get_collection(name, with_status=False, timeout_s=left_s),
             deadline=deadline,
@@ -158,11 +166,7 @@ def as_consistency(consistency: Consistency | str | None) -> Consistency | None:
     """Return the consistency; raises `InvalidArgument` for a word that is none."""
     if consistency is None:
         return None
-    try:
-        return Consistency(consistency)
-    except ValueError:
-        known = ", ".join(Consistency)
-        raise InvalidArgument.of("consistency", f"{consistency!r} is none of {known}") from None
+    return as_word(consistency, Consistency, "consistency")
 
 
 def _never(_: AnnhealError) -> bool:

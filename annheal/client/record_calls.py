@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -11,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from annheal.client.arguments import as_count, as_text
 from annheal.client.connection import ServerConnection
 from annheal.client.inputs import (
     AttributesInput,
@@ -22,6 +24,8 @@ from annheal.client.inputs import (
     as_matrix,
     as_payloads,
     as_projection,
+    in_callers_words,
+    rows_renamed,
 )
 from annheal.client.public_api import ReadFreshness
 from annheal.client.results import Records, WriteResult
@@ -45,12 +49,13 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """Columns of one upsert call, cut into requests by slicing."""
+    """Columns of one upsert call, cut into requests by slicing; `places` are the caller's rows."""
 
     ids: list[str]
     vectors: npt.NDArray[Any]
     attributes: dict[str, Any]
     payloads: pa.BinaryArray | None
+    places: npt.NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -61,6 +66,7 @@ class _Rows:
             self.vectors[start:stop],
             {name: column.slice(start, stop - start) for name, column in self.attributes.items()},
             None if self.payloads is None else self.payloads.slice(start, stop - start),
+            self.places[start:stop],
         )
 
     def take(self, rows: npt.NDArray[np.int64]) -> _Rows:
@@ -70,6 +76,7 @@ class _Rows:
             self.vectors[rows],
             {name: column.take(index) for name, column in self.attributes.items()},
             None if self.payloads is None else self.payloads.take(index),
+            self.places[rows],
         )
 
     @property
@@ -92,6 +99,7 @@ class RecordCalls:
         *,
         attributes: AttributesInput = None,
         payloads: PayloadsInput = None,
+        model: str | None = None,
         batch_rows: int = BATCH_ROWS,
         concurrency: int = CONCURRENCY,
         progress: Progress | None = None,
@@ -104,32 +112,30 @@ class RecordCalls:
             ids: n texts of 1 to 512 bytes. Of equal ids the last row wins.
             vectors: (n, d) numbers of any type, an Arrow column of lists, or nested lists; they
                 travel as float32.
-            attributes: columns by name, a mapping a row, or an Arrow table with n rows. A missing
-                value is None. What is left out has no value.
+            attributes: columns by name, a mapping a row, an Arrow table or a DataFrame, of n rows.
+                A missing value is None. What is left out has no value. What the declared type does
+                not hold exactly is refused (docs/python-sdk.md has the table).
             payloads: a JSON value a row, or None; `bytes` are JSON already.
+            model: the model that made the vectors; refused when the collection has another one.
             batch_rows: rows of one request, at most 10,000.
             concurrency: requests under way at once.
             progress: called with (rows acknowledged, n) after every request.
             timeout_s: time for each request; the client's by default.
 
         Raises:
-            InvalidArgument: something does not fit; nothing was written if it was found here.
+            InvalidArgument: something does not fit; the field has the row as the caller counts it.
+                Nothing was written if it was found here.
             AnnhealError: a request failed for good. Others may have been written; writing is
                 idempotent, so the call can be repeated.
         """
-        _check_range("batch_rows", batch_rows, maximum=WRITE_ROWS_MAX)
-        _check_range("concurrency", concurrency, maximum=CONCURRENCY_MAX)
-        names = as_ids(ids, ordered=True)
-        matrix = as_matrix(vectors)
-        if len(matrix) != len(names):
-            raise InvalidArgument.of("vectors", f"has {len(matrix)} rows for {len(names)} ids")
-        if not names:
+        as_text(collection, "collection")
+        as_count(batch_rows, "batch_rows", least=1, most=WRITE_ROWS_MAX)
+        as_count(concurrency, "concurrency", least=1, most=CONCURRENCY_MAX)
+        tag = "" if model is None else as_text(model, "model")
+        deadline = self._connection.deadline(timeout_s)
+        rows = await self._rows(collection, ids, vectors, attributes, payloads, deadline=deadline)
+        if not len(rows):
             return WriteResult(0, self._connection.session(collection))
-        known = await self._connection.collection(
-            collection, deadline=self._connection.deadline(timeout_s)
-        )
-        columns = as_attributes(attributes, rows=len(names), schema=known.schema)
-        rows = _last_of_each(_Rows(names, matrix, columns, as_payloads(payloads, rows=len(names))))
         total, done = len(rows), 0
         pending = _requests(rows, batch_rows)
 
@@ -138,7 +144,7 @@ class RecordCalls:
             # All senders draw from one iterator: whoever is free takes the next request.
             for request in pending:
                 await self._upsert_once(
-                    collection, request, deadline=self._connection.deadline(timeout_s)
+                    collection, request, tag, deadline=self._connection.deadline(timeout_s)
                 )
                 done += len(request)
                 if progress is not None:
@@ -147,7 +153,46 @@ class RecordCalls:
         await _all(send() for _ in range(concurrency))
         return WriteResult(done, self._connection.session(collection))
 
-    async def _upsert_once(self, collection: str, rows: _Rows, *, deadline: Deadline) -> None:
+    async def _rows(
+        self,
+        collection: str,
+        ids: Iterable[str],
+        vectors: Any,
+        attributes: AttributesInput,
+        payloads: PayloadsInput,
+        *,
+        deadline: Deadline,
+    ) -> _Rows:
+        """Return what the caller gave as the columns that travel, the last row of each id."""
+        names = as_ids(ids, ordered=True)
+        matrix = as_matrix(vectors)
+        if len(matrix) != len(names):
+            raise InvalidArgument.of("vectors", f"has {len(matrix)} rows for {len(names)} ids")
+        columns = {}
+        if names:
+            columns = await self._attributes(
+                collection, attributes, rows=len(names), deadline=deadline
+            )
+        texts = as_payloads(payloads, rows=len(names))
+        return _last_of_each(_Rows(names, matrix, columns, texts, np.arange(len(names))))
+
+    async def _attributes(
+        self, collection: str, given: AttributesInput, *, rows: int, deadline: Deadline
+    ) -> dict[str, Any]:
+        """Return the columns that travel, by the schema that the collection has now."""
+        known = await self._connection.collection(collection, deadline=deadline)
+        try:
+            return as_attributes(given, rows=rows, schema=known.schema)
+        except InvalidArgument:
+            current = await self._connection.current_collection(collection, deadline=deadline)
+            if current.id == known.id:
+                raise
+            # What was known is a collection that was dropped; this one has its name.
+            return as_attributes(given, rows=rows, schema=current.schema)
+
+    async def _upsert_once(
+        self, collection: str, rows: _Rows, model: str, *, deadline: Deadline
+    ) -> None:
         api = self._connection.api
         try:
             _, token = await self._connection.write(
@@ -157,13 +202,16 @@ class RecordCalls:
                     vectors=rows.vectors,
                     attributes=rows.attributes,
                     payloads=rows.payloads,
-                    model="",
+                    model=model,
                     timeout_s=left_s,
                 ),
                 deadline=deadline,
             )
         except AnnhealError as error:
             self._connection.forget_after(collection, error)
+            if isinstance(error, InvalidArgument):
+                rename = rows_renamed(lambda row: int(rows.places[row]))
+                raise in_callers_words(error, rename) from error
             raise
         self._connection.remember(collection, token)
 
@@ -180,6 +228,7 @@ class RecordCalls:
         Ids that do not exist are no error. Returns how many records were deleted.
         """
         deadline, api = self._connection.deadline(timeout_s), self._connection.api
+        as_text(collection, "collection")
         if (ids is None) == (filter is None):
             raise InvalidArgument.of("ids", "give either ids or a filter")
         deleted = 0
@@ -192,12 +241,13 @@ class RecordCalls:
             )
             self._connection.remember(collection, token)
             return WriteResult(deleted, self._connection.session(collection))
-        for part in _parts(as_ids(ids), WRITE_ROWS_MAX):
+        for start, part in _parts(as_ids(ids), WRITE_ROWS_MAX):
 
             async def once(left_s: float, part: list[str] = part) -> tuple[int, SessionToken]:
                 return await api.delete_ids(collection, ids=part, timeout_s=left_s)
 
-            count, token = await self._connection.write(once, deadline=deadline)
+            with _rows_from(start):
+                count, token = await self._connection.write(once, deadline=deadline)
             self._connection.remember(collection, token)
             deleted += count
         return WriteResult(deleted, self._connection.session(collection))
@@ -218,8 +268,9 @@ class RecordCalls:
         """
         projection, api = as_projection(include), self._connection.api
         deadline = self._connection.deadline(timeout_s)
+        as_text(collection, "collection")
         found: list[RecordSet] = []
-        for part in _parts(as_ids(ids), GET_IDS_MAX):
+        for start, part in _parts(as_ids(ids), GET_IDS_MAX):
 
             async def read(freshness: ReadFreshness, part: list[str] = part) -> RecordSet:
                 records, token = await self._connection.read(
@@ -235,7 +286,9 @@ class RecordCalls:
                 self._connection.remember(collection, token)
                 return records
 
-            found.append(await self._connection.fresh_read(collection, consistency, session, read))
+            with _rows_from(start):
+                records = await self._connection.fresh_read(collection, consistency, session, read)
+            found.append(records)
         return Records(_joined(found))
 
     async def count(
@@ -250,6 +303,7 @@ class RecordCalls:
         """Count the records that match `filter` (all without one)."""
         tree, api = as_filter(filter), self._connection.api
         deadline = self._connection.deadline(timeout_s)
+        as_text(collection, "collection")
 
         async def read(freshness: ReadFreshness) -> int:
             return await self._connection.read(
@@ -278,7 +332,8 @@ class RecordCalls:
         that of a page (`Records.cursor`): the scan goes on behind it, in another process too.
         `timeout_s` is for each page.
         """
-        _check_range("page_rows", page_rows, maximum=SCAN_PAGE_ROWS_MAX)
+        as_text(collection, "collection")
+        as_count(page_rows, "page_rows", least=1, most=SCAN_PAGE_ROWS_MAX)
         tree, projection, api = as_filter(filter), as_projection(include), self._connection.api
         while True:
 
@@ -340,9 +395,18 @@ def _last_of_each(rows: _Rows) -> _Rows:
     return rows.take(np.array(sorted(last.values()), dtype=np.int64))
 
 
-def _parts(ids: list[str], length: int) -> Iterator[list[str]]:
+def _parts(ids: list[str], length: int) -> Iterator[tuple[int, list[str]]]:
     for start in range(0, len(ids), length):
-        yield ids[start : start + length]
+        yield start, ids[start : start + length]
+
+
+@contextmanager
+def _rows_from(start: int) -> Iterator[None]:
+    """Name rows of a request that begins with the caller's row `start` as the caller counts."""
+    try:
+        yield
+    except InvalidArgument as error:
+        raise in_callers_words(error, rows_renamed(lambda row: start + row)) from error
 
 
 def _joined(found: Sequence[RecordSet]) -> RecordSet:
@@ -362,8 +426,3 @@ def _joined(found: Sequence[RecordSet]) -> RecordSet:
         payloads=joined,
         vectors=np.concatenate(vectors) if vectors else None,
     )
-
-
-def _check_range(field: str, value: int, *, maximum: int) -> None:
-    if not 1 <= value <= maximum:
-        raise InvalidArgument.of(field, f"{value} is not between 1 and {maximum}")

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from annheal.client.arguments import as_count, as_flag, as_share, as_text
 from annheal.client.batching import SearchGatherer, SearchKey
 from annheal.client.connection import ServerConnection, as_consistency
-from annheal.client.embedder import Embedder
+from annheal.client.embedder import DEFAULT_MODEL, MODELS, Embedder
 from annheal.client.inputs import (
     FilterInput,
     as_filter,
@@ -20,6 +22,7 @@ from annheal.client.inputs import (
     as_matrix,
     as_projection,
     as_vector,
+    in_callers_words,
 )
 from annheal.client.public_api import ReadFreshness
 from annheal.client.results import SearchBatch, SearchResult
@@ -35,7 +38,7 @@ class SearchCalls:
 
     _connection: ServerConnection
     _gatherer: SearchGatherer | None
-    _embedder: Embedder | None
+    _embedders: dict[str, Embedder]
     _embedder_lock: asyncio.Lock
 
     async def search(
@@ -45,6 +48,7 @@ class SearchCalls:
         *,
         id: str | None = None,
         text: str | None = None,
+        model: str | None = None,
         k: int = 10,
         filter: FilterInput = None,
         include: Iterable[str] | str | None = None,
@@ -63,6 +67,9 @@ class SearchCalls:
             collection: its name.
             vector: (d,) numbers; or give `id` (of a stored record, which is among its own hits),
                 or `text` (needs the extra `text`; the collection must hold that model's vectors).
+            model: the model that made `vector`, or that shall embed `text` ("minilm_l6" by
+                default). A collection of another model refuses the query: vectors of two models
+                cannot be compared.
             k: hits wanted, 1 to 16,384.
             filter: an expression such as `"year >= 2024 and ecosystem = 'pypi'"`, or a tree.
             include: what to return beside id and score: any of "attributes", "payload", "vector",
@@ -93,16 +100,37 @@ class SearchCalls:
         if sum(given is not None for given in (vector, id, text)) != 1:
             raise InvalidArgument.of("vector", "give exactly one of vector, id and text")
         if id is not None:
-            ids = as_ids([id], field="id")
-            found = await self._search(
-                collection, options, None, ids, deadline, consistency, session, allow_partial
-            )
+            _refuse_model(model, "id")
+            ids = [as_text(id, "id")]
+            with _named_once():
+                found = await self._search(
+                    collection, options, None, ids, deadline, consistency, session, allow_partial
+                )
             return found[0]
         if text is not None:
-            query: npt.NDArray[np.float32] = (await self.embed([text]))[0]
+            options = replace(options, model=_embedder_name(model))
+            texts = [as_text(text, "text")]
+            query = (await self._embedded(collection, texts, options.model, deadline))[0]
         else:
+            options = replace(options, model=_tag(model))
             query = as_vector(vector)
-        if self._gatherer is None or explain or session is not None:
+        with _named_once():
+            return await self._search_one(
+                collection, options, query, deadline, consistency, session, allow_partial
+            )
+
+    async def _search_one(
+        self,
+        collection: str,
+        options: SearchOptions,
+        query: npt.NDArray[np.float32],
+        deadline: Deadline,
+        consistency: Consistency | str | None,
+        session: SessionToken | None,
+        allow_partial: bool,
+    ) -> SearchResult:
+        """Search for one vector, together with others where that is possible."""
+        if self._gatherer is None or options.explain or session is not None:
             found = await self._search(
                 collection,
                 options,
@@ -124,6 +152,7 @@ class SearchCalls:
         *,
         ids: Iterable[str] | None = None,
         texts: Sequence[str] | None = None,
+        model: str | None = None,
         k: int = 10,
         filter: FilterInput = None,
         include: Iterable[str] | str | None = None,
@@ -155,21 +184,54 @@ class SearchCalls:
         names: Sequence[str] = ()
         matrix: npt.NDArray[Any] | None = None
         if ids is not None:
+            _refuse_model(model, "ids")
             names = as_ids(ids)
+        elif texts is not None:
+            options = replace(options, model=_embedder_name(model))
+            matrix = await self._embedded(collection, texts, options.model, deadline)
         else:
-            matrix = await self.embed(texts) if texts is not None else as_matrix(vectors)
+            options = replace(options, model=_tag(model))
+            matrix = as_matrix(vectors)
         if not names and (matrix is None or len(matrix) == 0):
             raise InvalidArgument.of("vectors", "holds no query")
         return await self._search(
             collection, options, matrix, names, deadline, consistency, session, allow_partial
         )
 
-    async def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """Return (n, d) float32 unit vectors of `texts`; the model is loaded at first use."""
+    async def embed(
+        self, texts: Sequence[str], *, model: str | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Return (n, d) float32 unit vectors of `texts`; the model is loaded at first use.
+
+        `model` is one of `annheal.client.embedder.MODELS`, "minilm_l6" by default.
+        """
+        name = _embedder_name(model)
         async with self._embedder_lock:
-            if self._embedder is None:
-                self._embedder = await asyncio.to_thread(Embedder.load)
-        return await asyncio.to_thread(self._embedder.embed, texts)
+            embedder = self._embedders.get(name)
+            if embedder is None:
+                embedder = await asyncio.to_thread(Embedder.load, name)
+                self._embedders[name] = embedder
+        return await asyncio.to_thread(embedder.embed, texts)
+
+    async def _embedded(
+        self, collection: str, texts: Sequence[str], model: str, deadline: Deadline
+    ) -> npt.NDArray[np.float32]:
+        """Return queries made by the embedder `model`, if the collection holds its vectors.
+
+        The server refuses the tag as well; here it is known before a model is loaded.
+        """
+        known = await self._connection.collection(collection, deadline=deadline)
+        if known.model.name != model:
+            known = await self._connection.current_collection(collection, deadline=deadline)
+        if known.model.name != model:
+            raise InvalidArgument.of(
+                "model",
+                f"texts are embedded with {model!r}, but collection {collection!r} holds vectors of"
+                f" {known.model.name!r}, and vectors of two models cannot be compared; there are"
+                f" embedders for {', '.join(sorted(MODELS))}: search by vector, or name the model"
+                " when the collection is created",
+            )
+        return await self.embed(texts, model=model)
 
     async def _search_gathered(
         self, key: SearchKey, vectors: npt.NDArray[np.float32], deadline: Deadline
@@ -197,6 +259,8 @@ class SearchCalls:
         allow_partial: bool,
     ) -> SearchBatch:
         api = self._connection.api
+        as_text(collection, "collection")
+        allow_partial = as_flag(allow_partial, "allow_partial")
 
         async def read(freshness: ReadFreshness) -> FlatResult:
             return await self._connection.read(
@@ -236,20 +300,53 @@ def _options(
     recall_objective: float | None,
     explain: bool,
 ) -> SearchOptions:
+    if ef is not None and recall_objective is not None:
+        raise InvalidArgument.of("ef", "is given together with recall_objective; give one of them")
     return replace(
         _DEFAULTS,
-        k=_whole("k", k),
+        k=as_count(k, "k"),
         filter=as_filter(filter),
         projection=as_projection(include),
-        exact=exact,
-        ef=None if ef is None else _whole("ef", ef),
-        recall_objective=recall_objective,
-        explain=explain,
+        exact=as_flag(exact, "exact"),
+        ef=None if ef is None else as_count(ef, "ef"),
+        recall_objective=(
+            None if recall_objective is None else as_share(recall_objective, "recall_objective")
+        ),
+        explain=as_flag(explain, "explain"),
     )
 
 
-def _whole(field: str, value: int) -> int:
-    # What protobuf cannot hold would be an error of its own; the rest the server checks.
-    if type(value) is not int or not 0 <= value < 2**31:
-        raise InvalidArgument.of(field, f"{value!r} is no count")
-    return value
+def _tag(model: str | None) -> str:
+    """Return the tag of the caller's vectors, empty for the model of the collection."""
+    return "" if model is None else as_text(model, "model")
+
+
+def _embedder_name(model: str | None) -> str:
+    name = DEFAULT_MODEL if model is None else as_text(model, "model")
+    if name not in MODELS:
+        known = ", ".join(sorted(MODELS))
+        raise InvalidArgument.of("model", f"there is no embedder {name!r}; there are {known}")
+    return name
+
+
+def _refuse_model(model: str | None, field: str) -> None:
+    if model is not None:
+        raise InvalidArgument.of(
+            "model", f"belongs to vectors and texts; a stored record ({field}) has its own model"
+        )
+
+
+@contextmanager
+def _named_once() -> Iterator[None]:
+    """Name the one query as the caller does: `vector` and `id`, not `vectors[0]`."""
+    try:
+        yield
+    except InvalidArgument as error:
+        raise in_callers_words(error, _singular) from error
+
+
+def _singular(field: str) -> str:
+    for plural, single in (("query_ids.ids[0]", "id"), ("vectors[0]", "vector"), ("ids[0]", "id")):
+        if field.startswith(plural):
+            return single + field.removeprefix(plural)
+    return "vector" + field.removeprefix("vectors") if field.startswith("vectors") else field

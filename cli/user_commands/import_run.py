@@ -35,12 +35,16 @@ _ROW = re.compile(r"\[(\d+)\]")
 
 @dataclass(frozen=True, slots=True)
 class Sending:
-    """How rows are sent: `skip` and `limit` choose them, the rest says how many travel at once."""
+    """How rows are sent: `skip` and `limit` choose them; `model` tags their vectors.
+
+    `batch_rows` and `concurrency` say how many travel at once.
+    """
 
     skip: int
     limit: int | None
     batch_rows: int
     concurrency: int
+    model: str | None = None
 
 
 @dataclass(slots=True)
@@ -130,6 +134,7 @@ def _send(
                     chunk.vectors,
                     attributes=chunk.attributes,
                     payloads=chunk.payloads,
+                    model=sending.model,
                     batch_rows=sending.batch_rows,
                     concurrency=sending.concurrency,
                     progress=acknowledged,

@@ -51,6 +51,7 @@ class Creation:
     wanted: bool
     metric: str | None
     shards: int | None
+    model: str | None
     settings: Mapping[str, Any]
 
 
@@ -106,6 +107,10 @@ def import_(
     metric: Annotated[
         str | None, typer.Option(help="For --create; that of the file, or cosine.")
     ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="The model that made the vectors; a collection of another refuses them."),
+    ] = None,
     shards: Annotated[int | None, typer.Option(help="For --create; 1.")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="For --create.")
@@ -131,14 +136,14 @@ def import_(
         id_prefix=id_prefix,
         dataset=dataset,
     )
-    creation = Creation(create, metric, shards, parse_settings(set_ or ()))
+    creation = Creation(create, metric, shards, model, parse_settings(set_ or ()))
     with state.client() as client:
         existing = _existing(client, name, create=create)
     source = _open(file, columns, existing, export, meta=meta, state=state)
     if existing is not None:
         _check_fits(source, existing, export)
     _say_layout(state, file, source.layout)
-    sending = Sending(skip_rows, limit, batch_rows, concurrency)
+    sending = Sending(skip_rows, limit, batch_rows, concurrency, _model(model, export))
     with state.client(patient=True, timeout_s=max(state.timeout_s, IMPORT_TIMEOUT_S)) as client:
         if existing is None:
             _create(client, name, source.layout, export, creation)
@@ -194,6 +199,16 @@ def _check_fits(
             )
 
 
+def _model(given: str | None, export: ExportDescription | None) -> str | None:
+    """Return the tag of the vectors; an export names its own."""
+    if export is None:
+        return given
+    known = export.collection.model.name
+    if given not in (None, known):
+        raise InvalidArgument.of("--model", f"the vectors were exported as those of {known!r}")
+    return known
+
+
 def _create(
     client: Client,
     name: str,
@@ -208,6 +223,7 @@ def _create(
             metric=creation.metric or layout.metric or "cosine",
             attributes=layout.attributes,
             shard_count=creation.shards or 1,
+            model=creation.model or "default",
             settings=creation.settings,
         )
     known = export.collection

@@ -36,6 +36,9 @@ def search(
             "--vector-file", help="Queries: .npy, .fvecs, .bvecs, .hdf5, or JSON (- is stdin)."
         ),
     ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="The model of the vectors in the file, or to embed --text.")
+    ] = None,
     k: Annotated[int, typer.Option("-k", help="Hits wanted.")] = 10,
     filter: Filter = None,
     include: Include = None,
@@ -61,6 +64,7 @@ def search(
             vectors,
             ids=id or None,
             texts=None if text is None else [text],
+            model=model,
             k=k,
             filter=filter,
             include=include,

@@ -51,7 +51,8 @@ def packages(run: Run, request: pytest.FixtureRequest) -> str:
     name = f"cli-{request.function.__name__}"[:60]
     arguments = [
         *("import", str(SAMPLES), "-c", name, "--create", "--limit", str(ROWS)),
-        *("--vector-column", "minilm_l6", "--batch-rows", "400", "--concurrency", "3"),
+        *("--vector-column", "minilm_l6", "--model", "minilm_l6"),
+        *("--batch-rows", "400", "--concurrency", "3"),
         *("--attributes", "year,rank,month", "--payload", "name,summary", "--shards", "2"),
     ]
     report = document(run(*arguments, "--output", "json"))

@@ -133,6 +133,7 @@ def rows(count: int, *, payloads: list[bytes] | None = None) -> _Rows:
         np.zeros((count, 4), dtype=np.float32),
         {"n": pa.array(range(count), pa.int64())},
         None if payloads is None else pa.array(payloads, pa.binary()),
+        np.arange(count),
     )
 
 
