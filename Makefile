@@ -7,6 +7,8 @@ MAKEFLAGS += --no-print-directory
 BIN := .venv/bin
 # PYTEST_ARGS passes options on, as in: make test PYTEST_ARGS='-x -k wal'
 PYTEST_ARGS ?=
+# Test files run side by side in so many processes: most of them wait for servers. 0: in one.
+TEST_WORKERS ?= 2
 BENCH_ARGS ?=
 BASE ?=
 SOAK_MINUTES ?= 10
@@ -14,6 +16,7 @@ SOAK_STEPS ?= 100
 SOAK_SEED ?=
 PYTHON ?=
 export PYTHON
+PYTEST = $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
 
 .PHONY: help setup demo check test lint fmt types proto proto-check test-unit test-integration test-chaos \
 	soak bench lock clean
@@ -36,7 +39,7 @@ demo: .venv/.setup-runtime ## watch real data go in, wear out, heal and survive 
 	@$(BIN)/python samples/demo.py
 
 test: setup lint types proto-check ## lint, types, contracts, generated code, then every test
-	@$(BIN)/python -m pytest $(PYTEST_ARGS) tests
+	@$(PYTEST) $(PYTEST_ARGS) tests
 
 check: lint types ## lint, types and the unit tests of what changed (BASE=REV): under two minutes
 	@$(BIN)/python scripts/check_changed.py $(BASE)
@@ -61,13 +64,13 @@ proto-check: setup ## fail when the generated code is stale
 	@PYTHON=$(BIN)/python bash scripts/check_protos.sh
 
 test-unit: setup ## unit and contract tests only
-	@$(BIN)/python -m pytest $(PYTEST_ARGS) tests/unit tests/contract
+	@$(PYTEST) $(PYTEST_ARGS) tests/unit tests/contract
 
 test-integration: setup ## tests over real processes, etcd and S3
-	@$(BIN)/python -m pytest $(PYTEST_ARGS) tests/integration
+	@$(PYTEST) $(PYTEST_ARGS) tests/integration
 
 test-chaos: setup ## kill processes at random moments and check the invariants
-	@$(BIN)/python -m pytest $(PYTEST_ARGS) tests/chaos
+	@$(PYTEST) $(PYTEST_ARGS) tests/chaos
 
 soak: setup ## random histories of a shard for SOAK_MINUTES (10), new ones each time (SOAK_SEED=N repeats)
 	@ANNHEAL_SOAK_S=$$(($(SOAK_MINUTES) * 60)) ANNHEAL_SOAK_SEED=$(SOAK_SEED) ANNHEAL_STATEFUL_STEPS=$(SOAK_STEPS) \
