@@ -1,1 +1,1 @@
-"""A build that goes on with the largest graph: dead rows out, neighbours repaired, new rows in."""
+"""Extends the graph of a segment: removes dead rows, repairs their neighbours, adds new rows."""

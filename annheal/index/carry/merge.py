@@ -1,10 +1,11 @@
-"""Building a graph on one that exists: carried over without its dead rows, new rows added to it.
+"""Builds an HNSW graph that extends the graph of another index, its base.
 
-FAISS can neither remove rows from an HNSW index nor start one from links that exist, but its arrays
-can be assembled by hand: `levels` (of a row, counted from 1), `offsets` (of the first link of a
-row, which has 2 M places on level 0 and M on each other), `neighbors` (-1 where there is none, the
-first of which ends a list), the entry point and the highest level. `add` then goes on as if it
-had made them itself.
+The links of the base are carried over without its dead rows, then new rows are added. FAISS can
+neither remove rows from an HNSW index nor start with given links. But its arrays can be written
+directly: `levels` (the number of levels of each row, at least 1), `offsets` (where the links of
+each row begin; a row has 2 M places on level 0 and M on each higher one), `neighbors` (row numbers;
+the first -1 ends a list), the entry point and the highest level. FAISS's `add` extends such a graph
+like one of its own.
 """
 
 from __future__ import annotations
@@ -31,21 +32,25 @@ Int32s = npt.NDArray[np.int32]
 Int64s = npt.NDArray[np.int64]
 
 STACK_ROWS = 4_096
-"""Dead rows that wait to be looked through for one row; more are left out."""
+"""Dead rows on the stack of one row's repair; more are ignored."""
 SLICES_PER_THREAD = 8
-"""Parts of the rows for each thread, so that none waits long for the others."""
+"""Slices of the rows per thread: more slices than threads, so that all threads end together."""
 EXACT_LINKS_MAX = 256
-"""Unreachable rows without a neighbour to link them, and that are compared with all rows."""
+"""Stranded rows without a reachable neighbour that are compared with all rows to find one."""
 NEAREST_ROWS = 16
-"""Rows of which one is to link such a row."""
+"""Nearest rows of such a row that are tried for a link to it."""
 
 
 @dataclass(frozen=True, slots=True)
 class CarriedLinks:
-    """What became of the links of the base: kept, lost with dead rows, made in their place.
+    """Counts of the base's links, all levels together, and of rows cut off on level 0.
 
-    `stranded`: rows that no path led to any more, and that were given a link; `unreachable`: those
-    of them that still are.
+    Attributes:
+        kept: links between live rows.
+        lost: links from live rows to dead ones.
+        made: links that replace lost ones.
+        stranded: rows to which no path led after the links were carried over.
+        unreachable: stranded rows that could not be linked either.
     """
 
     kept: int
@@ -56,8 +61,8 @@ class CarriedLinks:
 
 
 @dataclass(slots=True)
-class _Arrays:
-    """A graph on its way into FAISS; `width` is the number of links on level 0."""
+class _GraphArrays:
+    """The arrays of a graph for FAISS (see above); `width` places for links on level 0."""
 
     levels: Int32s
     offsets: Int64s
@@ -66,15 +71,15 @@ class _Arrays:
     entry: int
 
     def links(self, row: int) -> Int32s:
-        """Return the places for links of a row on level 0, to be read and written."""
+        """Return a writable view of the places for links of `row` on level 0, (width,) int32."""
         start = int(self.offsets[row])
         return self.neighbors[start : start + self.width]
 
 
 def is_base(index: VectorIndex) -> bool:
-    """Return whether a graph can be built on that of `index`: it has one.
+    """Return whether `index` has a graph that can be extended.
 
-    Links are chosen by full vectors whatever a walk reads, so the storage does not matter.
+    Its storage does not matter: links are chosen by the float32 vectors given to `merge_hnsw`.
     """
     return index._graph is not None
 
@@ -92,13 +97,14 @@ def merge_hnsw(
     probe_rows: int = 0,
     probe: Callable[[VectorIndex], None] | None = None,
 ) -> VectorIndex:
-    """Return an HNSW index over a copy of `vectors`, (n, d) float32, built on the graph of `base`.
+    """Return an HNSW index over a copy of `vectors`, (n, d) float32, that extends `base`'s graph.
 
-    `kept` (m,) int64 are the rows of `base` that live on, each once; they are the first m rows of
-    `vectors`, in this order, and the others are added to their graph. `settings` must have the m
-    of the base. Without `repair` links to dead rows are dropped and not replaced. The graph does
-    not depend on `threads`. `on_carried` is told what became of the links; the rest is as in
-    `build_hnsw`, and the last `probe_rows` rows must be new. Waits for the kernels.
+    `kept` (m,) int64 are the rows of `base` that stay in the graph, each once. They are the first m
+    rows of `vectors`, in this order; the other rows are added. `settings` must have the base's m.
+    Without `repair` links to dead rows are dropped and not replaced. The graph does not depend on
+    `threads`. `on_carried` is called with the counts of links. `threads`, `on_progress`,
+    `probe_rows` and `probe` are as in `build_hnsw`; the last `probe_rows` rows must not be among
+    the kept ones. Waits for the kernels.
     Raises ValueError for a base that `is_base` refuses, or that does not fit the other arguments.
     """
     source = base._graph
@@ -110,7 +116,9 @@ def merge_hnsw(
             f"a base with {source.width} links and {len(kept)} rows to keep for {len(vectors)}"
             f" vectors, {probe_rows} of them probes, and M {settings.m}"
         )
-    arrays, counts = _carry(base, kept, vectors, repair=repair, threads=threads, tell=on_progress)
+    arrays, counts = _carry(
+        base, kept, vectors, repair=repair, threads=threads, on_progress=on_progress
+    )
     stranded, unreachable = _reconnect(arrays, vectors[: len(kept)], l2=base.metric is Metric.L2)
     if on_carried is not None:
         live, lost, made = counts
@@ -118,7 +126,8 @@ def merge_hnsw(
     index = faiss.IndexHNSWFlat(vectors.shape[1], settings.m, base._index.metric_type)
     index.hnsw.efConstruction = settings.ef_construction
     _assemble(index, arrays, vectors[: len(kept)])
-    # The seed is not stored with an index: every merge would draw the levels of the one before.
+    # FAISS starts each index with the same seed, so without a new one every merge would draw the
+    # same levels for its new rows.
     index.hnsw.rng = faiss.RandomGenerator((len(vectors) << 8) + len(kept) & 0x7FFFFFFF)
     stops = sorted(
         {len(kept), *range(len(kept), probe_at, BUILD_BATCH_ROWS), probe_at, len(vectors)}
@@ -140,7 +149,10 @@ def merge_hnsw(
 
 
 def unreachable_rows(index: VectorIndex) -> Int64s:
-    """Return the rows of an HNSW index to which no path leads on level 0, ascending."""
+    """Return the rows of an HNSW index to which no path leads on level 0, ascending; int64.
+
+    Raises ValueError for an index without a graph.
+    """
     graph = index._graph
     if graph is None:
         raise ValueError("a flat index has no graph")
@@ -160,9 +172,9 @@ def _carry(
     *,
     repair: bool,
     threads: int,
-    tell: Callable[[int], None] | None,
-) -> tuple[_Arrays, list[int]]:
-    """Return the arrays of the kept rows, and how many links were kept, lost and made."""
+    on_progress: Callable[[int], None] | None,
+) -> tuple[_GraphArrays, list[int]]:
+    """Return the graph of the kept rows, and how many links were kept, lost and made."""
     source = base._graph
     assert source is not None
     levels = faiss.vector_to_array(base._index.hnsw.levels)
@@ -171,7 +183,7 @@ def _carry(
     new_levels = np.ascontiguousarray(levels[kept])
     offsets = np.zeros(len(kept) + 1, dtype=np.int64)
     np.cumsum(source.layout[WIDTHS:][new_levels], out=offsets[1:])
-    arrays = _Arrays(
+    arrays = _GraphArrays(
         levels=new_levels,
         offsets=offsets,
         neighbors=np.full(int(offsets[-1]), -1, dtype=np.int32),
@@ -186,14 +198,14 @@ def _carry(
     counts = np.zeros(3, dtype=np.int64)
     pool = ThreadPoolExecutor(threads, thread_name_prefix="carry-links")
     try:
-        slices = [
+        futures = [
             pool.submit(_carry_slice, source, arrays, rows, settings, start=start, stop=stop)
             for start, stop in itertools.pairwise(edges.tolist())
         ]
-        for stop, one in zip(edges[1:].tolist(), slices, strict=True):
-            counts += one.result()
-            if tell is not None:
-                tell(stop)
+        for stop, future in zip(edges[1:].tolist(), futures, strict=True):
+            counts += future.result()
+            if on_progress is not None:
+                on_progress(stop)
     finally:
         pool.shutdown(cancel_futures=True)
     return arrays, counts.tolist()
@@ -201,14 +213,17 @@ def _carry(
 
 def _carry_slice(
     source: HnswGraph,
-    arrays: _Arrays,
+    arrays: _GraphArrays,
     rows: tuple[Int32s, Int64s, npt.NDArray[np.float32]],
     settings: Int64s,
     *,
     start: int,
     stop: int,
 ) -> Int64s:
-    """Write the links of the new rows from `start` to `stop` (exclusive); return the counts."""
+    """Write the links of rows `start` to `stop` (exclusive) of the new graph; return the counts.
+
+    `rows`: new number of each old row (-1: dead), old number of each kept row, all vectors, flat.
+    """
     new_of_old, kept, flat = rows
     own = settings.copy()
     own[layout.START], own[layout.STOP] = start, stop
@@ -235,11 +250,12 @@ def _carry_slice(
     return counts
 
 
-def _reconnect(arrays: _Arrays, vectors: Float32Matrix, *, l2: bool) -> tuple[int, int]:
-    """Give rows that cannot be reached a link; return how many there were and how many are left.
+def _reconnect(arrays: _GraphArrays, vectors: Float32Matrix, *, l2: bool) -> tuple[int, int]:
+    """Link stranded rows; return how many there were and how many are still unreachable.
 
-    The link goes into a free place of the nearest neighbour that can be reached, or takes the
-    place of a link by which nobody was reached first.
+    A stranded row gets a link from a reachable one of its own neighbours, else from one of its
+    nearest reachable rows. The link goes into a free place, or replaces a link that is not in the
+    spanning tree of the search from the entry point: so no other row is cut off.
     """
     kernel = merge_kernels().mark_reached
     parents = np.full(len(arrays.levels), -1, dtype=np.int32)
@@ -248,10 +264,10 @@ def _reconnect(arrays: _Arrays, vectors: Float32Matrix, *, l2: bool) -> tuple[in
         arrays.neighbors, arrays.offsets, arrays.width, arrays.entry, arrays.entry, parents, stack
     )
     stranded = np.flatnonzero(parents < 0).tolist()
-    compared, left = 0, 0
+    compared, unreachable = 0, 0
     for row in stranded:
         if parents[row] >= 0:
-            continue  # through a row before it
+            continue  # reachable by now, through a stranded row linked before it
         own = arrays.links(row)
         source = _link_from(
             [v for v in own[own >= 0].tolist() if parents[v] >= 0], row, arrays, parents
@@ -260,16 +276,16 @@ def _reconnect(arrays: _Arrays, vectors: Float32Matrix, *, l2: bool) -> tuple[in
             compared += 1
             source = _link_from(_nearest(vectors, row, parents >= 0, l2=l2), row, arrays, parents)
         if source < 0:
-            left += 1
+            unreachable += 1
             continue
         kernel(arrays.neighbors, arrays.offsets, arrays.width, row, source, parents, stack)
-    return len(stranded), left
+    return len(stranded), unreachable
 
 
 def _nearest(
     vectors: Float32Matrix, row: int, reached: npt.NDArray[np.bool_], *, l2: bool
 ) -> list[int]:
-    """Return the nearest rows to `row` that can be reached, nearest first."""
+    """Return up to `NEAREST_ROWS` reachable rows that are nearest to `row`, nearest first."""
     similar = vectors @ vectors[row]
     if l2:
         similar = 2 * similar - np.einsum("ij,ij->i", vectors, vectors)
@@ -278,8 +294,11 @@ def _nearest(
     return [row for row in best if reached[row]]
 
 
-def _link_from(sources: list[int], row: int, arrays: _Arrays, parents: Int32s) -> int:
-    """Add a link to `row` to one of `sources`; return which, -1 when none has a place for it."""
+def _link_from(sources: list[int], row: int, arrays: _GraphArrays, parents: Int32s) -> int:
+    """Add a link to `row` to one of the rows `sources`; return it, -1 when none has a place.
+
+    `parents` is the spanning tree: the row from which each row was first reached.
+    """
     for source in sources:
         places = arrays.links(source)
         if places[-1] < 0:
@@ -294,8 +313,8 @@ def _link_from(sources: list[int], row: int, arrays: _Arrays, parents: Int32s) -
     return -1
 
 
-def _assemble(index: Any, arrays: _Arrays, vectors: Float32Matrix) -> None:
-    """Put the graph and its vectors into an empty FAISS index."""
+def _assemble(index: Any, arrays: _GraphArrays, vectors: Float32Matrix) -> None:
+    """Write the graph and its vectors into an empty FAISS index."""
     hnsw = index.hnsw
     faiss.copy_array_to_vector(arrays.levels, hnsw.levels)
     faiss.copy_array_to_vector(arrays.offsets.astype(np.uint64), hnsw.offsets)

@@ -1,14 +1,18 @@
-"""The compiled part of carrying a graph over: links without dead rows, and what takes their place.
+"""Compiled: carries the links of a graph over without its dead rows, and replaces lost links.
 
 Imported by `annheal.index.carry.merge_compiled` alone: importing numba takes a good part of a
 second.
 
-A live row whose links led to dead rows is linked to the live rows behind them: the rows that are
-reached through dead rows only (as in Qdrant's and Weaviate's healing), chosen with the rule by
-which HNSW chooses links (Malkov & Yashunin, algorithm 4): nearest first, none that is nearer to a
-row already linked than to the row itself. Links to live rows stay. A row with fewer links than a
-floor also gets the nearest that the rule refused, and neighbours of its neighbours: without a floor
-repeated repairs thin a graph out until its recall falls (Lucene #16552).
+A live row with links to dead rows gets links to the live rows behind them, that is rows that are
+reached from it through dead rows only (as in the repairs of Qdrant and Weaviate). They are chosen
+by HNSW's link rule (Malkov & Yashunin, algorithm 4): nearest first, and none that is nearer to a
+linked row than to the row itself. Links to live rows stay. A row with fewer links than a minimum
+also gets the nearest candidates that the rule refused, and neighbours of its neighbours are
+candidates too: without a minimum, repeated repairs make a graph sparser until its recall falls
+(Lucene #16552).
+
+All row numbers, vectors and arrays are as in `annheal.index.carry.merge`; a `level` is counted from
+0.
 """
 
 from __future__ import annotations
@@ -18,11 +22,11 @@ from typing import Any, NamedTuple
 from numba import int32, int64, njit, uint32, uint64
 
 from annheal.index.carry.merge_layout import (
-    BRIDGES_MAX,
+    DEAD_ROWS_PASSED_MAX,
     DIMENSION,
     EPOCH,
-    FLOOR_DIVISOR,
     L2,
+    LINKS_MIN_DIVISOR,
     REPAIR,
     START,
     STOP,
@@ -37,12 +41,16 @@ from annheal.index.distances import (
     row_in,
 )
 
-KEPT = 1
-"""The lowest bit of a key: the row is linked already."""
+LINKED = 1
+"""The lowest bit of a key in the pool: the row is linked."""
 
 
 class OldGraph(NamedTuple):
-    """FAISS's arrays of the base; `widths` are where the links of each level begin."""
+    """FAISS's arrays of the base.
+
+    `widths`: where the links of each level begin within those of a row; `new_of_old`: the new
+    number of each row, -1 for a dead one.
+    """
 
     neighbors: Any
     offsets: Any
@@ -51,15 +59,24 @@ class OldGraph(NamedTuple):
 
 
 class NewRows(NamedTuple):
-    """The rows that are carried over, in their new order; `vectors` is flat."""
+    """The kept rows in their new order.
+
+    `kept`: their old numbers; `levels`: their numbers of levels; `vectors`: float32, flat.
+    """
 
     kept: Any
     levels: Any
     vectors: Any
 
 
-class Scratch(NamedTuple):
-    """Memory of one thread: `marks` has an epoch for each old row, `stack` rows to look through."""
+class RepairMemory(NamedTuple):
+    """Working memory of one thread for the repair of one row after the other.
+
+    `marks`: for each old row the epoch (number of the repair) that last met it. `stack`: dead rows
+    (old numbers) whose neighbours are collected. `found`: live rows (new numbers), the linked ones
+    first; `distances`: theirs. `pool`: keys (distance, row, linked bit), nearest first. `accepted`:
+    rows that the link rule has accepted.
+    """
 
     marks: Any
     stack: Any
@@ -75,10 +92,12 @@ def _first_link(old: Any, row: Any, level: Any) -> Any:
 
 
 @njit(nogil=True)
-def _meet(old: Any, scratch: Any, state: Any, row: Any, level: Any, dead: Any) -> None:
-    """Collect the live neighbours of `row` that were not met; put the others on the stack.
+def _collect_neighbours(
+    old: Any, memory: Any, state: Any, row: Any, level: Any, stack_dead: Any
+) -> None:
+    """Append the neighbours of old row `row` that this repair has not met: live ones to `found`.
 
-    `state`: [epoch, candidates, rows on the stack]. Without `dead` only live ones are noted.
+    Dead ones go on the stack if `stack_dead`. `state`: [epoch, rows in `found`, rows on the stack].
     """
     first = _first_link(old, row, level)
     last = _first_link(old, row, level + 1)
@@ -87,61 +106,68 @@ def _meet(old: Any, scratch: Any, state: Any, row: Any, level: Any, dead: Any) -
         v = old.neighbors[t]
         if v < 0:
             break
-        if scratch.marks[uint64(v)] == epoch:
+        if memory.marks[uint64(v)] == epoch:
             continue
-        scratch.marks[uint64(v)] = epoch
+        memory.marks[uint64(v)] = epoch
         new = old.new_of_old[uint64(v)]
         if new >= 0:
-            if state[1] < scratch.found.size:
-                scratch.found[uint64(state[1])] = new
+            if state[1] < memory.found.size:
+                memory.found[uint64(state[1])] = new
                 state[1] += 1
-        elif dead and state[2] < scratch.stack.size:
-            scratch.stack[uint64(state[2])] = v
+        elif stack_dead and state[2] < memory.stack.size:
+            memory.stack[uint64(state[2])] = v
             state[2] += 1
 
 
 @njit(nogil=True)
-def _candidates(
-    old: Any, rows: Any, scratch: Any, state: Any, row: Any, level: Any, linked: Any, floor: Any
+def _collect_candidates(
+    old: Any, rows: Any, memory: Any, state: Any, level: Any, linked: Any, links_min: Any
 ) -> None:
-    """Collect the live rows behind the dead neighbours of `row`, after the `linked` ones.
+    """Append the live rows behind the dead rows of the stack to `found`, after the `linked` ones.
 
-    With fewer than `floor` of them, the neighbours of the linked ones too.
+    If `found` then has fewer than `links_min` rows, the neighbours of the linked ones too.
     """
-    looked_through = int64(0)
-    while looked_through < state[2] and looked_through < BRIDGES_MAX:
-        _meet(old, scratch, state, scratch.stack[uint64(looked_through)], level, True)
-        looked_through += 1
-    if state[1] >= floor:
+    passed = int64(0)
+    while passed < state[2] and passed < DEAD_ROWS_PASSED_MAX:
+        _collect_neighbours(old, memory, state, memory.stack[uint64(passed)], level, True)
+        passed += 1
+    if state[1] >= links_min:
         return
     for i in range(linked):
-        _meet(old, scratch, state, rows.kept[uint64(scratch.found[uint64(i)])], level, False)
+        neighbour = rows.kept[uint64(memory.found[uint64(i)])]
+        _collect_neighbours(old, memory, state, neighbour, level, False)
 
 
 @njit(nogil=True, fastmath=REORDER_SUMS)
-def _ranked(
-    rows: Any, scratch: Any, row: Any, linked: Any, count: Any, dimension: Any, l2: Any
+def _rank(
+    rows: Any, memory: Any, row: Any, linked: Any, count: Any, dimension: Any, l2: Any
 ) -> Any:
-    """Sort the found rows into the pool by distance to `row`; return how many there are."""
+    """Sort the `count` rows of `found` into the pool by distance to `row`; return its size.
+
+    The first `linked` of them get the linked bit.
+    """
     query = uint64(row) * dimension
     distances_of(
-        rows.vectors, scratch.found, count, rows.vectors, query, dimension, l2, scratch.distances
+        rows.vectors, memory.found, count, rows.vectors, query, dimension, l2, memory.distances
     )
     size = int64(0)
     for i in range(count):
-        key = key_of(scratch.distances[uint64(i)], scratch.found[uint64(i)])
+        key = key_of(memory.distances[uint64(i)], memory.found[uint64(i)])
         if i < linked:
-            key |= int64(KEPT)
-        insert(scratch.pool, size, int64(scratch.pool.size), key)
-        size = min(size + 1, int64(scratch.pool.size))
+            key |= int64(LINKED)
+        insert(memory.pool, size, int64(memory.pool.size), key)
+        size = min(size + 1, int64(memory.pool.size))
     return size
 
 
 @njit(nogil=True, fastmath=REORDER_SUMS)
-def _is_apart(
+def _passes_link_rule(
     rows: Any, candidate: Any, distance: Any, accepted: Any, count: Any, dimension: Any, l2: Any
 ) -> Any:
-    """Return whether no accepted row is nearer to the candidate than the row to be linked is."""
+    """Return whether no accepted row is nearer to `candidate` than `distance`.
+
+    `distance` is that of the candidate to the repaired row.
+    """
     query = uint64(candidate) * dimension
     for i in range(count):
         start = uint64(accepted[uint64(i)]) * dimension
@@ -151,33 +177,35 @@ def _is_apart(
 
 
 @njit(nogil=True, fastmath=REORDER_SUMS)
-def _choose(
-    rows: Any, scratch: Any, size: Any, free: Any, short: Any, dimension: Any, l2: Any
+def _choose_links(
+    rows: Any, memory: Any, size: Any, new_max: Any, new_min: Any, dimension: Any, l2: Any
 ) -> Any:
-    """Mark linked rows and at most `free` others of the pool, nearest first; return the number.
+    """Set the linked bit of up to `new_max` more rows of the pool.
 
-    `short`: how many of the others are taken although the rule refuses them.
+    They are taken nearest first, if the link rule accepts them. If these are fewer than `new_min`,
+    the nearest refused ones are taken as well. Returns the number of rows that were linked before
+    or that the rule accepts.
     """
     count, added = int64(0), int64(0)
     for i in range(size):
-        key = scratch.pool[uint64(i)]
+        key = memory.pool[uint64(i)]
         row = row_in(key)
-        if not key & KEPT:
-            if added >= free:
+        if not key & LINKED:
+            if added >= new_max:
                 continue
             distance = distance_in(key)
-            if not _is_apart(rows, row, distance, scratch.accepted, count, dimension, l2):
+            if not _passes_link_rule(rows, row, distance, memory.accepted, count, dimension, l2):
                 continue
-            scratch.pool[uint64(i)] = key | int64(KEPT)
+            memory.pool[uint64(i)] = key | int64(LINKED)
             added += 1
-        scratch.accepted[uint64(count)] = row
+        memory.accepted[uint64(count)] = row
         count += 1
-    missing = short - added
+    missing = new_min - added
     for i in range(size):
         if missing <= 0:
             break
-        if not scratch.pool[uint64(i)] & KEPT:
-            scratch.pool[uint64(i)] |= int64(KEPT)
+        if not memory.pool[uint64(i)] & LINKED:
+            memory.pool[uint64(i)] |= int64(LINKED)
             missing -= 1
     return count
 
@@ -202,14 +230,16 @@ def carry_links(
     new_neighbors: Any,
     counts: Any,
 ) -> None:
-    """Write the links of the new rows `settings[START]` to `settings[STOP]` (exclusive).
+    """Write the links of rows `settings[START]` to `settings[STOP]` (exclusive) of the new graph.
 
-    `new_neighbors` holds -1 everywhere; `counts` (3,) int64 gets the links carried over, lost
-    and made. `settings`: see `merge_layout`; settings[EPOCH] counts on from call to call.
+    `new_neighbors` holds -1 everywhere before. Adds to `counts` (3,) int64 the links that are kept,
+    lost and made. `settings`: see `merge_layout`; from `EPOCH` on it is the state of the repairs.
+    The other arrays: see `OldGraph`, `NewRows` and `RepairMemory`; `new_offsets` and
+    `new_neighbors` are the offsets and neighbors of the new graph.
     """
     old = OldGraph(neighbors, offsets, widths, new_of_old)
     rows = NewRows(kept, levels, vectors)
-    scratch = Scratch(marks, stack, found, distances, pool, accepted)
+    memory = RepairMemory(marks, stack, found, distances, pool, accepted)
     dimension, l2 = uint64(settings[DIMENSION]), settings[L2] != 0
     state = settings[EPOCH:]
     for row in range(settings[START], settings[STOP]):
@@ -218,7 +248,7 @@ def carry_links(
             state[0] += 1
             state[1], state[2] = 0, 0
             marks[uint64(old_row)] = uint32(state[0])
-            _meet(old, scratch, state, old_row, level, True)
+            _collect_neighbours(old, memory, state, old_row, level, True)
             linked, lost = state[1], state[2]
             first = uint64(new_offsets[uint64(row)]) + uint64(widths[level])
             width = int64(widths[level + 1]) - int64(widths[level])
@@ -228,13 +258,14 @@ def carry_links(
                 for i in range(uint64(linked)):
                     new_neighbors[first + i] = int32(found[i])
                 continue
-            floor = width // FLOOR_DIVISOR
-            _candidates(old, rows, scratch, state, old_row, level, linked, floor)
-            size = _ranked(rows, scratch, row, linked, state[1], dimension, l2)
-            _choose(rows, scratch, size, lost, min(lost, floor - linked), dimension, l2)
+            links_min = width // LINKS_MIN_DIVISOR
+            _collect_candidates(old, rows, memory, state, level, linked, links_min)
+            size = _rank(rows, memory, row, linked, state[1], dimension, l2)
+            new_min = min(lost, links_min - linked)
+            _choose_links(rows, memory, size, lost, new_min, dimension, l2)
             place = first
             for i in range(uint64(size)):
-                if pool[i] & KEPT and place < first + uint64(width):
+                if pool[i] & LINKED and place < first + uint64(width):
                     new_neighbors[place] = int32(row_in(pool[i]))
                     place += uint64(1)
             counts[2] += int64(place - first) - linked
@@ -244,10 +275,10 @@ def carry_links(
 def mark_reached(
     neighbors: Any, offsets: Any, width: Any, entry: Any, parent: Any, parents: Any, stack: Any
 ) -> None:
-    """Write into `parents` (int32) of every row that level 0 leads to from `entry` who led to it.
+    """Search level 0 from `entry`; write the row from which each row is first reached to `parents`.
 
-    Rows with a parent (not -1) are not looked through; that of `entry` is given. `stack` int32 has
-    a place for each row.
+    `parents` (n,) int32 holds -1 for rows not reached yet; rows with a parent are not searched
+    again. `parent` is that of `entry`. `stack` (n,) int32 is working memory.
     """
     parents[uint64(entry)] = parent
     stack[uint64(0)] = entry

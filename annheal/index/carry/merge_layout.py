@@ -1,14 +1,15 @@
-"""What the compiled carrying over of a graph and its callers must agree on."""
+"""Constants shared by the compiled `merge_kernel` and its caller `merge`."""
 
 from __future__ import annotations
 
-# Positions in `settings`: the call. From EPOCH on it is the kernel's own state.
+# Positions in `settings`, the arguments of a call that are numbers. From EPOCH on `settings` is the
+# state of the repairs: the epoch, the number of found rows, the number of rows on the stack.
 DIMENSION, L2, REPAIR, START, STOP, EPOCH = range(6)
 SETTINGS = 9
 
-BRIDGES_MAX = 64
-"""Dead rows that are looked through to find new neighbours of one row."""
+DEAD_ROWS_PASSED_MAX = 64
+"""Dead rows whose neighbours become candidates in the repair of one row."""
 POOL_ROWS = 256
-"""Candidates of one row that are compared."""
-FLOOR_DIVISOR = 2
-"""A repaired row keeps at least its level's width by this, 16 of 32 links, if it had as many."""
+"""Candidates of one row, its linked rows included; more are ignored."""
+LINKS_MIN_DIVISOR = 2
+"""A repair fills at least the level's places by this, 16 of 32, if the row had so many links."""
