@@ -1,9 +1,9 @@
-"""How much wider than its recall curve says a segment is searched, from what was measured.
+"""The controller of ef: scales the ef of each segment by the measured recall of live queries.
 
-The curve was measured when the segment was built, on rows that were held out. Live queries may be
-harder, deletes wear a graph, and a graph may be damaged: then measured recall is below the
-objective, and the beam width is scaled up until it is not. The scale is kept per segment and band
-and multiplies what the curve says, whatever k and objective a query asks for. Pure.
+A segment's recall curve was measured when it was built, with held-out rows. Live queries may be
+harder, rows may have been deleted, or the graph may be damaged. Then the measured recall is below
+the objective, and ef is scaled up until it is not. There is one scale for each segment and band. It
+multiplies the ef that the curve gives for the k and the objective of a query. `next_state` is pure.
 """
 
 from __future__ import annotations
@@ -16,34 +16,47 @@ from annheal.model.measures.recall import RecallEstimate, SelectivityBand
 from annheal.shard_node.search.ef_scale import EF_CONTROL_MAX, scaled_ef
 
 STEP = math.sqrt(2.0)
-SHORT_FAR, SHORT_MORE = 4.0, 2.0
-"""Misses, as multiples of the misses the objective allows, that ask for larger steps up."""
-STEP_FAR, STEP_MORE = 4.0, 2.0
+"""Factor of one step of the scale, up or down."""
+STEP_MANY_MISSES, STEP_MORE_MISSES = 4.0, 2.0
+"""Factors of larger steps up, for recall far below the objective."""
+MANY_MISSES, MORE_MISSES = 4.0, 2.0
+"""They apply when more than this many times the misses that the objective allows were measured."""
 QUERIES_MIN = 16
-"""Fewer queries decide nothing, unless their whole interval is below the objective."""
-DOUBT = 0.4
-"""Probably below: this share of the way from the mean to the interval's end is (about 80 %)."""
+"""With fewer queries the state only changes if the whole interval is below the objective."""
+PROBABLY_SHARE = 0.4
+"""Recall is probably below the objective (about 80 %) if the point at this share of the way from
+the mean to the upper end of the interval is below it."""
 BELOW_RUNS = 3
-"""Fresh samples in a row probably below the objective that ask for a step up."""
+"""Measurements of fresh samples in a row, probably below the objective, that raise the scale."""
 LIMIT_RUNS = 2
-"""Runs in a row certainly below the objective at the limit that ask for a rebuild."""
+"""Measurements in a row certainly below the objective at the largest ef that ask for a rebuild."""
 ABOVE_RUNS = 5
-"""Fresh samples in a row well above the objective that allow a step down."""
+"""Measurements of fresh samples in a row, well above the objective, that lower the scale."""
 FRESH_SHARE = 0.5
-"""A sample is fresh, and so new evidence, when so much of it is new since the last that counted."""
+"""A sample is fresh if this share of its queries is new since the last fresh one."""
 ABOVE_MARGIN = 0.25
-"""Well above: the whole interval, and this share of the allowed misses more."""
+"""Recall is well above the objective if the lower end of its interval is, by this share of the
+misses that the objective allows."""
 FLOOR_RUNS = 120
-"""Runs for which a scale that was too small is not tried again."""
+"""Measurements for which the scale is not lowered again to a value that was too small."""
 
 _ROUNDING = 1.001
 
 
 @dataclass(frozen=True, slots=True)
 class EfState:
-    """How one segment is searched in one band: the curve's ef times `scale` (at least 1).
+    """The controller's state of one segment in one band.
 
-    `sample_version` is that of the last sample that counted.
+    Attributes:
+        scale: factor of the curve's ef, at least 1.
+        sample_version: version of the last fresh sample.
+        below_runs: measurements in a row that were below the objective: certainly, or probably and
+            of a fresh sample.
+        above_runs: measurements of fresh samples in a row that were well above it.
+        floor: the last scale that was too small.
+        floor_runs: measurements for which `floor` still holds.
+        rebuild: whether the segment should be rebuilt for its recall.
+        stuck: whether it was rebuilt for that already and is below the objective again.
     """
 
     scale: float = 1.0
@@ -57,10 +70,10 @@ class EfState:
 
 
 def for_changed_goal(state: EfState) -> EfState:
-    """Return the state to go on with after the collection's objective or k was changed.
+    """Return the state after a change of the collection's recall objective or k.
 
-    The scale stays until it is measured against the new goal; what was concluded from the old one
-    (a scale that was too small, a rebuild that is needed or did not help) does not.
+    The scale stays until recall is measured against the new goal. Conclusions from the old goal are
+    dropped: the floor, `rebuild` and `stuck`.
     """
     return EfState(scale=state.scale)
 
@@ -76,9 +89,10 @@ def next_state(
 ) -> EfState:
     """Return the state after one more measurement, made with the present scale.
 
-    `sample_version` grows by one with every query sampled: running the same queries again proves
-    nothing new. `curve_ef` is what the curve says for the collection's k and `objective`; `rebuilt`
-    whether the segment comes from a rebuild for its recall, so that one more would not help.
+    `sample_version` grows by one with every sampled query; it tells whether the sample is fresh, as
+    measuring the same queries again is no new evidence. `curve_ef` is the ef that the curve gives
+    for the collection's k and `objective`. `rebuilt`: whether the segment was rebuilt for its
+    recall, so that another rebuild would not help.
     """
     fresh = sample_version - state.sample_version >= FRESH_SHARE * estimate.queries
     floor_runs = max(0, state.floor_runs - 1)
@@ -94,7 +108,7 @@ def next_state(
         )
     if estimate.queries < QUERIES_MIN:
         return state
-    likely_high = estimate.recall + DOUBT * (estimate.high - estimate.recall)
+    likely_high = estimate.recall + PROBABLY_SHARE * (estimate.high - estimate.recall)
     if likely_high < objective:
         return _probably_below(
             state, recall=estimate.recall, curve_ef=curve_ef, objective=objective, fresh=fresh
@@ -108,20 +122,22 @@ def next_state(
 def _certainly_below(
     state: EfState, *, recall: float, curve_ef: int, objective: float, rebuilt: bool
 ) -> EfState:
+    """Raise the scale; at the largest ef, ask for a rebuild or mark the segment as stuck."""
     state = replace(state, below_runs=state.below_runs + 1, above_runs=0)
     if scaled_ef(curve_ef, state.scale) < EF_CONTROL_MAX:
         return _raised(state, recall=recall, curve_ef=curve_ef, objective=objective)
-    asks = state.below_runs >= LIMIT_RUNS
+    at_last = state.below_runs >= LIMIT_RUNS
     return replace(
         state,
-        rebuild=(state.rebuild or asks) and not rebuilt,
-        stuck=(state.stuck or asks) and rebuilt,
+        rebuild=(state.rebuild or at_last) and not rebuilt,
+        stuck=(state.stuck or at_last) and rebuilt,
     )
 
 
 def _probably_below(
     state: EfState, *, recall: float, curve_ef: int, objective: float, fresh: bool
 ) -> EfState:
+    """Raise the scale after `BELOW_RUNS` fresh samples, unless ef is the largest already."""
     state = replace(state, below_runs=state.below_runs + fresh, above_runs=0)
     at_limit = scaled_ef(curve_ef, state.scale) >= EF_CONTROL_MAX
     if at_limit or state.below_runs < BELOW_RUNS:
@@ -130,6 +146,7 @@ def _probably_below(
 
 
 def _perhaps_above(state: EfState, *, low: float, objective: float, fresh: bool) -> EfState:
+    """Lower the scale by a step after `ABOVE_RUNS` fresh samples well above, not to the floor."""
     margin = ABOVE_MARGIN * (1.0 - objective)
     if state.scale <= 1.0 or low <= objective + margin:
         return replace(state, above_runs=0)
@@ -154,28 +171,29 @@ def _raised(state: EfState, *, recall: float, curve_ef: int, objective: float) -
 
 
 def _step(recall: float, objective: float) -> float:
-    short = (1.0 - recall) / max(1.0 - objective, 0.005)
-    if short > SHORT_FAR:
-        return STEP_FAR
-    return STEP_MORE if short > SHORT_MORE else STEP
+    """Return the factor of the next step up; larger if many more neighbours are missed."""
+    misses = (1.0 - recall) / max(1.0 - objective, 0.005)
+    if misses > MANY_MISSES:
+        return STEP_MANY_MISSES
+    return STEP_MORE_MISSES if misses > MORE_MISSES else STEP
 
 
 class EfController:
-    """The states of all segments of a node.
+    """The states of all segments of a node, by segment and band.
 
-    Read by the search thread while the event loop changes it: states are replaced, never changed.
+    Search threads read it while the event loop writes: states are immutable and are replaced.
     """
 
     def __init__(self) -> None:
         self._states: dict[tuple[str, SelectivityBand], EfState] = {}
 
     def scale(self, segment_id: str, band: SelectivityBand) -> float:
-        """Return by how much the curve's ef is multiplied."""
+        """Return the factor of the curve's ef, 1 for a segment that was not measured."""
         state = self._states.get((segment_id, band))
         return 1.0 if state is None else state.scale
 
     def state(self, segment_id: str, band: SelectivityBand) -> EfState:
-        """Return the state of a segment in a band."""
+        """Return the state of a segment in a band; the default one if it was not measured."""
         return self._states.get((segment_id, band), EfState())
 
     def store(self, segment_id: str, band: SelectivityBand, state: EfState) -> None:
@@ -183,12 +201,12 @@ class EfController:
         self._states[segment_id, band] = state
 
     def change_goal(self, segment_ids: Collection[str]) -> None:
-        """Judge these segments anew: the objective or k of their collection was changed."""
-        for slot, state in self._states.items():
-            if slot[0] in segment_ids:
-                self._states[slot] = for_changed_goal(state)
+        """Drop conclusions about these segments: their collection's objective or k has changed."""
+        for key, state in self._states.items():
+            if key[0] in segment_ids:
+                self._states[key] = for_changed_goal(state)
 
     def forget_all_but(self, segment_ids: Collection[str]) -> None:
-        """Drop the states of segments that are gone."""
-        for gone in [slot for slot in self._states if slot[0] not in segment_ids]:
-            del self._states[gone]
+        """Drop the states of all other segments: they are gone."""
+        for key in [key for key in self._states if key[0] not in segment_ids]:
+            del self._states[key]

@@ -1,4 +1,4 @@
-"""From found and true neighbours to recall with an interval. Pure."""
+"""Computes recall and its confidence interval from found and true neighbours. Pure."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ Rows = npt.NDArray[np.int64]
 def query_recalls(
     found: tuple[Scores, Rows], truth: tuple[Scores, Rows]
 ) -> npt.NDArray[np.float64]:
-    """Return each query's share of true neighbours found, NaN where there is none to find.
+    """Return the recall of each query, (n,); NaN for a query without true neighbours.
 
-    Both are scores (n, k) and rows (n, k), best first, padded with -inf and -1. What was found
-    counts when it is one of the true rows, or scores as well as the last of them: rows that tie
-    stand for one another, and the same row may score differently in the last bit.
+    Both arguments are scores (n, k) and rows (n, k), best first, padded with -inf and -1. A found
+    row counts if it is one of the true rows, or if its score is at least that of the last true row,
+    up to rounding: a row with an equal score is as good.
     """
     scores, rows = found
     true_scores, true_rows = truth
     wanted = np.count_nonzero(true_rows >= 0, axis=1)
-    highest = np.finfo(np.float32).max  # where nothing is true, nothing is as good
+    highest = np.finfo(np.float32).max  # a query without true neighbours: no score reaches it
     worst = np.where(true_rows >= 0, true_scores, highest).min(axis=1, keepdims=True)
     worst = worst - np.abs(worst) * _TIE_TOLERANCE
     hit = (rows >= 0) & (scores >= worst)
@@ -41,11 +41,10 @@ def query_recalls(
 def estimate_interval(recalls: npt.NDArray[np.float64], *, k: int) -> tuple[float, float]:
     """Return the 95 % interval of the mean of per-query `recalls` (n,), each a mean of `k` hits.
 
-    Wilson's score interval with the number of independent hits: n k hits, less the more the hits
-    of one query succeed and fail together (Kish's design effect between 1 and k). The design effect
-    is estimated from the spread of the queries, drawn towards its worst case k as long as there
-    are few queries, and is k where nothing was missed at all: a sample without a miss says nothing
-    about how misses would come.
+    Wilson's score interval for n k hits, divided by the design effect (Kish), because hits of one
+    query are correlated. The design effect, between 1 and k, is estimated from the variance of the
+    queries' recalls. With few queries it is weighted towards its largest value k, and it is k if
+    nothing was missed: such a sample does not show how misses are correlated.
     """
     n = len(recalls)
     mean = float(recalls.mean())
@@ -67,5 +66,5 @@ def wilson_interval(mean: float, trials: float) -> tuple[float, float]:
         * math.sqrt(mean * (1.0 - mean) / trials + square / (4.0 * trials * trials))
         / (1.0 + square / trials)
     )
-    # The mean lies inside; rounding must not make a perfect one look as if it did not.
+    # The mean is inside the interval; without this, rounding could put a mean of 0 or 1 outside.
     return min(mean, max(0.0, centre - spread)), max(mean, min(1.0, centre + spread))

@@ -1,7 +1,8 @@
-"""Keeping what a shard learnt about its recall over a restart or a move, next to its segments.
+"""Stores and restores recall memories, so that measurements survive a restart or a move of a shard.
 
-Written at a bounded rate, read when the shard is held for the first time. Nothing depends on it:
-without a memory a shard learns anew, and what a memory says of segments that are gone is ignored.
+A memory is an object beside the shard's segments. It is written at a bounded rate, and read when
+the node gets the shard. It is not needed for correctness: without a memory recall is measured from
+the beginning, and entries of segments that are gone are ignored.
 """
 
 from __future__ import annotations
@@ -35,15 +36,15 @@ from annheal.shard_node.rows.view import ShardView
 from annheal.shard_node.search.ef_scale import EF_CONTROL_MAX
 
 STATE_GAP_S = 30.0
-"""A change of the controller is not written sooner after the last write."""
+"""Least seconds between two writes for a changed state of the controller."""
 SAMPLE_GAP_S = 600.0
-"""New sampled queries alone are not written sooner."""
+"""Least seconds between two writes for new sampled queries alone."""
 
 _log = logging.getLogger(__name__)
 
 
 class RememberedShard(Protocol):
-    """What a memory needs of an owned shard."""
+    """What the keeper needs of an owned shard."""
 
     @property
     def collection(self) -> Collection:
@@ -52,18 +53,21 @@ class RememberedShard(Protocol):
 
     @property
     def view(self) -> ShardView:
-        """Its rows as of now."""
+        """Its present view."""
         ...
 
     @property
     def epoch(self) -> int:
-        """The fencing number that this node owns it by."""
+        """The epoch of this node's ownership."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class _Written:
-    """What was written last: `number` of its epoch, with what the controller had decided."""
+    """The last write of a shard: its number within the epoch, and what it contained.
+
+    `decided`: the states of the controller; `sample_version`: the sampled queries.
+    """
 
     epoch: int
     number: int
@@ -76,10 +80,10 @@ class RecallKeeper:
     """Writes and restores recall memories. Used on the event loop only.
 
     Args:
-        objects: where they lie.
-        sampler: whose queries are kept too, unless not `keep_queries`.
-        controller: whose states are kept.
-        clock: seconds that never go back.
+        objects: the store.
+        sampler: its queries are stored too if `keep_queries`.
+        controller: its states are stored.
+        clock: a monotonic clock, in seconds.
         now_s: seconds since the epoch.
     """
 
@@ -107,12 +111,13 @@ class RecallKeeper:
         return written is not None and written.epoch == owned.epoch
 
     async def restore(self, shard: ShardId, owned: RememberedShard) -> ShardResult | None:
-        """Load what the owner before knew; return what it had measured of present segments.
+        """Load the memory of the former owner; return its measurements of present segments.
 
-        What this process knows itself wins. Raises `Unavailable` when the store cannot be read.
+        Loaded states and queries do not replace those that this process has already. None without
+        a memory. Raises `Unavailable` when the store cannot be read.
         """
         memory = await load_memory(self._objects, shard.collection_id, shard.number)
-        # Nothing written yet: the first measurement may be.
+        # This owner has written nothing yet, so the first measurement is written without a wait.
         self._written[shard] = _Written(owned.epoch, 0, float("-inf"), (), 0)
         if memory is None:
             return None
@@ -126,7 +131,7 @@ class RecallKeeper:
             if one.segment_id in present and known == EfState():
                 self._controller.store(one.segment_id, one.band, _state(one, version))
         _log.info(
-            "shard %s goes on with what was known of its recall: %d states, %d queries",
+            "shard %s: restored its recall memory: %d states, %d queries",
             shard,
             len(memory.ef),
             len(memory.queries),
@@ -139,9 +144,10 @@ class RecallKeeper:
     async def save(
         self, shard: ShardId, owned: RememberedShard, result: ShardResult, *, leaving: bool = False
     ) -> bool:
-        """Write what is known, if enough changed; return whether it was written.
+        """Write the memory of a shard if it has changed; return whether it was written.
 
-        `leaving`: whatever changed is written now. Raises what the store raises.
+        Changes wait for `STATE_GAP_S` or `SAMPLE_GAP_S`, unless the node is `leaving`. Raises what
+        the store raises.
         """
         before = self._written.get(shard)
         if before is None or before.epoch != owned.epoch:
@@ -165,7 +171,7 @@ class RecallKeeper:
             vectors=vectors,
         )
         number = before.number + 1
-        # Even when it fails: the object may be there, and a key is never used twice.
+        # Counted even if the write fails: the object may exist, and no key is used twice.
         self._written[shard] = _Written(owned.epoch, number, self._clock(), before.decided, 0)
         await store_memory(
             self._objects,
@@ -181,15 +187,15 @@ class RecallKeeper:
     async def save_leaving(
         self, held: Sequence[tuple[ShardId, RememberedShard, ShardResult]]
     ) -> None:
-        """Write what changed of every shard before the node leaves; failures are logged."""
+        """Write the changed memory of every shard before the node leaves; failures are logged."""
         for shard, owned, result in held:
             try:
                 await self.save(shard, owned, result, leaving=True)
             except AnnhealError as error:
-                _log.warning("what is known of recall of %s was not written: %s", shard, error)
+                _log.warning("the recall memory of %s was not written: %s", shard, error)
 
     def forget_all_but(self, shards: Sequence[ShardId]) -> None:
-        """Forget what was written of shards that are not held any more."""
+        """Forget the writes of all other shards: this node does not own them any more."""
         present = set(shards)
         for gone in [one for one in self._written if one not in present]:
             del self._written[gone]
@@ -222,7 +228,7 @@ class RecallKeeper:
 def _sampled(
     memory: RecallMemory, collection: Collection
 ) -> list[tuple[SelectivityBand, SampledQuery]]:
-    """Return the queries of a memory that can still be asked: fields may have been dropped."""
+    """Return the queries of a memory whose model and filter still fit the collection."""
     if memory.vectors.shape[1] != collection.model.dimension:
         return []
     found = []
@@ -234,20 +240,20 @@ def _sampled(
             except InvalidArgument:
                 continue
         elif query.band is not SelectivityBand.UNFILTERED:
-            continue  # its filter was too long to be kept
+            continue  # its filter was too long to be stored
         found.append((query.band, SampledQuery(vector.copy(), query.k, wanted, query.sampled_at_s)))
     return found
 
 
 def _worst(segments: tuple[SegmentRecall, ...]) -> tuple[SegmentRecall, ...]:
-    """Return all of them, or if they are too many those of the lowest recall."""
+    """Return up to `MEASUREMENTS_MAX` of them, those of the lowest recall."""
     if len(segments) <= MEASUREMENTS_MAX:
         return segments
     return tuple(sorted(segments, key=lambda one: one.estimate.recall)[:MEASUREMENTS_MAX])
 
 
 def _states(controller: EfController, result: ShardResult) -> tuple[EfMemory, ...]:
-    """Return the states of the measured segments that differ from none."""
+    """Return the states of the measured segments that differ from the default."""
     states = []
     for one in result.segments:
         state = controller.state(one.segment_id, one.band)
@@ -268,7 +274,7 @@ def _states(controller: EfController, result: ShardResult) -> tuple[EfMemory, ..
 
 
 def _state(memory: EfMemory, sample_version: int) -> EfState:
-    """Return the state to go on with; its sample was counted, so it is no new evidence."""
+    """Return the state of a memory; its sample was counted, so the restored one is not fresh."""
     return EfState(
         scale=min(max(memory.scale, 1.0), float(EF_CONTROL_MAX)),
         sample_version=sample_version,

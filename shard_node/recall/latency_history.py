@@ -1,7 +1,7 @@
-"""What searches took, minute by minute: a bounded history for each collection of a node.
+"""Search latencies by minute: a bounded history for each collection of a node.
 
-A batch of queries costs a dictionary look-up and a logarithm. Latencies of a window are counted in
-buckets of about 9 %, of which the median and the 99th percentile are read when it ends.
+To count a batch of queries costs a dictionary look-up and a logarithm. The latencies of a window
+are counted in buckets of about 9 %; median and 99th percentile are computed when the window ends.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _BUCKETS_PER_DOUBLING = 8
 
 @dataclass(slots=True)
 class _Open:
-    """The present window of one collection; `buckets` by the logarithm of latency."""
+    """The window of one collection that has not ended; `buckets` by the logarithm of latency."""
 
     queries: int = 0
     visited: int = 0
@@ -39,7 +39,7 @@ class LatencyHistory:
     """The windows of a node's collections. Used on the event loop only.
 
     Args:
-        clock: seconds that never go back.
+        clock: a monotonic clock, in seconds.
     """
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -50,7 +50,7 @@ class LatencyHistory:
         self._trends: dict[str, tuple[int, LatencyTrend]] = {}
 
     def note(self, collection_id: str, *, queries: int, duration_s: float, visited: int) -> None:
-        """Count a batch that took `duration_s` in the node and compared `visited` rows in all."""
+        """Count a batch of `queries`, its seconds in the node, and the rows that it compared."""
         if self._present() != self._number:
             self._roll()
         window = self._open.get(collection_id)
@@ -62,12 +62,12 @@ class LatencyHistory:
         window.buckets[bucket] = window.buckets.get(bucket, 0) + queries
 
     def windows(self, collection_id: str) -> tuple[LatencyWindow, ...]:
-        """Return a collection's windows that have ended and have `QUERIES_MIN`, oldest first."""
+        """Return a collection's ended windows with at least `QUERIES_MIN` queries, oldest first."""
         self._roll()
         return tuple(self._windows.get(collection_id, ()))
 
     def trend(self, collection_id: str) -> LatencyTrend:
-        """Return how searches take now against earlier ones; computed once a window."""
+        """Return recent latency compared with earlier latency; computed once a window."""
         self._roll()
         known = self._trends.get(collection_id)
         if known is None or known[0] != self._number:
@@ -77,7 +77,7 @@ class LatencyHistory:
         return known[1]
 
     def forget_all_but(self, collection_ids: Iterable[str]) -> None:
-        """Drop the windows of collections that are not here any more."""
+        """Drop the windows of all other collections."""
         present = set(collection_ids)
         for gone in (self._open.keys() | self._windows.keys() | self._trends.keys()) - present:
             self._open.pop(gone, None)
@@ -88,7 +88,7 @@ class LatencyHistory:
         return int(self._clock() / WINDOW_S)
 
     def _roll(self) -> None:
-        """End the windows of the minutes that are over."""
+        """End the open windows if their minute is over."""
         present = self._present()
         if present == self._number:
             return
@@ -112,7 +112,7 @@ class LatencyHistory:
 
 
 def _percentile(buckets: dict[int, int], share: float) -> float:
-    """Return the latency below which `share` of the queries are, read inside its bucket."""
+    """Return the latency in seconds below which `share` of the queries are, interpolated."""
     wanted = share * sum(buckets.values())
     below = 0
     for bucket, count in sorted(buckets.items()):

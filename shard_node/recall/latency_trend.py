@@ -1,10 +1,10 @@
-"""Whether searches got slower for another reason than load. Pure; docs/adr/0015 says why so.
+"""Whether searches got slower for another reason than load. Pure; docs/adr/0015 has the reasons.
 
-The latest windows are compared with earlier ones of nearly the same volume. Inside that range of
-volumes a robust line (H. Theil 1950; P. K. Sen, "Estimates of the regression coefficient based on
-Kendall's tau", Journal of the American Statistical Association 63, 1968) of log latency on log
-volume takes out what volume explains. Outside it nothing is said: latency near saturation is no
-line, and a load that was never seen has no baseline.
+The latest windows are compared with earlier ones of nearly the same volume (queries per window).
+Within that range of volumes the effect of volume is removed by a robust regression line (H. Theil
+1950; P. K. Sen, "Estimates of the regression coefficient based on Kendall's tau", Journal of the
+American Statistical Association 63, 1968) of log latency on log volume. For other volumes there is
+no verdict: near saturation latency does not follow a line, and a new volume has no baseline.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from annheal.model.measures.latency import LatencyTrend, TrendRatio, TrendVerdic
 
 WINDOW_S = 60.0
 RECENT_WINDOWS = 10
-"""Now: the latest ten minutes."""
+"""The recent windows: the latest ten minutes."""
 GAP_WINDOWS = 20
-"""Windows before them that are no baseline yet: a slow drift must not compare with itself."""
+"""Windows between the recent ones and the baseline: else a slow drift would be in both."""
 RECENT_MIN = 5
 BASELINE_MIN = 30
-"""Comparable windows without which there is no verdict."""
+"""Windows of a comparable volume that a verdict needs: recent ones, and those of the baseline."""
 QUERIES_MIN, TAIL_QUERIES_MIN = 20, 200
-"""Queries of a window whose median, or 99th percentile, counts."""
+"""Queries that a window needs for its median, and for its 99th percentile, to be used."""
 VOLUME_NEAR = 1.3
 """Comparable volumes differ by at most this factor."""
 VOLUME_BEYOND = 1.05
 """The present volume may lie beyond those of the baseline by at most this factor."""
 SLOPE_MIN, SLOPE_MAX = -1.0, 3.0
-"""Of latency on volume, both in logarithms; warm caches make it negative, a queue steep."""
+"""Bounds of the slope of log latency on log volume. Warm caches make it negative, queues steep."""
 FIT_WINDOWS_MAX = 64
-"""Windows whose pairs give the slope: 2,016 pairs."""
+"""Windows whose pairs, 2,016 at most, give the slope."""
 
 _Z_95 = 1.959964
 _NORMAL_BY_MAD = 1.4826
@@ -43,17 +43,22 @@ _MEDIAN_ERROR = 1.2533
 """Standard error of a median by that of a mean, of normal values."""
 _NOISE_MIN = 0.02
 _STEP_MIN = math.log(1.02)
-"""Windows whose volumes differ by less say nothing about the slope."""
+"""Pairs of windows whose log volumes differ by less are not used for the slope."""
 
 Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
 class LatencyWindow:
-    """Searches of one collection in window `number` (counted since the epoch of some clock).
+    """Searches of one collection in one window.
 
-    `queries` of the collection, `node_queries` of all collections of the node; `visited` is the
-    mean number of rows compared for one query.
+    Attributes:
+        number: number of the window since the zero of the clock.
+        queries: queries of the collection.
+        node_queries: queries of all collections of the node, the volume.
+        p50_s: median latency in seconds.
+        p99_s: 99th percentile of the latency in seconds.
+        visited: mean rows compared for one query.
     """
 
     number: int
@@ -72,7 +77,7 @@ class _Compared:
 
 
 def estimate_trend(windows: Sequence[LatencyWindow], *, now: int) -> LatencyTrend:
-    """Return how the windows just before number `now` compare with earlier ones."""
+    """Return the trend: the windows just before number `now`, compared with earlier ones."""
     typical = [one for one in windows if one.queries >= QUERIES_MIN]
     recent, baseline = _split(typical, now=now)
     if len(recent) < RECENT_MIN:
@@ -112,7 +117,7 @@ def _unknown(reason: str, volume: float = 0.0) -> LatencyTrend:
 def _split(
     windows: Sequence[LatencyWindow], *, now: int
 ) -> tuple[list[LatencyWindow], list[LatencyWindow]]:
-    """Return the latest windows, and those that are old enough to compare with."""
+    """Return the recent windows, and those of the baseline."""
     first = now - RECENT_WINDOWS
     recent = [one for one in windows if first <= one.number < now]
     return recent, [one for one in windows if one.number < first - GAP_WINDOWS]
@@ -124,7 +129,7 @@ def _compare(
     volume: float,
     measure: Callable[[LatencyWindow], float],
 ) -> _Compared | str:
-    """Return `measure` of the recent windows by that of comparable ones; or why not, in words."""
+    """Return the ratio of `measure`, recent to baseline, or the reason why there is none."""
     near = [one for one in baseline if _is_near(one, volume)]
     latest = [one for one in recent if _is_near(one, volume)]
     if len(latest) < RECENT_MIN:
@@ -161,7 +166,7 @@ def _thinned(windows: Sequence[LatencyWindow]) -> list[LatencyWindow]:
 
 
 def _slope(windows: Sequence[LatencyWindow], measure: Callable[[LatencyWindow], float]) -> float:
-    """Return the Theil-Sen slope of log `measure` on log volume; 0 where volumes do not differ."""
+    """Return the Theil-Sen slope of log `measure` on log volume; 0 if volumes hardly differ."""
     x, y = _logs(windows, measure)
     first, second = np.triu_indices(len(windows), 1)
     steps = x[second] - x[first]

@@ -1,8 +1,8 @@
-"""Which live queries are kept for measuring recall: a reservoir per collection and band.
+"""Samples live queries for measuring recall: one reservoir for each collection and band.
 
-A query is kept with a fixed probability. Instead of one draw a query, the number of queries to
-pass over is drawn after each one that is kept (it is geometric), so that a batch without a kept
-query costs one subtraction.
+A query is kept with a fixed probability. After each kept query the number of queries to skip is
+drawn, from the geometric distribution. So there is no draw for each query, and a batch without a
+kept query costs one subtraction.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from annheal.model.search import SearchOptions
 from annheal.shard_node.search.searcher import MatchCount
 
 RESERVOIR_QUERIES = 128
-"""Queries kept of a band: a recall of 1.0 then has an interval from 0.97."""
+"""Queries of one reservoir: a measured recall of 1.0 then has an interval from 0.97."""
 FIRST_QUERIES = 32
-"""Queries of a band that are always kept, so that quiet collections are measured too."""
+"""First queries of a band, all kept, so that collections with few queries are measured too."""
 MEMORY_QUERIES = 8 * RESERVOIR_QUERIES
-"""A new sample displaces an old one as if only so many had been there: the sample ages."""
+"""A new query displaces an old one as if only this many had been kept, so old ones disappear."""
 
 
 @dataclass(frozen=True, slots=True)
 class SampledQuery:
-    """A live query: `vector` (d,) float32, a copy of its own."""
+    """A live query; `vector` (d,) float32 is a copy."""
 
     vector: npt.NDArray[np.float32]
     k: int
@@ -42,7 +42,11 @@ class SampledQuery:
 
 @dataclass(slots=True)
 class _Band:
-    """A reservoir of one band. `skip` queries are passed over before the next is kept."""
+    """The reservoir of one band.
+
+    `seen` counts the queries of the band, `kept` those that were sampled; the next `skip` queries
+    are not kept.
+    """
 
     seen: int = 0
     kept: int = 0
@@ -52,7 +56,10 @@ class _Band:
 
 @dataclass(slots=True)
 class _Samples:
-    """The reservoirs of one collection; `version` grows with every query that is kept."""
+    """The reservoirs of one collection.
+
+    `seen` counts its queries by shard and band of that shard; `version` the kept queries.
+    """
 
     bands: dict[SelectivityBand, _Band] = field(default_factory=dict)
     seen: dict[tuple[int, SelectivityBand], int] = field(default_factory=dict)
@@ -87,9 +94,10 @@ class RecallSampler:
         options: SearchOptions,
         match_counts: Sequence[MatchCount],
     ) -> None:
-        """Count the answered `queries` (n, d), and keep those whose turn it is.
+        """Count the answered `queries` (n, d), and keep some of them.
 
-        Exact and explained searches are an operator's questions, not traffic; they do not count.
+        `match_counts` has one item for each shard searched. Exact and explained searches are those
+        of operators; they are not counted.
         """
         if not self.share or options.exact or options.explain:
             return
@@ -99,11 +107,11 @@ class RecallSampler:
         n = len(queries)
         filtered = options.filter is not None
         for count in match_counts:
-            slot = (
+            shard_band = (
                 count.shard,
                 band_of(count.matches, count.live_rows, filtered=filtered),
             )
-            samples.seen[slot] = samples.seen.get(slot, 0) + n
+            samples.seen[shard_band] = samples.seen.get(shard_band, 0) + n
         matches = sum(count.matches for count in match_counts)
         live_rows = sum(count.live_rows for count in match_counts)
         name = band_of(matches, live_rows, filtered=filtered)
@@ -117,7 +125,7 @@ class RecallSampler:
         self._keep(samples, band, queries, options)
 
     def sample(self, collection_id: str) -> tuple[SampledQuery, ...]:
-        """Return what is kept of a collection, all bands together."""
+        """Return the kept queries of a collection, all bands together."""
         samples = self._collections.get(collection_id)
         if samples is None:
             return ()
@@ -126,7 +134,7 @@ class RecallSampler:
     def by_band(
         self, collection_id: str
     ) -> tuple[tuple[SelectivityBand, tuple[SampledQuery, ...]], ...]:
-        """Return what is kept of a collection, band by band."""
+        """Return the kept queries of a collection by band."""
         samples = self._collections.get(collection_id)
         if samples is None:
             return ()
@@ -135,9 +143,9 @@ class RecallSampler:
     def restore(
         self, collection_id: str, queries: Iterable[tuple[SelectivityBand, SampledQuery]]
     ) -> None:
-        """Go on with queries that were sampled before a restart; bands that have some keep those.
+        """Add queries that were sampled before a restart to the bands that have none yet.
 
-        Live queries displace them as they do each other.
+        New queries displace them like other kept ones.
         """
         if not self.share:
             return
@@ -152,17 +160,17 @@ class RecallSampler:
                     samples.version += 1
 
     def seen(self, collection_id: str, shard: int, band: SelectivityBand) -> int:
-        """Return how many live queries of the band the shard has answered here."""
+        """Return how many live queries of the band this node has answered for the shard."""
         samples = self._collections.get(collection_id)
         return 0 if samples is None else samples.seen.get((shard, band), 0)
 
     def version(self, collection_id: str) -> int:
-        """Return a number that grows whenever a query is kept."""
+        """Return how many queries of a collection were kept; it only grows."""
         samples = self._collections.get(collection_id)
         return 0 if samples is None else samples.version
 
     def forget_all_but(self, collection_ids: Iterable[str]) -> None:
-        """Drop the samples of collections that are not here any more."""
+        """Drop the samples of all other collections."""
         present = set(collection_ids)
         for gone in [one for one in self._collections if one not in present]:
             del self._collections[gone]
@@ -181,16 +189,17 @@ class RecallSampler:
         band.seen += len(queries)
 
     def _skip(self, seen: int) -> int:
-        """Return how many queries to pass over after the `seen` first ones."""
+        """Return how many queries to skip after the first `seen` ones."""
         if seen < FIRST_QUERIES or self.share >= 1.0:
             return 0
         return int(math.log(1.0 - self._draw.random()) / math.log1p(-self.share))
 
     def _place(self, band: _Band, query: SampledQuery) -> None:
-        """Algorithm R (Vitter 1985), but with a number seen that stops growing.
+        """Put a query into the reservoir by Algorithm R (Vitter 1985), with a bounded count.
 
-        So the chance of a new sample never falls below RESERVOIR_QUERIES / MEMORY_QUERIES, and
-        an old one is forgotten exponentially.
+        As the count stops at `MEMORY_QUERIES`, a new query is put into a full reservoir with a
+        probability of at least RESERVOIR_QUERIES / MEMORY_QUERIES, and the chance that an old one
+        is still there falls exponentially.
         """
         band.kept += 1
         if len(band.queries) < RESERVOIR_QUERIES:
