@@ -235,7 +235,7 @@ def _segment_families(summaries: list[RecallSummary]) -> list[Family]:
     recall = Family("annheal_recall_segment_ratio", "The same by segment.", (*labels, "bound"))
     ef = Family("annheal_segment_ef", "Beam width in use.", labels)
     limit = Family("annheal_segment_ef_limit", "How far it may be raised.", labels)
-    wanted = Family("annheal_rebuilds_wanted", "Segments to be built anew.", ("collection",))
+    wanted = Family("annheal_rebuilds_wanted", "Segments to be rebuilt.", ("collection",))
     stuck = Family(
         "annheal_segments_stuck", "Segments that a rebuild did not help.", ("collection",)
     )

@@ -128,7 +128,7 @@ def _segments(observed: Observed) -> Finding:
     share = f"; {with_graph / rows:.0%} of their rows have a graph" if rows else ""
     stuck = [segment for segment in observed.segments if segment.stuck]
     if stuck:
-        answer = f"{kinds}{share}; {len(stuck):,} below the objective although built anew"
+        answer = f"{kinds}{share}; {len(stuck):,} below the objective although rebuilt"
         advice = "look at their data, raise m or ef_construction, or lower the objective"
         return Finding(question, Health.BAD, answer, advice)
     return Finding(question, Health.GOOD, kinds + share)

@@ -250,7 +250,7 @@ def actions(summary: RecallSummary) -> list[str]:
         where = f"segment {one.segment_id} (shard {one.shard}, {one.band.value})"
         if one.stuck:
             sentences.append(
-                f"{where}: below the objective although it was built anew; look at its data, raise"
+                f"{where}: below the objective although it was rebuilt; look at its data, raise"
                 " m or ef_construction, or lower the objective"
             )
         elif one.rebuild:

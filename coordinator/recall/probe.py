@@ -1,8 +1,8 @@
-"""Recall@k as it is: stored vectors as queries, approximate answers against exact ones.
+"""Measures recall@k on request: stored vectors are the queries, exact answers the truth.
 
-A neighbour counts as found when its score is not worse than the k-th exact score (within
-`SCORE_TOLERANCE`), so one of several equally near records is as good as another. The query's own
-record is left out of both answers. The confidence interval is the normal one over queries.
+A neighbour counts as found if its score is at least the k-th exact score (within
+`SCORE_TOLERANCE`): of several equally near records each counts. The query's own record is left out
+of both answers. The confidence interval is the normal one over queries.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class _Sample:
 
 @dataclass(frozen=True, slots=True)
 class _Tally:
-    """Per query: true neighbours and how many were found; per shard: the same."""
+    """True neighbours and found ones: by query (n,), and by the shard of the true neighbour."""
 
     expected: npt.NDArray[np.int64]
     found: npt.NDArray[np.int64]
@@ -53,7 +53,7 @@ class _Tally:
 
 
 class RecallMeter:
-    """Measures the recall of collections."""
+    """Measures the recall of a collection on request."""
 
     def __init__(self, reads: Reads, fanout: Fanout) -> None:
         self._reads = reads
@@ -62,10 +62,11 @@ class RecallMeter:
     async def measure(
         self, collection: Collection, options: RecallOptions, *, deadline: Deadline
     ) -> RecallReport:
-        """Return recall@k of the collection over a random sample of its own vectors.
+        """Return recall@k of the collection for a random sample of its own vectors as queries.
 
-        Raises `FailedPrecondition` when the collection holds no records, and otherwise what
-        searches raise. Queries for which nothing matches the filter are left out of the mean.
+        Queries without a matching record are left out of the mean. Raises `InvalidArgument` for a k
+        or a sample size out of range, `FailedPrecondition` when the collection has no records, and
+        what searches raise.
         """
         k = options.k if options.k is not None else collection.settings.recall_k
         if not 1 <= k < K_MAX:
@@ -76,7 +77,7 @@ class RecallMeter:
             )
         wanted = options.filter
         canonical = None if wanted is None else validate_filter(wanted, collection.schema)
-        # Explained searches are not live traffic: the monitor on the nodes does not sample them.
+        # The nodes do not sample explained searches as live queries.
         approximate = SearchOptions(k=k + 1, filter=canonical, ef=options.ef, explain=True)
         validate_search_options(approximate, model=collection.model)
         sample = await self._sample(collection, options, deadline=deadline)
@@ -101,7 +102,7 @@ class RecallMeter:
     async def _sample(
         self, collection: Collection, options: RecallOptions, *, deadline: Deadline
     ) -> _Sample:
-        """Return random records: of each shard a run in hash order that starts at a random hash."""
+        """Return random records: from each shard a run in hash order from a random hash on."""
         random = np.random.default_rng(options.seed)
         count = collection.shard_count
         per_shard = random.multinomial(options.sample_size, np.full(count, 1.0 / count))
@@ -112,7 +113,7 @@ class RecallMeter:
             width = (1 << 64) // count
             start = low + int(random.random() * width)
             rows = int(per_shard[shard])
-            for after_hash in (start, -1):  # the second run goes on from the shard's beginning
+            for after_hash in (start, -1):  # the second run starts at the shard's beginning
                 if rows <= 0:
                     break
                 page = await self._reads.scan_shard(
@@ -172,9 +173,10 @@ class RecallMeter:
 def tally(
     found: SearchAnswer, truth: SearchAnswer, *, own: Sequence[str], k: int, shard_count: int
 ) -> _Tally:
-    """Return how many of the true neighbours were found, for each query and each shard.
+    """Return how many of the true neighbours were found, by query and by shard.
 
-    Both answers hold up to k + 1 hits a query, of which the query's own record is dropped.
+    Both answers have up to k + 1 hits for each query, of which the query's own record is dropped.
+    `own` are the ids of the queries' records.
     """
     expected = np.zeros(len(own), dtype=np.int64)
     hits = np.zeros(len(own), dtype=np.int64)
@@ -224,7 +226,7 @@ def _report(
     expected = np.concatenate([one.expected for one in tallies])
     found = np.concatenate([one.found for one in tallies])
     counted = expected > 0
-    # Without a single neighbour anywhere nothing was missed.
+    # If no query has a true neighbour, nothing was missed: recall 1.
     values = found[counted] / expected[counted] if counted.any() else np.ones(1)
     mean, low, high = interval_95(values)
     shard_expected = np.sum([one.shard_expected for one in tallies], axis=0)

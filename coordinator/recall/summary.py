@@ -1,12 +1,13 @@
-"""What the nodes measured on live queries, joined into one view of a collection.
+"""Joins the recall that nodes measured on live queries into a summary of each collection.
 
-Two ways to join, by what the parts have in common. Let part i have the mean r_i, the interval
-[l_i, h_i], n_i queries and the weight w_i, the weights adding up to 1. Always r = sum(w_i r_i).
+There are two ways to join estimates, for dependent and for independent parts. Let part i have the
+mean r_i, the interval [l_i, h_i], n_i queries and the weight w_i, where the weights add up to 1.
+Always r = sum(w_i r_i).
 
 - Shards, and segments, of one band answer the same queries, and a hard query is hard everywhere.
   Their errors may be correlated to any degree, so the bounds are averaged like the means:
-  l = sum(w_i l_i), h = sum(w_i h_i), n = max(n_i), w_i proportional to n_i. That is never narrower
-  than the truth.
+  l = sum(w_i l_i), h = sum(w_i h_i), n = max(n_i), w_i proportional to n_i. Such an interval is
+  never too narrow.
 - Bands hold different queries, so their errors are independent: l = r - sqrt(sum((w_i (r_i -
   l_i))^2)), h alike, n = sum(n_i). (G. Y. Zou and A. Donner, "Construction of confidence limits
   about effect measures: a general approach", Statistics in Medicine 27, 2008: it keeps intervals
@@ -46,14 +47,14 @@ from annheal.model.measures.recall_summary import (
 from annheal.model.topology.shard import ShardId
 
 Weighted = tuple[RecallEstimate, float]
-"""An estimate and its weight, which need not add up to 1 with the others'."""
+"""An estimate and its weight; the weights need not add up to 1."""
 
 PartT = TypeVar("PartT")
 KeyT = TypeVar("KeyT", bound=Hashable)
 
 
 class RecallView:
-    """Asks the nodes what they measured, and joins it."""
+    """Collects the recall that nodes measured, and joins it."""
 
     def __init__(self, catalog: Catalog, router: Router, *, timeout_s: float) -> None:
         self._catalog = catalog
@@ -61,11 +62,11 @@ class RecallView:
         self._timeout_s = timeout_s
 
     async def of(self, collection: Collection) -> RecallSummary:
-        """Return what is known of one collection; nodes that do not answer are in `errors`."""
+        """Return the summary of one collection; nodes that do not answer are in its `errors`."""
         return (await self._summaries([collection], collection.id))[0]
 
     async def all(self) -> list[RecallSummary]:
-        """Return what is known of every collection."""
+        """Return the summaries of all collections."""
         return await self._summaries(self._catalog.collections(), "")
 
     async def _summaries(
@@ -112,7 +113,7 @@ class RecallView:
             return error
 
     def _owned(self, report: CollectionRecall, node_id: str) -> CollectionRecall:
-        """Leave out the shards that somebody else owns by now: their new owner reports them."""
+        """Return the report without shards of which the node is not the owner any more."""
 
         def owned(shard: int) -> bool:
             stored = self._catalog.assignment(ShardId(report.collection_id, shard))
@@ -135,7 +136,7 @@ def summarise(
     latency: Mapping[str, LatencyTrend] | None = None,
     errors: Mapping[str, str] | None = None,
 ) -> RecallSummary:
-    """Return the reports of all nodes on `collection` as one; each shard is in one of them."""
+    """Return the summary of `collection` from all nodes' reports; each shard is in one of them."""
     shards = [one for report in reports for one in report.shards]
     segments = [one for report in reports for one in report.segments]
     objective = collection.settings.recall_objective
@@ -164,7 +165,7 @@ def summarise(
 
 
 def seen_by_band(shards: Iterable[ShardBandRecall]) -> dict[SelectivityBand, int]:
-    """Return how many live queries each band got: every shard sees each of them, so the maximum."""
+    """Return the live queries of each band: every shard counts each of them, so the maximum."""
     seen: dict[SelectivityBand, int] = {}
     for one in shards:
         seen[one.band] = max(seen.get(one.band, 0), one.seen)
@@ -172,7 +173,7 @@ def seen_by_band(shards: Iterable[ShardBandRecall]) -> dict[SelectivityBand, int
 
 
 def join_dependent(parts: Iterable[RecallEstimate]) -> RecallEstimate | None:
-    """Return parts that share their queries as one estimate, bounds averaged; None of nothing."""
+    """Return one estimate from parts that measured the same queries; None without a part."""
     measured = [part for part in parts if part.queries]
     total = sum(part.queries for part in measured)
     if not total:
@@ -192,9 +193,9 @@ def join_dependent(parts: Iterable[RecallEstimate]) -> RecallEstimate | None:
 
 
 def join_independent(parts: Iterable[Weighted]) -> RecallEstimate | None:
-    """Return weighted parts with different queries as one estimate; None of nothing.
+    """Return one estimate from weighted parts that measured different queries; None without a part.
 
-    Parts without a weight count by their queries when no part has one.
+    If all weights are 0, each part has its number of queries as weight.
     """
     measured = [(part, weight) for part, weight in parts if part.queries]
     if not any(weight for _, weight in measured):
@@ -277,7 +278,7 @@ def _of_segments(
     seen: Mapping[SelectivityBand, int],
     objective: float,
 ) -> tuple[RecallSlice, ...]:
-    """Join segments by what `name` gives: those of a band first, then the bands."""
+    """Join the segments with the same `name`: first those of one band, then the bands."""
     found = []
     for key, held in sorted(_grouped(segments, name).items()):
         parts = [
@@ -290,7 +291,7 @@ def _of_segments(
 
 
 def _join_filters(parts: Sequence[FilterRecall]) -> tuple[FilterRecall, ...]:
-    """Join each filter over the shards; those that match the least come first."""
+    """Join each filter over the shards; the smallest share of matches comes first."""
     joined = []
     for tree, held in _grouped(parts, lambda one: one.filter).items():
         measured = [one for one in held if one.recall != RECALL_UNKNOWN and one.queries]

@@ -1,4 +1,4 @@
-"""Re-running sampled queries on one view: as planned, again, and exactly. Runs in a thread."""
+"""Searches sampled queries on one view: as planned, as planned again, exactly. Runs in a thread."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from annheal.shard_node.search.searcher import Searcher
 from annheal.shard_node.search.slices import Hits
 
 GROUP_QUERIES = 32
-"""Queries measured at once: a slice of work after which the monitor rests."""
+"""Queries of one slice of work, after which the monitor pauses."""
 K_MEASURED_MAX = 1_000
-"""Queries for more neighbours are not measured: their answers are lists, not neighbourhoods."""
+"""Queries with a larger k are not measured."""
 _EXACT = (PlanKind.SKIP, PlanKind.SCAN, PlanKind.ROWS)
 WALK_QUERIES = 8
-"""Queries of a group whose walks are counted: each is walked once more for it."""
+"""Queries of a group whose walk cost is measured, by one more walk each."""
 _ROW_BITS = 40
 
 Recalls = npt.NDArray[np.float64]
@@ -39,7 +39,7 @@ Recalls = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class QueryGroup:
-    """Sampled queries with k and filter in common; `key` tells filters apart."""
+    """Sampled queries with the same k and filter; `key` is equal for equal filters."""
 
     key: bytes
     k: int
@@ -49,10 +49,13 @@ class QueryGroup:
 
 @dataclass(frozen=True, slots=True)
 class SegmentFinding:
-    """Recall of one segment's part of the answers, (n,), for the queries that match there.
+    """What one group of queries found in one segment.
 
-    `work` has the rows that some of the queries compared in their walk, (m,); empty where no graph
-    was walked, or a filter had a say in it.
+    Attributes:
+        band: the band of the filter within the segment.
+        plan: how the segment was searched.
+        recalls: (n,) recall of each query, without those for which no row matches.
+        work: (m,) walk cost of some of the queries; empty with a filter or without a walk.
     """
 
     segment_id: str
@@ -64,9 +67,12 @@ class SegmentFinding:
 
 @dataclass(frozen=True, slots=True)
 class GroupFinding:
-    """Recall of a shard's answers to one group; queries without a matching row are left out.
+    """What one group of queries found in a shard, all its segments and growing rows merged.
 
-    `same` of `repeated` queries gave the same answer twice.
+    Attributes:
+        matches: rows that match the filter, of `live_rows`.
+        recalls: (n,) recall of each query, without those for which no row matches.
+        same: queries, of `repeated`, that got the same answer twice.
     """
 
     group: QueryGroup
@@ -80,9 +86,10 @@ class GroupFinding:
 
 
 def group_queries(sample: Iterable[SampledQuery], *, dimension: int) -> list[QueryGroup]:
-    """Return the sample in groups of at most `GROUP_QUERIES` that can be searched together.
+    """Return the sample in groups of at most `GROUP_QUERIES` with the same k and filter.
 
-    Queries of another dimension belong to a model that does not serve any more.
+    Left out are queries of another dimension, which belong to an earlier model, and those with a k
+    above `K_MEASURED_MAX`.
     """
     together: dict[tuple[bytes, int], list[SampledQuery]] = {}
     for query in sample:
@@ -97,7 +104,7 @@ def group_queries(sample: Iterable[SampledQuery], *, dimension: int) -> list[Que
 
 
 def measure_group(searcher: Searcher, view: ShardView, group: QueryGroup) -> GroupFinding:
-    """Compare the planned answers of `view` with the exact ones, segment by segment and merged."""
+    """Return the recall of the planned answers of `view`, for each segment and for all together."""
     queries = np.ascontiguousarray(np.stack([query.vector for query in group.queries]))
     options = SearchOptions(k=group.k, filter=group.filter)
     exactly = replace(options, exact=True)
@@ -153,10 +160,11 @@ def measure_group(searcher: Searcher, view: ShardView, group: QueryGroup) -> Gro
 
 
 def walk_work(held: SegmentView, plan: SegmentPlan, queries: Float32Matrix, *, k: int) -> Recalls:
-    """Return how many rows each of the first few `queries` compares in a graph, as planned.
+    """Return the walk cost of the first `WALK_QUERIES` queries, (m,): rows compared in the graph.
 
-    Rows that are only looked through count by what they cost. Empty for other plans, and as long as
-    the kernels are being compiled. FAISS's walk compares what the kernel's does without a filter.
+    A row that is tested but not compared counts 1 / `CHECKS_PER_COMPARISON`. Empty for plans
+    without a walk, and while the kernels are being compiled. Without a filter the kernel's walk
+    compares the same rows as FAISS's, which does not count them.
     """
     if plan.kind not in WALKS or ready_kernels() is None:
         return np.empty(0)
@@ -171,9 +179,10 @@ def walk_work(held: SegmentView, plan: SegmentPlan, queries: Float32Matrix, *, k
 def estimate_of(
     recalls: Sequence[Recalls], ks: Sequence[int], plans: Counter[str], *, measured_at_s: float
 ) -> RecallEstimate | None:
-    """Return the estimate from all `recalls`, of queries for `ks` neighbours; None without any.
+    """Return the estimate from `recalls` of several groups; None if there is no query.
 
-    Its `k` is the most frequent one; the interval is that of the smallest.
+    `ks` is the k of each group. The estimate's `k` is the most frequent one, its interval is
+    computed with the smallest.
     """
     together = np.concatenate(recalls) if recalls else np.empty(0)
     if not len(together):

@@ -1,8 +1,8 @@
-"""Recall as it is: sampled live queries are answered again, exactly, and the two are compared.
+"""The recall monitor: compares the answers of sampled live queries with exact ones.
 
-A loop looks which shards are due, re-runs their collection's sample in small slices on a
-background thread, rests between them so that the work stays within its share of a core, and hands
-every segment's estimate to the controller of ef. DESIGN section 8.
+A loop measures the shards that are due. It searches the sample of their collection in small slices
+on a background thread, pauses between slices to stay within its share of a core, and gives the
+estimate of every segment to the controller of ef. DESIGN section 8.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ from annheal.shard_node.search.shortlists import ShortlistBook
 LOOK_MAX_S = 1.0
 LOOKS_PER_INTERVAL = 4
 CHANGED_GAP_S = 5.0
-"""A shard that changes all the time is not measured more often, unless the interval is shorter."""
+"""Least seconds between two measurements of a changing shard, unless the interval is shorter."""
 
 _log = logging.getLogger(__name__)
 
@@ -120,16 +120,16 @@ class RecallMonitor:
 
     Args:
         held: the shards.
-        sampler: keeps live queries.
-        controller: is told every estimate, and scales ef.
+        sampler: samples live queries.
+        controller: gets every estimate, and scales ef.
         filters, costs, shortlists: what the node's searches use; see `Searcher`.
         lanes: whose monitor lane does the work.
-        latency: is told by the node what searches took, and reported with recall.
-        keeper: keeps what was measured over a restart; None keeps nothing.
-        on_cost: is told the CPU seconds of every slice of work.
+        latency: the history of search latencies that the node fills; reported with recall.
+        keeper: stores recall memories; None stores none.
+        on_cost: called with the CPU seconds of every slice of work.
         settings: how often and how much.
         now_s: seconds since the epoch, for results.
-        clock: seconds that never go back.
+        clock: a monotonic clock, in seconds.
     """
 
     def __init__(
@@ -169,7 +169,7 @@ class RecallMonitor:
         self._present = (frozenset[str](), frozenset[int]())
 
     async def run(self) -> None:
-        """Measure what is due, until cancelled."""
+        """Measure the shards that are due, until cancelled."""
         look_s = min(LOOK_MAX_S, self._settings.interval_s / LOOKS_PER_INTERVAL)
         while True:
             await asyncio.sleep(look_s)
@@ -180,10 +180,10 @@ class RecallMonitor:
                     await self.measure(shard)
                     await self._save(shard)
                 except AnnhealError as error:
-                    _log.warning("recall of %s was not measured, or kept: %s", shard, error)
+                    _log.warning("recall of %s was not measured, or not stored: %s", shard, error)
 
     async def measure(self, shard: ShardId) -> None:
-        """Measure one shard now, and let the controller act on it; no-op when not held."""
+        """Measure one shard now and update the controller; does nothing if it is not open here."""
         owned = self._held().get(shard)
         if owned is None:
             return
@@ -217,7 +217,7 @@ class RecallMonitor:
         self._runs[shard] = replace(started, settled=not below)
 
     async def save_leaving(self) -> None:
-        """Keep what is known of every shard, before the node leaves."""
+        """Store the recall memory of every shard, before the node leaves."""
         if self._keeper is not None:
             held = self._held()
             await self._keeper.save_leaving(
@@ -229,7 +229,7 @@ class RecallMonitor:
             )
 
     def recall(self, collection_id: str = "") -> tuple[CollectionRecall, ...]:
-        """Return the latest results of one collection or (when empty) of all that are here."""
+        """Return the latest results of one collection, or of all if `collection_id` is empty."""
         collections = {
             shard.collection_id: owned.collection
             for shard, owned in self._held().items()
@@ -250,12 +250,12 @@ class RecallMonitor:
         )
 
     def notes(self, shard: ShardId) -> dict[str, SegmentNote]:
-        """Return by segment id what was measured of the shard's segments."""
+        """Return the measurements of the shard's segments by segment id."""
         result = self._results.get(shard)
         return {} if result is None else segment_notes(result)
 
     async def _restore_new(self) -> None:
-        """Take up what the owner before knew of shards that are new here."""
+        """Restore the recall memories of shards that are newly open here."""
         if self._keeper is None:
             return
         for shard, owned in sorted(self._held().items()):
@@ -264,7 +264,7 @@ class RecallMonitor:
             try:
                 found = await self._keeper.restore(shard, owned)
             except AnnhealError as error:
-                _log.warning("what was known of recall of %s is not here yet: %s", shard, error)
+                _log.warning("the recall memory of %s is not restored yet: %s", shard, error)
                 continue
             if found is not None:
                 self._results.setdefault(shard, found)
@@ -275,7 +275,7 @@ class RecallMonitor:
             await self._keeper.save(shard, owned, result)
 
     async def _slice(self, owned: MeasuredShard, group: QueryGroup) -> GroupFinding:
-        """Rest as long as the slice before asks for, then measure one group on the present view."""
+        """Pause for the sake of the CPU share, then measure one group on the present view."""
         await asyncio.sleep(max(0.0, self._rests_until_s - self._clock()))
         searcher = Searcher(
             owned.collection,
@@ -288,7 +288,7 @@ class RecallMonitor:
 
         def work() -> tuple[GroupFinding, float, float]:
             began_s, began_cpu_s = time.perf_counter(), time.thread_time()
-            set_search_threads(1)  # so this thread's time is all there is
+            set_search_threads(1)  # so that the time of this thread is the whole cost
             finding = measure_group(searcher, view, group)
             return finding, time.perf_counter() - began_s, time.thread_time() - began_cpu_s
 
@@ -367,7 +367,7 @@ class RecallMonitor:
         *,
         version: int,
     ) -> SegmentRecall:
-        """Let the controller draw its conclusion from an estimate; return both."""
+        """Update the controller with an estimate; return both, for reports."""
         before = after = self.controller.state(segment.id, band)
         ef = limit = 0
         if segment.kind is IndexKind.HNSW:
@@ -427,7 +427,7 @@ def _ids(view: ShardView) -> frozenset[str]:
 
 
 def _changed_share(view: ShardView, last: _Run) -> float:
-    """Return what share of the rows was written since, or has moved into another segment."""
+    """Return the share of the rows that was written since `last`, or moved to a new segment."""
     moved = sum(
         held.live_count for held in view.segments if held.segment.id not in last.segment_ids
     )
@@ -435,7 +435,7 @@ def _changed_share(view: ShardView, last: _Run) -> float:
 
 
 def _report(shard: ShardId, found: SegmentRecall, before: EfState, after: EfState) -> None:
-    """Say when something changes: a segment below its objective is never silent (INV-7)."""
+    """Log a changed state: a segment below its objective must be visible (INV-7)."""
     facts = (
         f"segment {found.segment_id} of {shard}, {found.band.value}: recall@{found.estimate.k}"
         f" {found.estimate.recall:.4f} [{found.estimate.low:.4f}, {found.estimate.high:.4f}] of"
@@ -443,12 +443,12 @@ def _report(shard: ShardId, found: SegmentRecall, before: EfState, after: EfStat
     )
     if after.stuck and not before.stuck:
         _log.error(
-            "%s is below the objective at ef %d, although the segment was built anew for it;"
-            " nothing more is tried: are the queries of another kind than the rows? (INV-7)",
+            "%s is below the objective at ef %d, although the segment was rebuilt for it; nothing"
+            " more is tried; perhaps the queries are unlike the rows (INV-7)",
             facts,
             found.ef,
         )
     elif after.rebuild and not before.rebuild:
-        _log.warning("%s is below the objective at ef %d; a rebuild is asked for", facts, found.ef)
+        _log.warning("%s is below the objective at ef %d; it will be rebuilt", facts, found.ef)
     elif after.scale != before.scale:
         _log.info("%s; ef is now %d", facts, found.ef)

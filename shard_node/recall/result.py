@@ -1,4 +1,4 @@
-"""From the findings of one run to the slices that are reported. Pure."""
+"""Summarises the findings of one measurement by band, segment and filter. Pure."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from annheal.shard_node.owner.shard_state import SegmentNote
 from annheal.shard_node.recall.measure import GroupFinding, Recalls, SegmentFinding, estimate_of
 
 WALKS_MIN = 8
-"""Queries whose walks must have been counted before a segment's work is believed."""
+"""Queries whose walk cost must have been measured before that of a segment is reported."""
 
 
 @dataclass(frozen=True, slots=True)
 class ShardResult:
-    """What the latest run found of one shard."""
+    """The result of a shard's latest measurement."""
 
     bands: tuple[ShardBandRecall, ...] = ()
     segments: tuple[SegmentRecall, ...] = ()
     filters: tuple[FilterRecall, ...] = ()
     walks: Mapping[str, float] = field(default_factory=dict)
-    """Rows that a query without a filter compares, by segment id."""
+    """Mean walk cost of queries without a filter, by segment id."""
 
 
 def segment_estimates(
     found: Iterable[GroupFinding], *, measured_at_s: float
 ) -> dict[tuple[str, SelectivityBand], RecallEstimate]:
-    """Return the estimate of each (segment id, band) that some query reached."""
+    """Return the estimate of each (segment id, band) that was searched."""
     slices: dict[tuple[str, SelectivityBand], list[tuple[int, SegmentFinding]]] = defaultdict(list)
     for finding in found:
         for part in finding.segments:
@@ -65,7 +65,7 @@ def band_recalls(
     seen: dict[SelectivityBand, int],
     measured_at_s: float,
 ) -> tuple[ShardBandRecall, ...]:
-    """Return the recall of the shard's merged answers in each band that has any."""
+    """Return the recall of the shard's answers in each band that has queries."""
     bands: dict[SelectivityBand, list[GroupFinding]] = defaultdict(list)
     for finding in found:
         bands[finding.band].append(finding)
@@ -87,7 +87,7 @@ def band_recalls(
 
 
 def filter_recalls(shard: int, found: Iterable[GroupFinding]) -> tuple[FilterRecall, ...]:
-    """Return the recall under each sampled filter, those that match least first."""
+    """Return the recall under each sampled filter, fewest matches first."""
     together: dict[bytes, list[GroupFinding]] = defaultdict(list)
     for finding in found:
         if finding.group.filter is not None and len(finding.recalls):
@@ -98,9 +98,9 @@ def filter_recalls(shard: int, found: Iterable[GroupFinding]) -> tuple[FilterRec
 
 
 def segment_walks(found: Iterable[GroupFinding], *, k: int) -> dict[str, float]:
-    """Return the mean work of a query by segment id, of queries for at most `k` neighbours.
+    """Return the mean walk cost by segment id, of queries with at most `k` neighbours.
 
-    Segments that too few queries walked are left out.
+    Segments with fewer than `WALKS_MIN` such queries are left out.
     """
     works: dict[str, list[Recalls]] = defaultdict(list)
     for finding in found:
@@ -116,7 +116,7 @@ def segment_walks(found: Iterable[GroupFinding], *, k: int) -> dict[str, float]:
 
 
 def segment_notes(result: ShardResult) -> dict[str, SegmentNote]:
-    """Return by segment id the recall of its worst band, and what any band asks for."""
+    """Return by segment id recall and ef of its worst band, and whether any asks for a rebuild."""
     notes: dict[str, SegmentNote] = {}
     for one in result.segments:
         before = notes.get(one.segment_id)
@@ -152,7 +152,7 @@ def _of_filter(shard: int, findings: Sequence[GroupFinding]) -> FilterRecall:
 
 
 def _plans(findings: Iterable[GroupFinding]) -> Counter[str]:
-    """Return how often a segment answered a query by each plan."""
+    """Return how often each plan searched a segment for a query."""
     plans: Counter[str] = Counter()
     for finding in findings:
         for part in finding.segments:

@@ -96,7 +96,7 @@ def test_a_healthy_collection_needs_nothing() -> None:
          Health.BAD, "disk full"),
         ("wear", {"collection": ON_REQUEST}, Health.WATCH, "only on request"),
         ("segments", {"missing_shards": (3,)}, Health.BAD, "shards 3"),
-        ("segments", {"segments": (replace(SEGMENT, stuck=True),)}, Health.BAD, "built anew"),
+        ("segments", {"segments": (replace(SEGMENT, stuck=True),)}, Health.BAD, "although rebuilt"),
         ("segments", {"segments": ()}, Health.GOOD, "none yet"),
         ("recall", {"recall": recall(overall=UNMEASURED)}, Health.UNKNOWN, "none of them measured"),
         ("recall", {"recall": recall(overall=replace(MISSED, name=""))}, Health.BAD, "0.5000"),

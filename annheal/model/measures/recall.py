@@ -1,4 +1,4 @@
-"""Recall as it is measured on live queries: slices, estimates, and what the controller did."""
+"""Recall measured on live queries: estimates by slice, and the decisions of the controller."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from annheal.model.measures.latency import LatencyTrend
 
 
 class SelectivityBand(StrEnum):
-    """What share of the live rows a query's filter matches; queries without a filter apart."""
+    """Bands of the share of live rows that a filter matches, and one for unfiltered queries."""
 
     UNFILTERED = "unfiltered"
     FROM_50 = "50-100%"
@@ -38,7 +38,7 @@ def band_of(matches: int, live_rows: int, *, filtered: bool) -> SelectivityBand:
 
 FILTERS_REPORTED_MAX = 20
 RECALL_UNKNOWN = -1.0
-"""Stands for a recall that was not measured where a number must stand."""
+"""The value of a recall that was not measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +59,16 @@ class RecallEstimate:
 
 @dataclass(frozen=True, slots=True)
 class SegmentRecall:
-    """One segment in one band. `ef` is what the controller uses now, `ef_limit` how far it may go.
+    """The recall of one segment in one band.
 
-    `rebuild` is set when recall is below the objective although `ef` is at its limit, so that a
-    compactor should build the segment anew; `stuck` when it was built anew for that reason already
-    and is below again: more of the same does not help, an operator has to look (INV-7).
+    Attributes:
+        estimate: the measured recall.
+        ef: the ef of searches at present, 0 for a flat segment.
+        ef_limit: the largest ef that the controller may choose.
+        rebuild: recall is below the objective although `ef` is `ef_limit`: the segment should be
+            rebuilt.
+        stuck: the segment was rebuilt for that reason already and is below the objective again: an
+            operator has to look (INV-7).
     """
 
     shard: int
@@ -111,11 +116,11 @@ class ShardBandRecall:
 
 @dataclass(frozen=True, slots=True)
 class CollectionRecall:
-    """What the nodes measured of one collection, all slices; the coordinator joins the nodes'.
+    """The recall that one node measured of one collection; the coordinator joins the nodes'.
 
-    `sampled_share` is the configured share of queries that is kept for measuring. `filters` are
-    the sampled filters, those that match least first, at most `FILTERS_REPORTED_MAX` a shard.
-    `latency` is how the node's searches of the collection take now against earlier ones.
+    `sampled_share` is the configured share of live queries that is sampled. `filters` are the
+    sampled filters, fewest matches first, at most `FILTERS_REPORTED_MAX` a shard. `latency` is the
+    trend of the node's search latency for the collection.
     """
 
     collection_id: str

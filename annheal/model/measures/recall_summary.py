@@ -1,4 +1,4 @@
-"""Measured recall as operators see it: what the nodes said, joined over shards and segments."""
+"""Measured recall as operators see it: the nodes' reports, joined over shards and segments."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from annheal.model.measures.latency import LatencyTrend
 from annheal.model.measures.recall import FilterRecall, RecallEstimate, SegmentRecall
 
 ALL_SHARDS = -1
-"""Stands for the number of a shard where all of them are meant."""
+"""The shard number that means all shards."""
 
 
 class RecallVerdict(StrEnum):
@@ -52,10 +52,10 @@ class RecallSlice:
 
 @dataclass(frozen=True, slots=True)
 class RecallSummary:
-    """What is known of a collection's recall; `errors` says which nodes did not answer, and why.
+    """The measured recall of a collection; `errors` has the errors of nodes without an answer.
 
-    `filters` are joined over the shards (`shard` is `ALL_SHARDS`), those that match least first.
-    `latency` is by node: machines and what else they do differ, so their times are not joined.
+    `filters` are joined over the shards (`shard` is `ALL_SHARDS`), the smallest share of matches
+    first. `latency` is by node: nodes and their other load differ, so it is not joined.
     """
 
     collection: str
