@@ -1,4 +1,4 @@
-"""What a shard remembers of its recall: measurements, the controller's state, sampled queries."""
+"""The recall memory of a shard: measurements, the controller's states and logged queries."""
 
 from __future__ import annotations
 

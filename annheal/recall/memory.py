@@ -16,23 +16,23 @@ from annheal.model.measures.recall import SegmentRecall, SelectivityBand, ShardB
 from annheal.model.records import Float32Matrix
 
 QUERIES_MAX = 256
-"""Sampled queries of one memory: the standard error of a recall of 0.95 is then about a point."""
+"""Logged queries of one memory: the standard error of a recall of 0.95 is then about 0.01."""
 VECTORS_BYTES_MAX = 4 << 20
 MEASUREMENTS_MAX = 2_000
-"""Measurements, and states of the controller, of one memory; those of the lowest recall first."""
+"""Measurements of one memory, and states of the controller; those of the lowest recall are kept."""
 FILTER_TEXT_BYTES_MAX = 4_096
-"""Queries with a longer filter are kept without it."""
+"""A longer filter is not stored; its query is stored without it."""
 
 _MAGIC = b"ANRM"
 _VERSION = 1
-# magic, version, two spare bytes, dimension, queries, bytes of the facts.
+# magic, version, two bytes of zero, dimension, queries, bytes of the facts.
 _HEADER = struct.Struct("<4sHHIII")
 _CHECKSUM_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True)
 class EfMemory:
-    """By how much one segment is searched wider in one band; see `shard_node.recall.ef_control`."""
+    """The controller's state of one segment in one band; see `shard_node.recall.ef_control`."""
 
     segment_id: str
     band: SelectivityBand
@@ -45,7 +45,7 @@ class EfMemory:
 
 @dataclass(frozen=True, slots=True)
 class LoggedQuery:
-    """What a sampled query asked for, beside its vector. It is what a user sent."""
+    """A sampled live query without its vector. It contains what a user sent."""
 
     k: int
     band: SelectivityBand
@@ -55,7 +55,7 @@ class LoggedQuery:
 
 @dataclass(frozen=True, slots=True)
 class RecallMemory:
-    """What a shard's owner knew of its recall at `written_at_s`.
+    """The recall memory of a shard, written at `written_at_s` (seconds since the epoch).
 
     `vectors` (n, d) float32 are those of `queries`, of the model named `model`.
     """
@@ -79,7 +79,7 @@ class _Query:
 
 @dataclass(frozen=True, slots=True)
 class _Facts:
-    """All but the vectors, as MessagePack."""
+    """The memory without the vectors, as it is stored in MessagePack."""
 
     model: str
     written_at_s: float
@@ -89,18 +89,18 @@ class _Facts:
     queries: tuple[_Query, ...] = ()
 
 
-# Made once: threads must not describe a dataclass to msgspec at the same time.
+# Created once: msgspec must not inspect a dataclass in several threads at the same time.
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODER = msgspec.msgpack.Decoder(_Facts)
 
 
 def queries_max(dimension: int) -> int:
-    """Return how many queries of `dimension` floats a memory may hold, at least one."""
+    """Return how many queries of `dimension` floats a memory may have, at least one."""
     return max(1, min(QUERIES_MAX, VECTORS_BYTES_MAX // (4 * dimension)))
 
 
 def encode_memory(memory: RecallMemory) -> bytes:
-    """Return the object's bytes. What is more than the limits must have been left out before."""
+    """Return the bytes of the object. The caller keeps the limits above."""
     count, dimension = memory.vectors.shape
     facts = _ENCODER.encode(
         _Facts(

@@ -1,8 +1,8 @@
-"""Where recall memories lie in the object store: the newest of a shard has the last key.
+"""Recall memories in the object store: the newest one of a shard has the last key.
 
-Objects are never overwritten, so each memory gets a key of its own, ordered by the owner's epoch:
-what a deposed owner still writes never hides what its successor wrote. The writer deletes those
-before its own, so that a shard has one, or two for a moment.
+Objects are never overwritten, so each memory has a key of its own. Keys are ordered by the owner's
+epoch: a memory that a deposed owner still writes comes before those of its successor. The writer
+deletes all earlier ones, so a shard has one memory, or two for a moment.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ _log = logging.getLogger(__name__)
 
 
 async def load_memory(objects: ObjectStore, collection_id: str, shard: int) -> RecallMemory | None:
-    """Return the newest memory of a shard; None without one, or when it is damaged.
+    """Return the newest memory of a shard; None without one, or when it is damaged (logged).
 
-    A memory is worth having and nothing depends on it: a damaged one is reported and passed over.
+    Raises what the store raises, but `NotFound`.
     """
     for _ in range(LOAD_ATTEMPTS):
         keys = await _memories(objects, collection_id, shard)
@@ -33,7 +33,7 @@ async def load_memory(objects: ObjectStore, collection_id: str, shard: int) -> R
         except NotFound:  # a newer one was written meanwhile
             continue
         except DataCorruption as error:
-            _log.error("what was known of recall is lost: %s", error)
+            _log.error("a recall memory is lost: %s", error)
             return None
     return None
 
@@ -47,7 +47,7 @@ async def store_memory(
     epoch: int,
     number: int,
 ) -> None:
-    """Write a memory, and delete those before it."""
+    """Write a memory, and delete the earlier ones of the shard. Raises what the store raises."""
     key = memory_key(collection_id, shard, epoch=epoch, number=number)
     await objects.put_if_absent(key, encode_memory(memory))
     older = [one for one in await _memories(objects, collection_id, shard) if one < key]

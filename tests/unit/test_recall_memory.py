@@ -154,4 +154,4 @@ async def test_a_damaged_memory_is_passed_over(
 ) -> None:
     await objects.put_if_absent(memory_key("c", 0, epoch=1, number=1), b"nonsense")
     assert await load_memory(objects, "c", 0) is None
-    assert "what was known of recall is lost" in caplog.text
+    assert "a recall memory is lost" in caplog.text

@@ -120,6 +120,44 @@ def test_every_decision_is_in_the_index() -> None:
     assert len(set(numbers)) == len(numbers), "two decisions share a number"
 
 
+def manual_pages() -> list[Path]:
+    """Pages that describe the present code; decision records describe the code of their day."""
+    pages = [path for path in (ROOT / "docs").rglob("*.md") if path.parent.name != "adr"]
+    return sorted([*pages, *ROOT.glob("*.md")])
+
+
+def test_modules_that_the_manual_names_exist() -> None:
+    files = [relative(path) for path in modules((*ALL_CODE, "scripts"))]
+    ends = {file[start:] for file in files for start in range(len(file)) if file[start - 1] == "/"}
+    named = {
+        (relative(page), name)
+        for page in manual_pages()
+        for name in re.findall(r"`([\w/-]+\.py)`", page.read_text())
+    }
+    assert len(named) > 50
+    assert sorted(one for one in named if one[1] not in ends | set(files)) == []
+
+
+def test_modules_that_the_manual_imports_exist() -> None:
+    """Everything is imported as `annheal.…`, the folders at the top too."""
+    ours = re.compile(rf"^(?:from|import) ((?:{'|'.join(PACKAGES)})\b[\w.]*)", re.MULTILINE)
+    missing = []
+    for page in manual_pages():
+        for name in ours.findall(page.read_text()):
+            path = ROOT / name.replace(".", "/")
+            is_module = (path / "__init__.py").exists() or path.with_suffix(".py").exists()
+            if not (name.startswith("annheal") and is_module):
+                missing.append(f"{relative(page)}: {name}")
+    assert missing == []
+
+
+def test_the_glossary_is_in_order() -> None:
+    rows = re.findall(r"^\| (\w[^|]*) \|", (ROOT / "docs/glossary.md").read_text(), re.MULTILINE)
+    words = [row.lower() for row in rows if row not in {"word"}]
+    assert words == sorted(words)
+    assert len(set(words)) == len(words)
+
+
 def test_every_package_is_a_package() -> None:
     """A folder without `__init__.py` is left out of the wheel and of the import contracts."""
     folders = {path.parent for path in modules(PACKAGES)}

@@ -1,4 +1,4 @@
-"""What operators see: nodes, shards, tasks and measured recall, as answers put them together."""
+"""What operators see: nodes, shards, tasks and measured recall."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from annheal.model.topology.state import ShardState
 from annheal.model.topology.task import CompactionTask, TaskClaim, TaskPhase, TaskReason
 
 RECALL_SAMPLE_DEFAULT = 200
-"""Queries of a recall measurement that does not say how many."""
+"""Queries of a recall measurement by default."""
 
 
 @dataclass(frozen=True, slots=True)
 class CollectionStatus:
-    """What a collection (or all of them) holds at the moment."""
+    """Rows, segments and bytes of a collection, or of all of them."""
 
     shards_serving: int = 0
     live_rows: int = 0
@@ -59,7 +59,7 @@ class GarbageReport:
 
 @dataclass(frozen=True, slots=True)
 class NodeStatus:
-    """A live shard node; `error` says why it could not be asked, and is empty when it was."""
+    """A live shard node; `error` says why it did not answer, empty if it did."""
 
     registration: NodeRegistration
     draining: bool = False
@@ -72,7 +72,7 @@ class NodeStatus:
 
 @dataclass(frozen=True, slots=True)
 class ShardStatus:
-    """A shard, who owns it, and where it stands there (`phase` empty: the owner did not answer)."""
+    """A shard with its owner and the state there; `phase` is empty if the owner did not answer."""
 
     collection: str
     collection_id: str
@@ -95,7 +95,7 @@ class ShardStatus:
     def of(
         cls, assignment: Assignment, state: ShardState | None, *, collection: str, error: str = ""
     ) -> ShardStatus:
-        """Return the status of `assignment` with what its owner said, if it answered."""
+        """Return the status of `assignment`, with the state that its owner reported, if any."""
         base = cls(
             collection=collection,
             collection_id=assignment.collection_id,
@@ -130,7 +130,7 @@ class ShardStatus:
 
 @dataclass(frozen=True, slots=True)
 class TaskStatus:
-    """A task with who works on it. `collection` is empty when the collection was dropped."""
+    """A task and its claim. `collection` is empty when the collection was dropped."""
 
     task_id: str
     collection: str
@@ -188,10 +188,10 @@ class TaskStatus:
 
 @dataclass(frozen=True, slots=True)
 class CompactionOrder:
-    """What an operator wants compacted; by default what the rules choose.
+    """An operator's request for compaction; by default the rules choose the segments.
 
-    `shard` None: all. `segment_ids` or `tier` name what to rewrite whatever the rules say, `full`
-    everything. `dry_run`: only say what would be done.
+    `shard` None: all shards. `segment_ids` or `tier` name the segments to rewrite, without any
+    rule; `full` means all segments. `dry_run`: plan the tasks and add none.
     """
 
     shard: int | None = None
@@ -203,7 +203,7 @@ class CompactionOrder:
 
 @dataclass(frozen=True, slots=True)
 class ShardMove:
-    """A shard that is to change its owner; `source` is empty when nobody owned it."""
+    """A planned change of a shard's owner; `source` is empty if it had none."""
 
     collection: str
     shard: int
@@ -213,7 +213,7 @@ class ShardMove:
 
 @dataclass(frozen=True, slots=True)
 class ClusterStatus:
-    """The cluster at a glance."""
+    """A summary of the cluster."""
 
     version: str = ""
     leader: str = ""
@@ -229,7 +229,7 @@ class ClusterStatus:
 
 @dataclass(frozen=True, slots=True)
 class RecallOptions:
-    """What to measure; `k` None is the k of the collection's objective."""
+    """Options of a recall measurement; `k` None means the k of the collection's objective."""
 
     sample_size: int = RECALL_SAMPLE_DEFAULT
     k: int | None = None
@@ -240,7 +240,7 @@ class RecallOptions:
 
 @dataclass(frozen=True, slots=True)
 class ShardRecall:
-    """Of the `expected` true neighbours that a shard holds, the share that was found."""
+    """`recall`: the share found of the `expected` true neighbours in a shard."""
 
     shard: int
     recall: float

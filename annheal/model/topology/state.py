@@ -9,14 +9,16 @@ from annheal.model.measures.recall import RECALL_UNKNOWN
 
 @dataclass(frozen=True, slots=True)
 class SegmentState:
-    """One segment as a node serves it.
+    """The state of one segment that a node serves.
 
-    `recall` is what live queries measured, in the band that is worst off (-1: not measured), `ef`
-    what that band is searched with (0: no graph). `rebuild`: recall is below the objective, and a
-    wider search is not allowed or does not help. `stuck`: so it is, and a rebuild did not help.
-    `visited` is how many rows a live query without a filter compares (0: not measured), and
-    `visited_baseline` how many it did when the segment was built (0: not known). `built_for` is why
-    it was built, empty for a flushed segment.
+    Attributes:
+        recall: recall of live queries in the band where it is lowest; -1: not measured.
+        ef: the ef of searches in that band; 0: no graph.
+        rebuild: recall is below the objective at the largest ef allowed.
+        stuck: so it is although the segment was rebuilt for that reason.
+        visited: walk cost of live queries without a filter; 0: not measured.
+        visited_baseline: walk cost when the segment was built; 0: not known.
+        built_for: reason of the task that built it; empty for a flushed segment.
     """
 
     shard: int
@@ -42,7 +44,7 @@ class SegmentState:
 
 @dataclass(frozen=True, slots=True)
 class ShardState:
-    """One shard as a node serves it."""
+    """The state of one shard that a node serves."""
 
     collection_id: str
     shard: int

@@ -1,8 +1,8 @@
 """Compaction tasks: planned by the leader, done by a compactor, published by the shard's owner.
 
-Life: PENDING -> (claimed by a leased key) -> BUILT -> PUBLISHED; or FAILED after
-`ATTEMPTS_MAX` attempts (quarantined), or CANCELLED. A claim whose lease ends returns the
-task to the queue by itself: only the claim key says that somebody works on it.
+The phases are PENDING -> BUILT -> PUBLISHED; or FAILED after `ATTEMPTS_MAX` attempts, or CANCELLED.
+A compactor holds a PENDING task by a claim, a key with a lease. The claim alone says that a
+compactor works on the task: when its lease ends, other compactors can claim the task.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from enum import StrEnum
 from annheal.model.topology.manifest import SegmentEntry
 
 ATTEMPTS_MAX = 5
+"""Attempts, counted when they start, after which a task is FAILED."""
 
 
 class TaskPhase(StrEnum):
-    """Where a task stands."""
+    """The phase of a task."""
 
     PENDING = "pending"
     BUILT = "built"
@@ -26,7 +27,7 @@ class TaskPhase(StrEnum):
 
 
 class TaskReason(StrEnum):
-    """Why the planner asked for the rewrite."""
+    """Why the rewrite was planned; docs/operations/compaction.md has the rules."""
 
     MERGE = "merge"
     TOMBSTONES = "tombstones"
@@ -37,11 +38,12 @@ class TaskReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class CompactionTask:
-    """Merge `sources` (segment ids of one shard) into one segment without their dead rows.
+    """Rewrite `sources` (segment ids of one shard) as one segment without their dead rows.
 
-    Stored under `tasks/<id>`. `output` is set when built; None in BUILT means that no live row
-    was left. `estimated_bytes` is what a build needs in memory, `estimated_disk_bytes` in scratch
-    space. `why` is a sentence for operators.
+    Stored under `tasks/<id>`. `output` is set when the task is built; None in phase BUILT means
+    that no row was live. `estimated_bytes` is the memory of a build, `estimated_disk_bytes` its
+    scratch disk. A task of higher `priority` is done first. `finished_at_s` of a PENDING task is
+    the time of its last failed attempt. `why` is a sentence for operators.
     """
 
     id: str
@@ -67,7 +69,10 @@ class CompactionTask:
 
 @dataclass(frozen=True, slots=True)
 class TaskClaim:
-    """Who works on a task, stored under `claims/<task id>` with the worker's lease."""
+    """The claim of a compactor on a task, stored under `claims/<task id>` with its lease.
+
+    `step` and `progress` (a share in [0, 1] of the step) are shown to operators.
+    """
 
     task_id: str
     worker_id: str
