@@ -22,5 +22,9 @@ GET_IDS_MAX = 10_000
 SCAN_PAGE_ROWS_MAX = 10_000
 REQUEST_BYTES_MAX = 64 << 20
 RESPONSE_BYTES_MAX = 256 << 20
+ANSWER_BYTES_MAX = 224 << 20
+"""Of the records in one answer; what the message adds fits beside them."""
+SCAN_PAGE_BYTES = 32 << 20
+"""A page of a scan ends before the record that would make it larger; one record is always in it."""
 TIMEOUT_DEFAULT_S = 60.0
 TIMEOUT_MAX_S = 600.0

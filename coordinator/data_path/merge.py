@@ -13,17 +13,24 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from annheal.model.answer_size import HITS_MEND, check_answer_size, records_bytes
+from annheal.model.limits import ANSWER_BYTES_MAX
 from annheal.model.records import RecordSet
 from annheal.model.search import SearchAnswer
 from annheal.model.topology.shard import ShardId
 
 
 def merge_answers(
-    answers: Sequence[SearchAnswer], *, k: int, missing_shards: Sequence[ShardId] = ()
+    answers: Sequence[SearchAnswer],
+    *,
+    k: int,
+    missing_shards: Sequence[ShardId] = (),
+    bytes_max: int = ANSWER_BYTES_MAX,
 ) -> SearchAnswer:
     """Return the best `k` hits of each query over all `answers`, which are for the same n queries.
 
-    One answer alone is passed on as it is: the node has ordered it. Raises ValueError for none.
+    One answer alone is passed on as it is: the node has ordered it. Raises ValueError for none, and
+    `InvalidArgument` when the hits are more than `bytes_max` bytes.
     """
     if not answers:
         raise ValueError("there is no answer to merge")
@@ -40,10 +47,12 @@ def merge_answers(
     sequences: dict[int, int] = {}
     for answer in answers:
         sequences.update(answer.sequences)
+    records = take_records([answer.records for answer in answers], rows)
+    check_answer_size(records_bytes(records), field="k", mend=HITS_MEND, bytes_max=bytes_max)
     return SearchAnswer(
         counts=counts,
         scores=scores[rows],
-        records=take_records([answer.records for answer in answers], rows),
+        records=records,
         explain=tuple(entry for answer in answers for entry in answer.explain),
         sequences=sequences,
         missing_shards=missing,

@@ -18,6 +18,7 @@ from annheal.coordinator.data_path.router import Router, check_sequences
 from annheal.coordinator.data_path.writes import rows_by_shard
 from annheal.errors import InvalidArgument, NotFound, ResourceExhausted
 from annheal.filters import validate_filter
+from annheal.model.answer_size import IDS_MEND, check_answer_size, records_bytes
 from annheal.model.collection import Collection
 from annheal.model.filter import Filter
 from annheal.model.limits import GET_IDS_MAX
@@ -75,7 +76,11 @@ class Reads:
         consistency: Consistency = Consistency.EVENTUAL,
         min_sequences: Mapping[int, int] = _NO_SEQUENCES,
     ) -> RecordSet:
-        """Return the records that exist, in the order of `ids`, each once however often named."""
+        """Return the records that exist, in the order of `ids`, each once however often named.
+
+        Raises `InvalidArgument` with reason ANSWER_TOO_LARGE when they are too many bytes for one
+        answer.
+        """
         column = id_array(ids)
         validate_ids(column, rows_max=GET_IDS_MAX)
         validate_projection(projection, schema=collection.schema)
@@ -104,6 +109,8 @@ class Reads:
                 for shard, rows in groups.items()
             ]
         )
+        total = sum(map(records_bytes, parts))
+        check_answer_size(total, field="ids", mend=IDS_MEND)
         return _in_order(parts, wanted)
 
     async def vectors(
@@ -179,8 +186,8 @@ class Reads:
     ) -> RecordPage:
         """Return the next page; shard by shard, in each by (hash of the id, id).
 
-        A page ends where its shard ends, so it may be short. An empty page is only the last one,
-        unless a node looked at many rows that a filter refused.
+        A page ends where its shard ends and where its records are large, so it may be short. An
+        empty page is only the last one, unless a node looked at many rows that a filter refused.
         """
         validate_page_rows(rows_max)
         validate_projection(projection, schema=collection.schema)

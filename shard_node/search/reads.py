@@ -9,12 +9,15 @@ import numpy as np
 import numpy.typing as npt
 
 from annheal.filters import evaluate
+from annheal.model.answer_size import IDS_MEND
 from annheal.model.filter import Filter
+from annheal.model.limits import ANSWER_BYTES_MAX, SCAN_PAGE_BYTES
 from annheal.model.records import IDS_ONLY, Projection, RecordSet
 from annheal.model.write import ScanPage, ScanRequest
 from annheal.runtime.stop import Checkpoint, no_checkpoint
 from annheal.shard_node.rows.growing import GrowingView
 from annheal.shard_node.rows.view import SegmentView, ShardView
+from annheal.shard_node.search.answer_bytes import check_answer, record_bytes
 from annheal.shard_node.search.searcher import join_records
 from annheal.shards.routing import hash_ids
 
@@ -68,11 +71,16 @@ def get_records(
     projection: Projection,
     *,
     checkpoint: Checkpoint = no_checkpoint,
+    bytes_max: int = ANSWER_BYTES_MAX,
 ) -> RecordSet:
-    """Return the live records among `ids`, in the order asked; unknown ids are left out."""
+    """Return the live records among `ids`, in the order asked; unknown ids are left out.
+
+    Raises `InvalidArgument` with reason ANSWER_TOO_LARGE, before anything is copied, when they
+    would be more than `bytes_max` bytes.
+    """
     wanted = list(dict.fromkeys(ids))
     hashes = hash_ids(wanted)
-    taken: list[RecordSet] = []
+    found: list[tuple[Source, Rows]] = []
     positions: list[Rows] = []
     for source in _sources(view, checkpoint):
         if isinstance(source, GrowingView):
@@ -82,15 +90,23 @@ def get_records(
         asked = np.flatnonzero(rows >= 0)
         asked = asked[_is_live(source, rows[asked])]
         if len(asked):
-            taken.append(_take(source, rows[asked], projection))
+            found.append((source, rows[asked].astype(np.int64)))
             positions.append(asked.astype(np.int64))
-    return join_records(taken, positions)
+    check_answer(found, projection, field="ids", mend=IDS_MEND, bytes_max=bytes_max)
+    return join_records([_take(source, rows, projection) for source, rows in found], positions)
 
 
 def scan_page(
-    view: ShardView, request: ScanRequest, *, checkpoint: Checkpoint = no_checkpoint
+    view: ShardView,
+    request: ScanRequest,
+    *,
+    checkpoint: Checkpoint = no_checkpoint,
+    bytes_max: int = SCAN_PAGE_BYTES,
 ) -> ScanPage:
-    """Return the next `rows_max` live, matching records in the order of (hash, id)."""
+    """Return the next `rows_max` live, matching records in the order of (hash, id).
+
+    Fewer where they would take more than `bytes_max` bytes, but one at least.
+    """
     hashes: list[npt.NDArray[np.uint64]] = []
     refs: list[tuple[int, Rows]] = []
     sources = list(_sources(view))
@@ -99,7 +115,7 @@ def scan_page(
         rows, source_hashes = _rows_after(source, request)
         refs.append((position, rows))
         hashes.append(source_hashes)
-    return _cut_page(sources, refs, hashes, request, checkpoint)
+    return _cut_page(sources, refs, hashes, request, checkpoint, bytes_max=bytes_max)
 
 
 def _cut_page(
@@ -108,6 +124,8 @@ def _cut_page(
     hashes: list[npt.NDArray[np.uint64]],
     request: ScanRequest,
     checkpoint: Checkpoint,
+    *,
+    bytes_max: int,
 ) -> ScanPage:
     entries = [
         (int(h), record_id, position, int(row))
@@ -121,18 +139,30 @@ def _cut_page(
     ]
     entries.sort()
     page = entries[: request.rows_max]
-    finished = len(entries) <= request.rows_max
+    picked = _by_source(page)
+    sizes = np.zeros(len(page), dtype=np.int64)
+    for number, (rows, where) in picked.items():
+        sizes[where] = record_bytes(sources[number], rows, request.projection)
+    fit = max(1, int(np.searchsorted(np.cumsum(sizes), bytes_max, side="right")))
+    if fit < len(page):
+        page = page[:fit]
+        picked = _by_source(page)
+    finished = len(entries) == len(page)
     taken: list[RecordSet] = []
-    positions: list[Rows] = []
-    for number, source in enumerate(sources):
+    for number, (rows, _) in picked.items():
         checkpoint()
-        where = [i for i, entry in enumerate(page) if entry[2] == number]
-        if where:
-            rows = np.array([page[i][3] for i in where], dtype=np.int64)
-            taken.append(_take(source, rows, request.projection))
-            positions.append(np.array(where, dtype=np.int64))
+        taken.append(_take(sources[number], rows, request.projection))
+    positions = [where for _, where in picked.values()]
     last_hash, last_id = (page[-1][0], page[-1][1]) if page else (-1, "")
     return ScanPage(join_records(taken, positions), last_hash, last_id, finished)
+
+
+def _by_source(page: list[tuple[int, str, int, int]]) -> dict[int, tuple[Rows, Rows]]:
+    """Return, by number of the source, the rows of the page and their places on it."""
+    numbers = np.array([entry[2] for entry in page], dtype=np.int64)
+    rows = np.array([entry[3] for entry in page], dtype=np.int64)
+    places = {number: np.flatnonzero(numbers == number) for number in np.unique(numbers).tolist()}
+    return {number: (rows[where], where) for number, where in places.items()}
 
 
 def _sources(view: ShardView, checkpoint: Checkpoint = no_checkpoint) -> Iterator[Source]:

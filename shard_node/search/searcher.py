@@ -13,13 +13,16 @@ import pyarrow as pa
 
 from annheal.filters import filter_key
 from annheal.index import TopK, merge_topk
+from annheal.model.answer_size import HITS_MEND
 from annheal.model.collection import Collection
+from annheal.model.limits import ANSWER_BYTES_MAX
 from annheal.model.measures.recall import band_of
 from annheal.model.records import IDS_ONLY, Float32Matrix, Projection, RecordSet
 from annheal.model.search import SearchAnswer, SearchOptions, SegmentExplain
 from annheal.runtime.stop import Checkpoint, no_checkpoint
 from annheal.shard_node.rows.growing import GrowingView
 from annheal.shard_node.rows.view import SegmentView, ShardView
+from annheal.shard_node.search.answer_bytes import check_answer
 from annheal.shard_node.search.costs import CostBook
 from annheal.shard_node.search.ef_scale import EfScale, curve_alone, scaled_ef
 from annheal.shard_node.search.filter_cache import FilterCache
@@ -79,6 +82,7 @@ class Searcher:
         shortlists: ShortlistBook | None = None,
         threads: SearchThreads = ONE_THREAD,
         checkpoint: Checkpoint = no_checkpoint,
+        answer_bytes_max: int = ANSWER_BYTES_MAX,
     ) -> None:
         self._collection = collection
         self._filters = filters
@@ -86,6 +90,7 @@ class Searcher:
         self._costs = costs or CostBook()
         self._shortlists = shortlists
         self._threads = threads
+        self._answer_bytes_max = answer_bytes_max
         self._checkpoint = checkpoint
 
     def search(
@@ -136,7 +141,9 @@ class Searcher:
             ids_of=lambda part, rows: parts[part].take(rows, IDS_ONLY).ids,
         )
         self._checkpoint()
-        counts, scores, records = _materialise(best, parts, options.projection)
+        counts, scores, records = _materialise(
+            best, parts, options.projection, bytes_max=self._answer_bytes_max
+        )
         answer = SearchAnswer(
             counts,
             scores,
@@ -241,23 +248,31 @@ class Searcher:
 
 
 def _materialise(
-    best: TopK, parts: Sequence[_Part], projection: Projection
+    best: TopK, parts: Sequence[_Part], projection: Projection, *, bytes_max: int
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32], RecordSet]:
-    """Turn (n, k) references into flat scores and the records they name."""
+    """Turn (n, k) references into flat scores and the records they name.
+
+    Raises `InvalidArgument` before anything is copied when they are too large for one answer.
+    """
     present = best.rows >= 0
     counts = np.count_nonzero(present, axis=1).astype(np.int32)
     rows = best.rows[present]
     scores = best.scores[present]
-    if len(parts) <= 1:
-        return counts, scores, parts[0].take(rows, projection) if parts else RecordSet([])
-    numbers = best.parts[present]
-    taken: list[RecordSet] = []
-    positions: list[npt.NDArray[np.int64]] = []
-    for number in np.unique(numbers).tolist():
-        where = np.flatnonzero(numbers == number)
-        taken.append(parts[number].take(rows[where], projection))
-        positions.append(where)
-    return counts, scores, join_records(taken, positions)
+    if not parts:
+        return counts, scores, RecordSet([])
+    numbers = best.parts[present] if len(parts) > 1 else np.zeros(len(rows), dtype=np.int64)
+    positions = {part: np.flatnonzero(numbers == part) for part in np.unique(numbers).tolist()}
+    check_answer(
+        [(parts[part].rows, rows[where]) for part, where in positions.items()],
+        projection,
+        field="k",
+        mend=HITS_MEND,
+        bytes_max=bytes_max,
+    )
+    if len(parts) == 1:
+        return counts, scores, parts[0].take(rows, projection)
+    taken = [parts[part].take(rows[where], projection) for part, where in positions.items()]
+    return counts, scores, join_records(taken, list(positions.values()))
 
 
 def join_records(

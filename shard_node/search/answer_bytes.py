@@ -1,0 +1,151 @@
+"""How many bytes records take in an answer, known before any of them is copied.
+
+Answers are cut or refused by this (docs/limits.md): a message has a limit, and memory too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from annheal.model.answer_size import RECORD_BYTES, check_answer_size
+from annheal.model.limits import (
+    ANSWER_BYTES_MAX,
+    ID_BYTES_MAX,
+    KEYWORD_BYTES_MAX,
+    KEYWORD_LIST_LENGTH_MAX,
+    PAYLOAD_BYTES_MAX,
+)
+from annheal.model.records import Projection
+from annheal.shard_node.rows.growing import GrowingView
+from annheal.shard_node.rows.view import SegmentView
+
+Rows = npt.NDArray[np.int64]
+Source = SegmentView | GrowingView
+Taken = tuple[Source, Rows]
+"""Some rows of one source."""
+
+VALUE_BYTES: Final = 8
+"""Of a number, and at most what stands around a text."""
+
+types: Any = pa.types
+
+
+def record_bytes(source: Source, rows: Rows, projection: Projection) -> npt.NDArray[np.int64]:
+    """Return the bytes of each row, (n,) int64, rather too many than too few."""
+    found = np.full(len(rows), RECORD_BYTES, dtype=np.int64)
+    found += _id_bytes(source, rows)
+    if projection.vector:
+        found += 4 * _dimension(source)
+    if projection.payload:
+        found += _payload_bytes(source, rows)
+    for column in _columns(source, projection):
+        found += _attribute_bytes(column, rows)
+    return found
+
+
+def check_answer(
+    taken: Sequence[Taken],
+    projection: Projection,
+    *,
+    field: str,
+    mend: str,
+    bytes_max: int = ANSWER_BYTES_MAX,
+) -> None:
+    """Raise `InvalidArgument` when the records are too many bytes for one answer.
+
+    What surely fits, as nearly every answer does, is not measured record by record.
+    """
+    most = sum(len(rows) * _record_bytes_max(source, projection) for source, rows in taken)
+    if most > bytes_max:
+        total = sum(int(record_bytes(source, rows, projection).sum()) for source, rows in taken)
+        check_answer_size(total, field=field, mend=mend, bytes_max=bytes_max)
+
+
+def _record_bytes_max(source: Source, projection: Projection) -> int:
+    """Return what one record can take at most, from the limits of its parts."""
+    found = RECORD_BYTES + ID_BYTES_MAX
+    if projection.vector:
+        found += 4 * _dimension(source)
+    if projection.payload:
+        found += PAYLOAD_BYTES_MAX
+    keyword = KEYWORD_BYTES_MAX + VALUE_BYTES
+    for column in _columns(source, projection):
+        if types.is_list(column.type):
+            found += VALUE_BYTES + KEYWORD_LIST_LENGTH_MAX * keyword
+        else:
+            found += keyword if _is_text(column.type) else VALUE_BYTES
+    return found
+
+
+def _id_bytes(source: Source, rows: Rows) -> npt.NDArray[np.int64]:
+    if isinstance(source, SegmentView):
+        return text_bytes(source.segment.ids, rows)
+    ids = source.ids
+    return np.fromiter((len(ids[row].encode()) for row in rows.tolist()), np.int64, len(rows))
+
+
+def _payload_bytes(source: Source, rows: Rows) -> npt.NDArray[np.int64]:
+    if isinstance(source, SegmentView):
+        return text_bytes(source.segment.payloads, rows)
+    lengths = [np.diff(_offsets(part.payloads)) for part in source.parts]
+    return np.concatenate(lengths).astype(np.int64)[rows]
+
+
+def _dimension(source: Source) -> int:
+    vectors = source.segment.vectors if isinstance(source, SegmentView) else source.vectors
+    return int(vectors.shape[1])
+
+
+def _columns(source: Source, projection: Projection) -> list[Any]:
+    if projection.attributes == ():
+        return []
+    held = source.segment.attributes if isinstance(source, SegmentView) else source.attributes()
+    names = held.schema.names
+    wanted = names if projection.attributes is None else projection.attributes
+    return [held.column(names.index(name)) for name in wanted if name in names]
+
+
+def _attribute_bytes(column: Any, rows: Rows) -> npt.NDArray[np.int64]:
+    if types.is_dictionary(column.type):
+        codes = column.indices.take(pa.array(rows)).fill_null(0)
+        if not len(column.dictionary):
+            return np.full(len(rows), VALUE_BYTES, dtype=np.int64)
+        return text_bytes(column.dictionary, np.asarray(codes, dtype=np.int64)) + VALUE_BYTES
+    if types.is_list(column.type):
+        ends = _offsets(column)
+        first, last = ends[rows].astype(np.int64), ends[rows + 1].astype(np.int64)
+        texts = _offsets(column.values).astype(np.int64)
+        return texts[last] - texts[first] + (last - first + 1) * VALUE_BYTES
+    if _is_text(column.type):
+        return text_bytes(column, rows) + VALUE_BYTES
+    return np.full(len(rows), VALUE_BYTES, dtype=np.int64)
+
+
+def text_bytes(column: Any, rows: Rows) -> npt.NDArray[np.int64]:
+    """Return the bytes of the given texts or binaries of an Arrow column, (n,) int64.
+
+    Only the offsets are read: a mapped column is not loaded for it.
+    """
+    ends = _offsets(column)
+    lengths: npt.NDArray[np.int64] = (ends[rows + 1] - ends[rows]).astype(np.int64)
+    return lengths
+
+
+def _offsets(column: Any) -> npt.NDArray[Any]:
+    """Return the n + 1 offsets of a column of texts, binaries or lists."""
+    kind = column.type
+    large = types.is_large_binary(kind) or types.is_large_string(kind) or types.is_large_list(kind)
+    buffer = column.buffers()[1]
+    if buffer is None or not buffer.size:
+        return np.zeros(len(column) + 1, dtype=np.int64)
+    ends = np.frombuffer(buffer, dtype=np.int64 if large else np.int32)
+    return ends[column.offset : column.offset + len(column) + 1]
+
+
+def _is_text(kind: Any) -> bool:
+    return bool(types.is_string(kind) or types.is_dictionary(kind))
