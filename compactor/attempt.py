@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 import shutil
 import tempfile
 import threading
-import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -25,7 +23,7 @@ from annheal.compactor.fetch import (
     fetch_sources,
     load_collection,
 )
-from annheal.compactor.throttle import BuildSlots, lower_priority
+from annheal.compactor.throttle import BuildSlots
 from annheal.compactor.verify import verify_segment
 from annheal.errors import Unavailable
 from annheal.index import set_search_threads
@@ -33,7 +31,9 @@ from annheal.metastore.protocol import MetaStore
 from annheal.model.topology.manifest import SegmentEntry, Tier
 from annheal.model.topology.task import CompactionTask, TaskPhase
 from annheal.objectstore.protocol import ObjectStore
+from annheal.runtime.clock import Clock, new_token, wall_s
 from annheal.runtime.fail_points import fail_point
+from annheal.runtime.lane import lower_thread_priority
 from annheal.segment import upload_segment
 
 PROGRESS_INTERVAL_S = 1.0
@@ -73,7 +73,7 @@ class Attempt:
         worker_dir: Path,
         slots: BuildSlots,
         nice: int = 0,
-        now_s: Callable[[], float] = time.time,
+        now_s: Clock = wall_s,
     ) -> None:
         self._meta = meta
         self._objects = objects
@@ -110,7 +110,7 @@ class Attempt:
             # Only now: settings may have been changed while the sources were read.
             collection = await load_collection(self._meta, task.collection_id)
             order = BuildOrder(
-                segment_id=secrets.token_hex(8),
+                segment_id=new_token(),
                 tier=Tier(task.tier),
                 collection=collection,
                 threads=self._slots.threads_each,
@@ -163,7 +163,7 @@ class Attempt:
         pool = ThreadPoolExecutor(
             1,
             thread_name_prefix="compactor-build",
-            initializer=lower_priority,
+            initializer=lower_thread_priority,
             initargs=(self._nice,),
         )
         running = asyncio.get_running_loop().run_in_executor(pool, work)

@@ -10,12 +10,12 @@ import logging
 import os
 import shutil
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from annheal.errors import FailedPrecondition
+from annheal.runtime.clock import new_token
 from annheal.runtime.folder_lock import Holder, read_holder, write_holder
 
 LOCK_FILE = "worker.lock"
@@ -129,7 +129,7 @@ def _discard(folder: Path) -> None:
     """
     if not folder.name.startswith(DISCARDED_PREFIX):
         with suppress(OSError):
-            folder = folder.rename(folder.with_name(f"{DISCARDED_PREFIX}{uuid.uuid4().hex}"))
+            folder = folder.rename(folder.with_name(f"{DISCARDED_PREFIX}{new_token()}"))
     shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import threading
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,6 +16,7 @@ from typing import TypeVar
 
 from annheal.errors import ResourceExhausted, Unavailable, UnknownOutcome
 from annheal.objectstore.protocol import ObjectStat, ObjectStore
+from annheal.runtime.clock import Clock, monotonic_s
 
 TRANSFERS_MAX = 2
 """Objects that all attempts of a worker read or write at the same time."""
@@ -61,17 +59,6 @@ class BuildSlots:
         return max(1, self._threads // max(1, self._builds))
 
 
-def lower_priority(nice: int) -> None:
-    """Set the priority of the calling thread, and of threads it starts, to `nice`; 0: no change."""
-    if not nice:
-        return
-    try:
-        # On Linux the priority belongs to a thread and is inherited by the threads it creates.
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
-    except OSError as error:
-        _log.debug("builds run at the usual priority: %s", error)
-
-
 class ThrottledStore:
     """`store` for one worker, with `TRANSFERS_MAX` transfers at a time and `bytes_per_s` bytes/s.
 
@@ -85,7 +72,7 @@ class ThrottledStore:
         *,
         bytes_per_s: int = 0,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Clock = monotonic_s,
     ) -> None:
         self._store = store
         self._bytes_per_s = bytes_per_s

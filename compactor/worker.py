@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
-import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any
 
 from annheal.compactor.admission import Budget, QueuedTask, plan_claim
@@ -22,6 +21,7 @@ from annheal.metastore.protocol import LeaseExpired, MetaStore
 from annheal.metastore.table import Table
 from annheal.model.topology.task import ATTEMPTS_MAX, CompactionTask, TaskPhase
 from annheal.objectstore.protocol import ObjectStore
+from annheal.runtime.clock import Clock, wall_s
 from annheal.runtime.fail_points import fail_point
 
 RELEASE_TIMEOUT_S = 2.0
@@ -48,7 +48,7 @@ class Worker:
         meta: MetaStore,
         objects: ObjectStore,
         *,
-        now_s: Callable[[], float] = time.time,
+        now_s: Clock = wall_s,
     ) -> None:
         self._settings = settings
         self._meta = meta

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 import uuid
 from collections.abc import Callable
 from functools import partial
@@ -28,6 +27,7 @@ from annheal.coordinator.settings import CoordinatorSettings
 from annheal.metastore.protocol import MetaStore
 from annheal.model.topology.shard import WorkerRegistration, WorkerRole
 from annheal.objectstore.protocol import ObjectStore
+from annheal.runtime.clock import Clock, wall_s
 from annheal.runtime.offload import Offload
 from annheal.runtime.tasks import TaskScope
 
@@ -68,7 +68,7 @@ class Coordinator:
         disconnect: Disconnect = keep_connected,
         version: str = "",
         new_id: Callable[[], str] = _new_id,
-        wall_clock: Callable[[], float] = time.time,
+        wall_clock: Clock = wall_s,
     ) -> None:
         self.settings = settings
         self._scope = TaskScope(f"coordinator {settings.coordinator_id}")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +20,7 @@ from annheal.metastore.lease_keeper import LeaseKeeper
 from annheal.metastore.mirror import Mirror
 from annheal.metastore.protocol import Compare, LeaseExpired, MetaStore, Put
 from annheal.model.topology.shard import WorkerRegistration
+from annheal.runtime.clock import Jitter, jitter
 from annheal.runtime.tasks import TaskScope
 
 _log = logging.getLogger(__name__)
@@ -50,11 +50,13 @@ class Election:
         *,
         lease_ttl_s: float,
         retry_s: float,
+        jitter: Jitter = jitter,
     ) -> None:
         self._store = store
         self._registration = registration
         self._lease_ttl_s = lease_ttl_s
         self._retry_s = retry_s
+        self._jitter = jitter
         self._mirror = Mirror(store, LEADER_KEY)
         self._leadership: Leadership | None = None
 
@@ -90,7 +92,7 @@ class Election:
                     await self._campaign(keeper, lead)
             except (Unavailable, UnknownOutcome, LeaseExpired) as error:
                 _log.warning("not registered: %s; trying again", error.message)
-            await asyncio.sleep(self._retry_s * (0.5 + random.random() / 2))
+            await asyncio.sleep(self._retry_s * (0.5 + self._jitter() / 2))
 
     async def _campaign(self, keeper: LeaseKeeper, lead: Lead) -> None:
         """Campaign and lead until the lease is lost."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable
 from types import TracebackType
 
 from annheal.errors import Unavailable, UnknownOutcome
 from annheal.metastore.protocol import Lease, LeaseExpired, MetaStore
+from annheal.runtime.clock import Clock, monotonic_s
 
 _log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class LeaseKeeper:
         store: MetaStore,
         *,
         ttl_s: float,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Clock = monotonic_s,
         on_loss: Callable[[], None] | None = None,
     ) -> None:
         self._store = store

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -34,6 +33,7 @@ from annheal.metastore.protocol import (
     Snapshot,
     WatchCompacted,
 )
+from annheal.runtime.clock import Clock, wall_s
 
 CHANGES_KEPT = 100_000
 POLL_S = 0.2
@@ -63,7 +63,7 @@ class SqliteMetaStore:
         *,
         changes_kept: int = CHANGES_KEPT,
         size_bytes_max: int = SIZE_BYTES_MAX,
-        wall_clock: Callable[[], float] = time.time,
+        wall_clock: Clock = wall_s,
     ) -> None:
         self._path = path
         self._changes_kept = changes_kept

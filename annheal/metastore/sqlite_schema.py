@@ -32,6 +32,7 @@ from annheal.metastore.protocol import (
     Operation,
     Put,
 )
+from annheal.runtime.clock import monotonic_s
 
 FORMAT_VERSION = 1
 BUSY_TIMEOUT_S = 5.0
@@ -104,13 +105,13 @@ def _prepare(database: sqlite3.Connection, path: Path, *, size_bytes_max: int) -
 
 def _enter_wal_mode(database: sqlite3.Connection) -> None:
     """Wait by hand: for this one statement SQLite does not use its busy timeout."""
-    deadline = time.monotonic() + BUSY_TIMEOUT_S
+    deadline = monotonic_s() + BUSY_TIMEOUT_S
     while True:
         try:
             database.execute("PRAGMA journal_mode = WAL")
         except sqlite3.OperationalError as error:
             busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
-            if not busy or time.monotonic() > deadline:
+            if not busy or monotonic_s() > deadline:
                 raise
             time.sleep(_BUSY_POLL_S)
         else:

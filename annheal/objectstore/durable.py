@@ -8,7 +8,6 @@ import fcntl
 import os
 import shutil
 import threading
-import uuid
 from collections import OrderedDict
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from annheal.errors import (
     ResourceExhausted,
     Unavailable,
 )
+from annheal.runtime.clock import new_token
 
 COPY_CHUNK_BYTES = 8 << 20
 OPEN_DIRECTORIES_MAX = 128
@@ -175,7 +175,7 @@ class TemporaryFolder:
 
     def new_path(self) -> Path:
         """Return the path of a file that does not exist yet."""
-        return self.path / uuid.uuid4().hex
+        return self.path / new_token()
 
     def close(self) -> None:
         """Remove the folder."""
@@ -184,7 +184,7 @@ class TemporaryFolder:
 
     def _create(self) -> tuple[Path, int]:
         for _ in range(SESSION_ATTEMPTS_MAX):
-            path = self._parent / uuid.uuid4().hex
+            path = self._parent / new_token()
             path.mkdir()
             # Another store that opens now may take the folder, not locked yet, for garbage.
             lock = _try_lock(path)

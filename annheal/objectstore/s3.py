@@ -11,8 +11,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import random
-import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -42,6 +40,7 @@ from annheal.objectstore.durable import file_size, storage_error, write_all
 from annheal.objectstore.keys import Selection, check_key, check_prefix
 from annheal.objectstore.listing import Level, walk
 from annheal.objectstore.protocol import ObjectStat
+from annheal.runtime.clock import jitter, new_token
 from annheal.runtime.offload import Offload
 
 if TYPE_CHECKING:  # names that obstore has for type checkers only
@@ -123,7 +122,7 @@ class S3ObjectStore:
         if size_bytes <= self._settings.multipart_above_bytes:
             await self.put_if_absent(key, await self._offload.run(path.read_bytes))
             return
-        staged = f"{STAGING}/{uuid.uuid4().hex}"
+        staged = f"{STAGING}/{new_token()}"
         try:
             await self._request(partial(self._upload, staged, path), f"uploading object {key}")
             await self._create(
@@ -145,7 +144,7 @@ class S3ObjectStore:
         """Download to `destination`, in ranges, durably; see `ObjectStore`."""
         check_key(key)
         size_bytes = await self._request(partial(self._size, key), f"reading object {key}")
-        partial_file = destination.with_name(f".{destination.name}.{uuid.uuid4().hex}")
+        partial_file = destination.with_name(f".{destination.name}.{new_token()}")
         try:
             await self._offload.run(partial(_make_sized, partial_file, size_bytes))
             await self._download(key, partial_file, size_bytes)
@@ -368,7 +367,7 @@ def _put_delays() -> Iterator[float]:
     """Yield the pause before each attempt: none, then doubling ones with jitter."""
     yield 0.0
     for attempt in range(PUT_ATTEMPTS_MAX - 1):
-        yield PUT_RETRY_DELAY_S * 2**attempt * random.uniform(0.5, 1.5)
+        yield PUT_RETRY_DELAY_S * 2**attempt * (0.5 + jitter())
 
 
 def _ranges(size_bytes: int) -> Iterator[tuple[int, int]]:

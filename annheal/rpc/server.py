@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeAlias
@@ -38,6 +37,7 @@ from annheal.rpc.channel import (
 )
 from annheal.rpc.methods import METHODS, Method
 from annheal.rpc.status import status_of
+from annheal.runtime.clock import new_token
 
 CONCURRENT_CALLS_MAX = 4_096
 """Calls in flight; more are refused with RESOURCE_EXHAUSTED."""
@@ -202,7 +202,7 @@ def unary(
             # answer.
             await _abort(context, Unavailable(f"{method.name} was interrupted; try again"))
         except Exception:  # noqa: BLE001 - the edge of the process: logged, answered, lives on
-            entry = uuid.uuid4().hex[:12]
+            entry = new_token()
             _log.exception("%s failed; entry %s", method.path, entry)
             await _abort(
                 context,

@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 
 from annheal.errors import DeadlineExceeded
+from annheal.runtime.clock import monotonic_s
 
 
 @dataclass(frozen=True, slots=True)
 class Deadline:
-    """The caller's deadline; `at_s` is in seconds of `time.monotonic()`."""
+    """The caller's deadline; `at_s` is in seconds of `annheal.runtime.clock.monotonic_s`."""
 
     at_s: float
 
     @classmethod
     def after(cls, timeout_s: float) -> Deadline:
         """Return the deadline `timeout_s` from now."""
-        return cls(time.monotonic() + timeout_s)
+        return cls(monotonic_s() + timeout_s)
 
     @property
     def remaining_s(self) -> float:
         """Seconds left, never negative."""
-        return max(0.0, self.at_s - time.monotonic())
+        return max(0.0, self.at_s - monotonic_s())
 
     @property
     def passed(self) -> bool:
         """Whether the time is over."""
-        return time.monotonic() >= self.at_s
+        return monotonic_s() >= self.at_s
 
     def check(self, doing: str) -> None:
         """Raise `DeadlineExceeded` when the time is over; `doing` says what was not finished."""

@@ -11,10 +11,10 @@ SIGCOMM 1996), with the seconds that the slices really took instead of an estima
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,6 +23,7 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 
 from annheal.errors import ResourceExhausted, Unavailable
+from annheal.runtime.clock import Clock, monotonic_s
 from annheal.runtime.deadline import Deadline
 from annheal.runtime.stop import Checkpoint, StopSignal
 
@@ -31,8 +32,13 @@ Work = Callable[[Checkpoint], ResultT]
 
 TURN_S_MIN = 0.001
 """A turn is not passed on sooner: handing it to another thread takes about a tenth of that."""
+GIVE_WAY_S_MAX = 0.01
+"""A slice that gives way to another lane waits no longer: with slices of a few milliseconds it gets
+a quarter of a core, whatever goes on there."""
 RETRY_AFTER_S = 0.1
 NICE_MAX = 19
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +95,18 @@ class Lane:
         name: str,
         limits: LaneLimits,
         *,
+        gives_way_to: Lane | None = None,
         on_wait: Callable[[float], None] = lambda _: None,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Clock = monotonic_s,
     ) -> None:
-        """Make the lane; `on_wait` is told how many seconds each piece of work waited to begin."""
+        """Make the lane.
+
+        Its slices begin when nothing has a turn in the lane that it `gives_way_to`, or after
+        `GIVE_WAY_S_MAX`. `on_wait` is told how many seconds each piece of work waited to begin.
+        """
         self._name = name
         self._limits = limits
+        self._gives_way_to = gives_way_to
         self._on_wait = on_wait
         self._clock = clock
         self._pool = ThreadPoolExecutor(
@@ -104,6 +116,8 @@ class Lane:
             initargs=(limits.nice,),
         )
         self._lock = threading.Lock()
+        self._idle = threading.Event()
+        self._idle.set()
         self._tenants = _Tenants()
         self._free_turns = limits.turns
         self._open = 0
@@ -115,6 +129,10 @@ class Lane:
         """Return how the lane is doing."""
         with self._lock:
             return LaneState(self._waiting, self._limits.turns - self._free_turns, self._refused)
+
+    def wait_idle(self, timeout_s: float) -> bool:
+        """Wait in the calling thread until nothing has a turn; False when that took too long."""
+        return self._idle.wait(timeout_s)
 
     async def run(
         self, work: Work[ResultT], *, tenant: str, deadline: Deadline | None = None
@@ -192,9 +210,7 @@ class Lane:
             job = self._tenants.take(may_begin=self._open < self._limits.open_max)
             if job is None:
                 return None
-            self._free_turns -= 1
-            job.has_turn = True
-            job.turn_began_s = self._clock()
+            self._take_turn(job)
             if job.begun:
                 job.resumed.set()
                 continue
@@ -224,14 +240,25 @@ class Lane:
                 self._give_turn_back(job)
             return self._take_startable()
 
+    def _take_turn(self, job: _Job[Any]) -> None:
+        job.has_turn = True
+        job.turn_began_s = self._clock()
+        self._free_turns -= 1
+        self._idle.clear()
+
     def _give_turn_back(self, job: _Job[Any]) -> None:
         job.has_turn = False
         self._free_turns += 1
+        if self._free_turns == self._limits.turns:
+            self._idle.set()
         self._tenants.charge(job.tenant, self._clock() - job.turn_began_s)
 
     def _checkpoint(self, job: _Job[Any]) -> None:
         """Stop the job if it should, and let another tenant that had less time go first."""
         job.signal.check()
+        if self._gives_way_to is not None:
+            self._gives_way_to.wait_idle(GIVE_WAY_S_MAX)
+            job.signal.check()
         if self._clock() - job.turn_began_s < TURN_S_MIN:
             return
         with self._lock:
@@ -239,9 +266,7 @@ class Lane:
             if self._closed or not self._tenants.has_poorer(
                 job.tenant, may_begin=self._open < self._limits.open_max
             ):
-                self._free_turns -= 1
-                job.has_turn = True
-                job.turn_began_s = self._clock()
+                self._take_turn(job)
                 return
             job.resumed.clear()
             self._tenants.prepend(job)
@@ -332,10 +357,17 @@ class _Tenants:
 
 
 def lower_thread_priority(nice: int) -> None:
-    """Put the calling thread's priority `nice` steps below the process's; only Linux can."""
-    if nice and sys.platform == "linux":
-        usual = os.getpriority(os.PRIO_PROCESS, os.getpid())
+    """Put the priority of the calling thread, and of threads it starts, `nice` steps lower.
+
+    Below that of the process, 0 to 19; only Linux has priorities of threads.
+    """
+    if not nice or sys.platform != "linux":
+        return
+    usual = os.getpriority(os.PRIO_PROCESS, os.getpid())
+    try:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), min(NICE_MAX, usual + nice))
+    except OSError as error:
+        _log.debug("threads run at the usual priority: %s", error)
 
 
 def _nothing() -> None:

@@ -7,12 +7,12 @@ writes (idempotent by id), and compare-and-swaps that are read back.
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
 from annheal.errors import AnnhealError, DeadlineExceeded, UnknownOutcome
+from annheal.runtime.clock import jitter
 from annheal.runtime.deadline import Deadline
 
 ValueT = TypeVar("ValueT")
@@ -78,7 +78,7 @@ async def retry(
                     raise unknown from error
                 raise
             last = error
-        delay_s = policy.delay_s(number, jitter=random.random())
+        delay_s = policy.delay_s(number, jitter=jitter())
         delay_s = max(delay_s, last.retry_after_s or 0.0)
         if delay_s >= deadline.remaining_s:
             break

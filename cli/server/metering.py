@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from annheal.coordinator.metrics import CoordinatorMetrics
 from annheal.objectstore.metered import MeteredObjectStore
 from annheal.objectstore.own import OwnObjects
 from annheal.objectstore.protocol import ObjectStore
+from annheal.runtime.clock import wall_s
 from annheal.runtime.metrics import Metrics
 from annheal.runtime.metrics_endpoint import metrics_endpoint
 
@@ -39,7 +39,7 @@ class Metering:
         """Report what `coordinator` knows; call it once it has started."""
         if self.address:
             reports = CoordinatorMetrics(coordinator, self.metrics)
-            reports.register(self.metrics, now_s=time.time)
+            reports.register(self.metrics, now_s=wall_s)
 
 
 @asynccontextmanager

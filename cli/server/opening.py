@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from typing import Final
 
 from annheal.coordinator.data_path.ports import ShardNode
@@ -13,6 +12,7 @@ from annheal.metastore.protocol import MetaStore
 from annheal.metastore.table import readable
 from annheal.model.collection import Collection
 from annheal.model.topology.shard import ShardPhase
+from annheal.runtime.clock import monotonic_s
 from annheal.runtime.tasks import TaskScope
 
 OPEN_WITHIN_S: Final = 60.0
@@ -45,7 +45,7 @@ async def wait_open(meta: MetaStore, node: ShardNode, scope: TaskScope) -> None:
 async def _wait_open(meta: MetaStore, node: ShardNode) -> None:
     snapshot = await meta.list(COLLECTIONS_PREFIX)
     found = [stored.value for stored in readable(snapshot.items, Collection)]
-    began_s = told_s = time.monotonic()
+    began_s = told_s = monotonic_s()
     while True:
         states = {(one.collection_id, one.shard): one for one in await node.shard_states()}
         settled = {
@@ -59,7 +59,7 @@ async def _wait_open(meta: MetaStore, node: ShardNode) -> None:
             for number in range(collection.shard_count)
             if (collection.id, number) not in settled
         ]
-        now_s = time.monotonic()
+        now_s = monotonic_s()
         if not closed or now_s - began_s >= OPEN_WITHIN_S:
             break
         if now_s - told_s >= SLOW_S:

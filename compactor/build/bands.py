@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -12,6 +11,7 @@ import numpy.typing as npt
 from annheal.compactor.build.recalls import recalls_of
 from annheal.index import LiveBitmap, VectorIndex, warm_up
 from annheal.model.records import Float32Matrix
+from annheal.runtime.clock import monotonic_s
 from annheal.segment import RecallPoint
 
 BANDS = ("0.5", "0.2", "0.1", "0.05", "0.02", "0.01")
@@ -70,24 +70,24 @@ def measure_bands(
     if index.rows * float(BANDS[0]) < BAND_ROWS_MIN:
         return ()
     warm_up(storage=index.storage)
-    deadline_s = time.monotonic() + limit_s
+    deadline_s = monotonic_s() + limit_s
     rng = np.random.default_rng(index.rows)
     points: list[RecallPoint] = []
     for band in BANDS:
         matches = int(float(band) * index.rows)
         if matches < BAND_ROWS_MIN:
             break
-        if time.monotonic() > deadline_s:
+        if monotonic_s() > deadline_s:
             break
         random = _ground_truths(index, _random_filters(index.rows, matches, queries, rng), k=k)
         points.extend(_curve(index, random, band=band, k=k, deadline_s=deadline_s))
         if band in SELECTOR_BANDS:
             points.extend(_post_filter_curve(index, random, band=band, k=k, deadline_s=deadline_s))
-    if time.monotonic() > deadline_s or index.rows * float(BANDS[0]) < FAR_ROWS_MIN:
+    if monotonic_s() > deadline_s or index.rows * float(BANDS[0]) < FAR_ROWS_MIN:
         return tuple(points)
     order = _rows_far_to_near(index, queries[:FAR_FILTERS])
     for band in sorted({point.band for point in points}, key=float, reverse=True):
-        if time.monotonic() > deadline_s:
+        if monotonic_s() > deadline_s:
             break
         matches = int(float(band) * index.rows)
         if matches < FAR_ROWS_MIN:
@@ -181,7 +181,7 @@ def _curve(
     for ef in FAR_EFS if far else BAND_EFS:
         if ef < k:
             continue
-        if time.monotonic() > deadline_s:
+        if monotonic_s() > deadline_s:
             return
         recalls, visited, checked = [], [], []
         for truth in truths:
@@ -214,7 +214,7 @@ def _post_filter_curve(
     for ef in BAND_EFS:
         if ef * float(band) < k:
             continue
-        if time.monotonic() > deadline_s:
+        if monotonic_s() > deadline_s:
             return
         recalls = []
         for truth in truths:

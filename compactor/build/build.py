@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -39,6 +38,7 @@ from annheal.model.collection import (
 from annheal.model.records import Float32Matrix
 from annheal.model.topology.manifest import SegmentEntry, Tier
 from annheal.model.topology.task import TaskReason
+from annheal.runtime.clock import monotonic_s
 from annheal.segment import (
     BuildInfo,
     GraphHistory,
@@ -321,10 +321,10 @@ def _build_graph(
     queries = np.ascontiguousarray(vectors[len(vectors) - held_out :])
     found: list[tuple[VectorStorage, Calibration, tuple[RecallPoint, ...]]] = []
     collection_settings = order.collection.settings
-    started_s = time.monotonic()
+    started_s = monotonic_s()
 
     def measure(part: VectorIndex) -> None:
-        limit_s = bands_time_s(time.monotonic() - started_s)
+        limit_s = bands_time_s(monotonic_s() - started_s)
         stored = calibrate_stored(
             part,
             queries,

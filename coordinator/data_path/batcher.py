@@ -8,7 +8,6 @@ larger batches, and what a query costs falls as the load grows.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -211,7 +210,7 @@ class SearchBatcher:
         else:
             queries = np.concatenate([waiter.queries for waiter in batch])
             sequences = _joined(batch)
-        timeout_s = max(waiter.deadline.at_s for waiter in batch) - time.monotonic()
+        timeout_s = max(waiter.deadline.remaining_s for waiter in batch)
         if timeout_s <= 0:
             raise DeadlineExceeded("the deadline passed while the search waited for its node")
         request = SearchRequest(

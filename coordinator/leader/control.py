@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
@@ -30,6 +29,7 @@ from annheal.metastore.table import Stored
 from annheal.model.collection import Collection
 from annheal.model.topology.shard import Assignment, ShardId, ShardPhase
 from annheal.model.topology.task import CompactionTask, TaskPhase
+from annheal.runtime.clock import Clock, NewId, monotonic_s
 from annheal.runtime.deadline import Deadline
 from annheal.runtime.fail_points import fail_point
 from annheal.runtime.tasks import run_loop
@@ -50,8 +50,9 @@ class ControlParts:
     topology: Topology
     tasks: TaskBook
     garbage: GarbageCollector
-    new_id: Callable[[], str]
-    wall_clock: Callable[[], float]
+    new_id: NewId
+    wall_clock: Clock
+    clock: Clock = monotonic_s
 
 
 class Control:
@@ -151,7 +152,7 @@ class _Placement:
             self._uneven = False
 
     async def _replace_overdue(self) -> None:
-        now = time.monotonic()
+        now = self._parts.clock()
         targets: dict[ShardId, tuple[str, float]] = {}
         for assignment in self._parts.topology.assignments():
             if assignment.target:
@@ -302,7 +303,7 @@ class _Compaction:
 
     def _quiet_s(self, observation: Observation) -> dict[ShardId, float]:
         """Return the seconds since each shard's sequence last grew, as seen in this term."""
-        now = time.monotonic()
+        now = self._parts.clock()
         sequences: dict[ShardId, tuple[int, float]] = {}
         for shard, state in observation.states.items():
             known = self._sequences.get(shard)
@@ -358,7 +359,7 @@ class _Cleanup:
         for stored in catalog.assignments():
             if stored.value.collection_id not in known:
                 orphans.setdefault(stored.value.collection_id, []).append(stored)
-        now = time.monotonic()
+        now = self._parts.clock()
         self._orphans = {one: self._orphans.get(one, now) for one in orphans}
         for collection_id, assignments in orphans.items():
             # A shard that had an owner may have data: only a `dropped/` marker deletes it (`gc`).

@@ -103,15 +103,15 @@ class RecallMeter:
         self, collection: Collection, options: RecallOptions, *, deadline: Deadline
     ) -> _Sample:
         """Return random records: from each shard a run in hash order from a random hash on."""
-        random = np.random.default_rng(options.seed)
+        draw = np.random.default_rng(options.seed)
         count = collection.shard_count
-        per_shard = random.multinomial(options.sample_size, np.full(count, 1.0 / count))
+        per_shard = draw.multinomial(options.sample_size, np.full(count, 1.0 / count))
         ids: list[str] = []
         vectors: list[Float32Matrix] = []
         for shard in range(count):
             low = -(-(shard << 64) // count)
             width = (1 << 64) // count
-            start = low + int(random.random() * width)
+            start = low + int(draw.random() * width)
             rows = int(per_shard[shard])
             for after_hash in (start, -1):  # the second run starts at the shard's beginning
                 if rows <= 0:

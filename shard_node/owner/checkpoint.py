@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import secrets
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import pyarrow as pa
 from annheal.errors import Unavailable
 from annheal.model.topology.manifest import DeleteVectorEntry, Manifest, SegmentEntry, Tier
 from annheal.objectstore.protocol import ObjectStore
+from annheal.runtime.clock import Clock, NewId
 from annheal.segment import (
     SegmentRows,
     checksum_of,
@@ -50,13 +50,15 @@ class Flusher:
         *,
         scratch: Path,
         lanes: Lanes,
-        now_s: Callable[[], float],
+        now_s: Clock,
+        new_id: NewId,
     ) -> None:
         self._objects = objects
         self._loader = loader
         self._scratch = scratch
         self._lanes = lanes
         self._now_s = now_s
+        self._new_id = new_id
 
     async def flush(self, shard: Shard, sealed: GrowingSegment) -> Flushed:
         """Write the rows of `sealed` that live now as a hot segment, upload it, and map it.
@@ -68,10 +70,11 @@ class Flusher:
         kept = np.flatnonzero(rows.live_mask()).astype(np.int64)
         if not len(kept):
             return Flushed(sealed, kept, None, None)
-        directory = self._scratch / f"flush-{secrets.token_hex(8)}"
+        directory = self._scratch / f"flush-{self._new_id()}"
+        segment_id = self._new_id()
         try:
             entry = await self._lanes.maintenance(
-                lambda: _write(shard, rows, kept, directory, self._now_s()),
+                lambda: _write(shard, rows, kept, directory, segment_id, self._now_s()),
                 collection_id=shard.collection.id,
             )
             await upload_segment(self._objects, shard.collection.id, shard.number, directory, entry)
@@ -86,12 +89,17 @@ class Flusher:
 
 
 def _write(
-    shard: Shard, rows: GrowingView, kept: npt.NDArray[np.int64], directory: Path, now_s: float
+    shard: Shard,
+    rows: GrowingView,
+    kept: npt.NDArray[np.int64],
+    directory: Path,
+    segment_id: str,
+    now_s: float,
 ) -> SegmentEntry:
     index = pa.array(kept, type=pa.int64())
     return write_segment(
         directory,
-        segment_id=new_segment_id(),
+        segment_id=segment_id,
         tier=Tier.HOT,
         model=shard.collection.model,
         schema=shard.collection.schema,
@@ -104,11 +112,6 @@ def _write(
         ),
         created_at_s=now_s,
     )
-
-
-def new_segment_id() -> str:
-    """Return a name that nobody else gives."""
-    return secrets.token_hex(8)
 
 
 def carry_over(flushed: Flushed) -> tuple[GrowingSegment, SegmentView | None]:
@@ -130,8 +133,11 @@ class DeleteVectorStore:
     that never came to be may have been collected meanwhile (INV-5).
     """
 
-    def __init__(self, objects: ObjectStore, collection_id: str, shard: int) -> None:
+    def __init__(
+        self, objects: ObjectStore, collection_id: str, shard: int, *, new_id: NewId
+    ) -> None:
         self._objects = objects
+        self._new_id = new_id
         self._collection_id = collection_id
         self._shard = shard
 
@@ -151,8 +157,6 @@ class DeleteVectorStore:
             return known  # dead rows only ever grow, so an equal count is an equal vector
         body = encode_delete_vector(view.deletes)
         segment_id = view.segment.id
-        key = delete_vector_key(
-            self._collection_id, self._shard, segment_id, unique=secrets.token_hex(8)
-        )
+        key = delete_vector_key(self._collection_id, self._shard, segment_id, unique=self._new_id())
         await self._objects.put_if_absent(key, body)
         return DeleteVectorEntry(segment_id, key, checksum_of(body), view.deletes.dead_count)

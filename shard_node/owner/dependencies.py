@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from annheal.objectstore.protocol import ObjectStore
+from annheal.runtime.clock import (
+    Clock,
+    Jitter,
+    NewId,
+    boottime_s,
+    jitter,
+    monotonic_s,
+    new_token,
+    wall_s,
+)
 from annheal.shard_node.lanes import Lanes
 from annheal.shard_node.owner.manifest_store import ManifestStore
 
 
 @dataclass(frozen=True, slots=True)
 class ShardDependencies:
-    """Stores, threads and directories. `writer` is 16 random bytes of this process."""
+    """Stores, threads, directories, and where time, chance and names come from.
+
+    `writer` is 16 random bytes of this process. `clock` never goes back; `boottime` also goes on
+    while the machine sleeps; `now_s` is since the epoch.
+    """
 
     objects: ObjectStore
     manifests: ManifestStore
@@ -23,4 +35,8 @@ class ShardDependencies:
     writer: bytes
     cache: Path
     scratch: Path
-    now_s: Callable[[], float] = time.time
+    now_s: Clock = wall_s
+    clock: Clock = monotonic_s
+    boottime: Clock = boottime_s
+    jitter: Jitter = jitter
+    new_id: NewId = new_token

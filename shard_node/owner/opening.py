@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 
 from annheal.errors import Conflict, DataCorruption, Fenced, NotFound
 from annheal.model.collection import Collection
@@ -60,7 +59,7 @@ async def open_shard(
         except Conflict as error:
             # The former owner published meanwhile, or somebody else took over.
             _log.info("opening %s again: %s", shard_id, error)
-        await asyncio.sleep(OPEN_RETRY_S * attempt * random.random())
+        await asyncio.sleep(OPEN_RETRY_S * attempt * shared.jitter())
     raise Conflict(f"shard {shard_id} could not be taken over in {OPEN_ATTEMPTS_MAX} attempts")
 
 
@@ -114,6 +113,7 @@ async def _fence(
             epoch=epoch,
             writer=shared.writer,
             next_slot=position.next_slot,
+            jitter=shared.jitter,
         )
         body = wal.encode([], last_sequence=shard.sequence)
         try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 from collections.abc import Coroutine
 from typing import Any
 
@@ -54,7 +53,7 @@ class OwnedShard:
         self._shard = shard
         self._wal = wal
         self._changed = asyncio.Event()
-        self._last_write_s = time.monotonic()
+        self._last_write_s = shared.clock()
         # Rows that were replayed wait for their flush like rows written now.
         self._growing_since_s = self._last_write_s if shard.growing_rows else None
         self._publishing: set[asyncio.Task[None]] = set()
@@ -186,7 +185,7 @@ class OwnedShard:
             self.close()
 
     def _note_write(self) -> None:
-        now_s = time.monotonic()
+        now_s = self._shared.clock()
         self._last_write_s = now_s
         if self._growing_since_s is None:
             self._growing_since_s = now_s
@@ -224,7 +223,7 @@ class OwnedShard:
             return True
         if self._growing_since_s is None or not self._shard.growing_rows:
             return False
-        now_s = time.monotonic()
+        now_s = self._shared.clock()
         idle = now_s - self._last_write_s >= IDLE_SEAL_S
         return (idle and self._shard.growing_rows >= IDLE_SEAL_ROWS_MIN) or (
             now_s - self._growing_since_s >= self.collection.settings.seal_age_s

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -74,13 +73,16 @@ class Publication:
         self._mutation = mutation
         self.data_slots = data_slots
         self._turn = asyncio.Lock()
-        self._deletes = DeleteVectorStore(shared.objects, self._id.collection_id, self._id.number)
+        self._deletes = DeleteVectorStore(
+            shared.objects, self._id.collection_id, self._id.number, new_id=shared.new_id
+        )
         self._flusher = Flusher(
             shared.objects,
             loader,
             scratch=shared.scratch,
             lanes=shared.lanes,
             now_s=shared.now_s,
+            new_id=shared.new_id,
         )
 
     @property
@@ -99,7 +101,7 @@ class Publication:
                 async with self._mutation:
                     self._shard.seal()
             for sealed in self._shard.sealed:
-                started_s = _clock_s()
+                started_s = self._shared.boottime()
                 flushed = await self._flusher.flush(self._shard, sealed)
                 fail_point("shard_node.flushed")
                 await self._publish_checkpoint(flushed, started_s=started_s)
@@ -165,7 +167,7 @@ class Publication:
             carrier = DeleteCarrier(self._shard, set(task.sources))
             loaded = await self._change(lambda: carrier.first_carry(loaded))
             vectors = [] if loaded is None else [loaded]
-            started_s = _clock_s()
+            started_s = self._shared.boottime()
             entries = await self._deletes.checkpoint(vectors, self.manifest)
             fail_point("shard_node.carried")
             await self._commit(
@@ -196,7 +198,7 @@ class Publication:
     async def _commit(self, manifest: Manifest, *, started_s: float) -> None:
         """Store `manifest`, whose new objects were not uploaded before `started_s` of the clock."""
         cause: Exception | None = None
-        while _clock_s() - started_s <= PUBLISH_WITHIN_S:
+        while self._shared.boottime() - started_s <= PUBLISH_WITHIN_S:
             try:
                 self._stored = await self._publish(manifest)
                 return
@@ -221,13 +223,6 @@ class Publication:
             raise Fenced(
                 f"the manifest of {self._id} was changed by epoch {present.manifest.epoch}"
             ) from None
-
-
-def _clock_s() -> float:
-    """Return seconds that go on while the machine sleeps, where the system counts them."""
-    if hasattr(time, "CLOCK_BOOTTIME"):
-        return time.clock_gettime(time.CLOCK_BOOTTIME)
-    return time.time()
 
 
 class DeleteCarrier:

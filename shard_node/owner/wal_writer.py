@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 
 from annheal.errors import (
     AlreadyExists,
@@ -16,6 +15,7 @@ from annheal.errors import (
 )
 from annheal.model.topology.shard import ShardId
 from annheal.objectstore.protocol import ObjectStore
+from annheal.runtime.clock import Jitter, jitter
 from annheal.shards.object_keys import wal_key
 from annheal.shards.wal import WalEntry, WalObject, decode_wal_object, encode_wal_object
 
@@ -34,10 +34,12 @@ class WalWriter:
         epoch: int,
         writer: bytes,
         next_slot: int,
+        jitter: Jitter = jitter,
     ) -> None:
         self._objects = objects
         self._shard = shard
         self._writer = writer
+        self._jitter = jitter
         self.epoch = epoch
         self.next_slot = next_slot
         self.deposed = False
@@ -79,7 +81,7 @@ class WalWriter:
                 settled = False
             except Unavailable:
                 pass
-            await asyncio.sleep(delay_s * random.uniform(0.5, 1.0))
+            await asyncio.sleep(delay_s * (0.5 + self._jitter() / 2))
             delay_s = min(2 * delay_s, RETRY_MAX_S)
         slot = self.next_slot
         self.next_slot += 1

@@ -7,12 +7,12 @@ are counted in buckets of about 9 %; median and 99th percentile are computed whe
 from __future__ import annotations
 
 import math
-import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from annheal.model.measures.latency import LatencyTrend
+from annheal.runtime.clock import Clock, monotonic_s
 from annheal.shard_node.recall.latency_trend import (
     QUERIES_MIN,
     WINDOW_S,
@@ -42,7 +42,7 @@ class LatencyHistory:
         clock: a monotonic clock, in seconds.
     """
 
-    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, *, clock: Clock = monotonic_s) -> None:
         self._clock = clock
         self._number = self._present()
         self._open: dict[str, _Open] = {}

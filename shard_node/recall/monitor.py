@@ -27,6 +27,7 @@ from annheal.model.measures.recall import (
 from annheal.model.topology.manifest import IndexKind
 from annheal.model.topology.shard import ShardId
 from annheal.model.topology.task import TaskReason
+from annheal.runtime.clock import Clock, monotonic_s, wall_s
 from annheal.segment import Segment
 from annheal.shard_node.lanes import Lanes
 from annheal.shard_node.owner.shard_state import SegmentNote
@@ -146,8 +147,8 @@ class RecallMonitor:
         latency: LatencyHistory | None = None,
         keeper: RecallKeeper | None = None,
         on_cost: Callable[[float], None] = lambda _: None,
-        now_s: Callable[[], float] = time.time,
-        clock: Callable[[], float] = time.monotonic,
+        now_s: Clock = wall_s,
+        clock: Clock = monotonic_s,
     ) -> None:
         self.sampler = sampler
         self.controller = controller

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import math
 import random
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,6 +19,7 @@ from annheal.model.filter import Filter
 from annheal.model.measures.recall import SelectivityBand, band_of
 from annheal.model.records import Float32Matrix
 from annheal.model.search import SearchOptions
+from annheal.runtime.clock import Clock, wall_s
 from annheal.shard_node.search.searcher import MatchCount
 
 RESERVOIR_QUERIES = 128
@@ -80,7 +80,7 @@ class RecallSampler:
         share: float,
         *,
         draw: random.Random | None = None,
-        now_s: Callable[[], float] = time.time,
+        now_s: Clock = wall_s,
     ) -> None:
         self.share = share
         self._draw = draw or random.Random()

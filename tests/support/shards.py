@@ -28,6 +28,7 @@ from annheal.model.records import ARROW_TYPES, RecordBatch, arrow_schema
 from annheal.model.write import DeleteIds, DeleteWhere, Upsert, WriteAnswer, WriteOperation
 from annheal.objectstore.local import LocalObjectStore
 from annheal.objectstore.protocol import ObjectStore
+from annheal.runtime.clock import Clock, boottime_s
 from annheal.shard_node.lanes import Lanes
 from annheal.shard_node.owner.dependencies import ShardDependencies
 from annheal.shard_node.owner.manifest_store import ManifestStore
@@ -248,7 +249,12 @@ class ShardWorld:
         self.cache = root / "cache"
 
     async def open(
-        self, *, hook: Hook = _no_hook, objects: ObjectStore | None = None, node_id: str = "a"
+        self,
+        *,
+        hook: Hook = _no_hook,
+        objects: ObjectStore | None = None,
+        node_id: str = "a",
+        boottime: Clock = boottime_s,
     ) -> Owner:
         lanes = Lanes()
         shared = ShardDependencies(
@@ -259,6 +265,7 @@ class ShardWorld:
             writer=secrets.token_bytes(16),
             cache=self.cache / node_id,
             scratch=self.root / "scratch" / node_id,
+            boottime=boottime,
         )
         try:
             shard = await open_shard(self.collection, 0, assignment_epoch=0, shared=shared)

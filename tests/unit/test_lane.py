@@ -304,3 +304,40 @@ async def test_waits_are_told() -> None:
     assert len(waits) == 3
     assert waits[2] >= 0.03 > waits[0]
     lane.close()
+
+
+async def test_slices_wait_for_the_lane_that_they_give_way_to(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first = Lane("first", ONE)
+    second = Lane("second", ONE, gives_way_to=first)
+    gate = Gate()
+    began, done = threading.Event(), threading.Event()
+
+    def work(checkpoint: Checkpoint) -> None:
+        began.set()
+        checkpoint()
+        done.set()
+
+    monkeypatch.setattr("annheal.runtime.lane.GIVE_WAY_S_MAX", 60.0)
+    running = asyncio.create_task(first.run(gate, tenant="a"))
+    await gate.has_begun()
+    waits = asyncio.create_task(second.run(work, tenant="a"))
+    assert await asyncio.to_thread(began.wait, 10.0)
+    await asyncio.sleep(0.05)
+    assert not done.is_set()
+    gate.open.set()
+    await asyncio.gather(running, waits)
+    assert done.is_set()
+
+    # However busy the other lane is, a slice does not wait for ever.
+    monkeypatch.setattr("annheal.runtime.lane.GIVE_WAY_S_MAX", 0.001)
+    gate = Gate()
+    running = asyncio.create_task(first.run(gate, tenant="a"))
+    await gate.has_begun()
+    await second.run(work, tenant="a")
+    assert not running.done()
+    gate.open.set()
+    await running
+    first.close()
+    second.close()

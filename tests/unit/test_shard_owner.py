@@ -509,14 +509,14 @@ async def test_a_delete_vector_that_no_manifest_names_is_not_named_later(
 
 
 async def test_an_owner_that_slept_names_no_objects_of_before(
-    world: ShardWorld, monkeypatch: pytest.MonkeyPatch
+    world: ShardWorld,
 ) -> None:
     """What it uploaded may have been collected meanwhile (INV-5): it uploads anew."""
-    owner = await world.open()
+    clock: list[float] = []
+    owner = await world.open(boottime=lambda: clock.pop(0) if clock else 0.0)
     await owner.upsert("a", version=1)
     before = await manifest_of(world)
-    clock = [0.0, publication.PUBLISH_WITHIN_S + 1]
-    monkeypatch.setattr(publication, "_clock_s", lambda: clock.pop(0) if clock else 0.0)
+    clock += [0.0, publication.PUBLISH_WITHIN_S + 1]
     with pytest.raises(Unavailable, match="could not be stored"):
         await owner.shard.flush()
     assert await manifest_of(world) == before
