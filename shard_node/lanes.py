@@ -29,8 +29,8 @@ SEARCHES_OPEN_MAX = 4
 """Searches begun for each that may run, in a search lane: the others sleep between two slices."""
 READS_AT_ONCE = 2
 MAINTENANCE_AT_ONCE = 2
-EXACT_NICE = 5
-"""Exact searches take what the rest leaves of the cores."""
+EXACT_NICE = 10
+"""Exact searches take what the rest leaves of the cores, as builds of a compactor do."""
 
 
 class LaneName(StrEnum):
@@ -96,10 +96,12 @@ class Lanes:
 
     def __init__(self, *, cores: int = 0, on_wait: Callable[[str, float], None] = _unseen) -> None:
         self.cores = cores or os.cpu_count() or 1
-        self._lanes = {
-            name: Lane(name.value, limits, on_wait=partial(on_wait, name.value))
-            for name, limits in plan_lanes(self.cores).items()
-        }
+        self._lanes: dict[LaneName, Lane] = {}
+        for name, limits in plan_lanes(self.cores).items():
+            first = self._lanes[LaneName.APPROXIMATE] if name is LaneName.EXACT else None
+            self._lanes[name] = Lane(
+                name.value, limits, gives_way_to=first, on_wait=partial(on_wait, name.value)
+            )
 
     async def search(
         self,

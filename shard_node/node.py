@@ -69,7 +69,7 @@ class Node:
         metrics: Metrics | None = None,
     ) -> None:
         self._ownership = ownership
-        self._lanes = lanes
+        self.lanes = lanes
         self._node_id = node_id
         self._engine = engine
         self._monitor = monitor
@@ -108,7 +108,7 @@ class Node:
             return searcher.search_counted(views, queries, request.options)
 
         async with _within(deadline, timeout_s=request.timeout_s):
-            answer, match_counts = await self._lanes.search(
+            answer, match_counts = await self.lanes.search(
                 work, collection_id=request.collection_id, exact=exact, deadline=deadline
             )
         self._monitor.sampler.note(request.collection_id, queries, request.options, match_counts)
@@ -140,7 +140,7 @@ class Node:
         view = await self._read_view(
             request.collection_id, request.shard, request.consistency, request.min_sequence
         )
-        return await self._lanes.read(
+        return await self.lanes.read(
             lambda checkpoint: get_records(
                 view, request.ids, request.projection, checkpoint=checkpoint
             ),
@@ -152,7 +152,7 @@ class Node:
         view = await self._read_view(
             request.collection_id, request.shard, request.consistency, request.min_sequence
         )
-        return await self._lanes.read(
+        return await self.lanes.read(
             lambda checkpoint: count_rows(view, request.filter, checkpoint=checkpoint),
             collection_id=request.collection_id,
         )
@@ -160,7 +160,7 @@ class Node:
     async def scan(self, request: ScanRequest) -> ScanPage:
         """Read one page of a shard."""
         view = self._owned(request.collection_id, request.shard).view
-        return await self._lanes.read(
+        return await self.lanes.read(
             lambda checkpoint: scan_page(view, request, checkpoint=checkpoint),
             collection_id=request.collection_id,
         )

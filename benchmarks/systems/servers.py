@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import shutil
@@ -125,6 +126,10 @@ class Server:
         """Return the seconds of CPU that the processes have used."""
         ticks = sum(_cpu_ticks(pid) for pid in self.pids().values())
         return ticks / os.sysconf("SC_CLK_TCK")
+
+    def thread_cpu_s(self) -> float:
+        """Return the same, exact to less than a millisecond (Linux only)."""
+        return sum(_threads_cpu_ns(pid) for pid in self.pids().values()) / 1e9
 
     def disk_bytes(self) -> int:
         """Return what the data takes on disk, logs left out."""
@@ -270,6 +275,15 @@ def _status_bytes(pid: int, key: str) -> int:
         if line.startswith(f"{key}:"):
             return int(line.split()[1]) * 1_024
     return 0
+
+
+def _threads_cpu_ns(pid: int) -> int:
+    """Return the time that the living threads of a process have run."""
+    used_ns = 0
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(OSError):  # the thread has ended
+            used_ns += int((task / "schedstat").read_text().split()[0])
+    return used_ns
 
 
 def _cpu_ticks(pid: int) -> int:

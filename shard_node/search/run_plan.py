@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -23,6 +24,7 @@ from annheal.model.records import Float32Matrix
 from annheal.runtime.stop import Checkpoint, no_checkpoint
 from annheal.shard_node.search.planner import PlanKind, SegmentPlan
 from annheal.shard_node.search.slices import (
+    SLICE_COMPARISONS,
     SLICE_EF,
     Hits,
     joined,
@@ -98,7 +100,8 @@ def run_plan(
     allowed = index.rows if live is None else live.count
     width = k + 1
     ran = _answer(index, plan, queries, k=width, live=live, threads=threads, checkpoint=checkpoint)
-    best, tied = _ranked(index, plan, queries, ran.hits, k=k, ids_at=ids_at)
+    rank = partial(_rank_in_slices, index, plan, k=k, ids_at=ids_at, checkpoint=checkpoint)
+    best, tied = rank(queries, ran.hits)
     visited = ran.visited
     while len(tied) and width < min(allowed, k + TIES_MAX):
         width = min(allowed, k + TIES_MAX, TIES_FACTOR * width)
@@ -107,10 +110,36 @@ def run_plan(
             index, plan, asked, k=width, live=live, threads=threads, checkpoint=checkpoint
         )
         visited += more.visited
-        found, still = _ranked(index, plan, asked, more.hits, k=k, ids_at=ids_at)
+        found, still = rank(asked, more.hits)
         best[0][tied], best[1][tied] = found
         tied = tied[still]
     return Ran(best, visited, ran.repeated)
+
+
+def _rank_in_slices(
+    index: VectorIndex,
+    plan: SegmentPlan,
+    queries: Float32Matrix,
+    hits: Hits,
+    *,
+    k: int,
+    ids_at: IdsAt,
+    checkpoint: Checkpoint,
+) -> tuple[Hits, npt.NDArray[np.int64]]:
+    """Return what `_ranked` does, a few queries at a time where there are many hits."""
+    scores, rows = hits
+    size = queries_per_slice(rows.shape[1], budget=SLICE_COMPARISONS)
+    best: list[Hits] = []
+    tied: list[npt.NDArray[np.int64]] = []
+    for start in range(0, max(1, len(queries)), size):
+        checkpoint()
+        part = slice(start, start + size)
+        found, still = _ranked(
+            index, plan, queries[part], (scores[part], rows[part]), k=k, ids_at=ids_at
+        )
+        best.append(found)
+        tied.append(still + start)
+    return joined(best), _joined(tied)
 
 
 def _ranked(

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from annheal.index import (
@@ -38,6 +39,10 @@ WITH_LIVE = (
     SegmentPlan(PlanKind.SELECTOR, 128),
 )
 WITHOUT = (SegmentPlan(PlanKind.SCAN), SegmentPlan(PlanKind.GRAPH, 64))
+
+
+def names(rows: npt.NDArray[np.int64]) -> list[str]:
+    return [f"{row:06d}" for row in rows.tolist()]
 
 
 class Stop(Exception):
@@ -83,7 +88,7 @@ def test_slices_change_no_answer(
 ) -> None:
     asked = unit_vectors(queries, DIMENSION, seed=9)
     live = live_rows() if limited else None
-    whole = run_plan(index, plan, asked, k=K, live=live)
+    whole = run_plan(index, plan, asked, k=K, live=live, ids_at=names)
     request.getfixturevalue("small_slices")
     calls: list[None] = []
     ran = run_plan(
@@ -92,6 +97,7 @@ def test_slices_change_no_answer(
         asked,
         k=K,
         live=live,
+        ids_at=names,
         threads=SearchThreads(threads),
         checkpoint=lambda: calls.append(None),
     )
@@ -124,6 +130,7 @@ def test_what_a_checkpoint_raises_ends_the_search(
             asked,
             k=K,
             live=live_rows() if limited else None,
+            ids_at=names,
             checkpoint=stop_at_second,
         )
     assert calls == 2
@@ -167,7 +174,7 @@ def test_a_large_exact_search_is_never_long_without_a_checkpoint() -> None:
     for plan, bitmap in ((scan, None), (scan, live), (rows, live)):
         gap_s = longest_gap_s(
             lambda checkpoint, plan=plan, bitmap=bitmap: run_plan(  # type: ignore[misc]
-                flat, plan, queries, k=10, live=bitmap, checkpoint=checkpoint
+                flat, plan, queries, k=10, live=bitmap, ids_at=names, checkpoint=checkpoint
             )
         )
         assert gap_s < 0.05, (plan.kind, gap_s)

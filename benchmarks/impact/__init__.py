@@ -1,0 +1,1 @@
+"""What callers feel of other work on the same server."""
