@@ -11,22 +11,42 @@ from annheal.errors import FieldViolation, InvalidArgument
 
 @dataclass(frozen=True, slots=True)
 class CoordinatorSettings:
-    """How one coordinator works; raises `InvalidArgument` for values that cannot work.
+    """Settings of one coordinator; raises `InvalidArgument` for values out of range.
 
-    Times are seconds. `lease_ttl_s`: how long this coordinator counts as alive (and leads) without
-    a sign of life. `control_interval_s`: at the latest so often the leader looks at placement and
-    tasks, `compaction_interval_s` at segments, `collection_interval_s` at garbage.
-    `collection_grace_s`: how long an object must have been unreferenced before it is deleted.
-    `task_retention_s`: how long finished tasks can be listed. `create_timeout_s`: how long a
-    new collection's shards may take to be served. `partial_patience_s`: how long a search that
-    allows partial answers waits for shards without an owner. `takeover_timeout_s`: how long a node
-    may take to open a shard before another one gets it. `observe_timeout_s`: how long a node may
-    take to describe its shards, `publish_timeout_s` to publish a compaction.
+    Attributes:
+        coordinator_id: unique name; no slash.
+        listen: address of the server.
+        advertise: address that others use; empty: `listen`.
+        cluster: name of the cluster.
+        lease_ttl_s: seconds for which the coordinator counts as alive, and leads, without renewing
+            its lease.
+        control_interval_s: the leader plans placement and publications when the catalog changes,
+            and at the latest after these seconds.
+        compaction_interval_s: seconds between two runs of the compaction rules.
+        collection_interval_s: seconds between two rounds of garbage collection.
+        collection_grace_s: seconds for which an object must have been unreferenced before it is
+            deleted.
+        orphan_grace_s: seconds after which assignments without a collection are deleted, if they
+            never had an owner.
+        task_retention_s: seconds for which finished tasks are stored.
+        create_timeout_s: seconds in which the shards of a new collection must be served.
+        partial_patience_s: seconds for which a search that allows partial answers waits for shards
+            without an owner.
+        takeover_timeout_s: seconds in which a node must open a shard; then another node gets it.
+        observe_timeout_s: seconds in which a node must report its shards.
+        publish_timeout_s: seconds in which a node must publish a compaction.
+        store_retry_s: seconds between two tries when the metadata store is away.
+        rebalance_automatic: whether shards are moved after a node has joined or was undrained.
+        rebalance_tolerance: share in [0, 1] by which a node may exceed its fair share of shards.
+        search_batch_queries_max: queries of one call to a node.
+        search_calls_per_node: such calls under way to one node.
+        search_queries_waiting_max: queries that wait for one node.
+        write_requests_max: writes under way.
+        reads_max: other reads under way.
+        shard_calls_max: calls to nodes of one write or read.
+        publishes_max: publications under way.
 
-    Limits: `search_batch_queries_max` queries travel in one call to a node, of which at most
-    `search_calls_per_node` are under way; `search_queries_waiting_max` queries may wait for a
-    node, `write_requests_max` writes and `reads_max` other reads may be under way at once, each
-    with at most `shard_calls_max` calls to nodes; what comes beyond is refused with a retry hint.
+    Beyond the limits of queries, writes and reads calls are refused with a retry hint.
     """
 
     coordinator_id: str

@@ -58,7 +58,7 @@ def plan_compactions(
     settings: CompactionSettings,
     new_id: NewId,
 ) -> tuple[CompactionTask, ...]:
-    """Return the tasks to add: at most one merge a shard, and one task for each degraded segment.
+    """Return new tasks: at most one merge for each shard, and one for each degraded segment.
 
     Shards that no node serves are skipped. `tasks` are all known tasks of the collection, finished
     ones included; `now_s` is seconds since the epoch.
