@@ -13,6 +13,7 @@ from typing import Any, Final, TypeVar
 import numpy as np
 
 from annheal.errors import InvalidArgument
+from annheal.model.values.scalars import is_whole_number
 from annheal.model.values.unfit import shown
 
 COUNT_MAX: Final = 2**31 - 1
@@ -34,7 +35,7 @@ def as_text(value: Any, field: str) -> str:
 
 def as_count(value: Any, field: str, *, least: int = 0, most: int = COUNT_MAX) -> int:
     """Return a whole number from `least` to `most`; a bool or a float is none."""
-    if not isinstance(value, int | np.integer) or isinstance(value, bool):
+    if not is_whole_number(value):
         raise InvalidArgument.of(field, f"{shown(value)} is no whole number")
     if not least <= value <= most:
         raise InvalidArgument.of(field, f"{shown(int(value))} is not between {least} and {most}")
@@ -43,8 +44,8 @@ def as_count(value: Any, field: str, *, least: int = 0, most: int = COUNT_MAX) -
 
 def as_share(value: Any, field: str) -> float:
     """Return a finite number, for example a recall objective."""
-    number = isinstance(value, int | float | np.integer | np.floating)
-    if not number or isinstance(value, bool) or not math.isfinite(value):
+    number = isinstance(value, float | np.floating) or is_whole_number(value)
+    if not number or not math.isfinite(value):
         raise InvalidArgument.of(field, f"{shown(value)} is no finite number")
     return float(value)
 

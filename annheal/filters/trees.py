@@ -27,7 +27,7 @@ from annheal.model.filter import (
 )
 from annheal.model.values.moments import moment_of, moment_us
 from annheal.model.values.rows import listed, rows_of
-from annheal.model.values.scalars import exact_number
+from annheal.model.values.scalars import exact_number, is_whole_number
 from annheal.model.values.unfit import UnfitValue, shown
 
 FIELD_CHARACTERS_SHOWN_MAX: Final = 64
@@ -147,7 +147,7 @@ def plain_value(value: Any, where: str) -> FilterValue:
     try:
         if isinstance(value, date | np.datetime64):
             return moment_of(moment_us(value))
-        if isinstance(value, int | float | np.integer | np.floating | Decimal):
+        if isinstance(value, float | np.floating | Decimal) or is_whole_number(value):
             return exact_number(value, AttributeType.FLOAT64)
     except UnfitValue as error:
         raise InvalidArgument.of(where, error.reason) from None

@@ -210,6 +210,7 @@ REFUSED: dict[str, tuple[AttributeType, Any, int | None, str]] = {
         0,
         "1 to 9999",
     ),
+    "a duration as a number": (INT64, np.array([1], "m8[s]"), 0, "int64"),
     "a duration": (TIMESTAMP, np.array([1], "m8[s]"), 0, "timestamp"),
     "a time of day": (TIMESTAMP, pa.array([1], pa.time64("us")), None, "takes moments"),
     "pandas, mixed objects": (INT64, pd.Series([1, "2"], dtype=object), 1, "a string"),
@@ -276,6 +277,7 @@ def test_payloads_read_back_as_what_was_given(value: Any) -> None:
 def test_payloads_may_be_json_already_and_tuples_become_lists() -> None:
     found = payload_column([{"a": (1, 2)}, None, b"[1]"])
     assert found.to_pylist() == [b'{"a":[1,2]}', None, b"[1]"]
+    assert payload_column([{np.str_("a"): np.str_("b")}]).to_pylist() == [b'{"a":"b"}']
     assert payload_column(pa.array([b"1", None])).to_pylist() == [b"1", None]
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, KeysView, Set, ValuesView
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from annheal.model.values.rows import listed, rows_of
-from annheal.model.values.scalars import fit_keyword
+from annheal.model.values.scalars import fit_keyword, is_whole_number
 from annheal.model.values.unfit import UnfitValue, shown, type_word
 
 
@@ -38,7 +37,7 @@ def _id_text(value: Any, *, row: int, numbers: bool) -> str:
             return fit_keyword(value)
         except UnfitValue as error:
             raise UnfitValue(f"is no valid Unicode text: {error.reason}", row=row) from None
-    if numbers and isinstance(value, int | np.integer) and not isinstance(value, bool):
+    if numbers and is_whole_number(value):
         return str(int(value))
     raise UnfitValue(
         f"{shown(value)} is {type_word(value)}, and an id is a text; send str(id) if that names it",

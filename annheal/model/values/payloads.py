@@ -81,8 +81,10 @@ def _plain(value: Any, part: str, depth: int) -> Any:
                 raise UnfitValue(
                     f"has the key {shown(key)}, and JSON has texts only; send str(key)", part=part
                 )
-            _text(key, part)
-        return {key: _plain(item, f"{part}.{key}", depth + 1) for key, item in value.items()}
+        return {
+            _text(key, part): _plain(item, f"{part}.{key}", depth + 1)
+            for key, item in value.items()
+        }
     if isinstance(value, str):
         return _text(value, part)
     if isinstance(value, int):
@@ -103,7 +105,7 @@ def _text(text: str, part: str) -> str:
         text.encode()
     except UnicodeEncodeError:
         raise UnfitValue("holds half of a surrogate pair; send valid Unicode", part=part) from None
-    return text
+    return str.__str__(text)
 
 
 def validate_payloads(payloads: pa.BinaryArray) -> None:

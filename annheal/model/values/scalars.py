@@ -136,9 +136,14 @@ def fit_keyword_list(value: object) -> list[str]:
     return texts
 
 
-def exact_number(value: object, kind: AttributeType) -> int | float:
+def is_whole_number(value: object) -> bool:
+    """Return whether `value` is an integer of Python or numpy; neither a bool nor a duration is."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool | np.timedelta64)
+
+
+def exact_number(value: Any, kind: AttributeType) -> int | float:
     """Return a number of any kind as the int or float that equals it; a bool is no number."""
-    if isinstance(value, int | np.integer) and not isinstance(value, bool):
+    if is_whole_number(value):
         return int(value)
     if isinstance(value, float):
         return float(value)

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute
 
 from annheal.model.values.rows import rows_of
+from annheal.model.values.scalars import is_whole_number
 from annheal.model.values.unfit import UnfitValue, shown
 
 # The kernels take more types than the stubs say.
@@ -112,8 +113,7 @@ def _row(values: Any, row: int) -> npt.NDArray[Any]:
 def _listed_row(values: list[Any], row: int) -> npt.NDArray[Any]:
     if not set(map(type, values)) <= {float, int}:
         for position, value in enumerate(values):
-            number = isinstance(value, float | int | np.floating | np.integer)
-            if not number or isinstance(value, bool):
+            if not (isinstance(value, float | np.floating) or is_whole_number(value)):
                 what = "no number" if value is None else f"{shown(value)}, which is no number,"
                 raise UnfitValue(f"has {what} at position {position}", row=row)
     try:
