@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -12,7 +13,8 @@ from typing import Any, NoReturn, TypeVar
 import msgspec
 import numpy as np
 import pyarrow as pa
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -24,6 +26,9 @@ ValueT = TypeVar("ValueT")
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 _CELL_CHARACTERS_MAX = 60
+_STEERING = ("Cc", "Cs", "Zl", "Zp")
+_DIRECTIONS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+_SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
 class OutputFormat(StrEnum):
@@ -33,7 +38,26 @@ class OutputFormat(StrEnum):
     JSON = "json"
 
 
-class PipeConsole(Console):
+class PlainConsole(Console):
+    """A console that shows control characters instead of sending them to the terminal.
+
+    Ids, attributes and payloads are texts of strangers: an escape sequence in one could rename the
+    window, hide lines, or worse. Tables measure cells that `printable` was applied to before
+    (`cell`); here is the last place where nothing gets past.
+    """
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """Yield the segments of `renderable`; those of rich itself (`control`) are left alone."""
+        for segment in super().render(renderable, options):
+            if segment.control or (segment.text.isascii() and segment.text.isprintable()):
+                yield segment
+            else:
+                yield Segment(printable(segment.text, keep="\n"), segment.style)
+
+
+class PipeConsole(PlainConsole):
     """A console that ends quietly when its reader went away (`annheal scan | head`)."""
 
     def on_broken_pipe(self) -> NoReturn:
@@ -48,7 +72,7 @@ class Output:
     def __init__(self, format: OutputFormat) -> None:
         self.format = format
         self.console = PipeConsole(soft_wrap=False)
-        self.errors = Console(stderr=True, soft_wrap=True)
+        self.errors = PlainConsole(stderr=True, soft_wrap=True)
         if not self.console.is_terminal:
             # A pipe has no width: nothing is folded or cut for it.
             self.console = PipeConsole(width=10_000, soft_wrap=True)
@@ -93,11 +117,31 @@ def _encode(value: Any) -> Any:
     raise NotImplementedError(type(value).__name__)
 
 
+def printable(text: str, *, keep: str = "") -> str:
+    """Return `text` with characters that steer a terminal as JSON writes them (`\\u001b`).
+
+    These are control characters, line and paragraph separators, lone surrogates, and those that
+    change the direction of writing; `keep` names exceptions.
+    """
+    if text.isprintable() and text.isascii():
+        return text
+    return "".join(_escaped(one) if one not in keep and _steers(one) else one for one in text)
+
+
+def _steers(character: str) -> bool:
+    return unicodedata.category(character) in _STEERING or character in _DIRECTIONS
+
+
+def _escaped(character: str) -> str:
+    return _SHORT.get(character) or f"\\u{ord(character):04x}"
+
+
 def table(
     columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None
 ) -> Table:
     """Return a table; columns whose name begins with ">" are aligned right."""
-    result = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+    heading = None if title is None else Text(printable(title))
+    result = Table(title=heading, title_justify="left", title_style="bold", header_style="bold")
     result.box = None
     result.pad_edge = False
     for name in columns:
@@ -131,7 +175,7 @@ def cell(value: object) -> Text:
         return Text(f"{value:,}")
     if isinstance(value, float):
         return Text(f"{value:.4g}")
-    text = " ".join(str(value).split())
+    text = printable(str(value))
     if len(text) > _CELL_CHARACTERS_MAX:
         text = text[: _CELL_CHARACTERS_MAX - 1] + "…"
     return Text(text)
@@ -179,7 +223,7 @@ def print_error(error: AnnhealError, *, format: OutputFormat) -> None:
         }
         print(to_json(document), file=sys.stderr)
         return
-    console = Console(stderr=True, soft_wrap=True)
+    console = PlainConsole(stderr=True, soft_wrap=True)
     console.print(Text("error: ", style="bold red") + Text(error.message))
     for violation in violations:
         # `InvalidArgument.of` has said it in the message already.

@@ -7,12 +7,12 @@ from enum import StrEnum
 from typing import Annotated
 
 import typer
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
 from annheal.cli.operator_commands.tasks import render_bars, render_tasks
-from annheal.cli.output import counted, moment, share, size, table
+from annheal.cli.output import PlainConsole, counted, moment, share, size, table
 from annheal.cli.state import state_of
 from annheal.cli.user_commands.records import Collection
 from annheal.client import SegmentList
@@ -77,7 +77,7 @@ def compact(
 ) -> None:
     """Merge segments and leave dead rows behind. Queries and writes go on."""
     state = state_of(context)
-    errors = Console(stderr=True)
+    errors = PlainConsole(stderr=True)
     quiet = state.output.is_json or not errors.is_terminal
     with (
         state.client(patient=True) as client,

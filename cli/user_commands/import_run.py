@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -22,7 +21,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from annheal.cli.output import counted
+from annheal.cli.output import PlainConsole, counted
 from annheal.cli.sources import Chunk, ImportSource
 from annheal.cli.state import State
 from annheal.client import Client
@@ -187,7 +186,7 @@ def bytes_progress(state: State) -> Progress:
 
 
 def _bar(state: State, *columns: ProgressColumn) -> Progress:
-    console = Console(stderr=True)
+    console = PlainConsole(stderr=True)
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),

@@ -141,15 +141,16 @@ def render_records(records: Records) -> RenderableType:
         columns.append("PAYLOAD")
     if records.vectors is not None:
         columns.append("VECTOR")
-    return table(columns, (row_of(record, names) for record in records))
+    with_payload = records.payloads is not None
+    return table(columns, (row_of(one, names, with_payload=with_payload) for one in records))
 
 
-def row_of(record: Any, names: list[str]) -> list[object]:
-    """Return the cells of a record or hit after its id."""
+def row_of(record: Record, names: list[str], *, with_payload: bool) -> list[object]:
+    """Return the cells of a record: its id, its attributes, and what else was asked for."""
     attributes = record.attributes or {}
     cells: list[object] = [record.id, *(_shown(attributes.get(name)) for name in names)]
-    if record.payload is not None:
-        cells.append(to_json(record.payload))
+    if with_payload:
+        cells.append(None if record.payload is None else to_json(record.payload))
     if record.vector is not None:
         head = ", ".join(f"{value:.4f}" for value in record.vector[:VECTOR_SHOWN])
         cells.append(f"[{head}, … {len(record.vector)}]")

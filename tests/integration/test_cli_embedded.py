@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
+from annheal import Client
 from annheal.cli.__main__ import hoist
 from annheal.cli.app import app
 from annheal.cli.exit_codes import ExitCode
@@ -345,3 +346,35 @@ def test_what_becomes_nothing_is_said_before_anything_is_written(run: Run, tmp_p
     told = run(*ask, "--ignore-columns", "text")
     assert "not taken: text" in told.stderr
     assert "--collection" in run("import", str(file), code=ExitCode.USAGE).stderr
+
+
+def test_ids_and_payloads_cannot_steer_the_terminal(
+    run: Run, embedded_server: EmbeddedServer
+) -> None:
+    hostile = "\x1b]0;owned\x07"
+    with Client(embedded_server.address) as client:
+        client.create_collection("cli-steer", 2, attributes={"tag": "keyword"})
+        client.upsert(
+            "cli-steer",
+            [hostile, f"{hostile}2"],
+            [[1, 0], [0, 1]],
+            attributes={"tag": [f"tag{hostile}", None]},
+            payloads=[{"text": hostile + "\x9b2J"}, None],
+        )
+    commands: list[tuple[str, ...]] = [
+        ("get", "cli-steer", hostile, f"{hostile}2", "-i", "all"),
+        ("scan", "cli-steer", "-i", "all"),
+        ("search", "cli-steer", "--id", hostile, "--id", f"{hostile}2", "-i", "all"),
+        ("explain", "cli-steer", "--id", hostile),
+        ("count", "cli-steer", "-f", f"tag = 'tag{hostile}'"),
+    ]
+    for command in commands:
+        found = run(*command)
+        assert "\x1b" not in found.stdout + found.stderr, command
+        assert "\x9b" not in found.stdout + found.stderr, command
+    shown = run(*commands[0]).stdout
+    assert "\\u001b]0;owned\\u0007" in shown
+    absent = run("get", "cli-steer", f"{hostile}3", code=ExitCode.NOT_FOUND)
+    assert "\x1b" not in absent.stderr
+    wrong = run("count", "cli-steer", "-f", f"{hostile} = 1", code=ExitCode.INVALID_ARGUMENT)
+    assert "\x1b" not in wrong.stderr

@@ -226,7 +226,7 @@ def test_every_kind_of_error_has_a_code_that_is_explained() -> None:
 def test_json_takes_numpy_and_texts_stay_texts() -> None:
     assert to_json({"v": np.float32(0.5), "a": np.arange(2)}) == '{"v":0.5,"a":[0,1]}'
     assert cell("[red]x[/red]").plain == "[red]x[/red]"
-    assert cell("two\nlines").plain == "two lines"
+    assert cell("two\nlines").plain == r"two\nlines"
     assert cell(1234567).plain == "1,234,567"
     assert cell(None).plain == "-"
     assert size(1536) == "1.5 KiB"
