@@ -240,9 +240,9 @@ class AdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CollectGarbage(self, request, context):
-        """Looks for objects that nothing names and deletes those whose grace period is over, as the
-        leader does by itself from time to time. Only the leader can: any other coordinator refuses
-        with NOT_LEADER and the leader's address.
+        """Runs one round of garbage collection: deletes unreferenced objects whose grace period is over,
+        as the leader does periodically. Only the leader can: any other coordinator refuses with
+        NOT_LEADER and the leader's address.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

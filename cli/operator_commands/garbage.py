@@ -1,4 +1,4 @@
-"""`annheal gc`: objects that nothing names any more."""
+"""`annheal gc`: deletes unreferenced objects."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from annheal.model.topology.cluster import GarbageKind, GarbageReport
 def gc(
     context: typer.Context,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what would be deleted.")
+        bool, typer.Option("--dry-run", help="Show what would be deleted, delete nothing.")
     ] = False,
 ) -> None:
-    """Delete objects that nothing has named for the grace period, as the leader does by itself."""
+    """Delete objects that were unreferenced for the grace period, as the leader does regularly."""
     state = state_of(context)
     try:
         found = _collect(state, dry_run=dry_run)

@@ -1,4 +1,4 @@
-"""`annheal segments|flush|compact`: how the indexes are, and making them better."""
+"""`annheal segments|flush|compact`: shows the segments, writes and rewrites them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def segments(context: typer.Context, collection: Collection, shard: Shard = None
     state.output.show(found, _render_segments)
     if found.missing_shards:
         missing = ", ".join(map(str, found.missing_shards))
-        state.output.note(f"shards {missing} could not be asked")
+        state.output.note(f"shards {missing} did not answer")
 
 
 def flush(context: typer.Context, collection: Collection) -> None:
@@ -60,22 +60,22 @@ def compact(
     shard: Shard = None,
     segment: Annotated[
         list[str] | None,
-        typer.Option("--segment", metavar="ID", help="Rewrite this one, whatever the rules say."),
+        typer.Option("--segment", metavar="ID", help="Rewrite this segment, without any rule."),
     ] = None,
     tier: Annotated[
         RewriteTier | None, typer.Option("--tier", help="Rewrite the segments of this tier.")
     ] = None,
     full: Annotated[
-        bool, typer.Option("--full", help="Rewrite everything, not only what the rules choose.")
+        bool, typer.Option("--full", help="Rewrite all segments, not only what the rules choose.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what would be done, and why.")
+        bool, typer.Option("--dry-run", help="Show the tasks and their reasons, add none.")
     ] = False,
     wait: Annotated[
         bool, typer.Option("--wait/--no-wait", help="Follow the tasks to their end.")
     ] = True,
 ) -> None:
-    """Merge segments and leave dead rows behind. Queries and writes go on."""
+    """Rewrite segments without their dead rows. Queries and writes go on."""
     state = state_of(context)
     errors = PlainConsole(stderr=True)
     quiet = state.output.is_json or not errors.is_terminal

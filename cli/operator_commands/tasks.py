@@ -1,4 +1,4 @@
-"""`annheal tasks [list|show|cancel|retry]`: compactions that wait, run and have ended."""
+"""`annheal tasks [list|show|cancel|retry]`: compaction tasks, waiting, running and ended."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from annheal.model.topology.task import TaskPhase
 INTERVAL_MIN_S = 0.1
 BAR_CELLS = 20
 STEPS = ("claimed", "fetching", "waiting", "building", "uploading", "verifying", "reporting")
-"""What a compactor does for a task, in turn; nearly all of the time it is building."""
+"""The steps of an attempt, in order; building takes nearly all of the time."""
 _STYLES = {
     TaskPhase.PUBLISHED: "green",
     TaskPhase.FAILED: "bold red",
@@ -42,7 +42,7 @@ class ListByDefault(TyperGroup):
 
 
 app = typer.Typer(
-    cls=ListByDefault, help="List compactions, cancel them, and release those that failed."
+    cls=ListByDefault, help="List compaction tasks, cancel them, and retry failed ones."
 )
 
 Look = Callable[[], Sequence[TaskStatus]]
@@ -85,7 +85,7 @@ def show(context: typer.Context, task_id: TaskId) -> None:
 
 @app.command()
 def cancel(context: typer.Context, task_id: TaskId) -> None:
-    """Cancel a task that has not been published; a worker that has it stops at once."""
+    """Cancel a task that is not published; its worker stops at once."""
     state = state_of(context)
     with state.client() as client:
         task = client.cancel_task(task_id)
@@ -94,7 +94,7 @@ def cancel(context: typer.Context, task_id: TaskId) -> None:
 
 @app.command()
 def retry(context: typer.Context, task_id: TaskId) -> None:
-    """Release a task that was given up after several attempts: it is tried again."""
+    """Put a failed task back into the queue, with no attempt counted."""
     state = state_of(context)
     with state.client() as client:
         task = client.retry_task(task_id)
@@ -129,7 +129,7 @@ def render_tasks(found: Sequence[TaskStatus]) -> RenderableType:
 
 
 def render_bars(found: Sequence[TaskStatus]) -> RenderableType:
-    """Return tasks with a bar for each that somebody works on, and what waits and has ended."""
+    """Return the tasks: a progress bar for each claimed one, and those that wait or have ended."""
     grid = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("TASK", "SHARD", "REASON", "STEP", "", "WORKER", "WHY"):
         grid.add_column(name, no_wrap=name != "WHY")
@@ -148,7 +148,7 @@ def render_bars(found: Sequence[TaskStatus]) -> RenderableType:
 
 
 def bar_of(task: TaskStatus) -> ProgressBar | Text:
-    """Return the bar of a task that somebody works on, a text for others."""
+    """Return the progress bar of a claimed task, a text for others."""
     if task.phase is TaskPhase.PENDING and task.step:
         done = task.progress if task.step == "building" else 0.0
         if task.step in STEPS[STEPS.index("building") + 1 :]:
@@ -183,7 +183,7 @@ def _render_task(task: TaskStatus) -> RenderableType:
 
 
 def _watch(state: State, look: Look, *, interval_s: float) -> None:
-    """Show the tasks until Ctrl-C: bars on a terminal, one JSON document or table a look."""
+    """Show the tasks until Ctrl-C: bars on a terminal, else a JSON document or table each time."""
     output = state.output
     try:
         if output.is_json or not output.console.is_terminal:
