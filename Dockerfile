@@ -21,6 +21,10 @@ COPY cli cli
 RUN rm -rf build && /opt/annheal/bin/pip install --quiet --no-deps . \
     && /opt/annheal/bin/pip uninstall --quiet --yes pip \
     && /opt/annheal/bin/python -m compileall -q /opt/annheal/lib
+# Search kernels, for processors like that of the machine that builds the image. On others, servers
+# compile them into ANNHEAL_KERNEL_CACHE when they start, and answer without them meanwhile.
+RUN /opt/annheal/bin/annheal kernels build --cache /opt/annheal/share/annheal/kernels \
+    && chmod -R a+rX,go-w /opt/annheal/share/annheal
 
 FROM python:${PYTHON_VERSION}-slim AS runtime
 LABEL org.opencontainers.image.title="annheal" \
@@ -36,7 +40,7 @@ ENV PATH=/opt/annheal/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     ANNHEAL_DATA_DIR=/var/lib/annheal \
-    NUMBA_CACHE_DIR=/tmp/numba
+    ANNHEAL_KERNEL_CACHE=/tmp/annheal-kernels
 USER 10001:10001
 WORKDIR /var/lib/annheal
 VOLUME /var/lib/annheal

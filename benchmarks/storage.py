@@ -179,8 +179,7 @@ def main() -> int:
     options: Options = parse_options(description=__doc__ or "")
     console = report_console()
     dataset = load_dataset(options)
-    for storage in VectorStorage:
-        warm_up(storage=storage)
+    warm_up()
     queries = np.ascontiguousarray(dataset.queries[:QUERIES_MAX])
     report = Report("storage", options, dataset)
     with tempfile.TemporaryDirectory() as folder:

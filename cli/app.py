@@ -9,7 +9,16 @@ import typer
 from typer.core import TyperGroup
 
 from annheal.cli.exit_codes import MEANINGS, ExitCode, exit_code_of
-from annheal.cli.operator_commands import cluster, filters, garbage, healing, health, recall, tasks
+from annheal.cli.operator_commands import (
+    cluster,
+    filters,
+    garbage,
+    healing,
+    health,
+    kernels,
+    recall,
+    tasks,
+)
 from annheal.cli.output import Output, OutputFormat, drop_stdout, print_error
 from annheal.cli.server import serving
 from annheal.cli.state import State, state_of
@@ -112,6 +121,7 @@ app.command("filters")(filters.filters)
 app.add_typer(tasks.app, name="tasks")
 app.command("gc")(garbage.gc)
 app.command("health")(health.health)
+app.add_typer(kernels.app, name="kernels")
 app.command("status")(cluster.status)
 app.command("nodes")(cluster.nodes)
 app.command("shards")(cluster.shards)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from annheal.compactor.service import serve_compactor
 from annheal.compactor.settings import CompactorSettings
+from annheal.index.kernels.supply import KernelSupply
 from annheal.metastore.factory import open_meta_store
 from annheal.objectstore.factory import open_object_store
 from annheal.runtime.logging import configure_logging
@@ -39,7 +40,7 @@ async def _run(settings: CompactorSettings, metadata_url: str, object_store_url:
     meta = open_meta_store(metadata_url)
     objects = open_object_store(object_store_url)
     try:
-        await serve_compactor(settings, meta, objects, stop=stop)
+        await serve_compactor(settings, meta, objects, stop=stop, kernels=KernelSupply())
     finally:
         await objects.close()
         await meta.close()

@@ -13,7 +13,7 @@ from annheal.compactor.registration import run_registration
 from annheal.compactor.scratch import locked_folder
 from annheal.compactor.settings import CompactorSettings
 from annheal.compactor.worker import Worker
-from annheal.index import start_merge_warm_up
+from annheal.index.kernels.supply import KernelSupply
 from annheal.metastore.protocol import MetaStore
 from annheal.model.topology.shard import WorkerRegistration, WorkerRole
 from annheal.objectstore.protocol import ObjectStore
@@ -28,20 +28,30 @@ async def run_compactor(
     objects: ObjectStore,
     *,
     stop: asyncio.Event,
+    kernels: KernelSupply | None = None,
     address: str = "",
     on_ready: Callable[[], Awaitable[None]] | None = None,
 ) -> None:
     """Do compaction tasks until `stop` is set; then put the running tasks back into the queue.
 
     `annheal up` runs it in one process with a node and a coordinator. `address` is the address of
-    the health service, "" if there is none. `on_ready` is called when the queue has been read. An
+    the health service, "" if there is none. `on_ready` is called when the queue has been read.
+    `kernels` is run as a task of the compactor; None where another part of the process runs it. An
     error that ends a background task, such as a bug, is raised. Raises `FailedPrecondition` while
     another process has locked this worker's folder.
     """
     with ExitStack() as stack:
         folder = locked_folder(settings.worker_dir)
         await asyncio.to_thread(stack.enter_context, folder)
-        await _run(settings, meta, objects, stop=stop, address=address, on_ready=on_ready)
+        await _run(
+            settings,
+            meta,
+            objects,
+            stop=stop,
+            kernels=kernels,
+            address=address,
+            on_ready=on_ready,
+        )
 
 
 async def _run(
@@ -50,12 +60,10 @@ async def _run(
     objects: ObjectStore,
     *,
     stop: asyncio.Event,
+    kernels: KernelSupply | None,
     address: str,
     on_ready: Callable[[], Awaitable[None]] | None,
 ) -> None:
-    # Builds use the merge kernels and measure graphs with the search kernels. In one process with
-    # a node both roles share the compiled search kernels.
-    start_merge_warm_up(cache=settings.scratch_dir / "kernels")
     registration = WorkerRegistration(
         worker_id=settings.worker_id,
         role=WorkerRole.COMPACTOR,
@@ -70,6 +78,8 @@ async def _run(
     scope.start(
         run_registration(meta, registration, ttl_s=settings.lease_ttl_s), name="registration"
     )
+    if kernels is not None:
+        scope.start(kernels.run(), name="kernels")
     scope.start(worker.run(), name="worker")
     if on_ready is not None:
         scope.start(_tell_ready(worker, on_ready), name="ready")

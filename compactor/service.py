@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from annheal.compactor.app import run_compactor
 from annheal.compactor.settings import CompactorSettings
+from annheal.index.kernels.supply import KernelSupply
 from annheal.metastore.protocol import MetaStore
 from annheal.objectstore.protocol import ObjectStore
 from annheal.rpc.server import RpcServer
@@ -20,6 +21,7 @@ async def serve_compactor(
     objects: ObjectStore,
     *,
     stop: asyncio.Event,
+    kernels: KernelSupply | None = None,
     on_ready: Callable[[str], None] | None = None,
 ) -> None:
     """Do compaction tasks until `stop` is set, and answer health checks on `settings.listen`.
@@ -44,6 +46,7 @@ async def serve_compactor(
             meta,
             objects,
             stop=stop,
+            kernels=kernels,
             address=f"{host}:{port}",
             on_ready=ready,
         )

@@ -48,3 +48,12 @@ fi
 echo "installing annheal[$extras] into $venv"
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-input \
     -c constraints.txt -e ".[$extras]"
+
+# Compiling takes about a minute of one core, once for a user, version and processor. Nothing waits
+# for it: servers, demos and tests use each kernel as soon as it is ready.
+if ! "$venv/bin/python" -c 'import sys
+from annheal.index.kernels.cache import open_cache
+sys.exit(bool(open_cache().missing()))'; then
+    echo "compiling search kernels in the background ($venv/bin/annheal kernels status)"
+    nohup nice -n 10 "$venv/bin/annheal" kernels build </dev/null >/dev/null 2>&1 &
+fi

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from importlib import metadata
 
-from annheal.index import start_warm_up
+from annheal.index.kernels.supply import KernelSupply
 from annheal.metastore.protocol import MetaStore
 from annheal.model.topology.shard import NodeRegistration
 from annheal.objectstore.protocol import ObjectStore
@@ -55,19 +55,23 @@ async def running_node(
     *,
     listen: Listen,
     metrics: Metrics | None = None,
+    kernels: KernelSupply | None = None,
 ) -> AsyncIterator[tuple[Node, TaskScope]]:
     """Run a node in this process: yields its port and its tasks' scope (watch it for failure).
 
     The node holds `settings.data_dir`: raises `FailedPrecondition` that names the other process
     while that one does. `listen` is given the node before it registers and returns the address to
     register; searches and the monitor's work are counted in `metrics`, if there are any.
+    `kernels` is run as a task of the node; None where another part of the process runs it.
 
     On leaving, the node flushes what it holds within `drain_timeout_s` (whatever is not flushed
     is in the log), then ends its lease, so that others take over. Raises what a task of the node
     fails with before it is registered.
     """
     with folder_lock(settings.data_dir, role=f"shard node {settings.node_id}", fix=LOCKED_FIX):
-        async with _running(settings, meta, objects, listen=listen, metrics=metrics) as running:
+        async with _running(
+            settings, meta, objects, listen=listen, metrics=metrics, kernels=kernels
+        ) as running:
             yield running
 
 
@@ -79,11 +83,11 @@ async def _running(
     *,
     listen: Listen,
     metrics: Metrics | None,
+    kernels: KernelSupply | None,
 ) -> AsyncIterator[tuple[Node, TaskScope]]:
     metrics = metrics or Metrics()
     scratch = settings.data_dir / "scratch"
     shutil.rmtree(scratch, ignore_errors=True)
-    start_warm_up(cache=settings.data_dir / "kernels")
     lanes = Lanes(cores=settings.search_threads, on_wait=metrics.observe_lane_wait)
     background = Background(lanes.monitor, on_failure=metrics.count_background_failure)
     engine = SearchEngine(cores=lanes.cores, exact_nice=EXACT_NICE, offer=background.offer)
@@ -122,6 +126,8 @@ async def _running(
     scope.start(ownership.run(), name="ownership")
     scope.start(monitor.run(), name="recall")
     scope.start(background.run(), name="background")
+    if kernels is not None:
+        scope.start(kernels.run(), name="kernels")
     scope.start(
         run_registration(meta, registration, ttl_s=settings.lease_ttl_s, registered=registered),
         name="registration",

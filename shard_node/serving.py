@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
+from annheal.index.kernels.supply import KernelSupply
 from annheal.metastore.protocol import MetaStore
 from annheal.objectstore.protocol import ObjectStore
 from annheal.rpc.methods import SHARD_SERVICE
@@ -30,6 +31,7 @@ async def run_shard_node(
     stop: asyncio.Event,
     tls: ServerTls | None = None,
     metrics: Metrics | None = None,
+    kernels: KernelSupply | None = None,
     on_ready: Callable[[int], Awaitable[None]] | None = None,
 ) -> None:
     """Serve on `settings.listen` until `stop` is set; then flush, hand over and stop.
@@ -50,10 +52,9 @@ async def run_shard_node(
 
     stopping = asyncio.create_task(stop.wait(), name="shard-node-stop")
     try:
-        async with running_node(settings, meta, objects, listen=listen, metrics=metrics) as (
-            _,
-            scope,
-        ):
+        async with running_node(
+            settings, meta, objects, listen=listen, metrics=metrics, kernels=kernels
+        ) as (_, scope):
             assert server is not None
             await server.set_serving(True)
             _log.info("shard node %s serves on port %d", settings.node_id, port)

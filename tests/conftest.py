@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from annheal.index import start_merge_warm_up, warm_up
+from annheal.index import warm_up
 from tests.support.cluster import EmbeddedServer
 from tests.support.etcd_server import EtcdServer
 from tests.support.processes import ProcessGroup, take_logs
-
-# Every server process of a test has a data directory of its own: without a common cache each would
-# spend its first 20 seconds on compiling the kernels.
-os.environ.setdefault(
-    "NUMBA_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"annheal-tests-{os.geteuid()}" / "numba")
-)
 
 pytest_plugins = ("tests.support.s3_server",)
 
@@ -38,6 +29,15 @@ def pytest_configure() -> None:
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Load the kernels; compile them first, a minute or two, unless this user's cache has them.
+
+    Not in a fixture, whose time counts against the timeout of the first test.
+    """
+    if session.items and not session.config.option.collectonly:
+        warm_up()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -61,10 +61,3 @@ def embedded_server() -> Iterator[EmbeddedServer]:
     """One `annheal up` for the whole run; every test takes collections of its own."""
     with ProcessGroup() as group:
         yield EmbeddedServer(group, name="embedded").start()
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _kernels_in_the_cache() -> None:
-    """Compile once, before servers start: three that compile at once lose their leases."""
-    warm_up()
-    start_merge_warm_up().join()

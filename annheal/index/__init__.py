@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from annheal.index.carry.merge import CarriedLinks, is_base, merge_hnsw
-from annheal.index.carry.merge_compiled import start_merge_warm_up
 from annheal.index.codes.shortlist import ShortlistCosts
-from annheal.index.compiled import WarmUp, start_warm_up, want_walk, warm_up
 from annheal.index.costs import WalkCosts, measure_costs
 from annheal.index.hits.ranking import best_columns
 from annheal.index.hits.scoring import score_errors, scores_of
 from annheal.index.hits.topk import TopK, merge_topk
+from annheal.index.kernels.supply import warm_up
 from annheal.index.live import LiveBitmap
 from annheal.index.quantized import can_store
 from annheal.index.vector_index import (
@@ -38,7 +37,6 @@ __all__ = [
     "VectorIndex",
     "WalkCosts",
     "WalkResult",
-    "WarmUp",
     "best_columns",
     "build_flat",
     "build_hnsw",
@@ -52,8 +50,5 @@ __all__ = [
     "score_errors",
     "scores_of",
     "set_search_threads",
-    "start_merge_warm_up",
-    "start_warm_up",
-    "want_walk",
     "warm_up",
 ]

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from annheal.index.compiled import kernels
 from annheal.index.live import LiveBitmap
 from annheal.index.vector_index import VectorIndex
 from annheal.model.topology.manifest import IndexKind
@@ -52,15 +51,14 @@ class WalkCosts:
 def measure_costs(index: VectorIndex) -> WalkCosts | None:
     """Measure `index` in about ten milliseconds; None when it is too small to measure.
 
-    The first call in a process waits for the kernels: call `warm_up` before. The fastest of
-    `REPEATS` counts, because whatever else runs can only add.
+    Only once the kernels are loaded (`VectorIndex.walk_ready`). The fastest of `REPEATS` counts,
+    because whatever else runs can only add.
     """
     if index.rows < ROWS_MIN:
         return None
     rng = np.random.default_rng(index.rows)
     asked = index.reconstruct(rng.integers(0, index.rows, SAMPLE_QUERIES))
     sample = np.linspace(0, index.rows - 1, min(index.rows, SAMPLE_ROWS)).astype(np.int64)
-    kernels()
     one_row = sample[:1]
     call_ns = _fastest_ns(lambda: index.search_rows(asked[:1], rows=one_row, k=1))
     exact_ns = _fastest_ns(lambda: index.search_rows(asked[:1], rows=sample, k=10))

@@ -1,6 +1,6 @@
 """Compiled exact comparison with the rows of a bitmap or of a list, read in place.
 
-Imported by `annheal.index.compiled` alone, because importing numba takes a good part of a second.
+Imported where machine code is loaded: importing numba takes a good part of a second.
 """
 
 from __future__ import annotations

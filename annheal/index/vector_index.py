@@ -26,9 +26,10 @@ import numpy.typing as npt
 from annheal.errors import DataCorruption
 from annheal.index.codes.row_codes import size_bytes_max
 from annheal.index.codes.shortlist import Shortlist
-from annheal.index.compiled import ready_kernels, walk_ready
 from annheal.index.graph import ForeignMemory, HnswGraph, graph_of
 from annheal.index.hits.scoring import score_errors, scores_of
+from annheal.index.kernels.catalog import Kernel
+from annheal.index.kernels.loaded import can_walk, is_loaded
 from annheal.index.live import LiveBitmap
 from annheal.index.quantized import (
     Codes,
@@ -47,8 +48,8 @@ from annheal.model.topology.manifest import IndexKind
 
 EF_DEFAULT = 64
 
-BUILD_BATCH_ROWS = 10_000
-"""Rows per FAISS `add`: between two of them a build can report progress and be cancelled."""
+BUILD_BATCH_ROWS = 2_500
+"""Rows per FAISS `add`, about a second: between two of them a build can be cancelled."""
 
 # Measured at 384 dimensions, one thread, k 10. One query: reading the rows in place takes
 # 4 / 109 / 1,351 us for 100 / 2,000 / 20,000 rows, gathering them first 9 / 208 / 4,459 us, a scan
@@ -135,8 +136,8 @@ class VectorIndex:
 
     @property
     def walk_ready(self) -> bool:
-        """Whether the kernel that walks this index is compiled, so that walks do not wait."""
-        return walk_ready(self.storage)
+        """Whether the kernels of filtered searches of this index are loaded."""
+        return can_walk(self.storage)
 
     @property
     def vectors(self) -> Float32Matrix:
@@ -267,7 +268,7 @@ class VectorIndex:
         if m and (int(rows.min()) < 0 or int(rows.max()) >= self.rows):
             raise ValueError(f"row numbers outside [0, {self.rows})")
         wanted = np.ascontiguousarray(rows, dtype=np.int64)
-        if ready_kernels() is not None:
+        if is_loaded(Kernel.COMPARE_ROWS):
             return filtered_walk.compare_rows(self._flat, queries, l2=self._is_l2, k=k, rows=wanted)
         gathered_bytes = m * self.dimension * 4
         if n >= GATHER_QUERIES_MIN and gathered_bytes <= GATHER_BYTES_MAX:
@@ -296,13 +297,13 @@ class VectorIndex:
         """Compare the queries exactly with the rows of a bitmap; returns as `search` does.
 
         As `search_rows` without a list of row numbers: costs `matching.count` comparisons a query
-        and a look at every word of the bitmap. Until the kernels are compiled, FAISS answers.
+        and a look at every word of the bitmap. Until the kernel is loaded, FAISS answers.
         """
         self._check_queries(queries, k)
         self._check_bitmap(matching)
         if len(queries) == 0 or matching.count == 0:
             return _padded(len(queries), k)
-        if ready_kernels() is None:
+        if not is_loaded(Kernel.COMPARE_BITMAP):
             return self.search_rows(queries, rows=matching.members(), k=k)
         return filtered_walk.compare_bitmap(
             self._flat, queries, l2=self._is_l2, k=k, matching=matching
@@ -323,8 +324,8 @@ class VectorIndex:
     def make_shortlist(self) -> Shortlist:
         """Encode all vectors in 8 bits for `search_shortlisted`, unless that was done.
 
-        Takes a quarter of the vectors' memory and 0.7 s for 100,000 x 384. Waits for
-        the kernels.
+        Takes a quarter of the vectors' memory and 0.7 s for 100,000 x 384. Only once the kernels
+        are loaded.
         """
         if self._shortlist is None:
             self._shortlist = Shortlist(self._view, flat=self._flat, l2=self._is_l2)
@@ -339,7 +340,7 @@ class VectorIndex:
         `codes.row_codes` measures: five of 10,000 best rows under filters far from the
         queries (ADR 18). Falls back to `search_matching` without codes.
         """
-        if self._shortlist is None or ready_kernels() is None:
+        if self._shortlist is None:
             return self.search_matching(queries, matching=matching, k=k)
         self._check_queries(queries, k)
         self._check_bitmap(matching)
@@ -365,7 +366,7 @@ class VectorIndex:
         0 such a query is ABORTED at once. `seeds` are matching rows to begin at; without them 32
         are chosen over the whole index. A query is ABORTED when it compared more than `work_max`
         rows, 32 bit tests counting as one. Results may be short, even when status is OK, only
-        where fewer rows match than k. Waits for the kernels unless `warm_up` has run.
+        where fewer rows match than k. Only where `walk_ready`.
 
         Raises ValueError for an index without a graph, and where `search` does.
         """

@@ -57,7 +57,10 @@ class SearchRequest:
 
 @dataclass(frozen=True, slots=True)
 class SegmentExplain:
-    """How one segment answered a batch: `plan` is exact, selector or graph; counts are its sums."""
+    """How one segment answered a batch: `plan` is exact, selector or graph; counts are its sums.
+
+    `without_kernels`: filtered walks were not to choose from, as their kernels are not loaded yet.
+    """
 
     shard: int
     segment_id: str
@@ -68,6 +71,7 @@ class SegmentExplain:
     ef: int
     visited: int
     duration_s: float
+    without_kernels: bool = False
 
 
 @dataclass(frozen=True, slots=True)

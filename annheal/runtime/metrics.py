@@ -38,7 +38,8 @@ SERIES_MAX: Final = 1_000
 OTHER: Final = "other"
 REPORT_TIMEOUT_S: Final = 8.0
 """Prometheus gives up after ten seconds by default."""
-LAG_INTERVAL_S: Final = 0.25
+LAG_INTERVAL_S: Final = 0.02
+"""Sleeps of the watch: a stall is seen but for the part that falls into the sleep under way."""
 
 SECONDS: Final = (
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,

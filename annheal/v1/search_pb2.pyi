@@ -66,7 +66,7 @@ class SearchResponse(_message.Message):
     def __init__(self, counts: _Optional[_Iterable[int]] = ..., scores: _Optional[bytes] = ..., ids: _Optional[_Iterable[str]] = ..., records: _Optional[_Union[_columns_pb2.RecordColumns, _Mapping]] = ..., session: _Optional[_Union[_session_pb2.SessionToken, _Mapping]] = ..., missing_shards: _Optional[_Iterable[int]] = ..., explain: _Optional[_Iterable[_Union[SegmentExplain, _Mapping]]] = ...) -> None: ...
 
 class SegmentExplain(_message.Message):
-    __slots__ = ("shard", "segment_id", "plan", "rows", "live_rows", "matches", "ef", "visited", "duration_s")
+    __slots__ = ("shard", "segment_id", "plan", "rows", "live_rows", "matches", "ef", "visited", "duration_s", "without_kernels")
     SHARD_FIELD_NUMBER: _ClassVar[int]
     SEGMENT_ID_FIELD_NUMBER: _ClassVar[int]
     PLAN_FIELD_NUMBER: _ClassVar[int]
@@ -76,6 +76,7 @@ class SegmentExplain(_message.Message):
     EF_FIELD_NUMBER: _ClassVar[int]
     VISITED_FIELD_NUMBER: _ClassVar[int]
     DURATION_S_FIELD_NUMBER: _ClassVar[int]
+    WITHOUT_KERNELS_FIELD_NUMBER: _ClassVar[int]
     shard: int
     segment_id: str
     plan: str
@@ -85,4 +86,5 @@ class SegmentExplain(_message.Message):
     ef: int
     visited: int
     duration_s: float
-    def __init__(self, shard: _Optional[int] = ..., segment_id: _Optional[str] = ..., plan: _Optional[str] = ..., rows: _Optional[int] = ..., live_rows: _Optional[int] = ..., matches: _Optional[int] = ..., ef: _Optional[int] = ..., visited: _Optional[int] = ..., duration_s: _Optional[float] = ...) -> None: ...
+    without_kernels: bool
+    def __init__(self, shard: _Optional[int] = ..., segment_id: _Optional[str] = ..., plan: _Optional[str] = ..., rows: _Optional[int] = ..., live_rows: _Optional[int] = ..., matches: _Optional[int] = ..., ef: _Optional[int] = ..., visited: _Optional[int] = ..., duration_s: _Optional[float] = ..., without_kernels: _Optional[bool] = ...) -> None: ...

@@ -190,6 +190,7 @@ def encode_segment(segment: SegmentState) -> pb.Segment:
         visited=segment.visited,
         visited_baseline=segment.visited_baseline,
         built_for=TASK_REASON.encode(segment.built_for),
+        without_kernels=segment.without_kernels,
     )
 
 
@@ -215,6 +216,7 @@ def decode_segment(message: pb.Segment) -> SegmentState:
         visited=message.visited,
         visited_baseline=message.visited_baseline,
         built_for=TASK_REASON.decode_text(message.built_for),
+        without_kernels=message.without_kernels,
     )
 
 

@@ -212,6 +212,7 @@ def encode_explain(entry: SegmentExplain) -> search_pb2.SegmentExplain:
         ef=entry.ef,
         visited=entry.visited,
         duration_s=entry.duration_s,
+        without_kernels=entry.without_kernels,
     )
 
 
@@ -227,4 +228,5 @@ def decode_explain(message: search_pb2.SegmentExplain) -> SegmentExplain:
         ef=message.ef,
         visited=message.visited,
         duration_s=message.duration_s,
+        without_kernels=message.without_kernels,
     )

@@ -131,6 +131,13 @@ def _segments(observed: Observed) -> Finding:
         answer = f"{kinds}{share}; {len(stuck):,} below the objective although rebuilt"
         advice = "look at their data, raise m or ef_construction, or lower the objective"
         return Finding(question, Health.BAD, answer, advice)
+    bare = sum(segment.without_kernels for segment in observed.segments)
+    if bare:
+        answer = f"{kinds}{share}; {bare:,} are searched without compiled kernels"
+        advice = (
+            "filters are slower until they are compiled; else see the nodes' logs for the cause"
+        )
+        return Finding(question, Health.WATCH, answer, advice)
     return Finding(question, Health.GOOD, kinds + share)
 
 

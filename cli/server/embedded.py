@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from annheal.cli.server.datadir import published_address
-from annheal.cli.server.metering import Metering, metered
+from annheal.cli.server.metering import Metering, kernel_supply, metered
 from annheal.cli.server.opening import wait_open
 from annheal.cli.server.roles import (
     EmbeddedSettings,
@@ -95,6 +95,8 @@ async def running(settings: EmbeddedSettings) -> AsyncIterator[EmbeddedServer]:
         stack.push_async_callback(objects.close)
         scope = TaskScope("annheal")
         stack.push_async_callback(scope.stop)
+        # One supply for the node and the compactor: machine code belongs to the process.
+        scope.start(kernel_supply(settings.process, metering).run(), name="kernels")
 
         node, node_scope = await stack.enter_async_context(
             running_node(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -11,11 +11,13 @@ from annheal.coordinator.app import Coordinator
 from annheal.coordinator.data_path.metered_node import MeteredNode
 from annheal.coordinator.data_path.ports import ShardNode
 from annheal.coordinator.metrics import CoordinatorMetrics
+from annheal.index.kernels.catalog import Kernel
+from annheal.index.kernels.supply import KernelSupply, SupplyPhase, SupplyState
 from annheal.objectstore.metered import MeteredObjectStore
 from annheal.objectstore.own import OwnObjects
 from annheal.objectstore.protocol import ObjectStore
 from annheal.runtime.clock import wall_s
-from annheal.runtime.metrics import Metrics
+from annheal.runtime.metrics import Family, FamilyKind, Metrics
 from annheal.runtime.metrics_endpoint import metrics_endpoint
 
 
@@ -40,6 +42,38 @@ class Metering:
         if self.address:
             reports = CoordinatorMetrics(coordinator, self.metrics)
             reports.register(self.metrics, now_s=wall_s)
+
+
+def kernel_supply(process: ProcessSettings, metering: Metering) -> KernelSupply:
+    """Return what brings the kernels into this process, reported to whoever scrapes it."""
+    supply = KernelSupply(process.kernel_cache)
+    if metering.address:
+
+        async def report() -> Iterable[Family]:
+            return kernel_families(supply.state)
+
+        metering.metrics.add_report(report)
+    return supply
+
+
+def kernel_families(state: SupplyState) -> list[Family]:
+    """Return how far the kernels of a process are, as metrics."""
+    loaded = Family(
+        "annheal_kernel_loaded", "Whether a compiled kernel can be used, by its name.", ("kernel",)
+    )
+    for kernel in Kernel:
+        loaded.add(float(kernel in state.loaded), kernel.value)
+    failures = Family(
+        "annheal_kernel_failures",
+        "Attempts to compile or load kernels that failed.",
+        kind=FamilyKind.COUNTER,
+    )
+    failures.add(state.failures)
+    given_up = Family(
+        "annheal_kernels_given_up", "1: missing kernels are not tried again in this process."
+    )
+    given_up.add(float(state.phase is SupplyPhase.FAILED))
+    return [loaded, failures, given_up]
 
 
 @asynccontextmanager

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from annheal.cli.exit_codes import CONFIGURATION
 from annheal.cli.server.embedded import listening, running
-from annheal.cli.server.metering import innermost, metered
+from annheal.cli.server.metering import innermost, kernel_supply, metered
 from annheal.cli.server.roles import EmbeddedSettings
 from annheal.cli.server.settings import ProcessSettings, require
 from annheal.compactor.service import serve_compactor
@@ -129,6 +129,7 @@ def serve_shard_node(process: ProcessSettings, settings: ShardNodeSettings) -> N
                 metering.objects(objects),
                 stop=stop,
                 metrics=metering.metrics,
+                kernels=kernel_supply(process, metering),
                 on_ready=ready,
             )
 
@@ -147,6 +148,7 @@ def serve_compactor_role(process: ProcessSettings, settings: CompactorSettings) 
                 meta,
                 metering.objects(objects),
                 stop=stop,
+                kernels=kernel_supply(process, metering),
                 on_ready=lambda address: say_ready("compactor", address, settings.worker_id),
             )
 

@@ -57,7 +57,8 @@ class ProcessSettings:
 
     `node_id` names the process, in all roles. `metadata_url` and `object_store_url` are required
     by `annheal serve`; `annheal up` keeps both below `data_dir`. `metrics_listen` is where
-    Prometheus scrapes the process, `host:port`; empty: nowhere.
+    Prometheus scrapes the process, `host:port`; empty: nowhere. `kernel_cache` is where compiled
+    kernels are kept, for all processes of a user; None: in the user's cache directory.
     """
 
     node_id: str = ""
@@ -66,6 +67,7 @@ class ProcessSettings:
     data_dir: Path = Path("annheal-data")
     log_level: str = "info"
     metrics_listen: str = ""
+    kernel_cache: Path | None = None
 
     def __post_init__(self) -> None:
         if self.log_level not in LEVELS:
@@ -315,7 +317,7 @@ def _convert(key: str, given: Given, hint: Any) -> object:
 
 
 def _decode(kind: type[Any], value: object) -> object:
-    if kind is Path and isinstance(value, str):
+    if kind in (Path, Path | None) and isinstance(value, str):
         if not value:
             raise ValueError("must not be empty")
         return Path(value)

@@ -67,7 +67,14 @@ def explain(
 def why(entry: SegmentExplain) -> str:
     """Return one sentence that says why a segment was answered as it was."""
     known = _REASONS.get(entry.plan)
-    return known(entry) if known is not None else f"by the plan {entry.plan!r} of a newer server"
+    if known is None:
+        return f"by the plan {entry.plan!r} of a newer server"
+    return known(entry) + (_WITHOUT_KERNELS if entry.without_kernels else "")
+
+
+_WITHOUT_KERNELS = (
+    "; the node has not loaded its compiled kernels (yet), so filtered walks were no choice"
+)
 
 
 def _selectivity(entry: SegmentExplain) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from annheal.compactor.build.recalls import recalls_of
-from annheal.index import LiveBitmap, VectorIndex, warm_up
+from annheal.index import LiveBitmap, VectorIndex
 from annheal.model.records import Float32Matrix
 from annheal.runtime.clock import monotonic_s
 from annheal.segment import RecallPoint
@@ -57,6 +57,11 @@ def bands_time_s(build_s: float) -> float:
     return max(BANDS_TIME_MIN_S, BANDS_TIME_SHARE * build_s)
 
 
+def has_bands(rows: int) -> bool:
+    """Return whether an index of so many rows is large enough for a band."""
+    return rows * float(BANDS[0]) >= BAND_ROWS_MIN
+
+
 def measure_bands(
     index: VectorIndex, queries: Float32Matrix, *, k: int, limit_s: float
 ) -> tuple[RecallPoint, ...]:
@@ -65,11 +70,10 @@ def measure_bands(
     A far filter matches the rows that are farthest from its queries, the hardest case for a walk.
     `queries` (n, d) must not be rows of the index. Measuring stops after `limit_s` seconds. A band
     without a point has too few matching rows or was not reached in time: a search compares all its
-    matching rows. Waits for the compiled kernels if the index is large enough for a band.
+    matching rows. No band has a point where the compiled kernels are not loaded.
     """
-    if index.rows * float(BANDS[0]) < BAND_ROWS_MIN:
+    if not has_bands(index.rows) or not index.walk_ready:
         return ()
-    warm_up(storage=index.storage)
     deadline_s = monotonic_s() + limit_s
     rng = np.random.default_rng(index.rows)
     points: list[RecallPoint] = []
@@ -100,9 +104,10 @@ def measure_bands(
 def mean_visited(index: VectorIndex, queries: Float32Matrix, *, ef: int, k: int) -> float:
     """Return the mean number of rows that an unfiltered walk compares; 0 for a small index.
 
-    Measured with the first `VISITED_QUERIES` of `queries`. Small: too few rows for any band.
+    Measured with the first `VISITED_QUERIES` of `queries`. Small: too few rows for any band. 0 too
+    where the compiled kernels are not loaded.
     """
-    if index.rows * float(BANDS[0]) < BAND_ROWS_MIN:
+    if not has_bands(index.rows) or not index.walk_ready:
         return 0.0
     few = np.ascontiguousarray(queries[:VISITED_QUERIES])
     walked = index.walk_filtered(few, k=k, ef=ef, matching=None)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from annheal.compactor.build.bands import bands_time_s, measure_bands
+from annheal.compactor.build.bands import bands_time_s, has_bands, measure_bands
 from annheal.compactor.build.base_plan import drift_reason
 from annheal.compactor.build.calibrate import (
     EF_LIMIT,
@@ -27,7 +27,16 @@ from annheal.compactor.build.incremental import Base, choose_base
 from annheal.compactor.build.storage import calibrate_stored, with_storage
 from annheal.compactor.fetch import Source
 from annheal.errors import InvariantViolation
-from annheal.index import VectorIndex, build_flat, build_hnsw, merge_hnsw, set_search_threads
+from annheal.index import (
+    VectorIndex,
+    build_flat,
+    build_hnsw,
+    is_base,
+    merge_hnsw,
+    set_search_threads,
+)
+from annheal.index.kernels.catalog import MERGE_KERNELS, SEARCH_KERNELS, Kernel, walk_over
+from annheal.index.kernels.loaded import wait_loaded
 from annheal.model.collection import (
     Collection,
     CollectionSettings,
@@ -49,6 +58,8 @@ from annheal.segment import (
     write_segment,
 )
 
+KERNEL_WAIT_S = 0.5
+"""A task that was cancelled notices within this time."""
 HNSW_ROWS_MIN = 2_000
 """A segment with fewer rows gets no graph: a scan of all rows is faster than a walk, and exact.
 
@@ -129,7 +140,7 @@ def build_segment(
         held_out,
         allowed=_allowed_settings(order.collection),
         collection_settings=order.collection.settings,
-        rebuild=order.rebuild or order.reason in REBUILD_REASONS,
+        rebuild=order.rebuild or order.reason in REBUILD_REASONS or not _can_merge(sources, order),
     )
     rows = gather_rows(
         chosen.sources, chosen.kept, held_out, model=model, schema=order.collection.schema
@@ -173,6 +184,28 @@ def first_strength(segments: Sequence[Segment]) -> int:
     good enough. Else 1: live queries are harder than the rows, and need a stronger graph.
     """
     return 0 if any(map(is_damaged, segments)) else 1
+
+
+def _can_merge(sources: Sequence[Source], order: BuildOrder) -> bool:
+    """Return whether the kernels that extend a graph are loaded; waits while they may come."""
+    if not any(is_base(source.segment.index) for source in sources):
+        return False
+    return _has_kernels(MERGE_KERNELS, order, done=0.0)
+
+
+def _has_kernels(kernels: Sequence[Kernel], order: BuildOrder, *, done: float) -> bool:
+    """Wait until `kernels` are loaded; False, and a warning, where that was given up.
+
+    On a new machine they are compiled for a minute or two.
+    """
+    if wait_loaded(kernels, interval_s=KERNEL_WAIT_S, tell=lambda: order.on_progress(done)):
+        return True
+    _log.warning(
+        "segment %s is built without %s, which could not be compiled",
+        order.segment_id,
+        ", ".join(kernels),
+    )
+    return False
 
 
 def _allowed_settings(collection: Collection) -> list[IndexSettings]:
@@ -325,6 +358,9 @@ def _build_graph(
 
     def measure(part: VectorIndex) -> None:
         limit_s = bands_time_s(monotonic_s() - started_s)
+        if has_bands(part.rows):
+            needed = (*SEARCH_KERNELS, walk_over(collection_settings.storage))
+            _has_kernels(needed, order, done=part.rows / len(vectors))
         stored = calibrate_stored(
             part,
             queries,

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TypeVar
 
 from annheal.errors import DataCorruption, NotFound
-from annheal.index import want_walk
 from annheal.model.collection import Collection
 from annheal.model.topology.manifest import DeleteVectorEntry, Manifest, SegmentEntry
 from annheal.objectstore.protocol import ObjectStore
@@ -62,9 +61,7 @@ class SegmentLoader:
             files = await fetch_segment(
                 self._objects, self._collection.id, self._number, entry, cache_dir=self._cache
             )
-            segment = await self._maintain(lambda: Segment.open(files, entry))
-        want_walk(segment.storage)
-        return segment
+            return await self._maintain(lambda: Segment.open(files, entry))
 
     async def load_view(
         self, entry: SegmentEntry, deletes: DeleteVectorEntry | None

@@ -126,6 +126,7 @@ def _of_segment(number: int, held: SegmentView, collection: Collection) -> Segme
         ef=ef,
         visited_baseline=baseline,
         built_for=held.segment.meta.build.reason,
+        without_kernels=held.segment.kind is IndexKind.HNSW and not held.segment.index.walk_ready,
     )
 
 

@@ -11,7 +11,6 @@ import numpy.typing as npt
 
 from annheal.filters import filter_key
 from annheal.index import TopK, merge_topk
-from annheal.index.compiled import ready_kernels
 from annheal.index.walk.walk_layout import CHECKS_PER_COMPARISON
 from annheal.model.filter import Filter
 from annheal.model.measures.recall import RecallEstimate, SelectivityBand, band_of
@@ -163,10 +162,10 @@ def walk_work(held: SegmentView, plan: SegmentPlan, queries: Float32Matrix, *, k
     """Return the walk cost of the first `WALK_QUERIES` queries, (m,): rows compared in the graph.
 
     A row that is tested but not compared counts 1 / `CHECKS_PER_COMPARISON`. Empty for plans
-    without a walk, and while the kernels are being compiled. Without a filter the kernel's walk
+    without a walk, and while the kernels are not loaded. Without a filter the kernel's walk
     compares the same rows as FAISS's, which does not count them.
     """
-    if plan.kind not in WALKS or ready_kernels() is None:
+    if plan.kind not in WALKS or not held.segment.index.walk_ready:
         return np.empty(0)
     few = np.ascontiguousarray(queries[:WALK_QUERIES])
     through = held.deletes.live if plan.kind is PlanKind.IN_GRAPH else None

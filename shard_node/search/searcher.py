@@ -19,6 +19,7 @@ from annheal.model.limits import ANSWER_BYTES_MAX
 from annheal.model.measures.recall import band_of
 from annheal.model.records import IDS_ONLY, Float32Matrix, Projection, RecordSet
 from annheal.model.search import SearchAnswer, SearchOptions, SegmentExplain
+from annheal.model.topology.manifest import IndexKind
 from annheal.runtime.stop import Checkpoint, no_checkpoint
 from annheal.shard_node.rows.growing import GrowingView
 from annheal.shard_node.rows.view import SegmentView, ShardView
@@ -329,6 +330,7 @@ def _explain(
         ef=plan.ef,
         visited=0 if ran is None else ran.visited,
         duration_s=took_s,
+        without_kernels=held.segment.kind is IndexKind.HNSW and not held.segment.index.walk_ready,
     )
 
 

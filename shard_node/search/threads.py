@@ -10,7 +10,8 @@ from typing import TypeVar
 import numpy as np
 
 from annheal.index import LiveBitmap, VectorIndex
-from annheal.index.compiled import ready_kernels
+from annheal.index.kernels.catalog import Kernel
+from annheal.index.kernels.loaded import is_loaded
 from annheal.model.records import Float32Matrix
 from annheal.runtime.lane import lower_thread_priority
 from annheal.runtime.stop import Checkpoint, no_checkpoint
@@ -121,7 +122,7 @@ def _shared(
     search = index.search_shortlisted if by_codes else index.search_matching
     least = PART_CODES_MIN if by_codes else PART_COMPARISONS_MIN
     count = min(threads.count, len(queries) * matching.count // least)
-    if count < 2 or ready_kernels() is None:
+    if count < 2 or not is_loaded(Kernel.COMPARE_BITMAP):
         return search(queries, matching=matching, k=k)
     found = threads.run(
         _row_parts(matching, count), lambda part: search(queries, matching=part, k=k)

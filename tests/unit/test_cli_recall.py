@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -199,3 +199,6 @@ def test_every_plan_has_a_reason() -> None:
     assert "ef 64" in why(entry("graph"))
     assert "10.0%" in why(entry("selector"))
     assert "'quantum'" in why(entry("quantum"))
+    bare = replace(entry("rows"), without_kernels=True)
+    assert "has not loaded its compiled kernels" in why(bare)
+    assert "kernels" not in why(entry("rows"))

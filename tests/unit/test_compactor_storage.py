@@ -15,7 +15,7 @@ from annheal.compactor.build.calibrate import is_damaged, recall_of
 from annheal.compactor.fetch import Source
 from annheal.errors import DataCorruption
 from annheal.filters import validate_filter
-from annheal.index import VectorIndex, warm_up
+from annheal.index import VectorIndex
 from annheal.model.collection import (
     Collection,
     CollectionSettings,
@@ -42,12 +42,6 @@ pytestmark = pytest.mark.timeout(400)
 LOSSY = (VectorStorage.FP16, VectorStorage.INT8)
 ROWS = HNSW_ROWS_MIN + 100
 HELD_BACK = 200
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled() -> None:
-    for storage in LOSSY:
-        warm_up(storage=storage)
 
 
 def into(metric: Metric, storage: VectorStorage, *, dimension: int = 384) -> Collection:

@@ -97,6 +97,12 @@ def test_a_healthy_collection_needs_nothing() -> None:
         ("wear", {"collection": ON_REQUEST}, Health.WATCH, "only on request"),
         ("segments", {"missing_shards": (3,)}, Health.BAD, "shards 3"),
         ("segments", {"segments": (replace(SEGMENT, stuck=True),)}, Health.BAD, "although rebuilt"),
+        (
+            "segments",
+            {"segments": (replace(SEGMENT, without_kernels=True),)},
+            Health.WATCH,
+            "1 are searched without compiled kernels",
+        ),
         ("segments", {"segments": ()}, Health.GOOD, "none yet"),
         ("recall", {"recall": recall(overall=UNMEASURED)}, Health.UNKNOWN, "none of them measured"),
         ("recall", {"recall": recall(overall=replace(MISSED, name=""))}, Health.BAD, "0.5000"),

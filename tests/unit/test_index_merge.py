@@ -16,11 +16,8 @@ from annheal.index import (
     build_flat,
     build_hnsw,
     load_mapped,
-    start_merge_warm_up,
 )
-from annheal.index.carry import merge_compiled
 from annheal.index.carry.merge import CarriedLinks, is_base, merge_hnsw, unreachable_rows
-from annheal.index.carry.merge_compiled import merge_kernels
 from annheal.model.collection import IndexSettings, Metric
 from tests.support.graphs import assert_valid_graph, levels_of, links_by_level
 from tests.support.packages import load_packages
@@ -247,9 +244,3 @@ def test_recall_stays_that_of_a_rebuild_over_many_merges() -> None:
 
     assert recall(graphs[True]) > recall(rebuilt) - 0.01
     assert recall(graphs[False]) < recall(rebuilt) - 0.015
-
-
-def test_kernels_are_compiled_when_a_compactor_starts() -> None:
-    start_merge_warm_up().join(timeout=390)
-    assert merge_compiled._kernels is not None
-    assert merge_kernels() is merge_compiled._kernels

@@ -20,10 +20,9 @@ from annheal.index import (
     load_mapped,
     measure_costs,
     quantized,
-    want_walk,
-    warm_up,
 )
-from annheal.index.compiled import walk_kernel, walk_ready
+from annheal.index.kernels.catalog import walk_over
+from annheal.index.kernels.loaded import machine_code
 from annheal.index.quantized import reranked_rows
 from annheal.model.collection import IndexSettings, Metric, VectorStorage
 
@@ -33,12 +32,6 @@ pytestmark = pytest.mark.timeout(400)
 Vectors = npt.NDArray[np.float32]
 LOSSY = (VectorStorage.FP16, VectorStorage.INT8)
 ROWS, DIMENSION = 3_000, 24
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled() -> None:
-    for storage in LOSSY:
-        warm_up(storage=storage)
 
 
 def values(rows: int, dimension: int, metric: Metric, *, seed: int) -> Vectors:
@@ -168,7 +161,7 @@ def test_halves_are_decoded_as_numpy_decodes_them() -> None:
     halves = np.array([6e-8, -6e-8, 5.9e-5, 0.0, -0.0, 1.0, -65_504.0, 0.333], dtype=np.float16)
     vectors = np.ascontiguousarray(np.eye(8, dtype=np.float32) * halves.astype(np.float32))
     index = quantized(graph(vectors, Metric.INNER_PRODUCT), storage=VectorStorage.FP16)
-    from annheal.index import filtered_walk
+    from annheal.index.walk import filtered_walk
 
     assert index._codes is not None
     ones = np.ones((1, 8), dtype=np.float32)
@@ -272,13 +265,9 @@ def test_costs_of_a_lossy_walk_can_be_measured() -> None:
     assert costs.walk_row_ns > 0
 
 
-def test_walks_of_every_storage_are_compiled_when_wanted() -> None:
-    want_walk(VectorStorage.FLOAT32)
-    for storage in LOSSY:
-        want_walk(storage)
-        assert walk_kernel(storage) is walk_kernel(storage)
-        assert walk_ready(storage)
-    assert walk_kernel(VectorStorage.INT8) is not walk_kernel(VectorStorage.FP16)
+def test_every_storage_has_a_walk_of_its_own() -> None:
+    walks = {machine_code(walk_over(storage)) for storage in VectorStorage}
+    assert len(walks) == len(VectorStorage)
 
 
 def test_more_rows_than_asked_for_are_compared_again_within_the_beam() -> None:

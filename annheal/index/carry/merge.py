@@ -21,8 +21,9 @@ import numpy as np
 import numpy.typing as npt
 
 from annheal.index.carry import merge_layout as layout
-from annheal.index.carry.merge_compiled import merge_kernels
 from annheal.index.graph import HnswGraph
+from annheal.index.kernels.catalog import Kernel
+from annheal.index.kernels.loaded import machine_code
 from annheal.index.vector_index import BUILD_BATCH_ROWS, VectorIndex
 from annheal.index.walk.walk_layout import ENTRY, WIDTHS
 from annheal.model.collection import IndexSettings, Metric
@@ -104,7 +105,7 @@ def merge_hnsw(
     Without `repair` links to dead rows are dropped and not replaced. The graph does not depend on
     `threads`. `on_carried` is called with the counts of links. `threads`, `on_progress`,
     `probe_rows` and `probe` are as in `build_hnsw`; the last `probe_rows` rows must not be among
-    the kept ones. Waits for the kernels.
+    the kept ones. Only once `MERGE_KERNELS` are loaded.
     Raises ValueError for a base that `is_base` refuses, or that does not fit the other arguments.
     """
     source = base._graph
@@ -159,7 +160,7 @@ def unreachable_rows(index: VectorIndex) -> Int64s:
     entry = int(graph.layout[ENTRY])
     parents = np.full(index.rows, -1, dtype=np.int32)
     stack = np.empty_like(parents)
-    merge_kernels().mark_reached(
+    machine_code(Kernel.MARK_REACHED)(
         graph.neighbors, graph.offsets, graph.width, entry, entry, parents, stack
     )
     return np.flatnonzero(parents < 0)
@@ -228,7 +229,7 @@ def _carry_slice(
     own = settings.copy()
     own[layout.START], own[layout.STOP] = start, stop
     counts = np.zeros(3, dtype=np.int64)
-    merge_kernels().carry_links(
+    machine_code(Kernel.CARRY_LINKS)(
         source.neighbors,
         source.offsets,
         source.layout[WIDTHS:],
@@ -257,7 +258,7 @@ def _reconnect(arrays: _GraphArrays, vectors: Float32Matrix, *, l2: bool) -> tup
     nearest reachable rows. The link goes into a free place, or replaces a link that is not in the
     spanning tree of the search from the entry point: so no other row is cut off.
     """
-    kernel = merge_kernels().mark_reached
+    kernel = machine_code(Kernel.MARK_REACHED)
     parents = np.full(len(arrays.levels), -1, dtype=np.int32)
     stack = np.empty_like(parents)
     kernel(

@@ -1,6 +1,6 @@
 """Compiled coding of queries: directions, codes and errors in one call.
 
-Imported by `annheal.index.compiled` alone, because importing numba takes a good part of a second.
+Imported where machine code is loaded: importing numba takes a good part of a second.
 
 A single query was coded by numpy in 0.05 to 0.08 ms, most of it for some twenty calls.
 """

@@ -33,7 +33,8 @@ from annheal.index.codes.code_layout import (
     WHOLE,
     WIDTH,
 )
-from annheal.index.compiled import kernels
+from annheal.index.kernels.catalog import Kernel
+from annheal.index.kernels.loaded import machine_code
 from annheal.model.records import Float32Matrix
 
 CODE_MAX = 127
@@ -177,7 +178,7 @@ class RowCodes:
             shares=shares,
             errors=errors,
         )
-        kernels().code_queries(
+        machine_code(Kernel.CODE_QUERIES)(
             queries,
             *self._given,
             self._edges,

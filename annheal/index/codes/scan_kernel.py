@@ -1,6 +1,6 @@
 """Compiled comparison by 8-bit codes: codes choose the rows worth reading, floats decide.
 
-Imported by `annheal.index.compiled` alone, because importing numba takes a good part of a second.
+Imported where machine code is loaded: importing numba takes a good part of a second.
 
 A row of codes takes a quarter of the memory of its floats, and reading is what comparing many
 scattered rows costs. A product of codes is off by no more than a known slack (`row_codes`

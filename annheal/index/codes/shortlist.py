@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from annheal.index.codes.code_layout import KINDS, ROWS_PADDING
 from annheal.index.codes.row_codes import HALF_SLACK_MAX, UNTYPICAL_SHARE_MAX, RowCodes
-from annheal.index.compiled import kernels
+from annheal.index.kernels.catalog import Kernel
+from annheal.index.kernels.loaded import machine_code
 from annheal.index.live import LiveBitmap
 from annheal.index.walk.filtered_walk import ROW_MISSING, SCORE_MISSING, compare_bitmap
 from annheal.model.records import Float32Matrix
@@ -80,7 +81,7 @@ class Shortlist:
     def __init__(self, vectors: Float32Matrix, *, flat: Floats, l2: bool) -> None:
         """Encode `vectors` (rows, d), which may be mapped and unaligned; `flat` is the same memory.
 
-        Waits for the kernels, to measure the costs.
+        Only once the kernels are loaded: it measures what searches cost.
         """
         self._stored, self._l2 = flat, l2
         self.codes = RowCodes(vectors, l2=l2)
@@ -104,7 +105,7 @@ class Shortlist:
         if scratch.bitmap_rows < matching.count:
             scratch.fit(matching.count)
         whole = len(matching.packed) // 8 * 8
-        kernels().compare_codes(
+        machine_code(Kernel.COMPARE_CODES)(
             held.planes,
             held.layout,
             held.scales,

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from annheal.index.compiled import kernels, walk_kernel
 from annheal.index.graph import HnswGraph
+from annheal.index.kernels.catalog import Kernel, walk_over
+from annheal.index.kernels.loaded import machine_code
 from annheal.index.live import LiveBitmap
 from annheal.index.quantized import Codes
 from annheal.index.walk import walk_layout as layout
@@ -120,7 +121,7 @@ def walk(
         if isinstance(stored, Codes):
             storage, elements = stored.storage, stored.stored
             flat_queries = stored.prepared(queries, l2=l2)
-        walk_kernel(storage)(
+        machine_code(walk_over(storage))(
             graph.neighbors,
             graph.offsets,
             graph.layout,
@@ -160,7 +161,7 @@ def compare_bitmap(
     """Compare the queries with the rows of a bitmap; as `VectorIndex.search_matching`."""
     whole = len(matching.packed) // 8 * 8
     scores, found, pools, sizes = _exact_results(len(queries), k)
-    kernels().compare_bitmap(
+    machine_code(Kernel.COMPARE_BITMAP)(
         stored,
         queries.shape[1],
         queries.reshape(-1),
@@ -182,7 +183,7 @@ def compare_rows(
 ) -> tuple[Scores, Rows]:
     """Compare the queries with the given rows; as `VectorIndex.search_rows`."""
     scores, found, pools, sizes = _exact_results(len(queries), k)
-    kernels().compare_rows(
+    machine_code(Kernel.COMPARE_ROWS)(
         stored,
         queries.shape[1],
         queries.reshape(-1),

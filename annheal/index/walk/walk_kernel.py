@@ -1,6 +1,6 @@
 """The compiled walk through an HNSW graph that returns only the rows of a bitmap.
 
-Imported by `annheal.index.compiled` alone, because importing numba takes a good part of a second.
+Imported where machine code is loaded: importing numba takes a good part of a second.
 
 The walk keeps a pool of the `ef` nearest rows of the bitmap, expands the nearest one that is not
 expanded yet, and ends when all are. Rows outside the bitmap are never compared on level 0. Where

@@ -19,6 +19,8 @@ class SegmentState:
         visited: walk cost of live queries without a filter; 0: not measured.
         visited_baseline: walk cost when the segment was built; 0: not known.
         built_for: reason of the task that built it; empty for a flushed segment.
+        without_kernels: it has a graph, and the node has not loaded the compiled kernels that
+            filtered walks of it need.
     """
 
     shard: int
@@ -40,6 +42,7 @@ class SegmentState:
     visited: float = 0.0
     visited_baseline: float = 0.0
     built_for: str = ""
+    without_kernels: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,8 +90,8 @@ log_level = {{ .Values.logLevel | quote }}
 # The root file system is read-only.
 - name: HOME
   value: /tmp
-- name: NUMBA_CACHE_DIR
-  value: /tmp/numba
+- name: ANNHEAL_KERNEL_CACHE
+  value: /tmp/annheal-kernels
 {{- with $root.Values.metadata.auth }}
 {{- if .existingSecret }}
 - name: ANNHEAL_ETCD_USER
