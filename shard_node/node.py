@@ -13,12 +13,15 @@ import numpy as np
 from annheal.errors import DeadlineExceeded, Fenced, InvalidArgument
 from annheal.index import set_search_threads
 from annheal.model.collection import ModelSpec
+from annheal.model.limits import SEARCH_HITS_MAX
 from annheal.model.measures.recall import CollectionRecall, band_of
 from annheal.model.records import RecordSet
 from annheal.model.search import Consistency, SearchAnswer, SearchRequest
+from annheal.model.topology.checks import checked_shards
 from annheal.model.topology.shard import ShardId
 from annheal.model.topology.state import ShardState
 from annheal.model.topology.task import CompactionTask
+from annheal.model.validation import validate_search_options
 from annheal.model.write import (
     CountRequest,
     GetRequest,
@@ -79,9 +82,8 @@ class Node:
         """Search the named shards on one view each; merge their hits."""
         began_s = time.perf_counter()
         deadline = Deadline.after(request.timeout_s)
-        if not request.shards:
-            raise InvalidArgument.of("shards", "name at least one")
-        owned = [self._owned(request.collection_id, number) for number in request.shards]
+        shards = checked_shards(request.shards)
+        owned = [self._owned(request.collection_id, number) for number in shards]
         _check_queries(request, owned[0].collection.model)
         if request.consistency is Consistency.STRONG:
             await asyncio.gather(*(shard.verify_owner() for shard in owned))
@@ -236,10 +238,12 @@ def _check_queries(request: SearchRequest, model: ModelSpec) -> None:
             f"{queries.dtype} {queries.shape}; model {model.name!r} needs float32 (n, "
             f"{model.dimension})",
         )
-    if options.k < 1:
-        raise InvalidArgument.of("k", f"must be at least 1, not {options.k}")
-    if options.model not in ("", model.name):
-        raise InvalidArgument.of("model", f"{options.model!r} does not serve; use {model.name!r}")
+    validate_search_options(options, model=model)
+    hits = len(queries) * options.k
+    if hits > SEARCH_HITS_MAX:
+        raise InvalidArgument.of("k", f"{hits} hits are wanted; the limit is {SEARCH_HITS_MAX}")
+    if not np.isfinite(queries).all():
+        raise InvalidArgument.of("queries", "hold a value that is not finite")
 
 
 def _view(owned: OwnedShard, min_sequence: int) -> ShardView:

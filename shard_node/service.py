@@ -88,20 +88,21 @@ class ShardServicer:
         self, request: pb.ListShardStatesRequest, context: Context
     ) -> pb.ListShardStatesResponse:
         """Describe the shards that the node holds."""
-        states = await self._node.shard_states(request.collection_id)
+        states = await self._node.shard_states(wire.decode_collection_id(request))
         return pb.ListShardStatesResponse(states=[wire.encode_shard_state(s) for s in states])
 
     async def ReportRecall(
         self, request: pb.ReportRecallRequest, context: Context
     ) -> pb.ReportRecallResponse:
         """Report what live queries measured."""
-        return encode_recall_reports(await self._node.recall(request.collection_id))
+        return encode_recall_reports(await self._node.recall(wire.decode_collection_id(request)))
 
     async def FlushShard(
         self, request: pb.FlushShardRequest, context: Context
     ) -> pb.FlushShardResponse:
         """Seal, flush, checkpoint and trim one shard."""
-        await self._node.flush(request.collection_id, request.shard)
+        shard = wire.decode_flush(request)
+        await self._node.flush(shard.collection_id, shard.number)
         return pb.FlushShardResponse()
 
     async def PublishCompaction(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -92,3 +93,61 @@ class RecordSet:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+
+def take_records(parts: Sequence[RecordSet], rows: npt.NDArray[np.int64]) -> RecordSet:
+    """Return the given rows of the concatenation of `parts`, which have the same columns.
+
+    A part without rows may lack columns that the others have. Keyword columns become plain: their
+    dictionaries differ from segment to segment.
+    """
+    filled = [part for part in parts if len(part)]
+    if not filled:
+        return parts[0] if parts else RecordSet(ids=[])
+    ids = [record_id for part in filled for record_id in part.ids]
+    index: pa.Int64Array = pa.array(rows, type=pa.int64())
+    attributes = [part.attributes for part in filled if part.attributes is not None]
+    payloads = [part.payloads for part in filled if part.payloads is not None]
+    vectors = [part.vectors for part in filled if part.vectors is not None]
+    return RecordSet(
+        ids=[ids[row] for row in rows.tolist()],
+        attributes=_joined(attributes).take(index) if attributes else None,
+        payloads=pa.concat_arrays(payloads).take(index) if payloads else None,
+        vectors=np.concatenate(vectors)[rows] if vectors else None,
+    )
+
+
+def join_records(
+    parts: Sequence[RecordSet], positions: Sequence[npt.NDArray[np.int64]]
+) -> RecordSet:
+    """Return one set in which row i of `parts[j]` stands at `positions[j][i]`.
+
+    One part alone is returned as it is: its positions are 0, 1 and so on.
+    """
+    if len(parts) <= 1:
+        return parts[0] if parts else RecordSet(ids=[])
+    return take_records(parts, np.argsort(np.concatenate(positions), kind="stable"))
+
+
+def slice_records(records: RecordSet, low: int, high: int) -> RecordSet:
+    """Return the rows from `low` to `high`, sharing the columns."""
+    attributes, payloads, vectors = records.attributes, records.payloads, records.vectors
+    return RecordSet(
+        ids=records.ids[low:high],
+        attributes=None if attributes is None else attributes.slice(low, high - low),
+        payloads=None if payloads is None else payloads.slice(low, high - low),
+        vectors=None if vectors is None else vectors[low:high],
+    )
+
+
+def plain_column(column: pa.Array[Any]) -> pa.Array[Any]:
+    """Return a dictionary-encoded column as its values, every other column as it is."""
+    return column.dictionary_decode() if isinstance(column, pa.DictionaryArray) else column
+
+
+def _joined(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
+    names = batches[0].schema.names
+    columns = [
+        pa.concat_arrays([plain_column(batch.column(name)) for batch in batches]) for name in names
+    ]
+    return pa.RecordBatch.from_arrays(columns, names=names)

@@ -13,10 +13,18 @@ import numpy as np
 import pyarrow as pa
 
 from annheal.errors import InvalidArgument
-from annheal.model.records import Float32Matrix, RecordBatch, RecordSet
+from annheal.model.records import (
+    ARROW_TYPES,
+    Float32Matrix,
+    RecordBatch,
+    RecordSet,
+    plain_column,
+)
+from annheal.wire.arrow_stream import read_rows
 
 ID, VECTOR, PAYLOAD, ATTRIBUTE_PREFIX = "id", "vector", "payload", "a:"
 _WITH_ATTRIBUTES = {b"attributes": b"1"}
+_TYPES = (*ARROW_TYPES.values(), pa.binary())
 
 
 def encode_batch(batch: RecordBatch) -> bytes:
@@ -30,7 +38,7 @@ def decode_batch(stream: bytes, *, field: str = "upsert") -> RecordBatch:
 
     Raises `InvalidArgument` when it is not what `encode_batch` writes.
     """
-    rows = _read(stream, field=field)
+    rows = read_rows(stream, field=field, types=_TYPES)
     vectors, attributes, payloads = _decode(rows, field=field)
     if ID not in rows.schema.names or vectors is None or attributes is None or payloads is None:
         raise InvalidArgument.of(field, "lacks ids, vectors, attributes or payloads")
@@ -53,7 +61,7 @@ def decode_columns(stream: bytes, *, ids: list[str], field: str = "columns") -> 
     """Return the records with `ids` and the columns of `stream`."""
     if not stream:
         return RecordSet(ids=ids)
-    rows = _read(stream, field=field)
+    rows = read_rows(stream, field=field, types=_TYPES)
     if rows.num_columns and rows.num_rows != len(ids):
         raise InvalidArgument.of(field, f"has {rows.num_rows} rows, but there are {len(ids)} ids")
     vectors, attributes, payloads = _decode(rows, field=field)
@@ -73,7 +81,7 @@ def _encode(
         columns[PAYLOAD] = payloads
     if attributes is not None:
         for number, name in enumerate(attributes.schema.names):
-            columns[ATTRIBUTE_PREFIX + name] = attributes.column(number)
+            columns[ATTRIBUTE_PREFIX + name] = plain_column(attributes.column(number))
     rows = pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
     if attributes is not None:
         rows = rows.replace_schema_metadata(_WITH_ATTRIBUTES)
@@ -83,21 +91,14 @@ def _encode(
     return sink.getvalue().to_pybytes()
 
 
-def _read(stream: bytes, *, field: str) -> pa.RecordBatch:
-    try:
-        with pa.ipc.open_stream(pa.py_buffer(stream)) as reader:
-            rows = reader.read_next_batch()
-            rows.validate()
-    except (pa.ArrowException, OSError, StopIteration) as error:
-        raise InvalidArgument.of(field, f"is not an Arrow IPC stream of rows: {error}") from error
-    return rows
-
-
 def _decode(
     rows: pa.RecordBatch, *, field: str
 ) -> tuple[Float32Matrix | None, pa.RecordBatch | None, pa.BinaryArray | None]:
     names = rows.schema.names
     vectors = _matrix(rows.column(VECTOR), field=field) if VECTOR in names else None
+    for name, wanted_type in ((ID, pa.string()), (PAYLOAD, pa.binary())):
+        if name in names and rows.schema.field(name).type != wanted_type:
+            raise InvalidArgument.of(field, f"column {name!r} is no {wanted_type}")
     payloads = cast("pa.BinaryArray", rows.column(PAYLOAD)) if PAYLOAD in names else None
     attributes = None
     if (rows.schema.metadata or {}).get(b"attributes"):
@@ -111,7 +112,9 @@ def _decode(
 
 def _matrix(column: Any, *, field: str) -> Float32Matrix:
     kind = column.type
-    if not (isinstance(kind, pa.FixedSizeListType) and kind.value_type == pa.float32()):
+    if not isinstance(kind, pa.FixedSizeListType):
         raise InvalidArgument.of(field, f"holds vectors of Arrow type {kind}")
     flat = column.flatten()
+    if column.null_count or flat.null_count:
+        raise InvalidArgument.of(field, "holds missing vectors or components")
     return np.asarray(flat, dtype=np.float32).reshape(-1, kind.list_size)

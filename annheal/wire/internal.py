@@ -5,13 +5,21 @@ Scores stay as they are inside (higher = better); rows travel as Arrow IPC strea
 
 from __future__ import annotations
 
-from typing import assert_never
+from typing import Protocol, assert_never
 
 import numpy as np
 
 from annheal.errors import InvalidArgument
+from annheal.model.limits import (
+    DIMENSION_MAX,
+    GET_IDS_MAX,
+    SCAN_PAGE_ROWS_MAX,
+    WRITE_ROWS_MAX,
+)
+from annheal.model.names import checked_name, checked_shard
 from annheal.model.records import IDS_ONLY, Projection, RecordSet
 from annheal.model.search import Consistency, SearchAnswer, SearchOptions, SearchRequest
+from annheal.model.topology.checks import check_task, checked_shards
 from annheal.model.topology.cluster import TaskStatus
 from annheal.model.topology.manifest import IndexKind, SegmentEntry, Tier
 from annheal.model.topology.shard import ShardId
@@ -36,6 +44,14 @@ from annheal.wire.columns import decode_projection, encode_projection
 from annheal.wire.enums import CONSISTENCY, INDEX_KIND, SHARD_PHASE, TIER
 from annheal.wire.filters import decode_filter, encode_filter
 from annheal.wire.search import decode_explain, encode_explain
+
+
+class _OfCollection(Protocol):
+    """A message about one collection."""
+
+    @property
+    def collection_id(self) -> str: ...
+
 
 _FLOAT32 = np.dtype("<f4")
 _NOTHING_SEEN = -1
@@ -74,13 +90,14 @@ def decode_shard_search(message: pb.SearchShardsRequest, *, timeout_s: float) ->
     """Return a search; its queries (n, d) are read-only and share the message's memory."""
     dimension = message.dimension
     packed = message.queries
-    if dimension < 1 or len(packed) % (4 * dimension):
+    shards = checked_shards(message.shards)
+    if not 1 <= dimension <= DIMENSION_MAX or len(packed) % (4 * dimension):
         raise InvalidArgument.of(
             "queries", f"has {len(packed)} bytes, no whole number of vectors of {dimension} floats"
         )
     return SearchRequest(
-        collection_id=message.collection_id,
-        shards=tuple(message.shards),
+        collection_id=_collection_id(message),
+        shards=shards,
         queries=np.frombuffer(packed, dtype=_FLOAT32).reshape(-1, dimension),
         options=SearchOptions(
             k=message.k,
@@ -95,7 +112,11 @@ def decode_shard_search(message: pb.SearchShardsRequest, *, timeout_s: float) ->
             model=message.model,
         ),
         consistency=CONSISTENCY.decode(message.consistency, field="consistency"),
-        min_sequences=dict(message.min_sequences),
+        min_sequences={
+            shard: message.min_sequences[shard]
+            for shard in shards
+            if shard in message.min_sequences
+        },
         timeout_s=timeout_s,
     )
 
@@ -118,6 +139,9 @@ def encode_shard_answer(answer: SearchAnswer) -> pb.SearchShardsResponse:
 
 def decode_shard_answer(message: pb.SearchShardsResponse, *, collection_id: str) -> SearchAnswer:
     """Return the hits of some shards of the collection asked."""
+    hits = len(message.ids)
+    if sum(message.counts) != hits or len(message.scores) != hits * _FLOAT32.itemsize:
+        raise InvalidArgument.of("counts", f"counts, scores and {hits} ids differ in number")
     return SearchAnswer(
         counts=np.array(message.counts, dtype=np.int32),
         scores=np.frombuffer(message.scores, dtype=_FLOAT32),
@@ -153,15 +177,17 @@ def decode_shard_write(message: pb.WriteShardRequest, *, timeout_s: float) -> Wr
     match message.WhichOneof("operation"):
         case "upsert":
             operation = Upsert(decode_batch(message.upsert))
+            _check_count(len(operation.batch), field="upsert", most=WRITE_ROWS_MAX)
         case "delete_ids":
+            _check_count(len(message.delete_ids.ids), field="delete_ids", most=WRITE_ROWS_MAX)
             operation = DeleteIds(tuple(message.delete_ids.ids))
         case "delete_where":
             operation = DeleteWhere(decode_filter(message.delete_where, field="delete_where"))
         case _:
             raise InvalidArgument.of("operation", "is none that this node knows")
     return WriteRequest(
-        collection_id=message.collection_id,
-        shard=message.shard,
+        collection_id=_collection_id(message),
+        shard=checked_shard(message.shard),
         operation=operation,
         timeout_s=timeout_s,
     )
@@ -198,9 +224,10 @@ def encode_shard_get(request: GetRequest) -> pb.GetFromShardRequest:
 
 def decode_shard_get(message: pb.GetFromShardRequest) -> GetRequest:
     """Return a read by id."""
+    _check_count(len(message.ids), field="ids", most=GET_IDS_MAX)
     return GetRequest(
-        collection_id=message.collection_id,
-        shard=message.shard,
+        collection_id=_collection_id(message),
+        shard=checked_shard(message.shard),
         ids=tuple(message.ids),
         projection=_projection(message),
         consistency=_consistency(message),
@@ -232,8 +259,8 @@ def encode_shard_count(request: CountRequest) -> pb.CountShardRequest:
 def decode_shard_count(message: pb.CountShardRequest) -> CountRequest:
     """Return a count."""
     return CountRequest(
-        collection_id=message.collection_id,
-        shard=message.shard,
+        collection_id=_collection_id(message),
+        shard=checked_shard(message.shard),
         filter=decode_filter(message.filter) if message.HasField("filter") else None,
         consistency=_consistency(message),
         min_sequence=message.min_sequence,
@@ -255,9 +282,12 @@ def encode_shard_scan(request: ScanRequest) -> pb.ScanShardRequest:
 
 def decode_shard_scan(message: pb.ScanShardRequest) -> ScanRequest:
     """Return the request for one page of a shard."""
+    if message.rows_max < 1:
+        raise InvalidArgument.of("rows_max", "is 0; ask for one record at least")
+    _check_count(message.rows_max, field="rows_max", most=SCAN_PAGE_ROWS_MAX)
     return ScanRequest(
-        collection_id=message.collection_id,
-        shard=message.shard,
+        collection_id=_collection_id(message),
+        shard=checked_shard(message.shard),
         rows_max=message.rows_max,
         after_hash=message.after_hash if message.HasField("after_hash") else _NOTHING_SEEN,
         after_id=message.after_id,
@@ -368,7 +398,7 @@ def encode_publish(task: CompactionTask) -> pb.PublishCompactionRequest:
 def decode_publish(message: pb.PublishCompactionRequest) -> CompactionTask:
     """Return a built compaction, to be published."""
     status = decode_task(message.task)
-    return CompactionTask(
+    task = CompactionTask(
         id=status.task_id,
         collection_id=status.collection_id,
         shard=status.shard,
@@ -387,6 +417,27 @@ def decode_publish(message: pb.PublishCompactionRequest) -> CompactionTask:
         rows_in=status.rows_in,
         rows_out=status.rows_out,
     )
+    check_task(task)
+    return task
+
+
+def decode_flush(message: pb.FlushShardRequest) -> ShardId:
+    """Return the shard to flush."""
+    return ShardId(_collection_id(message), checked_shard(message.shard))
+
+
+def decode_collection_id(message: pb.ListShardStatesRequest | pb.ReportRecallRequest) -> str:
+    """Return the collection asked for; empty for all."""
+    return _collection_id(message) if message.collection_id else ""
+
+
+def _collection_id(message: _OfCollection) -> str:
+    return checked_name(message.collection_id, field="collection_id")
+
+
+def _check_count(count: int, *, field: str, most: int) -> None:
+    if count > most:
+        raise InvalidArgument.of(field, f"{count}; at most {most} are allowed")
 
 
 def _decode_entry(message: pb.SegmentEntry) -> SegmentEntry:

@@ -7,15 +7,13 @@ give equal answers whichever node answers first. An id appears once, with its be
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from annheal.model.answer_size import HITS_MEND, check_answer_size, records_bytes
 from annheal.model.limits import ANSWER_BYTES_MAX
-from annheal.model.records import RecordSet
+from annheal.model.records import RecordSet, slice_records, take_records
 from annheal.model.search import SearchAnswer
 from annheal.model.topology.shard import ShardId
 
@@ -83,35 +81,6 @@ def slice_answer(
     )
 
 
-def slice_records(records: RecordSet, low: int, high: int) -> RecordSet:
-    """Return the rows from `low` to `high`, sharing the columns."""
-    attributes, payloads, vectors = records.attributes, records.payloads, records.vectors
-    return RecordSet(
-        ids=records.ids[low:high],
-        attributes=None if attributes is None else attributes.slice(low, high - low),
-        payloads=None if payloads is None else payloads.slice(low, high - low),
-        vectors=None if vectors is None else vectors[low:high],
-    )
-
-
-def take_records(parts: Sequence[RecordSet], rows: npt.NDArray[np.int64]) -> RecordSet:
-    """Return the given rows of the concatenation of `parts`, which have the same columns.
-
-    A part without rows may lack columns that the others have.
-    """
-    filled = [part for part in parts if len(part)]
-    if not filled:
-        return parts[0] if parts else RecordSet(ids=[])
-    ids = [record_id for part in filled for record_id in part.ids]
-    index: pa.Int64Array = pa.array(rows, type=pa.int64())
-    return RecordSet(
-        ids=[ids[row] for row in rows.tolist()],
-        attributes=_taken_attributes([part.attributes for part in filled], index),
-        payloads=_taken_payloads([part.payloads for part in filled], index),
-        vectors=_taken_vectors([part.vectors for part in filled], rows),
-    )
-
-
 def _best(
     queries: npt.NDArray[np.int64],
     scores: npt.NDArray[np.float32],
@@ -172,32 +141,3 @@ def _with_missing(answer: SearchAnswer, missing: tuple[ShardId, ...]) -> SearchA
         sequences=answer.sequences,
         missing_shards=missing,
     )
-
-
-def _taken_attributes(
-    parts: Sequence[pa.RecordBatch | None], index: pa.Int64Array
-) -> pa.RecordBatch | None:
-    present = [part for part in parts if part is not None]
-    if not present:
-        return None
-    joined: Any = pa.concat_batches(present)  # type: ignore[attr-defined]
-    taken: pa.RecordBatch = joined.take(index)
-    return taken
-
-
-def _taken_payloads(
-    parts: Sequence[pa.BinaryArray | None], index: pa.Int64Array
-) -> pa.BinaryArray | None:
-    present: list[Any] = [part for part in parts if part is not None]
-    if not present:
-        return None
-    joined: Any = pa.concat_arrays(present)
-    taken: pa.BinaryArray = joined.take(index)
-    return taken
-
-
-def _taken_vectors(
-    parts: Sequence[npt.NDArray[np.float32] | None], rows: npt.NDArray[np.int64]
-) -> npt.NDArray[np.float32] | None:
-    present = [part for part in parts if part is not None]
-    return np.concatenate(present)[rows] if present else None

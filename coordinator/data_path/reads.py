@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 import msgspec
 import numpy as np
 
-from annheal.coordinator.data_path.merge import take_records
 from annheal.coordinator.data_path.ports import ShardNode
 from annheal.coordinator.data_path.router import Router, check_sequences
 from annheal.coordinator.data_path.writes import rows_by_shard
@@ -22,7 +21,7 @@ from annheal.model.answer_size import IDS_MEND, check_answer_size, records_bytes
 from annheal.model.collection import Collection
 from annheal.model.filter import Filter
 from annheal.model.limits import GET_IDS_MAX
-from annheal.model.records import EVERYTHING, Float32Matrix, Projection, RecordSet
+from annheal.model.records import EVERYTHING, Float32Matrix, Projection, RecordSet, take_records
 from annheal.model.search import Consistency
 from annheal.model.topology.shard import ShardId
 from annheal.model.validation import (

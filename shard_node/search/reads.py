@@ -12,13 +12,12 @@ from annheal.filters import evaluate
 from annheal.model.answer_size import IDS_MEND
 from annheal.model.filter import Filter
 from annheal.model.limits import ANSWER_BYTES_MAX, SCAN_PAGE_BYTES
-from annheal.model.records import IDS_ONLY, Projection, RecordSet
+from annheal.model.records import IDS_ONLY, Projection, RecordSet, join_records
 from annheal.model.write import ScanPage, ScanRequest
 from annheal.runtime.stop import Checkpoint, no_checkpoint
 from annheal.shard_node.rows.growing import GrowingView
 from annheal.shard_node.rows.view import SegmentView, ShardView
 from annheal.shard_node.search.answer_bytes import check_answer, record_bytes
-from annheal.shard_node.search.searcher import join_records
 from annheal.shards.routing import hash_ids
 
 IDS_AT_ONCE = 10_000

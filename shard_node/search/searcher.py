@@ -5,11 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from annheal.filters import filter_key
 from annheal.index import TopK, merge_topk
@@ -17,7 +15,7 @@ from annheal.model.answer_size import HITS_MEND
 from annheal.model.collection import Collection
 from annheal.model.limits import ANSWER_BYTES_MAX
 from annheal.model.measures.recall import band_of
-from annheal.model.records import IDS_ONLY, Float32Matrix, Projection, RecordSet
+from annheal.model.records import IDS_ONLY, Float32Matrix, Projection, RecordSet, join_records
 from annheal.model.search import SearchAnswer, SearchOptions, SegmentExplain
 from annheal.model.topology.manifest import IndexKind
 from annheal.runtime.stop import Checkpoint, no_checkpoint
@@ -274,47 +272,6 @@ def _materialise(
         return counts, scores, parts[0].take(rows, projection)
     taken = [parts[part].take(rows[where], projection) for part, where in positions.items()]
     return counts, scores, join_records(taken, list(positions.values()))
-
-
-def join_records(
-    sets: Sequence[RecordSet], positions: Sequence[npt.NDArray[np.int64]]
-) -> RecordSet:
-    """Return one set in which row i of `sets[j]` stands at `positions[j][i]`."""
-    if len(sets) == 1:
-        return sets[0]
-    if not sets:
-        return RecordSet([])
-    order = np.argsort(np.concatenate(positions), kind="stable")
-    ids: list[str] = [record_id for part in sets for record_id in part.ids]
-    index = pa.array(order, type=pa.int64())
-    first = sets[0]
-    return RecordSet(
-        [ids[i] for i in order.tolist()],
-        attributes=None if first.attributes is None else _join_batches(sets).take(index),
-        payloads=None
-        if first.payloads is None
-        else pa.concat_arrays([s.payloads for s in sets if s.payloads is not None]).take(index),
-        vectors=None
-        if first.vectors is None
-        else np.concatenate([s.vectors for s in sets if s.vectors is not None])[order],
-    )
-
-
-def _join_batches(sets: Sequence[RecordSet]) -> pa.RecordBatch:
-    batches = [s.attributes for s in sets if s.attributes is not None]
-    schema = batches[0].schema
-    return pa.RecordBatch.from_arrays(
-        [
-            pa.concat_arrays([_plain(batch.column(name)) for batch in batches])
-            for name in schema.names
-        ],
-        names=schema.names,
-    )
-
-
-def _plain(column: pa.Array[Any]) -> pa.Array[Any]:
-    """Return a keyword column as plain strings: dictionaries differ from segment to segment."""
-    return column.dictionary_decode() if isinstance(column, pa.DictionaryArray) else column
 
 
 def _explain(

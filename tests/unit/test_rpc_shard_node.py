@@ -266,7 +266,9 @@ async def test_broken_messages_between_processes_name_the_field() -> None:
         async with Connection(far.address) as connection:
             with pytest.raises(errors.InvalidArgument, match="queries: has 7 bytes"):
                 await connection.call(
-                    search, search.request(dimension=2, queries=b"1234567"), timeout_s=5
+                    search,
+                    search.request(shards=[0], dimension=2, queries=b"1234567"),
+                    timeout_s=5,
                 )
             with pytest.raises(errors.InvalidArgument, match="operation: is none"):
                 await connection.call(

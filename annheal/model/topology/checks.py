@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+from annheal.errors import InvalidArgument
+from annheal.model.limits import SHARD_COUNT_MAX
 from annheal.model.names import checked_name, checked_shard
 from annheal.model.topology.manifest import Manifest, SegmentEntry
 from annheal.model.topology.task import CompactionTask
@@ -27,6 +29,17 @@ def check_task(task: CompactionTask) -> None:
         checked_name(source, field=f"sources[{number}]")
     if task.output is not None:
         _check_entries([task.output], field="output")
+
+
+def checked_shards(numbers: Sequence[int]) -> tuple[int, ...]:
+    """Return `numbers`; raises `InvalidArgument` for none, too many or repeated ones."""
+    if not 1 <= len(numbers) <= SHARD_COUNT_MAX:
+        raise InvalidArgument.of(
+            "shards", f"names {len(numbers)} shards; name 1 to {SHARD_COUNT_MAX}"
+        )
+    if len(set(numbers)) != len(numbers):
+        raise InvalidArgument.of("shards", "names a shard twice")
+    return tuple(checked_shard(number, field="shards") for number in numbers)
 
 
 def _check_entries(entries: Iterable[SegmentEntry], *, field: str) -> None:
