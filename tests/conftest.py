@@ -17,6 +17,7 @@ pytest_plugins = ("tests.support.s3_server",)
 # Contract suites are imported by the tests, and pytest explains only asserts that it rewrote.
 pytest.register_assert_rewrite(
     "tests.contract.object_store_contract",
+    "tests.contract.shard_node_contract",
     "tests.support.packages",
     "tests.support.records_oracle",
 )

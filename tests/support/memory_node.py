@@ -1,27 +1,31 @@
 """A shard node in memory behind the port `ShardNode`, and an agent that takes shards over.
 
-It keeps what a coordinator can observe of a node: ownership is checked on every call, rows replace
-each other by id, searches are exact.
+It keeps the contract of the port (`tests/contract/shard_node_contract.py`): ownership is checked on
+every call, rows replace each other by id, filters hold. Searches are exact, by inner product.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
-from annheal.errors import AnnhealError, Conflict, Fenced
+from annheal.errors import AnnhealError, Conflict, Fenced, InvalidArgument
+from annheal.filters import evaluate
 from annheal.metastore import keys
 from annheal.metastore.codec import decode_value, encode_value
 from annheal.metastore.lease_keeper import LeaseKeeper
 from annheal.metastore.mirror import Mirror
 from annheal.metastore.protocol import Compare, MetaStore, Put
+from annheal.model.filter import Filter
 from annheal.model.measures.recall import CollectionRecall
-from annheal.model.records import RecordSet
+from annheal.model.records import Projection, RecordBatch, RecordSet, take_records
 from annheal.model.search import SearchAnswer, SearchRequest
+from annheal.model.topology.checks import checked_shards
 from annheal.model.topology.shard import Assignment, NodeRegistration, ShardId
 from annheal.model.topology.state import ShardState
 from annheal.model.topology.task import CompactionTask
@@ -38,16 +42,55 @@ from annheal.model.write import (
 from annheal.runtime.tasks import TaskScope
 from annheal.shards.routing import hash_id
 
-Row = npt.NDArray[np.float32]
+Vector = npt.NDArray[np.float32]
 
 
 @dataclass(slots=True)
 class MemoryShard:
-    """Rows by id; every write is one sequence number."""
+    """Records by id, each a set of one row; every write is one sequence number."""
 
-    rows: dict[str, Row] = field(default_factory=dict)
+    rows: dict[str, RecordSet] = field(default_factory=dict)
     sequence: int = 0
     epoch: int = 1
+
+    @classmethod
+    def of_vectors(cls, vectors: Mapping[str, Vector]) -> MemoryShard:
+        """Return a shard of records that have nothing but vectors."""
+        return cls({one: RecordSet([one], vectors=row[None]) for one, row in vectors.items()})
+
+    def put(self, batch: RecordBatch) -> None:
+        """Insert or replace the records of `batch`."""
+        for number, record_id in enumerate(batch.id_list()):
+            row = batch.take(np.array([number]))
+            self.rows[record_id] = RecordSet([record_id], row.attributes, row.payloads, row.vectors)
+
+    def matching(self, filter: Filter | None) -> list[str]:
+        """Return the ids of the records that `filter` matches (all when None)."""
+        ids = list(self.rows)
+        if filter is None or not ids:
+            return ids
+        attributes = take_records(list(self.rows.values()), np.arange(len(ids))).attributes
+        columns = pa.RecordBatch.from_arrays([], names=[]) if attributes is None else attributes
+        return [ids[row] for row in np.flatnonzero(evaluate(filter, columns, row_count=len(ids)))]
+
+    def records(self, ids: Sequence[str], projection: Projection) -> RecordSet:
+        """Return the records with these ids, as much of each as `projection` asks for."""
+        found = take_records([self.rows[one] for one in ids], np.arange(len(ids)))
+        return _projected(found, projection)
+
+
+def _projected(found: RecordSet, projection: Projection) -> RecordSet:
+    attributes, wanted = found.attributes, projection.attributes
+    if wanted == ():
+        attributes = None
+    elif wanted is not None and attributes is not None:
+        attributes = attributes.select(list(wanted))
+    return RecordSet(
+        found.ids,
+        attributes,
+        found.payloads if projection.payload else None,
+        found.vectors if projection.vector else None,
+    )
 
 
 @dataclass(slots=True)
@@ -86,25 +129,38 @@ class MemoryNode:
         if self.gate is not None:
             await self.gate.wait()
         self._fail()
-        found: list[tuple[str, Row]] = []
-        sequences: dict[int, int] = {}
-        for number in request.shards:
-            shard = self._shard(request.collection_id, number)
+        if request.options.k < 1:
+            raise InvalidArgument.of("k", "must be at least 1")
+        options, sequences = request.options, {}
+        found: list[RecordSet] = []
+        for number in checked_shards(request.shards):
+            shard = self._read(request.collection_id, number, request.min_sequences.get(number, 0))
             sequences[number] = shard.sequence
-            found.extend(shard.rows.items())
-        counts, scores, ids = [], [], []
+            found += [shard.rows[one] for one in shard.matching(options.filter)]
+        counts, scores, rows = [], [], []
         for query in request.queries:
-            ranked = sorted(((float(query @ row), record) for record, row in found), reverse=True)
-            best = ranked[: request.options.k]
+            scored = [
+                (-float(query @ one.vectors[0]), one.ids[0], row)
+                for row, one in enumerate(found)
+                if one.vectors is not None
+            ]
+            best = sorted(scored)[: options.k]
             counts.append(len(best))
-            scores.extend(score for score, _ in best)
-            ids.extend(record for _, record in best)
+            scores += [-score for score, _, _ in best]
+            rows += [row for _, _, row in best]
+        records = take_records(found, np.array(rows, dtype=np.int64))
         return SearchAnswer(
             counts=np.array(counts, dtype=np.int32),
             scores=np.array(scores, dtype=np.float32),
-            records=RecordSet(ids=ids),
+            records=_projected(records, options.projection),
             sequences=sequences,
         )
+
+    def _read(self, collection_id: str, number: int, min_sequence: int) -> MemoryShard:
+        shard = self._shard(collection_id, number)
+        if shard.sequence < min_sequence:
+            raise Fenced(f"{self.node_id} has not applied sequence {min_sequence}")
+        return shard
 
     async def write(self, request: WriteRequest) -> WriteAnswer:
         self.writes.append(request)
@@ -113,37 +169,35 @@ class MemoryNode:
         shard.sequence += 1
         operation = request.operation
         if isinstance(operation, Upsert):
-            for record, vector in zip(
-                operation.batch.ids.to_pylist(), operation.batch.vectors, strict=True
-            ):
-                shard.rows[str(record)] = vector
+            shard.put(operation.batch)
             return WriteAnswer(sequence=shard.sequence, upserted=len(operation.batch))
         if isinstance(operation, DeleteIds):
-            gone = [one for one in operation.ids if shard.rows.pop(one, None) is not None]
-            return WriteAnswer(sequence=shard.sequence, deleted=len(gone))
-        count = len(shard.rows)
-        shard.rows.clear()
-        return WriteAnswer(sequence=shard.sequence, deleted=count)
+            ids = list(operation.ids)
+        else:
+            ids = shard.matching(operation.filter)
+        gone = [one for one in ids if shard.rows.pop(one, None) is not None]
+        return WriteAnswer(sequence=shard.sequence, deleted=len(gone))
 
     async def get(self, request: GetRequest) -> RecordSet:
         self._fail()
-        shard = self._shard(request.collection_id, request.shard)
-        ids = [one for one in request.ids if one in shard.rows]
-        return _records(ids, shard, vector=request.projection.vector)
+        shard = self._read(request.collection_id, request.shard, request.min_sequence)
+        ids = [one for one in dict.fromkeys(request.ids) if one in shard.rows]
+        return shard.records(ids, request.projection)
 
     async def count(self, request: CountRequest) -> int:
         self._fail()
-        return len(self._shard(request.collection_id, request.shard).rows)
+        shard = self._read(request.collection_id, request.shard, request.min_sequence)
+        return len(shard.matching(request.filter))
 
     async def scan(self, request: ScanRequest) -> ScanPage:
         self._fail()
         shard = self._shard(request.collection_id, request.shard)
-        order = sorted((hash_id(one), one) for one in shard.rows)
+        order = sorted((hash_id(one), one) for one in shard.matching(request.filter))
         rest = [one for one in order if one > (request.after_hash, request.after_id)]
         page = rest[: request.rows_max]
-        last = page[-1] if page else (request.after_hash, request.after_id)
+        last = page[-1] if page else (-1, "")
         return ScanPage(
-            records=_records([one for _, one in page], shard, vector=request.projection.vector),
+            records=shard.records([one for _, one in page], request.projection),
             last_hash=last[0],
             last_id=last[1],
             finished=len(rest) <= request.rows_max,
@@ -186,14 +240,6 @@ class MemoryNode:
         self._fail()
         self._shard(task.collection_id, task.shard)
         self.published.append(task)
-
-
-def _records(ids: list[str], shard: MemoryShard, *, vector: bool) -> RecordSet:
-    if not vector:
-        return RecordSet(ids=ids)
-    rows = [shard.rows[one] for one in ids]
-    empty = np.zeros((0, 0), dtype=np.float32)
-    return RecordSet(ids=ids, vectors=np.stack(rows) if rows else empty)
 
 
 class NodeAgent:
