@@ -1,4 +1,4 @@
-"""Watch real data go in, be searched, wear the index out, heal, and survive a kill -9.
+"""Watch real data go in, be searched, degrade by deletes and updates, heal, and survive a kill -9.
 
 `make demo` runs it; it starts a server of its own in a temporary folder and removes both. The exit
 code is 0 when everything that it checks was true.
@@ -45,7 +45,7 @@ from samples.demo_state import (
 SEED = 20_240_611
 SHARDS = 2
 DELETED_SHARE, UPDATED_SHARE = 0.3, 0.2
-WEAR_ROUNDS = 4
+DEGRADE_ROUNDS = 4
 UPDATE_NOISE = 0.3
 """Length of the random vector that an update adds to a vector of length one."""
 KILL_AFTER_ROWS = 200
@@ -53,7 +53,7 @@ LATE_BATCH_ROWS = 10
 WRITER_TIMEOUT_S = 1.0
 NARROW_COLUMNS = 110
 
-# The demonstration asks for compaction itself, so that the wear can be looked at first.
+# The demonstration asks for compaction itself, so that the degraded index can be seen first.
 SETTINGS = {"compaction_interval_s": "3600"}
 
 NEIGHBOURS = (
@@ -125,7 +125,7 @@ def start(demo: Demo) -> str:
     demo.say(f"  process {demo.server.pid} answers at {address} after {took_s:.1f} s")
     demo.say(
         "  Left alone it heals itself in the background; here that is held back"
-        " (compaction_interval_s) so that you can see the wear."
+        " (compaction_interval_s) so that you can see the degraded index."
     )
     return address
 
@@ -204,21 +204,21 @@ def free_text(demo: Demo, client: Client) -> None:
         demo.say(f"  [yellow]left out[/yellow]: {error.message}")
 
 
-def wear_out(demo: Demo, client: Client) -> None:
+def degrade(demo: Demo, client: Client) -> None:
     """Delete and update much of the data, and show what that does to the index."""
     generator = np.random.default_rng(SEED)
     order = generator.permutation(len(demo.packages))
     deleted = int(DELETED_SHARE * len(order))
     updated = int(UPDATED_SHARE * len(order))
     demo.chapter(
-        "5. Wear",
-        f"{deleted:,} packages are deleted and {updated:,} updated, in {WEAR_ROUNDS} rounds."
+        "5. Degradation",
+        f"{deleted:,} packages are deleted and {updated:,} updated, in {DEGRADE_ROUNDS} rounds."
         " A graph cannot forget: dead rows stay in it as tombstones, and new rows gather in small"
         " segments beside it.",
     )
     gone, changed = order[:deleted], order[deleted : deleted + updated]
     for part, rewritten in zip(
-        np.array_split(gone, WEAR_ROUNDS), np.array_split(changed, WEAR_ROUNDS), strict=True
+        np.array_split(gone, DEGRADE_ROUNDS), np.array_split(changed, DEGRADE_ROUNDS), strict=True
     ):
         ids = [demo.packages.ids[row] for row in part]
         client.delete(COLLECTION, ids)
@@ -229,13 +229,13 @@ def wear_out(demo: Demo, client: Client) -> None:
         )
         demo.ledger.upserted(rows)
         client.flush(COLLECTION)
-    show_segments(demo, client, "worn out")
-    demo.measured("worn out", client)
-    worn = demo.healths["worn out"]
+    show_segments(demo, client, "degraded")
+    demo.measured("degraded", client)
+    degraded = demo.healths["degraded"]
     demo.check(
         "dead rows are tombstones now",
-        worn.dead_rows == deleted + updated,
-        f"{worn.dead_rows:,} of {worn.rows:,} rows in {worn.segments} segments",
+        degraded.dead_rows == deleted + updated,
+        f"{degraded.dead_rows:,} of {degraded.rows:,} rows in {degraded.segments} segments",
     )
 
 
@@ -258,7 +258,7 @@ def heal(demo: Demo, client: Client) -> None:
         "The compactor reads the live rows, builds new graphs, tests them and publishes them."
         " Searches and writes go on meanwhile.",
     )
-    compact(demo, client, "worn segments are rewritten")
+    compact(demo, client, "degraded segments are rewritten")
     show_segments(demo, client, "healed")
     demo.measured("healed", client)
     show_healths(demo)
@@ -466,8 +466,8 @@ def show_healths(demo: Demo) -> None:
         table.add_row(title, *cells)
     demo.console.print(table)
     demo.say(
-        "  Recall holds in the worn index because walks get wider where tombstones are in the way,"
-        " and small\n  segments are compared row by row: wear is paid for in time."
+        "  Recall holds in the degraded index because walks compare more rows where dead rows are,"
+        " and small\n  segments are searched exactly: the cost of degradation is time."
         "\n  * with stored vectors as queries, which are easier than packages it has never seen"
     )
 
@@ -497,7 +497,7 @@ def play(demo: Demo) -> int:
         fill(demo, client)
         neighbours(demo, client)
         free_text(demo, client)
-        wear_out(demo, client)
+        degrade(demo, client)
         heal(demo, client)
         address = kill_while_writing(demo, client)
     with Client(address) as client:

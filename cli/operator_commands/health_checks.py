@@ -1,9 +1,9 @@
-"""Whether indexes are healthy: questions answered from what a cluster says. Pure functions.
+"""Whether indexes are healthy: questions answered from the state of a cluster. Pure functions.
 
-The questions are those that an operator should be able to answer before a vector index wears out in
-silence: is wear planned for, are segments well, is recall tracked, are searches watched apart from
-the system's load, do dead rows and staleness raise alarm, are filters validated against the
-queries that come, and which model made the vectors.
+An operator should be able to answer them before a vector index degrades unnoticed: are degraded
+segments rewritten, are segments well, is recall tracked, are searches watched apart from the
+system's load, do dead rows and staleness raise an alarm, are filters validated against the filters
+of live queries, and which model made the vectors.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def examine_cluster(status: ClusterStatus) -> tuple[Finding, ...]:
 def examine(observed: Observed) -> tuple[Finding, ...]:
     """Return an answer to each question about one collection."""
     return (
-        _wear(observed),
+        _degraded(observed),
         _segments(observed),
         _recall(observed),
         _latency(observed),
@@ -97,8 +97,8 @@ def examine(observed: Observed) -> tuple[Finding, ...]:
     )
 
 
-def _wear(observed: Observed) -> Finding:
-    question = "is wear dealt with?"
+def _degraded(observed: Observed) -> Finding:
+    question = "is degradation dealt with?"
     phases = Counter(task.phase for task in observed.tasks)
     open_tasks = sum(
         count for phase, count in phases.items() if phase in (TaskPhase.PENDING, TaskPhase.BUILT)

@@ -192,10 +192,12 @@ def test_health_answers_an_operators_questions(run: Run, packages: str) -> None:
     run("collection", "update", packages, "--set", "compaction_automatic=false")
     run("flush", packages)
     again = document(run("health", packages, "-o", "json"))
-    [wear] = [
-        one for one in again["collections"][packages] if one["question"].startswith("is wear")
+    [degraded] = [
+        one
+        for one in again["collections"][packages]
+        if one["question"].startswith("is degradation")
     ]
-    assert wear["health"] == "watch"
+    assert degraded["health"] == "watch"
     run("health", "nothing-of-this-name", code=ExitCode.NOT_FOUND)
 
 

@@ -89,12 +89,14 @@ def test_a_healthy_collection_needs_nothing() -> None:
     assert worst_of(findings) is Health.GOOD
 
 
+FAILED_TASK = replace(HEALTHY.tasks[0], phase=TaskPhase.FAILED, error="disk full")
+
+
 @pytest.mark.parametrize(
     ("word", "changes", "health", "says"),
     [
-        ("wear", {"tasks": (replace(HEALTHY.tasks[0], phase=TaskPhase.FAILED, error="disk full"),)},
-         Health.BAD, "disk full"),
-        ("wear", {"collection": ON_REQUEST}, Health.WATCH, "only on request"),
+        ("degradation", {"tasks": (FAILED_TASK,)}, Health.BAD, "disk full"),
+        ("degradation", {"collection": ON_REQUEST}, Health.WATCH, "only on request"),
         ("segments", {"missing_shards": (3,)}, Health.BAD, "shards 3"),
         ("segments", {"segments": (replace(SEGMENT, stuck=True),)}, Health.BAD, "although rebuilt"),
         (
