@@ -64,6 +64,14 @@ def test_the_whole_graph_is_walked_with_the_ef_of_the_curve_or_the_callers() -> 
     assert plan(replace(WANTED, ef=40), curve=measured).visited == round(650 * 40 / 32)
 
 
+def test_a_beam_that_costs_more_than_a_scan_is_not_walked() -> None:
+    widest = replace(WANTED, ef=16_384)
+    assert plan(widest).kind is PlanKind.SCAN
+    assert plan(replace(WANTED, ef=64, k=10_000)).kind is PlanKind.SCAN
+    assert plan(replace(WANTED, ef=2_000)).kind is PlanKind.GRAPH
+    assert plan(widest, rows=1_000_000, allowed=1_000_000).kind is PlanKind.GRAPH
+
+
 def test_plans_are_remembered_by_all_that_they_depend_on() -> None:
     first = plan()
     assert plan() is first, "read from the curve again"
