@@ -41,14 +41,18 @@ ARROW_ERRORS = (pa.ArrowException, TypeError, ValueError, OverflowError)
 ValueT = TypeVar("ValueT")
 
 
-def facts_of(sample: pa.Table, *, file: Path) -> list[ColumnFacts]:
-    """Return what the columns of a table hold, by their types and its first rows."""
-    names = sample.column_names
+def check_names(names: Sequence[str], *, file: Path) -> None:
+    """Raise `InvalidArgument` when two columns have one name: a table of them cannot be read."""
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise InvalidArgument.of(
             "FILE", f"{file}: there are several columns of the name {', '.join(twice)}; rename them"
         )
+
+
+def facts_of(sample: pa.Table) -> list[ColumnFacts]:
+    """Return what the columns of a table hold, by their types and its first rows."""
+    names = sample.column_names
     found: list[ColumnFacts] = []
     for name in names:
         column = sample.column(name)

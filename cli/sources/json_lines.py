@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,10 +30,14 @@ class Line:
     values: Mapping[str, bytes]
 
 
-def read_lines(path: Path, *, progress: Progress | None = None) -> Iterator[Line]:
+def read_lines(
+    path: Path, *, progress: Progress | None = None, look_for_twins: bool = False
+) -> Iterator[Line]:
     """Yield the objects of a file, blank lines left out.
 
-    Raises `InvalidArgument` that names the line for what is no JSON object in UTF-8.
+    Raises `InvalidArgument` that names the line for what is no JSON object in UTF-8; with
+    `look_for_twins` also for an object that has a key twice, of which only the last value would be
+    seen.
     """
     try:
         total = path.stat().st_size
@@ -43,7 +48,10 @@ def read_lines(path: Path, *, progress: Progress | None = None) -> Iterator[Line
                 if progress is not None and number % PROGRESS_LINES == 0:
                     progress(done, total)
                 if text.strip():
-                    yield Line(number, len(text), _object(text, path=path, number=number))
+                    values = _object(text, path=path, number=number)
+                    if look_for_twins and (twin := _twin(text, values)) is not None:
+                        raise refuse_line(path, number, f"has the key {twin} twice")
+                    yield Line(number, len(text), values)
     except OSError as error:
         raise InvalidArgument.of("FILE", f"{path} cannot be read: {error.strerror}") from error
     if progress is not None:
@@ -58,6 +66,22 @@ def members(value: bytes) -> dict[str, bytes]:
 def refuse_line(path: Path, number: int, what: str) -> InvalidArgument:
     """Return the error for one line."""
     return InvalidArgument.of(f"{path.name}:{number}", what)
+
+
+def _twin(text: bytes, values: Mapping[str, bytes]) -> str | None:
+    """Return a key that the object has twice."""
+    if text.count(b'":') == len(values):
+        return None  # as many keys as were found, and none inside the values
+    if all(text.count(msgspec.json.encode(key)) == 1 for key in values):
+        return None
+    pairs: list[tuple[str, object]] = []
+
+    def keep(found: list[tuple[str, object]]) -> None:
+        pairs[:] = found  # the outermost object ends last
+
+    json.loads(text, object_pairs_hook=keep)
+    names = [name for name, _ in pairs]
+    return next((name for name in names if names.count(name) > 1), None)
 
 
 def _texts(file: object, path: Path) -> Iterator[bytes]:

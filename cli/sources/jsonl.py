@@ -35,7 +35,8 @@ class JsonlSource:
     def __init__(self, path: Path, columns: Columns, *, progress: Progress | None = None) -> None:
         self._path = path
         self._prefix = columns.id_prefix
-        profile = Profile.of(path, read_lines(path, progress=progress))
+        lines = read_lines(path, progress=progress, look_for_twins=True)
+        profile = Profile.of(path, lines)
         self._plan = plan_columns(profile.facts(), columns)
         assert self._plan.vector is not None
         for name in (self._plan.id, self._plan.vector):

@@ -6,6 +6,7 @@ same order.
 
 from __future__ import annotations
 
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,6 +28,19 @@ _ANN_BENCHMARKS_METRICS = {
     "euclidean": "l2",
     "dot": "inner_product",
 }
+
+# The header is a Python literal, so a damaged one raises what Python's parser does.
+NPY_ERRORS = (
+    ValueError,
+    OSError,
+    EOFError,
+    SyntaxError,
+    TypeError,
+    KeyError,
+    OverflowError,
+    MemoryError,
+    tokenize.TokenError,
+)
 
 
 class Matrix(Protocol):
@@ -126,7 +140,7 @@ def open_matrix(path: Path, *, dataset: str = "train") -> tuple[Matrix, str | No
 def _open_npy(path: Path) -> Matrix:
     try:
         matrix: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+    except NPY_ERRORS as error:
         raise InvalidArgument.of("FILE", f"{path} cannot be read as .npy: {error}") from error
     if matrix.dtype.kind not in "fiu":
         raise InvalidArgument.of("FILE", f"{path} holds {matrix.dtype}, no numbers")

@@ -9,7 +9,13 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from annheal.cli.sources.arrow_table import ARROW_ERRORS, chunk_of, facts_of, float32_rows
+from annheal.cli.sources.arrow_table import (
+    ARROW_ERRORS,
+    check_names,
+    chunk_of,
+    facts_of,
+    float32_rows,
+)
 from annheal.cli.sources.chunk import CHUNK_BYTES_MAX, Chunk, Columns, Layout, Place
 from annheal.cli.sources.plan import SAMPLE_ROWS, ColumnFacts, ColumnPlan, plan_columns
 from annheal.errors import InvalidArgument
@@ -73,16 +79,14 @@ class ParquetRows:
 
     def facts(self) -> list[ColumnFacts]:
         """Return what the columns hold."""
-        # Names that come twice are found by the schema: a table of them cannot be read.
-        facts_of(self._file.schema_arrow.empty_table(), file=self._path)
-        return facts_of(self.head(SAMPLE_ROWS, None), file=self._path)
+        check_names(self._file.schema_arrow.names, file=self._path)
+        return facts_of(self.head(SAMPLE_ROWS, None))
 
     def head(self, count: int, names: list[str] | None) -> pa.Table:
         """Return the first rows."""
-        schema = self._file.schema_arrow
         for _, table in self._batches(rows_max=count, names=names):
             return table
-        return schema.empty_table()
+        raise InvalidArgument.of(self._option, f"{self._path} has no rows")
 
     def read(
         self, plan: ColumnPlan, *, rows_max: int, first: int, end: int

@@ -13,7 +13,7 @@ import typer
 from rich.console import Group, RenderableType
 
 from annheal.cli.output import table, to_json
-from annheal.cli.sources.matrix import open_matrix
+from annheal.cli.sources.matrix import NPY_ERRORS, open_matrix
 from annheal.cli.state import state_of
 from annheal.cli.user_commands.records import Collection, Filter, Include, as_object
 from annheal.client import Hit, SearchBatch, SearchResult
@@ -98,7 +98,7 @@ def read_queries(path: Path) -> npt.NDArray[Any]:
     if path.suffix.lower() == ".npy":
         try:
             array: npt.NDArray[Any] = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+        except NPY_ERRORS as error:
             raise InvalidArgument.of("--vector-file", f"{path}: {error}") from error
         return np.atleast_2d(array)
     if path.suffix.lower() in (".fvecs", ".bvecs", ".hdf5", ".h5"):

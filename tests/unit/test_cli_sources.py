@@ -207,6 +207,8 @@ def test_jsonl_takes_objects_with_any_keys(
         (b'{"id": "b", "vector": [1, 2], "year": true}', "year"),
         (b'{"id": "b", "vector": [1, 1e300]}', "float32"),
         (b'{"vector": [1, 2]}', "id is missing"),
+        (b'{"id": "b", "vector": [1, 2], "a": 1, "a": 2}', "key a twice"),
+        (b'{"id": "b", "vector": [1, 2], "a" : {"a": 1}, "a" : 2}', "key a twice"),
         (b'{"id": true, "vector": [1, 2]}', "id"),
         (b'{"id": "b", "vector": null}', "vector"),
         (b'{"id": "b", "vector": [1, 2], "name": "caf\xe9"}', "UTF-8"),
@@ -360,6 +362,12 @@ def test_what_the_options_leave_out_is_listed(tmp_path: Path) -> None:
     assert nothing.layout.not_taken == ("c", "a", "b")
     with pytest.raises(InvalidArgument, match="--ignore-columns: there is no column d"):
         open_source(path, Columns(ignored=("d",)))
+
+
+def test_a_key_inside_a_value_is_no_second_one(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"id": "b", "vector": [1], "a": {"a": "id", "id": {"a": "\\"a\\":"}}}')
+    assert joined(open_source(path, NO_COLUMNS)).payloads is not None
 
 
 def test_mixed_types_are_kept_when_somebody_says_so(tmp_path: Path) -> None:
