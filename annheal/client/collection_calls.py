@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 import msgspec
 import numpy as np
 
-from annheal.client.arguments import as_count, as_mapping, as_text, as_word
+from annheal.client.arguments import as_count, as_flag, as_mapping, as_text, as_word
 from annheal.client.connection import ServerConnection
 from annheal.client.inputs import as_schema
 from annheal.errors import InvalidArgument
@@ -108,6 +108,7 @@ class CollectionCalls:
         """Describe a collection and count what it holds; raises `NotFound`."""
         api = self._connection.api
         as_text(name, "name")
+        as_flag(with_status, "with_status")
         collection, status = await self._connection.read(
             lambda left_s: api.get_collection(name, with_status=with_status, timeout_s=left_s),
             deadline=self._connection.deadline(timeout_s),

@@ -22,6 +22,8 @@ from annheal.runtime.deadline import Deadline
 from annheal.runtime.retry import RetryPolicy, is_retryable, retry
 
 COLLECTIONS_REMEMBERED_MAX: Final = 1_024
+WAIT_S_MAX: Final = 1e8
+"""Three years; what gRPC cannot count would be an error of its own."""
 SESSION_STALE: Final = "SESSION_OF_ANOTHER_COLLECTION"
 
 ValueT = TypeVar("ValueT")
@@ -45,6 +47,8 @@ class ServerConnection:
     def deadline(self, timeout_s: float | None) -> Deadline:
         """Return the deadline of a call that may take `timeout_s` (the client's by default)."""
         given_s = self.timeout_s if timeout_s is None else as_share(timeout_s, "timeout_s")
+        if given_s > WAIT_S_MAX:
+            raise InvalidArgument.of("timeout_s", f"{given_s:g} is above {WAIT_S_MAX:g} seconds")
         return Deadline.after(given_s)
 
     async def read(

@@ -56,7 +56,7 @@ def as_projection(include: Iterable[str] | str | None) -> Projection:
     """
     if isinstance(include, Mapping) or not isinstance(include, Iterable | None):
         raise InvalidArgument.of("include", f"is a list of names, not {shown(include)}")
-    names = [include] if isinstance(include, str) else list(include or ())
+    names = [include] if isinstance(include, str) else list(() if include is None else include)
     for position, name in enumerate(names):
         as_text(name, f"include[{position}]")
     if "all" in names:

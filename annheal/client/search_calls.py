@@ -96,6 +96,7 @@ class SearchCalls:
             recall_objective=recall_objective,
             explain=explain,
         )
+        as_text(collection, "collection")
         deadline = self._connection.deadline(timeout_s)
         if sum(given is not None for given in (vector, id, text)) != 1:
             raise InvalidArgument.of("vector", "give exactly one of vector, id and text")
@@ -142,6 +143,7 @@ class SearchCalls:
                 allow_partial,
             )
             return found[0]
+        as_flag(allow_partial, "allow_partial")
         key = SearchKey(collection, options, len(query), as_consistency(consistency), allow_partial)
         return await self._gatherer.search(key, query, deadline=deadline)
 
@@ -260,7 +262,7 @@ class SearchCalls:
     ) -> SearchBatch:
         api = self._connection.api
         as_text(collection, "collection")
-        allow_partial = as_flag(allow_partial, "allow_partial")
+        as_flag(allow_partial, "allow_partial")
 
         async def read(freshness: ReadFreshness) -> FlatResult:
             return await self._connection.read(

@@ -19,6 +19,8 @@ from annheal.cli.user_commands.records import Collection, Filter, Include, as_ob
 from annheal.client import Hit, SearchBatch, SearchResult
 from annheal.errors import InvalidArgument
 from annheal.model.search import SegmentExplain
+from annheal.model.values.unfit import UnfitValue
+from annheal.model.values.vectors import vector_matrix
 
 
 def search(
@@ -110,12 +112,16 @@ def read_queries(path: Path) -> npt.NDArray[Any]:
         return np.asarray(matrix[0 : matrix.shape[0]])
     try:
         content = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
-        return np.atleast_2d(np.asarray(msgspec.json.decode(content), dtype=np.float32))
+        given = msgspec.json.decode(content)
+        several = isinstance(given, list) and bool(given) and isinstance(given[0], list)
+        return vector_matrix(given if several else [given])
     except OSError as error:
         raise InvalidArgument.of("--vector-file", f"{path}: {error.strerror}") from error
-    except (msgspec.DecodeError, ValueError, TypeError) as error:
+    except (msgspec.DecodeError, UnfitValue) as error:
+        row = getattr(error, "row", None)
+        query = "" if row is None else f", query {row},"
         raise InvalidArgument.of(
-            "--vector-file", f"{path} is no JSON list of numbers: {error}"
+            "--vector-file", f"{path}{query} is no JSON list of numbers: {error}"
         ) from error
 
 

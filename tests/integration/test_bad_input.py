@@ -207,6 +207,45 @@ CASES: dict[str, Case] = {
         "filter",
         ("tags",),
     ),
+    "search, a moment finer than a microsecond": Case(
+        "search.Search",
+        lambda: search(
+            filter=compare("year", filter_pb2.FilterValue(timestamp_value={"nanos": 1}))
+        ),
+        INVALID,
+        "filter.comparison.value",
+        ("finer than a microsecond",),
+    ),
+    "search, a moment after the year 9999": Case(
+        "search.Search",
+        lambda: search(
+            filter=compare("year", filter_pb2.FilterValue(timestamp_value={"seconds": 10**13}))
+        ),
+        INVALID,
+        "filter.comparison.value",
+        ("1 to 9999",),
+    ),
+    "search, a float that may have been rounded": Case(
+        "search.Search",
+        lambda: search(filter=compare("year", filter_pb2.FilterValue(float64_value=2.0**53 + 2))),
+        INVALID,
+        "filter.year",
+        ("2**53", "integer"),
+    ),
+    "search, vectors of another model": Case(
+        "search.Search",
+        lambda: search(vectors=columns_pb2.Vectors(model="ada", packed=packed(UNIT).packed)),
+        INVALID,
+        "vectors.model",
+        ("ada", "'m'", "cannot be compared"),
+    ),
+    "upsert, vectors of another model": Case(
+        "records.Upsert",
+        lambda: upsert(vectors=columns_pb2.Vectors(model="ada", packed=packed(UNIT).packed)),
+        INVALID,
+        "columns.vectors[0].model",
+        ("ada", "'m'"),
+    ),
     "search, filter nested 40 deep": Case(
         "search.Search", lambda: search(filter=nested(40)), INVALID, "filter", ("32",)
     ),
@@ -397,6 +436,32 @@ def test_bytes_that_are_no_message_are_refused(stubs: Stubs, server_lives_on: No
     refusal = refusal_of(method, b"\xff\xff\xff not a message")  # type: ignore[arg-type]
     assert refusal.code is INVALID
     assert refusal.reason == "MALFORMED_MESSAGE"
+
+
+def test_a_filter_nested_5000_deep_is_refused(stubs: Stubs, server_lives_on: None) -> None:
+    """As bytes, because no stock client gets so deep a message out."""
+    node = compare("year", filter_pb2.FilterValue(int64_value=1)).SerializeToString()
+    for _ in range(5_000):
+        node = b"\x3a" + _varint(len(node)) + node  # field 7, `negation`
+    request = search().SerializeToString() + b"\x2a" + _varint(len(node)) + node
+    assert search_pb2.SearchRequest.DESCRIPTOR.fields_by_name["filter"].number == 5
+    method = stubs.channel.unary_unary(
+        "/annheal.v1.SearchService/Search",
+        request_serializer=lambda raw: raw,
+        response_deserializer=lambda raw: raw,
+    )
+    refusal = refusal_of(method, request)  # type: ignore[arg-type]
+    assert refusal.code is INVALID
+    assert refusal.reason == "MALFORMED_MESSAGE"
+
+
+def _varint(number: int) -> bytes:
+    octets = bytearray()
+    while number > 127:
+        octets.append(number & 127 | 128)
+        number >>= 7
+    octets.append(number)
+    return bytes(octets)
 
 
 def test_an_unknown_method_is_unimplemented(stubs: Stubs, server_lives_on: None) -> None:

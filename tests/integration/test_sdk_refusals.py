@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -14,7 +15,7 @@ import pyarrow as pa
 import pytest
 
 from annheal import AsyncClient
-from annheal.errors import InvalidArgument
+from annheal.errors import AnnhealError, InvalidArgument
 from annheal.model.filter import And, Comparison, ComparisonOp, Filter, Not
 from annheal.model.values.payloads import PAYLOAD_BYTES_MAX
 from tests.support.cluster import EmbeddedServer
@@ -244,3 +245,65 @@ async def test_texts_are_not_compared_with_vectors_of_another_model(client: Asyn
     with pytest.raises(InvalidArgument, match="cannot be compared"):
         await client.search("refuse-model", unit[0], model="ada")
     await client.drop_collection("refuse-model")
+
+
+ODD: tuple[Any, ...] = (
+    *(None, 5, -1, 2**70, 0.5, math.nan, True, "x", "\ud800", b"x", "", object(), NAIVE, 1j),
+    *([], [5], ["x", 5], [None], {}, {"x": 1}, {5: object()}, {"a"}, (1, 2), np.int64(3)),
+    *(np.zeros(2), np.zeros((0, 4)), np.array(["x"]), pa.array([None]), pd.DataFrame({"x": [1]})),
+    *(pd.Series(["x"]), uuid.UUID(int=1), range(3), iter("ab"), Not(Not(5))),  # type: ignore[arg-type]
+)
+PLAUSIBLE: dict[str, dict[str, Any]] = {
+    "create_collection": {"name": "x y", "dimension": 4},  # a name that is refused in the end
+    "get_collection": {"name": "refuse-odd"},
+    "describe_collection": {"name": "refuse-odd"},
+    "update_collection": {"name": "refuse-odd", "settings": {"recall_objective": 0.9}},
+    "upsert": {"collection": "refuse-odd", "ids": ["a"], "vectors": ONE},
+    "delete": {"collection": "refuse-odd", "ids": ["a"]},
+    "get": {"collection": "refuse-odd", "ids": ["a"]},
+    "count": {"collection": "refuse-odd"},
+    "search": {"collection": "refuse-odd", "vector": ONE[0]},
+    "search_batch": {"collection": "refuse-odd", "vectors": ONE},
+    "shards": {"collection": "refuse-odd"},
+    "segments": {"collection": "refuse-odd"},
+    "tasks": {"collection": "refuse-odd"},
+    "task": {"task_id": "x"},
+    "cancel_task": {"task_id": "x"},
+    "retry_task": {"task_id": "x"},
+    "compact": {"collection": "refuse-odd", "dry_run": True},
+    "flush": {"collection": "refuse-odd"},
+    "measure_recall": {"collection": "refuse-odd"},
+    "recall": {"collection": "refuse-odd"},
+    "move_shard": {"collection": "refuse-odd", "shard": 0, "node_id": "x"},
+    "drain": {"node_id": "x"},
+    "undrain": {"node_id": "x"},
+    "rebalance": {"dry_run": True},
+    "collect_garbage": {"dry_run": True},
+    "drop_collection": {"name": "nobody"},
+}
+
+
+@pytest.fixture
+async def odd_collection(client: AsyncClient) -> AsyncIterator[None]:
+    await client.create_collection("refuse-odd", 4, attributes=ATTRIBUTES)
+    yield
+    await client.drop_collection("refuse-odd")
+
+
+@pytest.mark.parametrize("method", PLAUSIBLE)
+async def test_no_argument_of_any_method_ends_in_a_python_error(
+    client: AsyncClient, odd_collection: None, method: str
+) -> None:
+    """Each argument in turn is each odd value: it is taken, or refused by an error of ours."""
+    call, plausible = getattr(client, method), PLAUSIBLE[method]
+    names = [name for name in inspect.signature(call).parameters if name != "progress"]
+    foreign = []
+    for name in names:
+        for odd in ODD:
+            try:
+                await call(**({"timeout_s": 20} | plausible | {name: odd}))
+            except AnnhealError:
+                continue
+            except Exception as error:  # noqa: BLE001 - what must not be
+                foreign.append(f"{name}={odd!r:.40}: {error!r:.100}")
+    assert foreign == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -21,6 +22,7 @@ from annheal.cli.app import app
 from annheal.cli.exit_codes import MEANINGS, ExitCode, exit_code_of
 from annheal.cli.output import cell, share, size, to_json
 from annheal.cli.user_commands.assignments import parse_attributes, parse_settings
+from annheal.cli.user_commands.search import read_queries
 from annheal.errors import AnnhealError, InvalidArgument
 from tests.support.ports import free_port
 from tests.support.processes import REPOSITORY, clean_environment
@@ -240,3 +242,25 @@ def test_assignments_on_the_command_line() -> None:
         "b": "word",
     }
     assert parse_attributes(["year:int64"]) == {"year": "int64"}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('["1", "2"]', "query 0, is no JSON list of numbers: has '1'"),
+        ("[true, false]", "has true, which is no number"),
+        ("[1, null]", "has no number at position 1"),
+        ("[[1, 2], [3]]", "query 1, is no JSON list of numbers: has 1 numbers"),
+        ("5", "not a vector"),
+        ("[1e400]", "out of range"),
+    ],
+)
+def test_queries_of_a_file_are_numbers(text: str, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "queries.json"
+    file.write_text(text)
+    with pytest.raises(InvalidArgument, match=re.escape(said)):
+        read_queries(file)
+    file.write_text("[[1, 2.5], [3, 4]]")
+    assert read_queries(file).tolist() == [[1, 2.5], [3, 4]]
+    file.write_text("[1, 2.5]")
+    assert read_queries(file).tolist() == [[1, 2.5]]

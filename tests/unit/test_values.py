@@ -85,6 +85,11 @@ TAKEN: dict[str, tuple[AttributeType, Any, list[Any]]] = {
     "runs": (KEYWORD, run_ends(["a", "b"]), ["a", "b"]),
     "large strings": (KEYWORD, pa.array(["a"], pa.large_string()), ["a"]),
     "string views": (KEYWORD, pa.array(["a"], pa.string_view()), ["a"]),
+    "a dictionary of string views": (
+        KEYWORD,
+        pa.array(["a", None, "a"], pa.string_view()).dictionary_encode(),
+        ["a", None, "a"],
+    ),
     "nothing": (KEYWORD, pa.nulls(2), [None, None]),
     "lists": (LIST, [["a"], [], None, ("b", "c")], [["a"], [], None, ["b", "c"]]),
     "numpy lists": (LIST, np.array([["a", "b"], ["c", "d"]]), [["a", "b"], ["c", "d"]]),

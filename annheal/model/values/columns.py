@@ -52,10 +52,13 @@ def attribute_column(values: Any, kind: AttributeType) -> Column:
     names the row for a value that the type does not hold exactly.
     """
     given = rows_of(values)
-    if isinstance(given, np.ndarray):
-        return _of_numpy(given, kind)
-    if isinstance(given, pa.Array):
-        return _of_arrow(given, kind)
+    try:
+        if isinstance(given, np.ndarray):
+            return _of_numpy(given, kind)
+        if isinstance(given, pa.Array):
+            return _of_arrow(given, kind)
+    except pa.ArrowException as error:  # a type that Arrow has and its kernels have not
+        raise UnfitValue(f"cannot be read as {kind.value}: {error}") from error
     return _of_list(given, kind)
 
 
@@ -101,7 +104,9 @@ def _of_arrow(column: Column, kind: AttributeType) -> Column:
 def _unwrapped(column: Column) -> Column:
     """Return the plain values of dictionaries and run-length encoding."""
     while True:
-        if types.is_dictionary(column.type):
+        if types.is_dictionary(column.type) and types.is_string_view(column.type.value_type):
+            column = pa.array(column.to_pylist(), pa.string())  # Arrow 26 cannot decode it
+        elif types.is_dictionary(column.type):
             column = column.dictionary_decode()
         elif types.is_run_end_encoded(column.type):
             column = pc.run_end_decode(column)

@@ -34,7 +34,9 @@ def payload_column(values: Any) -> pa.BinaryArray:
     """
     given = rows_of(values)
     if isinstance(given, pa.Array):
-        if pa.types.is_binary(given.type) or pa.types.is_large_binary(given.type):
+        types: Any = pa.types
+        is_json = types.is_binary(given.type) or types.is_large_binary(given.type)
+        if is_json or types.is_binary_view(given.type):
             return cast("pa.BinaryArray", given.cast(pa.binary()))
         if not pa.types.is_null(given.type):
             raise UnfitValue(

@@ -19,7 +19,7 @@ def rows_of(values: Any) -> Any:
 
     Raises `UnfitValue` for what is no sequence of rows: a text, a mapping, a set, a single value.
     """
-    if isinstance(values, pa.Array | np.ndarray | list):
+    if isinstance(values, pa.Array | list) or (isinstance(values, np.ndarray) and values.ndim):
         return values
     if isinstance(values, pa.ChunkedArray):
         return values.combine_chunks()
@@ -60,7 +60,8 @@ def _foreign(values: Any) -> Any:
     if hasattr(values, "__arrow_c_stream__"):
         return _whole(pa.chunked_array(values))
     if hasattr(values, "__array__") or isinstance(values, memoryview) or _is_buffer(values):
-        return np.asarray(values)
+        array = np.asarray(values)
+        return array if array.ndim else None  # numpy's single values follow the protocol, too
     return None
 
 

@@ -35,7 +35,10 @@ def vector_matrix(vectors: Any) -> npt.NDArray[Any]:
     except UnfitValue as error:
         raise UnfitValue(f"{error.reason.partition(';')[0]}; {_MEND}") from None
     if isinstance(given, pa.Array):
-        return _of_arrow(given)
+        try:
+            return _of_arrow(given)
+        except pa.ArrowException as error:
+            raise UnfitValue(f"cannot be read as vectors: {error}; {_MEND}") from error
     if isinstance(given, np.ndarray):
         if given.dtype != object or given.ndim != 1:
             return _checked(given)
