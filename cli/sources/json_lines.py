@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from annheal.errors import InvalidArgument
 LINE_BYTES_MAX: Final = 16 << 20
 PROGRESS_LINES: Final = 5_000
 """Lines between two calls of the progress callback."""
+_KEY_END = re.compile(rb'"\s*:')
 _MARK = b"\xef\xbb\xbf"
 
 _OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -70,7 +72,7 @@ def refuse_line(path: Path, number: int, what: str) -> InvalidArgument:
 
 def _twin(text: bytes, values: Mapping[str, bytes]) -> str | None:
     """Return a key that the object has twice."""
-    if text.count(b'":') == len(values):
+    if len(_KEY_END.findall(text)) == len(values):
         return None  # as many keys as were found, and none inside the values
     if all(text.count(msgspec.json.encode(key)) == 1 for key in values):
         return None
