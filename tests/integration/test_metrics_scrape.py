@@ -127,6 +127,7 @@ def test_the_manual_names_every_metric() -> None:
         (ROOT / path).read_text()
         for path in (
             "annheal/runtime/metrics.py",
+            "cli/server/metering.py",
             "coordinator/metrics.py",
             "shard_node/metrics.py",
         )
