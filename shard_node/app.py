@@ -89,7 +89,7 @@ async def _running(
     scratch = settings.data_dir / "scratch"
     shutil.rmtree(scratch, ignore_errors=True)
     lanes = Lanes(cores=settings.search_threads, on_wait=metrics.observe_lane_wait)
-    background = Background(lanes.monitor, on_failure=metrics.count_background_failure)
+    background = Background(lanes.prepare, on_failure=metrics.count_background_failure)
     engine = SearchEngine(cores=lanes.cores, exact_nice=EXACT_NICE, offer=background.offer)
     shared = ShardDependencies(
         objects=objects,

@@ -141,8 +141,12 @@ class Lanes:
         return await lane.run_to_end(lambda _: work(), tenant=collection_id)
 
     async def monitor(self, work: Callable[[], ResultT], *, collection_id: str = "") -> ResultT:
-        """Run a measurement, or something that later searches profit from."""
+        """Run a measurement of recall."""
         return await self._lanes[LaneName.MONITOR].run(lambda _: work(), tenant=collection_id)
+
+    async def prepare(self, work: Work[None]) -> None:
+        """Run something that later searches profit from; it ends when the caller goes."""
+        await self._lanes[LaneName.MONITOR].run(work, tenant="")
 
     def states(self) -> Mapping[LaneName, LaneState]:
         """Return how every lane is doing."""

@@ -8,37 +8,41 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
+from annheal.runtime.lane import Work
+from annheal.runtime.stop import no_checkpoint
+
 _log = logging.getLogger(__name__)
 
 
 class Offer(Protocol):
     """Takes work that later calls would profit from; may be called from any thread."""
 
-    def __call__(self, work: Callable[[], None], *, name: str) -> bool:
+    def __call__(self, work: Work[None], *, name: str) -> bool:
         """Return whether `work` was taken and will be tried once; False when others are busy."""
         ...
 
 
-def take_nothing(work: Callable[[], None], *, name: str) -> bool:
+def take_nothing(work: Work[None], *, name: str) -> bool:
     """Refuse the work: an `Offer` for programs without a background."""
     return False
 
 
-def do_now(work: Callable[[], None], *, name: str) -> bool:
+def do_now(work: Work[None], *, name: str) -> bool:
     """Do the work in the calling thread: an `Offer` for programs that wait for it anyway."""
-    work()
+    work(no_checkpoint)
     return True
 
 
 class Background:
     """Does one piece of offered work at a time; refuses others meanwhile, and before `run`.
 
-    What fails is logged, counted by `on_failure` and forgotten: whoever offered it works without.
+    The work is given a checkpoint, so that a process that stops need not wait for its end. What
+    fails is logged, counted by `on_failure` and forgotten: whoever offered it works without.
     """
 
     def __init__(
         self,
-        do: Callable[[Callable[[], None]], Coroutine[Any, Any, None]],
+        do: Callable[[Work[None]], Coroutine[Any, Any, None]],
         *,
         on_failure: Callable[[str], None] = lambda _: None,
     ) -> None:
@@ -47,10 +51,10 @@ class Background:
         self._on_failure = on_failure
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._taken: tuple[str, Callable[[], None]] | None = None
+        self._taken: tuple[str, Work[None]] | None = None
         self._arrived = asyncio.Event()
 
-    def offer(self, work: Callable[[], None], *, name: str) -> bool:
+    def offer(self, work: Work[None], *, name: str) -> bool:
         """Take `work` unless other work is under way; see `Offer`."""
         with self._lock:
             if self._loop is None or self._taken is not None:
@@ -80,6 +84,7 @@ class Background:
             await asyncio.wait([doing])
         finally:
             doing.cancel()
+            await asyncio.gather(doing, return_exceptions=True)
             with self._lock:
                 self._taken = None
         error = doing.exception()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-from functools import partial
 from typing import TypeAlias
 
 from annheal.index import VectorIndex, WalkCosts, measure_costs
@@ -64,7 +63,7 @@ class CostBook:
         with self._lock:
             if attempt in self._tried:
                 return
-        if self._offer(partial(self.measure, index), name="measuring costs"):
+        if self._offer(lambda _: self.measure(index), name="measuring costs"):
             with self._lock:
                 self._tried.add(attempt)
 

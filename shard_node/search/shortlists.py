@@ -10,6 +10,7 @@ from functools import partial
 
 from annheal.index import VectorIndex
 from annheal.runtime.background import Offer, take_nothing
+from annheal.runtime.stop import Checkpoint
 
 MEMORY_SHARE_MAX = 0.25
 """Of the machine's memory, for the codes of all segments of a process."""
@@ -56,8 +57,8 @@ class ShortlistBook:
             with self._lock:
                 self._tried.add(index)
 
-    def _make(self, index: VectorIndex) -> None:
-        made = index.make_shortlist()
+    def _make(self, index: VectorIndex, checkpoint: Checkpoint) -> None:
+        made = index.make_shortlist(checkpoint)
         with self._lock:
             self._bytes += made.size_bytes
         weakref.finalize(made, self._forget, made.size_bytes).atexit = False

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
+import time
 from collections.abc import Callable
 
 import pytest
 
 from annheal.runtime.background import Background
+from annheal.runtime.lane import Lane, LaneLimits, Work
+from annheal.runtime.stop import Checkpoint, no_checkpoint
 
 
-async def in_thread(work: Callable[[], None]) -> None:
-    await asyncio.to_thread(work)
+async def in_thread(work: Work[None]) -> None:
+    await asyncio.to_thread(work, no_checkpoint)
 
 
 async def settle(check: Callable[[], bool]) -> None:
@@ -27,30 +31,59 @@ async def test_one_piece_at_a_time_and_failures_are_counted(
     failed: list[str] = []
     done: list[int] = []
     background = Background(in_thread, on_failure=failed.append)
-    assert not background.offer(lambda: done.append(0), name="too early")
+    assert not background.offer(lambda _: done.append(0), name="too early")
     running = asyncio.create_task(background.run())
     await asyncio.sleep(0)
     loop = asyncio.get_running_loop()
     gate = asyncio.Event()
 
-    def wait() -> None:
+    def wait(checkpoint: Checkpoint) -> None:
         asyncio.run_coroutine_threadsafe(gate.wait(), loop).result(10.0)
         done.append(1)
 
     assert await asyncio.to_thread(background.offer, wait, name="first")
-    assert not background.offer(lambda: done.append(2), name="meanwhile")
+    assert not background.offer(lambda _: done.append(2), name="meanwhile")
     gate.set()
     await settle(lambda: done == [1])
 
-    def fail() -> None:
+    def fail(checkpoint: Checkpoint) -> None:
         raise MemoryError("codes")
 
     await settle(lambda: background.offer(fail, name="codes"))
     with caplog.at_level(logging.ERROR):
         await settle(lambda: failed == ["codes"])
     assert "codes" in caplog.text
-    await settle(lambda: background.offer(lambda: done.append(3), name="later"))
+    await settle(lambda: background.offer(lambda _: done.append(3), name="later"))
     await settle(lambda: done == [1, 3])
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
-    assert not background.offer(lambda: done.append(4), name="too late")
+    assert not background.offer(lambda _: done.append(4), name="too late")
+
+
+async def test_work_under_way_ends_when_the_background_does() -> None:
+    """A process that stops does not wait for codes that nobody will use."""
+    lane = Lane("t", LaneLimits(1, 1))
+
+    async def in_lane(work: Work[None]) -> None:
+        await lane.run(work, tenant="")
+
+    background = Background(in_lane)
+    running = asyncio.create_task(background.run())
+    await asyncio.sleep(0)
+    began, ended = threading.Event(), threading.Event()
+
+    def work(checkpoint: Checkpoint) -> None:
+        began.set()
+        try:
+            while True:
+                time.sleep(0.001)
+                checkpoint()
+        finally:
+            ended.set()
+
+    assert background.offer(work, name="codes")
+    assert await asyncio.to_thread(began.wait, 10.0)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert await asyncio.to_thread(ended.wait, 10.0)
+    lane.close()

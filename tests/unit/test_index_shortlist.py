@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from annheal.index.codes import byte_products, row_codes
 from annheal.index.codes.code_layout import WIDTH
 from annheal.model.collection import Metric
 from annheal.runtime.background import do_now
+from annheal.runtime.lane import Work
 from annheal.shard_node.search.shortlists import ShortlistBook
 from tests.support.segments import unit_vectors
 
@@ -333,7 +333,7 @@ def test_the_book_makes_codes_within_its_memory_and_gives_it_back() -> None:
 def test_codes_that_cannot_be_made_are_not_tried_again() -> None:
     offered: list[str] = []
 
-    def fail(work: Callable[[], None], *, name: str) -> bool:
+    def fail(work: Work[None], *, name: str) -> bool:
         offered.append(name)
         return True
 
@@ -342,3 +342,16 @@ def test_codes_that_cannot_be_made_are_not_tried_again() -> None:
     book.want(index)
     book.want(index)
     assert offered == ["making codes"]
+
+
+def test_a_checkpoint_ends_making_codes() -> None:
+    class Enough(Exception):
+        pass
+
+    def stop() -> None:
+        raise Enough
+
+    index = build_flat(unit_vectors(1_000, 16), metric=Metric.COSINE)
+    with pytest.raises(Enough):
+        index.make_shortlist(stop)
+    assert index.shortlist is None

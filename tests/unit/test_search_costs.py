@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 
 from annheal.index import VectorIndex, build_flat, build_hnsw, warm_up
 from annheal.model.collection import IndexSettings, Metric
+from annheal.runtime.lane import Work
+from annheal.runtime.stop import no_checkpoint
 from annheal.shard_node.search.costs import DEFAULT_COSTS, MEASURED_ROWS_MIN, CostBook
 from tests.support.segments import unit_vectors
 
@@ -20,10 +20,10 @@ class Offers:
     """Keeps what is offered, as long as `busy` is not set."""
 
     def __init__(self) -> None:
-        self.taken: list[Callable[[], None]] = []
+        self.taken: list[Work[None]] = []
         self.busy = False
 
-    def __call__(self, work: Callable[[], None], *, name: str) -> bool:
+    def __call__(self, work: Work[None], *, name: str) -> bool:
         if not self.busy:
             self.taken.append(work)
         return not self.busy
@@ -45,7 +45,7 @@ def test_defaults_until_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(3):
         assert book.costs_of(index) is DEFAULT_COSTS
     (measure,) = offers.taken
-    measure()
+    measure(no_checkpoint)
     measured = book.costs_of(index)
     assert measured is not DEFAULT_COSTS
     assert 0 < measured.exact_ns(1_000) < measured.exact_ns(10_000)

@@ -9,6 +9,7 @@ is not among the best; the lower halves and the other parts are read for the few
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -123,10 +124,18 @@ class RowCodes:
         size_bytes: memory held.
     """
 
-    def __init__(self, vectors: Float32Matrix, *, l2: bool, cut: bool = True) -> None:
+    def __init__(
+        self,
+        vectors: Float32Matrix,
+        *,
+        l2: bool,
+        cut: bool = True,
+        checkpoint: Callable[[], None] = lambda: None,
+    ) -> None:
         """Encode `vectors` (rows, d), which may be mapped and unaligned; waits for the kernels.
 
-        Without `cut`, or where cutting does not pay, in one plane.
+        Without `cut`, or where cutting does not pay, in one plane. `checkpoint` is called before
+        each block of rows, and ends the work by raising.
         """
         rows, dimension = vectors.shape
         self._l2 = l2
@@ -143,6 +152,7 @@ class RowCodes:
         self.factors = np.zeros((parts, rows), dtype=np.float32)
         self.norms = np.empty(rows if l2 else 0, dtype=np.float32)
         for start in range(0, rows, ENCODE_ROWS):
+            checkpoint()
             self._encode(np.array(vectors[start : start + ENCODE_ROWS]), start)
         self.code_slack = self.half_slack = CODE_SLACK_MIN
         self.rest_slacks = np.full(parts, REST_SLACK_MIN)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,15 +79,22 @@ class Shortlist:
         costs: of a search, on this machine.
     """
 
-    def __init__(self, vectors: Float32Matrix, *, flat: Floats, l2: bool) -> None:
+    def __init__(
+        self,
+        vectors: Float32Matrix,
+        *,
+        flat: Floats,
+        l2: bool,
+        checkpoint: Callable[[], None] = lambda: None,
+    ) -> None:
         """Encode `vectors` (rows, d), which may be mapped and unaligned; `flat` is the same memory.
 
         Only once the kernels are loaded: it measures what searches cost.
         """
         self._stored, self._l2 = flat, l2
-        self.codes = RowCodes(vectors, l2=l2)
+        self.codes = RowCodes(vectors, l2=l2, checkpoint=checkpoint)
         if self.codes.cut and not self._planes_hold(vectors):
-            self.codes = RowCodes(vectors, l2=l2, cut=False)
+            self.codes = RowCodes(vectors, l2=l2, cut=False, checkpoint=checkpoint)
         self.size_bytes = self.codes.size_bytes
         self.costs = self._measured_costs(vectors)
 
