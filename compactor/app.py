@@ -36,7 +36,7 @@ async def run_compactor(
 
     `annheal up` runs it in one process with a node and a coordinator. `address` is the address of
     the health service, "" if there is none. `on_ready` is called when the queue has been read.
-    `kernels` is run as a task of the compactor; None where another part of the process runs it. An
+    `kernels` is run as a task of the compactor; None if another part of the process runs it. An
     error that ends a background task, such as a bug, is raised. Raises `FailedPrecondition` while
     another process has locked this worker's folder.
     """

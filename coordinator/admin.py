@@ -1,4 +1,4 @@
-"""What operators see and do."""
+"""The operations of operators: status, compaction, garbage collection, placement."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Admin:
     # ------------------------------------------------------------------------------ seeing
 
     async def status(self) -> ClusterStatus:
-        """Return the cluster at a glance; nodes that do not answer are warnings, not errors."""
+        """Return a summary of the cluster; nodes that do not answer are warnings, not errors."""
         parts = self._parts
         observation = await self._observe()
         collections = parts.catalog.collections()
@@ -96,7 +96,7 @@ class Admin:
         return self._nodes(await self._observe())
 
     async def shards(self, collection: str = "") -> tuple[ShardStatus, ...]:
-        """Return the shards of one collection, or (empty) of all, by collection and number."""
+        """Return the shards by collection and number; of all collections if it is empty."""
         catalog = self._parts.catalog
         chosen = [await catalog.collection(collection)] if collection else catalog.collections()
         observation = await self._observe(chosen[0].id if collection else "")
@@ -114,7 +114,7 @@ class Admin:
     async def segments(
         self, collection: str, *, shard: int | None = None
     ) -> tuple[tuple[SegmentState, ...], tuple[int, ...]]:
-        """Return the segments by shard and age, and the shards that could not be asked."""
+        """Return the segments by shard and age, and the shards whose owners did not answer."""
         found = await self._parts.catalog.collection(collection)
         if shard is not None:
             check_shard(found, shard)
@@ -131,7 +131,7 @@ class Admin:
         return tuple(segments), tuple(missing)
 
     async def collection_status(self, collection: Collection) -> CollectionStatus:
-        """Return what a collection holds, added up over the shards that answer."""
+        """Return the rows, segments and bytes of a collection, of the shards that answer."""
         observation = await self._observe(collection.id)
         return _totals(
             state
@@ -144,7 +144,7 @@ class Admin:
     async def tasks(
         self, *, collection: str = "", phase: TaskPhase | None = None
     ) -> tuple[TaskStatus, ...]:
-        """Return the tasks, the newest first, of one collection or (empty) of all."""
+        """Return the tasks, newest first, of one collection, or of all if it is empty."""
         wanted = (await self._parts.catalog.collection(collection)).id if collection else ""
         claims = await self._parts.tasks.claims()
         return tuple(
@@ -163,7 +163,7 @@ class Admin:
         return await self._status_of((await self._parts.tasks.get(task_id)).value)
 
     async def cancel_task(self, task_id: str, *, deadline: Deadline) -> TaskStatus:
-        """Cancel a task that has not been published; raises `FailedPrecondition` otherwise."""
+        """Cancel a task; raises what `TaskBook.cancel` raises."""
         return await self._status_of(await self._parts.tasks.cancel(task_id, deadline=deadline))
 
     async def flush(self, collection: str, *, deadline: Deadline) -> None:
@@ -172,7 +172,7 @@ class Admin:
         await self._flush(found, range(found.shard_count), deadline=deadline)
 
     async def retry_task(self, task_id: str, *, deadline: Deadline) -> TaskStatus:
-        """Put a task that was given up back into the queue; raises `FailedPrecondition`."""
+        """Put a failed task back into the queue; raises what `TaskBook.release` raises."""
         tasks = self._parts.tasks
         async with tasks.planning:
             return await self._status_of(await tasks.release(task_id, deadline=deadline))
@@ -180,7 +180,7 @@ class Admin:
     async def compact(
         self, collection: str, order: CompactionOrder, *, deadline: Deadline
     ) -> tuple[str, ...]:
-        """Flush, then plan compactions; return the ids of new tasks and of those under way.
+        """Flush, then plan compactions; return the ids of new tasks and of unfinished ones.
 
         Without names, tier or `full` the rules decide, as if nothing had been written for long.
         Raises `InvalidArgument` for a shard and `NotFound` for a segment that does not exist, and
@@ -203,7 +203,7 @@ class Admin:
     async def plan_compaction(
         self, collection: str, order: CompactionOrder
     ) -> tuple[TaskStatus, ...]:
-        """Return the tasks that `compact` would add for what is flushed by now; changes nothing."""
+        """Return the tasks that `compact` would add for the present segments; changes nothing."""
         found, numbers = await self._ordered(collection, order)
         planned, _ = await self._plan(found, numbers, order)
         return tuple(TaskStatus.of(one, collection=found.name) for one in planned)
@@ -211,7 +211,7 @@ class Admin:
     async def _ordered(
         self, collection: str, order: CompactionOrder
     ) -> tuple[Collection, Sequence[int]]:
-        """Return the collection and its shards that are meant; raises for what cannot be meant."""
+        """Return the collection and the shard numbers of an order; raises for a wrong order."""
         if order.segment_ids and (order.tier is not None or order.full):
             raise InvalidArgument.of("segment_ids", "names segments: leave tier and full out")
         if order.tier is Tier.GROWING:
@@ -224,7 +224,7 @@ class Admin:
     async def _plan(
         self, found: Collection, numbers: Sequence[int], order: CompactionOrder
     ) -> tuple[tuple[CompactionTask, ...], list[CompactionTask]]:
-        """Return new tasks, and those known of the shards."""
+        """Return new tasks, and the known tasks of the shards."""
         parts = self._parts
         tasks = [one.value for one in parts.catalog.tasks()]
         mine = [one for one in tasks if one.collection_id == found.id and one.shard in numbers]
@@ -306,7 +306,7 @@ class Admin:
         return tuple(await self._parts.topology.drain(node_id, draining=True, deadline=deadline))
 
     async def undrain(self, node_id: str, *, deadline: Deadline) -> None:
-        """Let the node have shards again."""
+        """End the drain of a node."""
         await self._parts.topology.drain(node_id, draining=False, deadline=deadline)
 
     async def move(

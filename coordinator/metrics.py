@@ -19,7 +19,7 @@ from annheal.model.topology.task import CompactionTask, TaskPhase
 from annheal.runtime.metrics import LONG_SECONDS, Family, FamilyKind, Metrics
 
 SEGMENT_SERIES_MAX = 500
-"""Segments (times bands) that have series of their own, those of the worst recall first."""
+"""Series of segments and bands, those of the lowest recall."""
 ALL_BANDS = "all"
 _BOUNDS = ("estimate", "low", "high")
 _FINISHED = (TaskPhase.PUBLISHED, TaskPhase.FAILED, TaskPhase.CANCELLED)
@@ -51,14 +51,14 @@ class CoordinatorMetrics:
         )
 
     def register(self, metrics: Metrics, *, now_s: Callable[[], float]) -> None:
-        """Report whenever somebody scrapes; compactions that end from now on are counted."""
+        """Add the reports to `metrics`; tasks that end from now on are counted."""
         self._started_s = now_s()
         metrics.add_report(
             lambda: self.report(now_s=now_s()), series_max=len(_BOUNDS) * SEGMENT_SERIES_MAX
         )
 
     async def report(self, *, now_s: float) -> Iterable[Family]:
-        """Return what the leader knows; of another coordinator only that it does not lead."""
+        """Return the state of the cluster; of a coordinator that does not lead only this fact."""
         coordinator = self._coordinator
         leading = Family("annheal_leader", "1 where the leader is.")
         leading.add(float(coordinator.leading))
@@ -86,7 +86,10 @@ class CoordinatorMetrics:
         ]
 
     def _count_finished(self, tasks: Iterable[CompactionTask]) -> None:
-        """Count every task that ended since the start once; tasks are kept long enough for that."""
+        """Count each task that ended since the start of the process once.
+
+        Finished tasks are stored long enough to be seen by a scrape.
+        """
         ended = {task.id: task for task in tasks if task.phase in _FINISHED}
         self._seen &= ended.keys()
         for task_id, task in ended.items():

@@ -441,7 +441,7 @@ class AdminServicer:
     async def RetryTask(
         self, request: admin_pb2.RetryTaskRequest, context: Context
     ) -> admin_pb2.RetryTaskResponse:
-        """Release a task that was given up."""
+        """Put a failed task back into the queue."""
         task = await self._admin.retry_task(request.task_id, deadline=deadline_of(context))
         return admin_pb2.RetryTaskResponse(task=wire_admin.encode_task(task))
 
@@ -474,7 +474,7 @@ class AdminServicer:
     async def CollectGarbage(
         self, request: admin_pb2.CollectGarbageRequest, context: Context
     ) -> admin_pb2.CollectGarbageResponse:
-        """Collect garbage."""
+        """Run one round of garbage collection."""
         report = await self._admin.collect_garbage(dry_run=request.dry_run)
         return wire_admin.encode_garbage(report)
 

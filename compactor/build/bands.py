@@ -58,7 +58,7 @@ def bands_time_s(build_s: float) -> float:
 
 
 def has_bands(rows: int) -> bool:
-    """Return whether an index of so many rows is large enough for a band."""
+    """Return whether an index with `rows` rows is large enough for a band."""
     return rows * float(BANDS[0]) >= BAND_ROWS_MIN
 
 
@@ -70,7 +70,7 @@ def measure_bands(
     A far filter matches the rows that are farthest from its queries, the hardest case for a walk.
     `queries` (n, d) must not be rows of the index. Measuring stops after `limit_s` seconds. A band
     without a point has too few matching rows or was not reached in time: a search compares all its
-    matching rows. No band has a point where the compiled kernels are not loaded.
+    matching rows. Without loaded kernels no band has a point.
     """
     if not has_bands(index.rows) or not index.walk_ready:
         return ()
@@ -104,8 +104,8 @@ def measure_bands(
 def mean_visited(index: VectorIndex, queries: Float32Matrix, *, ef: int, k: int) -> float:
     """Return the mean number of rows that an unfiltered walk compares; 0 for a small index.
 
-    Measured with the first `VISITED_QUERIES` of `queries`. Small: too few rows for any band. 0 too
-    where the compiled kernels are not loaded.
+    Measured with the first `VISITED_QUERIES` of `queries`. Small: too few rows for any band. Also
+    0 without loaded kernels.
     """
     if not has_bands(index.rows) or not index.walk_ready:
         return 0.0

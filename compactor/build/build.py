@@ -59,7 +59,7 @@ from annheal.segment import (
 )
 
 KERNEL_WAIT_S = 0.5
-"""A task that was cancelled notices within this time."""
+"""Seconds between two reports of progress, and checks for a cancelled task, during the wait."""
 HNSW_ROWS_MIN = 2_000
 """A segment with fewer rows gets no graph: a scan of all rows is faster than a walk, and exact.
 
@@ -187,16 +187,19 @@ def first_strength(segments: Sequence[Segment]) -> int:
 
 
 def _can_merge(sources: Sequence[Source], order: BuildOrder) -> bool:
-    """Return whether the kernels that extend a graph are loaded; waits while they may come."""
+    """Wait for the kernels that extend a graph; return whether they are loaded.
+
+    False at once if no source has a graph.
+    """
     if not any(is_base(source.segment.index) for source in sources):
         return False
     return _has_kernels(MERGE_KERNELS, order, done=0.0)
 
 
 def _has_kernels(kernels: Sequence[Kernel], order: BuildOrder, *, done: float) -> bool:
-    """Wait until `kernels` are loaded; False, and a warning, where that was given up.
+    """Wait until `kernels` are loaded; log and return False if they cannot be compiled.
 
-    On a new machine they are compiled for a minute or two.
+    On a new machine it takes a minute or two to compile them.
     """
     if wait_loaded(kernels, interval_s=KERNEL_WAIT_S, tell=lambda: order.on_progress(done)):
         return True

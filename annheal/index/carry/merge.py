@@ -105,8 +105,10 @@ def merge_hnsw(
     Without `repair` links to dead rows are dropped and not replaced. The graph does not depend on
     `threads`. `on_carried` is called with the counts of links. `threads`, `on_progress`,
     `probe_rows` and `probe` are as in `build_hnsw`; the last `probe_rows` rows must not be among
-    the kept ones. Only once `MERGE_KERNELS` are loaded.
-    Raises ValueError for a base that `is_base` refuses, or that does not fit the other arguments.
+    the kept ones.
+
+    Raises ValueError for a base that `is_base` refuses, or that does not fit the other arguments;
+    `KernelNotLoaded` before `MERGE_KERNELS` are loaded.
     """
     source = base._graph
     if source is None or not is_base(base):

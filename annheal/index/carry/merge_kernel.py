@@ -1,6 +1,6 @@
 """Compiled: carries the links of a graph over without its dead rows, and replaces lost links.
 
-Imported where machine code is loaded: importing numba takes a good part of a second.
+Imported only where kernels are compiled: importing numba takes most of a second.
 
 A live row with links to dead rows gets links to the live rows behind them, that is rows that are
 reached from it through dead rows only (as in the repairs of Qdrant and Weaviate). They are chosen
