@@ -69,6 +69,12 @@ class Columns:
     id_prefix: str = ""
     dataset: str = "train"
 
+    @property
+    def are_chosen(self) -> bool:
+        """Whether the caller chose columns by name."""
+        named = (self.id, self.vector, self.attributes, self.payload)
+        return any(one is not None for one in named) or bool(self.payload_also or self.ignored)
+
 
 @dataclass(frozen=True, slots=True)
 class Layout:

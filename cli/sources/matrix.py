@@ -58,6 +58,10 @@ class MatrixSource:
     """One file of vectors; implements `ImportSource`."""
 
     def __init__(self, path: Path, columns: Columns, *, meta: Path | None = None) -> None:
+        if meta is None and columns.are_chosen:
+            raise InvalidArgument.of(
+                "FILE", f"{path} holds vectors alone: columns can be chosen of a --meta file only"
+            )
         self._path = path
         self._prefix = columns.id_prefix
         self._matrix, metric = open_matrix(path, dataset=columns.dataset)

@@ -57,6 +57,7 @@ class Tally:
     collection: str
     created: bool
     skipped: int
+    limit: int | None = None
     done: int = 0
     begun: int = 0
 
@@ -76,8 +77,10 @@ class Tally:
             parts.append(f"{counted(self.done, 'record')} ({rows} of {self.file}) are written.")
         if self.begun:
             parts.append(f"Of the next {self.begun:,} some may be written.")
+        left = "" if self.limit is None else f" --limit {self.limit - self.done}"
         parts.append(
-            f"Resume with --skip-rows {self.resume_at}; to write a record again changes nothing."
+            f"Resume with --skip-rows {self.resume_at}{left};"
+            " to write a record again changes nothing."
         )
         return " ".join(parts)
 

@@ -148,7 +148,7 @@ def import_(
         if existing is None:
             _create(client, name, source.layout, export, creation)
             state.output.note(f"created collection {name}")
-        tally = Tally(file.name, name, existing is None, skip_rows)
+        tally = Tally(file.name, name, existing is None, skip_rows, limit)
         seconds = send_rows(client, source, tally, state=state, sending=sending)
     _report(state, tally, source.layout, seconds)
 
@@ -163,7 +163,7 @@ def _open(
     state: State,
 ) -> ImportSource:
     if export is not None:
-        if columns != Columns(id_prefix=columns.id_prefix) or meta is not None:
+        if columns.are_chosen or meta is not None:
             raise InvalidArgument.of(
                 "FILE", "is an export, whose columns are known: leave out the options for columns"
             )

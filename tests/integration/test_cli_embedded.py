@@ -328,6 +328,21 @@ def test_an_import_that_fails_says_what_it_left_and_goes_on_from_there(
     assert (report["rows"], report["skipped"], report["created"]) == (44, 56, False)
     assert report["payload"] == ["text"]
     assert document(run("count", "cli-left", "-o", "json")) == {"count": 100}
+    # Ctrl-C says the same.
+    sending = Client.upsert
+
+    def interrupted(
+        client: Client, collection: str, ids: list[str], *rest: Any, **named: Any
+    ) -> Any:
+        if "r9" in ids:
+            raise KeyboardInterrupt
+        return sending(client, collection, ids, *rest, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Client, "upsert", interrupted)
+        told = run(*ask, "--limit", "50", code=ExitCode.INTERRUPTED).stderr
+    assert "8 records (rows 0 to 7 of rows.jsonl) are written." in told
+    assert "Resume with --skip-rows 8 --limit 42;" in told
     # A collection that was made for nothing is named.
     file.write_text('{"id": "a", "vector": [1, 2]}\n{"id": "' + "b" * 600 + '", "vector": [1, 2]}')
     told = run(

@@ -557,3 +557,10 @@ def test_strange_hdf5_and_npy_content_is_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "b.npy", np.array([[1.0], [np.nan]]))
     with pytest.raises(InvalidArgument, match=r"b\.npy: row 1"):
         joined(open_source(tmp_path / "b.npy", NO_COLUMNS))
+
+
+def test_columns_of_a_file_without_columns_cannot_be_chosen(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.ones((2, 2)))
+    for columns in (Columns(attributes=("year",)), Columns(ignored=("x",)), Columns(id="id")):
+        with pytest.raises(InvalidArgument, match="vectors alone"):
+            open_source(tmp_path / "a.npy", columns)
