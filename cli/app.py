@@ -31,6 +31,7 @@ from annheal.cli.user_commands import (
     search,
 )
 from annheal.errors import AnnhealError, Unavailable
+from annheal.model.limits import TIMEOUT_MAX_S
 from annheal.rpc.status import CANNOT_CONNECT
 
 _CODES = "\n".join(f"  {code.value:>3}  {meaning}" for code, meaning in MEANINGS.items())
@@ -86,8 +87,15 @@ def main(
         OutputFormat, typer.Option("--output", "-o", envvar="ANNHEAL_OUTPUT", help="Format.")
     ] = OutputFormat.TABLE,
     timeout: Annotated[
-        float, typer.Option(envvar="ANNHEAL_TIMEOUT_S", min=0.001, max=600, help="Seconds.")
-    ] = 60.0,
+        float | None,
+        typer.Option(
+            envvar="ANNHEAL_TIMEOUT_S",
+            min=0.001,
+            max=TIMEOUT_MAX_S,
+            help="Seconds for the whole command; import, scan and --watch: for each request.",
+            show_default="60; flush, compact, gc, recall --measure: 600",
+        ),
+    ] = None,
 ) -> None:
     """Annheal: vector search that keeps its own indexes healthy.
 

@@ -13,6 +13,7 @@ from annheal.client.inputs import FilterInput, as_filter, as_ids
 from annheal.errors import DeadlineExceeded, NotFound
 from annheal.model.limits import TIMEOUT_MAX_S
 from annheal.model.measures.recall_summary import RecallSummary
+from annheal.model.part_health import ClusterHealth
 from annheal.model.topology.cluster import (
     RECALL_SAMPLE_DEFAULT,
     ClusterStatus,
@@ -56,6 +57,18 @@ class AdminCalls:
         api = self._connection.api
         return await self._connection.read(
             lambda left_s: api.status(timeout_s=left_s),
+            deadline=self._connection.deadline(timeout_s),
+        )
+
+    async def health(self, *, timeout_s: float | None = None) -> ClusterHealth:
+        """Probe what the processes depend on: can they write and read, is there room.
+
+        Each process writes, reads and deletes one small object. Takes some seconds when a part
+        does not answer; that is in the answer, with the time since when.
+        """
+        api = self._connection.api
+        return await self._connection.read(
+            lambda left_s: api.health(timeout_s=left_s),
             deadline=self._connection.deadline(timeout_s),
         )
 

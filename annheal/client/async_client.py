@@ -9,14 +9,14 @@ from typing import Final
 from annheal.client.admin_calls import AdminCalls
 from annheal.client.batching import SearchGatherer
 from annheal.client.collection_calls import CollectionCalls
-from annheal.client.connection import ServerConnection
+from annheal.client.connection import CONNECT_TIMEOUT_S, DEFAULT_ADDRESS, ServerConnection
 from annheal.client.record_calls import RecordCalls
 from annheal.client.search_calls import SearchCalls
 from annheal.model.limits import TIMEOUT_DEFAULT_S
 from annheal.model.session import SessionToken
+from annheal.runtime.deadline import Deadline
 from annheal.runtime.retry import DEFAULT_POLICY, RetryPolicy
 
-DEFAULT_ADDRESS: Final = "127.0.0.1:7700"
 SEARCH_CALLS_MAX: Final = 1
 """Calls under way for equal searches. One had the highest throughput on two cores; a server that is
 far away, or has many, gains from more."""
@@ -40,6 +40,8 @@ class AsyncClient(CollectionCalls, RecordCalls, SearchCalls, AdminCalls):
     Args:
         address: `host:port` of a coordinator, or a gRPC target.
         timeout_s: time for a call that names none, retries included.
+        connect_timeout_s: a server that this client has never reached is given up after so long.
+        time_limit: no call goes on past it, whatever its own time; for programs that must end.
         batch_searches: let searches that run at the same time travel together.
         search_calls_max: calls under way at once for equal searches.
         read_your_writes: reads see what this client wrote, whatever server answers.
@@ -51,6 +53,8 @@ class AsyncClient(CollectionCalls, RecordCalls, SearchCalls, AdminCalls):
         address: str = DEFAULT_ADDRESS,
         *,
         timeout_s: float = TIMEOUT_DEFAULT_S,
+        connect_timeout_s: float = CONNECT_TIMEOUT_S,
+        time_limit: Deadline | None = None,
         batch_searches: bool = True,
         search_calls_max: int = SEARCH_CALLS_MAX,
         read_your_writes: bool = True,
@@ -59,6 +63,8 @@ class AsyncClient(CollectionCalls, RecordCalls, SearchCalls, AdminCalls):
         self._connection = ServerConnection(
             address,
             timeout_s=timeout_s,
+            connect_timeout_s=connect_timeout_s,
+            time_limit=time_limit,
             retry_policy=retry_policy,
             read_your_writes=read_your_writes,
         )
@@ -78,6 +84,10 @@ class AsyncClient(CollectionCalls, RecordCalls, SearchCalls, AdminCalls):
     def session(self, collection: str) -> SessionToken | None:
         """Return the token of what this client has seen of a collection, for another client."""
         return self._connection.session(collection)
+
+    async def suspend(self) -> None:
+        """Close the connection until the next call; nothing may be under way."""
+        await self._connection.api.suspend()
 
     async def close(self) -> None:
         """Cancel what is under way and close the connection; repeated calls do nothing."""

@@ -18,27 +18,49 @@ from annheal.model.collection import Collection
 from annheal.model.limits import TIMEOUT_MAX_S
 from annheal.model.search import Consistency
 from annheal.model.session import SessionToken
+from annheal.rpc.forks import check_epoch, fork_epoch
+from annheal.rpc.status import CANNOT_CONNECT
 from annheal.runtime.deadline import Deadline
 from annheal.runtime.retry import RetryPolicy, is_retryable, retry
 
 COLLECTIONS_REMEMBERED_MAX: Final = 1_024
 WAIT_S_MAX: Final = 1e8
 """Three years; what gRPC cannot count would be an error of its own."""
+DEFAULT_ADDRESS: Final = "127.0.0.1:7700"
+CONNECT_TIMEOUT_S: Final = 2.0
+"""A server that this client has never reached is given up after so long."""
+PORT_MAX: Final = 65_535
+_TARGET_SCHEMES: Final = ("dns:", "ipv4:", "ipv6:", "unix:", "unix-abstract:", "vsock:")
 SESSION_STALE: Final = "SESSION_OF_ANOTHER_COLLECTION"
 
 ValueT = TypeVar("ValueT")
+Retryable = Callable[[AnnhealError], bool]
 
 
 class ServerConnection:
     """What all calls of one client share."""
 
     def __init__(
-        self, address: str, *, timeout_s: float, retry_policy: RetryPolicy, read_your_writes: bool
+        self,
+        address: str,
+        *,
+        timeout_s: float,
+        connect_timeout_s: float,
+        time_limit: Deadline | None,
+        retry_policy: RetryPolicy,
+        read_your_writes: bool,
     ) -> None:
+        check_address(address)
+        if not 0 < as_share(connect_timeout_s, "connect_timeout_s") <= TIMEOUT_MAX_S:
+            raise InvalidArgument.of("connect_timeout_s", f"must be in (0, {TIMEOUT_MAX_S:g}]")
         if not 0 < as_share(timeout_s, "timeout_s") <= TIMEOUT_MAX_S:
             raise InvalidArgument.of("timeout_s", f"must be in (0, {TIMEOUT_MAX_S:g}]")
         self.api = PublicApi(address)
         self.timeout_s = timeout_s
+        self._connect_timeout_s = connect_timeout_s
+        self._time_limit = time_limit
+        self._reached = False
+        self._epoch = fork_epoch()
         self._policy = retry_policy
         self._read_your_writes = read_your_writes
         self._tokens: OrderedDict[str, SessionToken] = OrderedDict()
@@ -46,20 +68,26 @@ class ServerConnection:
 
     def deadline(self, timeout_s: float | None) -> Deadline:
         """Return the deadline of a call that may take `timeout_s` (the client's by default)."""
+        check_epoch(self._epoch)
         given_s = self.timeout_s if timeout_s is None else as_share(timeout_s, "timeout_s")
         if given_s > WAIT_S_MAX:
             raise InvalidArgument.of("timeout_s", f"{given_s:g} is above {WAIT_S_MAX:g} seconds")
-        return Deadline.after(given_s)
+        deadline = Deadline.after(given_s)
+        return deadline if self._time_limit is None else min(deadline, self._time_limit)
 
     async def read(
         self, attempt: Callable[[float], Awaitable[ValueT]], *, deadline: Deadline
     ) -> ValueT:
-        """Call `attempt(seconds left)`, again while the error is retryable and time is left."""
+        """Call `attempt(seconds left)`, again while the error is retryable and time is left.
 
-        async def once(deadline: Deadline) -> ValueT:
-            return await attempt(deadline.remaining_s)
-
-        return await retry(once, deadline=deadline, policy=self._policy)
+        A server that this client has never reached is given up after `connect_timeout_s`.
+        """
+        return await retry(
+            self._reaching(attempt),
+            deadline=deadline,
+            policy=self._policy,
+            retryable=self._worthwhile(is_retryable),
+        )
 
     async def write(
         self,
@@ -69,17 +97,43 @@ class ServerConnection:
         idempotent: bool = True,
     ) -> ValueT:
         """As `read`, for a mutation; one that is not idempotent is tried once."""
-
-        async def once(deadline: Deadline) -> ValueT:
-            return await attempt(deadline.remaining_s)
-
         return await retry(
-            once,
+            self._reaching(attempt),
             deadline=deadline,
             policy=self._policy,
             mutation=True,
-            retryable=is_retryable if idempotent else _never,
+            retryable=self._worthwhile(is_retryable if idempotent else _never),
         )
+
+    def _reaching(
+        self, attempt: Callable[[float], Awaitable[ValueT]]
+    ) -> Callable[[Deadline], Awaitable[ValueT]]:
+        """Return `attempt`, which first waits for the connection until it stood once."""
+
+        async def once(deadline: Deadline) -> ValueT:
+            if not self._reached:
+                wait_s = min(self._connect_timeout_s, deadline.remaining_s)
+                await self.api.reach(timeout_s=wait_s)
+            try:
+                answer = await attempt(deadline.remaining_s)
+            except AnnhealError as error:
+                self._reached = self._reached or error.reason != CANNOT_CONNECT
+                raise
+            self._reached = True
+            return answer
+
+        return once
+
+    def _worthwhile(self, retryable: Retryable) -> Retryable:
+        """Return `retryable`, which gives a server up that was not reached in time."""
+        connect_by = Deadline.after(self._connect_timeout_s)
+
+        def again(error: AnnhealError) -> bool:
+            if error.reason == CANNOT_CONNECT and not self._reached and connect_by.passed:
+                return False
+            return retryable(error)
+
+        return again
 
     # ------------------------------------------------------------------------------------ sessions
 
@@ -171,6 +225,28 @@ def as_consistency(consistency: Consistency | str | None) -> Consistency | None:
     if consistency is None:
         return None
     return as_word(consistency, Consistency, "consistency")
+
+
+def check_address(address: str) -> None:
+    """Raise `InvalidArgument` for what gRPC would not find, or look for at a port of its own."""
+    scheme, separator, rest = address.partition("://")
+    if separator and scheme.lower() in ("http", "https", "grpc", "grpcs"):
+        raise InvalidArgument.of(
+            "address",
+            f"{address!r} is a URL; write host:port, such as"
+            f" {rest.rstrip('/') or DEFAULT_ADDRESS!r}. Connections are not encrypted",
+        )
+    if not separator and not _has_port(address):
+        raise InvalidArgument.of(
+            "address", f"{address!r} has no port; write host:port, such as {DEFAULT_ADDRESS!r}"
+        )
+
+
+def _has_port(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    if address.startswith(_TARGET_SCHEMES):
+        return True
+    return bool(host) and port.isdecimal() and 0 < int(port) <= PORT_MAX
 
 
 def _never(_: AnnhealError) -> bool:

@@ -20,6 +20,7 @@ from annheal.model.collection import (
 )
 from annheal.model.filter import Filter
 from annheal.model.measures.recall_summary import RecallSummary
+from annheal.model.part_health import ClusterHealth
 from annheal.model.records import Projection, RecordSet
 from annheal.model.search import Consistency, SearchOptions
 from annheal.model.session import SessionToken
@@ -44,6 +45,7 @@ from annheal.wire import admin as wire_admin
 from annheal.wire import collections as wire_collections
 from annheal.wire import records as wire_records
 from annheal.wire import search as wire_search
+from annheal.wire.health import decode_cluster_health
 from annheal.wire.recall import decode_recall_summary
 
 
@@ -65,6 +67,14 @@ class PublicApi:
     def __init__(self, address: str) -> None:
         self.address = address
         self._connection = Connection(address)
+
+    async def reach(self, *, timeout_s: float) -> None:
+        """See `Connection.reach`."""
+        await self._connection.reach(timeout_s=timeout_s)
+
+    async def suspend(self) -> None:
+        """See `Connection.suspend`."""
+        await self._connection.suspend()
 
     async def close(self) -> None:
         """Close the connection; calls under way fail, and so do later ones."""
@@ -343,6 +353,13 @@ class PublicApi:
         request = wire_admin.encode_measure_recall(collection, options=options)
         response = await self._call(methods.MEASURE_RECALL, request, timeout_s=timeout_s)
         return wire_admin.decode_recall_report(response)
+
+    async def health(self, *, timeout_s: float) -> ClusterHealth:
+        """Probe what the processes depend on."""
+        request = methods.CHECK_HEALTH.request()
+        return decode_cluster_health(
+            await self._call(methods.CHECK_HEALTH, request, timeout_s=timeout_s)
+        )
 
     async def recall(self, collection: str, *, timeout_s: float) -> RecallSummary:
         """Return what the nodes measured on live queries."""

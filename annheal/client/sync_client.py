@@ -9,12 +9,15 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from annheal.client.async_client import DEFAULT_ADDRESS, SEARCH_CALLS_MAX, AsyncClient
+from annheal.client.async_client import SEARCH_CALLS_MAX, AsyncClient
+from annheal.client.connection import CONNECT_TIMEOUT_S, DEFAULT_ADDRESS
 from annheal.client.inputs import FilterInput
 from annheal.client.results import Records
 from annheal.errors import FailedPrecondition
 from annheal.model.limits import TIMEOUT_DEFAULT_S
 from annheal.model.session import SessionToken
+from annheal.rpc.forks import check_epoch, fork_epoch, no_fork, suspend_at_fork
+from annheal.runtime.deadline import Deadline
 from annheal.runtime.retry import DEFAULT_POLICY, RetryPolicy
 
 P = ParamSpec("P")
@@ -42,7 +45,8 @@ class Client:
             hits = client.search("papers", query, k=5)
 
     One background thread runs the event loop. A client may be used by several threads, and then
-    their searches travel together. It does not survive a fork: make it afterwards.
+    their searches travel together. After a fork the parent's client goes on in the parent; a child
+    makes its own.
     """
 
     def __init__(
@@ -50,6 +54,8 @@ class Client:
         address: str = DEFAULT_ADDRESS,
         *,
         timeout_s: float = TIMEOUT_DEFAULT_S,
+        connect_timeout_s: float = CONNECT_TIMEOUT_S,
+        time_limit: Deadline | None = None,
         batch_searches: bool = True,
         search_calls_max: int = SEARCH_CALLS_MAX,
         read_your_writes: bool = True,
@@ -61,11 +67,15 @@ class Client:
         )
         self._thread.start()
         self._closed = False
+        self._calls = 0
+        self._epoch = fork_epoch()
 
         async def make() -> AsyncClient:
             return AsyncClient(
                 address,
                 timeout_s=timeout_s,
+                connect_timeout_s=connect_timeout_s,
+                time_limit=time_limit,
                 batch_searches=batch_searches,
                 search_calls_max=search_calls_max,
                 read_your_writes=read_your_writes,
@@ -77,6 +87,7 @@ class Client:
         except BaseException:
             self._stop_loop()
             raise
+        suspend_at_fork(self)
 
     create_collection = _blocking(AsyncClient.create_collection)
     get_collection = _blocking(AsyncClient.get_collection)
@@ -92,6 +103,7 @@ class Client:
     search_batch = _blocking(AsyncClient.search_batch)
     embed = _blocking(AsyncClient.embed)
     status = _blocking(AsyncClient.status)
+    health = _blocking(AsyncClient.health)
     nodes = _blocking(AsyncClient.nodes)
     shards = _blocking(AsyncClient.shards)
     segments = _blocking(AsyncClient.segments)
@@ -144,11 +156,24 @@ class Client:
         """Return the token of what this client has seen of a collection, for another client."""
         return self._client.session(collection)
 
+    def suspend(self) -> None:
+        """Close the connection until the next call, unless a call is under way.
+
+        Happens before every fork by itself: the child can then use gRPC (see `annheal.rpc.forks`).
+        """
+        if self._closed or self._calls or self._epoch != fork_epoch():
+            return
+        if threading.current_thread() is not self._thread:
+            asyncio.run_coroutine_threadsafe(self._client.suspend(), self._loop).result()
+
     def close(self) -> None:
         """Close the connection and end the thread; repeated calls do nothing."""
         if self._closed:
             return
+        self._check_thread()
         self._closed = True
+        if self._epoch != fork_epoch():
+            return  # the thread and the connection are the parent's
         try:
             asyncio.run_coroutine_threadsafe(self._client.close(), self._loop).result()
         finally:
@@ -168,12 +193,30 @@ class Client:
     def _run(self, call: Callable[[AsyncClient], Coroutine[Any, Any, ValueT]]) -> ValueT:
         if self._closed:
             raise FailedPrecondition("the client is closed")
-        future = asyncio.run_coroutine_threadsafe(call(self._client), self._loop)
+        check_epoch(self._epoch)
+        self._check_thread()
+        with no_fork():
+            self._calls += 1
         try:
-            return future.result()
-        except BaseException:
-            future.cancel()  # Ctrl-C: nobody waits for the call any more
-            raise
+            future = asyncio.run_coroutine_threadsafe(call(self._client), self._loop)
+            try:
+                return future.result()
+            except BaseException:
+                future.cancel()  # Ctrl-C: nobody waits for the call any more
+                raise
+        finally:
+            with no_fork():
+                self._calls -= 1
+
+    def _check_thread(self) -> None:
+        """Raise when the caller is this client's own thread, which would wait for itself."""
+        if threading.current_thread() is self._thread:
+            raise FailedPrecondition(
+                "the client was called from one of its own callbacks (progress, an iterator of ids"
+                " or rows), where the call would wait for itself: use another Client there, or"
+                " AsyncClient",
+                reason="CLIENT_REENTERED",
+            )
 
     def _stop_loop(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)

@@ -12,8 +12,9 @@ import grpc.aio
 
 from annheal.errors import InvalidArgument, Unavailable, UnknownOutcome
 from annheal.model.limits import REQUEST_BYTES_MAX, RESPONSE_BYTES_MAX
+from annheal.rpc.forks import check_usable
 from annheal.rpc.methods import Method, RequestT, ResponseT
-from annheal.rpc.status import error_of
+from annheal.rpc.status import CANNOT_CONNECT, error_of
 
 KEEPALIVE_TIME_MS = 30_000
 KEEPALIVE_TIMEOUT_MS = 10_000
@@ -76,9 +77,47 @@ class Connection:
 
     def __init__(self, address: str, *, tls: ClientTls | None = None) -> None:
         self.address = address
-        self._channel = open_channel(address, tls=tls)
+        self._tls = tls
+        self._opened: grpc.aio.Channel | None = self._open()
         self._stubs: dict[str, grpc.aio.UnaryUnaryMultiCallable[Any, Any]] = {}
         self.closed = False
+
+    @property
+    def _channel(self) -> grpc.aio.Channel:
+        if self._opened is None:
+            self._opened = self._open()
+        return self._opened
+
+    def _open(self) -> grpc.aio.Channel:
+        check_usable()
+        return open_channel(self.address, tls=self._tls)
+
+    async def suspend(self) -> None:
+        """Close the channel; the next call opens another one."""
+        channel, self._opened = self._opened, None
+        self._stubs.clear()
+        if channel is not None:
+            await channel.close()
+
+    async def reach(self, *, timeout_s: float) -> None:
+        """Return when the server speaks gRPC, or when it is known that it cannot be reached.
+
+        In the second case the next call says why. Raises `Unavailable` (CANNOT_CONNECT) when
+        neither happened within `timeout_s`.
+        """
+        settled = (grpc.ChannelConnectivity.READY, grpc.ChannelConnectivity.TRANSIENT_FAILURE)
+        try:
+            async with asyncio.timeout(timeout_s):
+                state = self._channel.get_state(try_to_connect=True)
+                while state not in settled:
+                    await self._channel.wait_for_state_change(state)
+                    state = self._channel.get_state(try_to_connect=True)
+        except TimeoutError:
+            raise Unavailable(
+                f"no server answers at {self.address} within {timeout_s:.1f} s: whatever listens"
+                " there does not speak gRPC, or the address cannot be reached; is the port right?",
+                reason=CANNOT_CONNECT,
+            ) from None
 
     async def call(
         self, method: Method[RequestT, ResponseT], request: RequestT, *, timeout_s: float
@@ -120,7 +159,7 @@ class Connection:
     async def close(self) -> None:
         """End the connection; calls in flight fail."""
         self.closed = True
-        await self._channel.close()
+        await self.suspend()
 
     async def __aenter__(self) -> Connection:
         return self

@@ -8,7 +8,7 @@ from annheal.errors import DeadlineExceeded
 from annheal.runtime.clock import monotonic_s
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, order=True)
 class Deadline:
     """The caller's deadline; `at_s` is in seconds of `annheal.runtime.clock.monotonic_s`."""
 

@@ -35,7 +35,7 @@ def gc(
 
 
 def _collect(state: State, *, dry_run: bool) -> GarbageReport:
-    with state.client(timeout_s=TIMEOUT_MAX_S) as client:
+    with state.client(default_s=TIMEOUT_MAX_S) as client:
         return client.collect_garbage(dry_run=dry_run)
 
 

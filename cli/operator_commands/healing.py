@@ -49,7 +49,7 @@ def segments(context: typer.Context, collection: Collection, shard: Shard = None
 def flush(context: typer.Context, collection: Collection) -> None:
     """Write what is in memory into segments, and trim the write-ahead log."""
     state = state_of(context)
-    with state.client(timeout_s=TIMEOUT_MAX_S) as client:
+    with state.client(default_s=TIMEOUT_MAX_S) as client:
         client.flush(collection)
     state.output.show({"flushed": collection}, lambda _: f"flushed {collection}")
 
@@ -80,7 +80,7 @@ def compact(
     errors = PlainConsole(stderr=True)
     quiet = state.output.is_json or not errors.is_terminal
     with (
-        state.client(patient=True) as client,
+        state.client(patient=True, default_s=TIMEOUT_MAX_S) as client,
         Live(console=errors, auto_refresh=False, transient=True) as live,
     ):
 

@@ -64,7 +64,7 @@ def list_(
 ) -> None:
     """List tasks, the newest first. `list` may be left out."""
     state = state_of(context)
-    with state.client() as client:
+    with state.client(endless=watch) as client:
 
         def look() -> list[TaskStatus]:
             return client.tasks(collection, phase=phase, limit=limit)

@@ -67,7 +67,7 @@ def export(
     state = state_of(context)
     folder = ExportFolder(output.absolute())
     folder.check_free(replace=force)
-    with state.client(patient=True, timeout_s=max(state.timeout_s, EXPORT_TIMEOUT_S)) as client:
+    with state.client(patient=True, default_s=EXPORT_TIMEOUT_S, endless=True) as client:
         found = client.get_collection(collection)
         with folder.hold(), _resumable(folder, state):
             progress = folder.begin(found, format, restart=restart, began_at=_now())

@@ -144,7 +144,7 @@ def import_(
         _check_fits(source, existing, export)
     _say_layout(state, file, source.layout)
     sending = Sending(skip_rows, limit, batch_rows, concurrency, _model(model, export))
-    with state.client(patient=True, timeout_s=max(state.timeout_s, IMPORT_TIMEOUT_S)) as client:
+    with state.client(patient=True, default_s=IMPORT_TIMEOUT_S, endless=True) as client:
         if existing is None:
             _create(client, name, source.layout, export, creation)
             state.output.note(f"created collection {name}")

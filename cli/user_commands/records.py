@@ -99,7 +99,7 @@ def scan(
     """Print records, one JSON object a line with `--output json`; the order is the server's."""
     state = state_of(context)
     left = limit
-    with state.client() as client:
+    with state.client(endless=True) as client:
         wanted = include or ("attributes", "payload")
         page_rows = min(limit or 1_000, 1_000)
         for page in client.scan(collection, filter=filter, include=wanted, page_rows=page_rows):
