@@ -21,6 +21,7 @@ from rich.text import Text
 from annheal.cli.exit_codes import ExitCode
 from annheal.errors import AnnhealError, InvalidArgument
 from annheal.model.values.reading import rows_as_dicts
+from annheal.runtime.host.secrets import environment_secrets, mask_secrets
 
 ValueT = TypeVar("ValueT")
 
@@ -210,12 +211,13 @@ def share(part: float, whole: float) -> str | None:
 def print_error(error: AnnhealError, *, format: OutputFormat) -> None:
     """Print an expected error on stderr: what is wrong, each field, and when to try again."""
     violations = error.violations if isinstance(error, InvalidArgument) else ()
+    message = mask_secrets(error.message, secrets=environment_secrets())
     if format is OutputFormat.JSON:
         document = {
             "error": {
                 "kind": type(error).__name__,
                 "reason": error.reason,
-                "message": error.message,
+                "message": message,
                 "retryable": error.retryable,
                 "violations": violations,
                 "metadata": error.metadata,
@@ -224,7 +226,7 @@ def print_error(error: AnnhealError, *, format: OutputFormat) -> None:
         print(to_json(document), file=sys.stderr)
         return
     console = PlainConsole(stderr=True, soft_wrap=True)
-    console.print(Text("error: ", style="bold red") + Text(error.message))
+    console.print(Text("error: ", style="bold red") + Text(message))
     for violation in violations:
         # `InvalidArgument.of` has said it in the message already.
         if violation.description not in error.message:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ import typer
 from annheal.cli.output import Output, OutputFormat
 from annheal.client import Client
 from annheal.model.limits import TIMEOUT_DEFAULT_S
+from annheal.runtime.clock import monotonic_s
 from annheal.runtime.deadline import Deadline
 from annheal.runtime.retry import DEFAULT_POLICY, RetryPolicy
 
@@ -30,7 +30,7 @@ class State:
     timeout_s: float | None = None
     output: Output = field(default_factory=lambda: Output(OutputFormat.TABLE))
 
-    began_s: float = field(default_factory=time.monotonic)
+    began_s: float = field(default_factory=monotonic_s)
 
     @contextmanager
     def client(

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from annheal.errors import Conflict, Unavailable, UnknownOutcome
+from annheal.errors import Conflict
 from annheal.metastore.codec import encode_value
 from annheal.metastore.keys import compactor_key
-from annheal.metastore.lease_keeper import LeaseKeeper
+from annheal.metastore.lease_keeper import AWAY, LeaseKeeper
 from annheal.metastore.protocol import LeaseExpired, MetaStore, Put
 from annheal.model.topology.shard import WorkerRegistration
+from annheal.runtime.logging import SparingLog
 
 REGISTER_RETRY_S = 0.5
 
@@ -25,6 +26,7 @@ async def run_registration(
     When cancelled, the lease is revoked and the registration ends at once.
     """
     key = compactor_key(registration.worker_id)
+    sparing = SparingLog(_log)
     while True:
         try:
             async with LeaseKeeper(meta, ttl_s=ttl_s) as keeper:
@@ -32,6 +34,6 @@ async def run_registration(
                 await meta.commit([put])
                 await keeper.lost.wait()
             _log.warning("compactor %s lost its lease; registering again", registration.worker_id)
-        except (Unavailable, UnknownOutcome, Conflict, LeaseExpired) as error:
-            _log.warning("compactor %s is not registered: %s", registration.worker_id, error)
+        except (*AWAY, Conflict, LeaseExpired) as error:
+            sparing.warning("compactor %s is not registered: %s", registration.worker_id, error)
             await asyncio.sleep(REGISTER_RETRY_S)

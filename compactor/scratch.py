@@ -16,7 +16,7 @@ from pathlib import Path
 
 from annheal.errors import FailedPrecondition
 from annheal.runtime.clock import new_token
-from annheal.runtime.folder_lock import Holder, read_holder, write_holder
+from annheal.runtime.host.folder_lock import Holder, read_holder, write_holder
 
 LOCK_FILE = "worker.lock"
 DISCARDED_PREFIX = ".discarded-"

@@ -18,7 +18,7 @@ from annheal.coordinator.data_path.ports import ShardNode
 from annheal.coordinator.leader.control import ControlParts
 from annheal.coordinator.leader.observation import Observation, observe_shards
 from annheal.coordinator.settings import CoordinatorSettings
-from annheal.errors import AnnhealError, FailedPrecondition, InvalidArgument
+from annheal.errors import AnnhealError, FailedPrecondition, InvalidArgument, Unavailable
 from annheal.metastore import keys
 from annheal.metastore.codec import decode_value
 from annheal.metastore.table import readable
@@ -46,6 +46,7 @@ _FLUSHES_MAX = 8
 _ROUND_WAIT_S = 1.0
 _REBALANCE_S_MAX = 3_600.0
 _LONG_QUIET_S = 1e9
+METADATA_AWAY = "the metadata store is away, so who leads and works is not known"
 
 
 class Admin:
@@ -75,20 +76,22 @@ class Admin:
         observation = await self._observe()
         collections = parts.catalog.collections()
         tasks = [stored.value for stored in parts.catalog.tasks()]
-        leader = await parts.store.get(keys.LEADER_KEY)
+        leader, workers, away = await self._registered()
         failed = sum(task.phase is TaskPhase.FAILED for task in tasks)
         nodes = self._nodes(observation)
         return ClusterStatus(
             version=self._version,
-            leader=_worker(leader.value, keys.LEADER_KEY).worker_id if leader is not None else "",
+            leader=leader,
             nodes=nodes,
-            workers=await self._workers(),
+            workers=workers,
             collections=len(collections),
             shards=sum(collection.shard_count for collection in collections),
             totals=_totals(observation.states.values()),
             tasks_pending=sum(task.phase in UNFINISHED for task in tasks),
             tasks_failed=failed,
-            warnings=tuple(self._warnings(observation, nodes, failed, led=leader is not None)),
+            warnings=tuple(
+                [*away, *self._warnings(observation, nodes, failed, led=bool(leader or away))]
+            ),
         )
 
     async def nodes(self) -> tuple[NodeStatus, ...]:
@@ -146,7 +149,10 @@ class Admin:
     ) -> tuple[TaskStatus, ...]:
         """Return the tasks, newest first, of one collection, or of all if it is empty."""
         wanted = (await self._parts.catalog.collection(collection)).id if collection else ""
-        claims = await self._parts.tasks.claims()
+        try:
+            claims = await self._parts.tasks.claims()
+        except Unavailable:  # who works on what is the least that can be left out
+            claims = {}
         return tuple(
             TaskStatus.of(
                 stored.value,
@@ -371,6 +377,17 @@ class Admin:
     def _name(self, collection_id: str) -> str:
         collection = self._parts.catalog.collection_by_id(collection_id)
         return collection.name if collection is not None else ""
+
+    async def _registered(self) -> tuple[str, tuple[WorkerRegistration, ...], list[str]]:
+        """Return the leader, the workers, and a warning when the metadata store cannot be asked."""
+        try:
+            leader = await self._parts.store.get(keys.LEADER_KEY)
+            workers = await self._workers()
+        except Unavailable as error:
+            own = self._settings.coordinator_id if self._leading() else ""
+            return own, (), [f"{METADATA_AWAY}: {error.message}"]
+        name = "" if leader is None else _worker(leader.value, keys.LEADER_KEY).worker_id
+        return name, workers, []
 
     async def _workers(self) -> tuple[WorkerRegistration, ...]:
         found: list[WorkerRegistration] = []

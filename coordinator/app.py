@@ -20,6 +20,7 @@ from annheal.coordinator.data_path.writes import Writes
 from annheal.coordinator.election import Election
 from annheal.coordinator.leader.control import Control, ControlParts
 from annheal.coordinator.leader.gc import GarbageCollector
+from annheal.coordinator.leader.health_view import HealthView
 from annheal.coordinator.placement.topology import Topology
 from annheal.coordinator.recall.probe import RecallMeter
 from annheal.coordinator.recall.summary import RecallView
@@ -27,6 +28,7 @@ from annheal.coordinator.settings import CoordinatorSettings
 from annheal.metastore.protocol import MetaStore
 from annheal.model.topology.shard import WorkerRegistration, WorkerRole
 from annheal.objectstore.protocol import ObjectStore
+from annheal.objectstore.store_watch import StoreWatch
 from annheal.runtime.clock import Clock, wall_s
 from annheal.runtime.offload import Offload
 from annheal.runtime.tasks import TaskScope
@@ -44,8 +46,8 @@ class Coordinator:
     """Routes requests, and leads when elected.
 
     The API in process: `collections`, `writes`, `reads`, `search`, `recall` (measures now),
-    `recall_view` (what the nodes measure all the time) and `admin`. The gRPC services
-    (`coordinator.service`) only translate to it.
+    `recall_view` (what the nodes measure all the time), `health` (of what the processes depend on)
+    and `admin`. The gRPC services (`coordinator.service`) only translate to it.
 
     Args:
         settings: see `CoordinatorSettings`.
@@ -56,6 +58,8 @@ class Coordinator:
         version: of the software, for operators.
         new_id: ids of collections and tasks; never the same twice.
         wall_clock: seconds since the epoch.
+        needs_space: whether the objects' disk is nearly full; those of dropped collections then go
+            without waiting.
     """
 
     def __init__(
@@ -69,10 +73,13 @@ class Coordinator:
         version: str = "",
         new_id: Callable[[], str] = _new_id,
         wall_clock: Clock = wall_s,
+        needs_space: Callable[[], bool] = lambda: False,
     ) -> None:
         self.settings = settings
         self._scope = TaskScope(f"coordinator {settings.coordinator_id}")
         self._offload = Offload(threads=_OFFLOAD_THREADS, name="coordinator")
+        self.stores = StoreWatch(settings.coordinator_id, meta, objects, scope=self._scope)
+        meta, objects = self.stores.meta, self.stores.objects
         self.catalog = Catalog(meta)
         self.router = self._make_router(connect, disconnect)
         self.collections = Collections(
@@ -94,6 +101,9 @@ class Coordinator:
         self.recall_view = RecallView(
             self.catalog, self.router, timeout_s=settings.observe_timeout_s
         )
+        self.health = HealthView(
+            self.stores, self.catalog, self.router, timeout_s=settings.observe_timeout_s
+        )
         parts = ControlParts(
             catalog=self.catalog,
             store=meta,
@@ -106,25 +116,14 @@ class Coordinator:
                 objects,
                 grace_s=settings.collection_grace_s,
                 wall_clock=wall_clock,
+                needs_space=needs_space,
             ),
             new_id=new_id,
             wall_clock=wall_clock,
         )
         self.admin = self._make_admin(parts, version)
         self._control = Control(parts, settings=settings)
-        registration = WorkerRegistration(
-            worker_id=settings.coordinator_id,
-            role=WorkerRole.COORDINATOR,
-            address=settings.address,
-            started_at_s=wall_clock(),
-            version=version,
-        )
-        self._election = Election(
-            meta,
-            registration,
-            lease_ttl_s=settings.lease_ttl_s,
-            retry_s=settings.store_retry_s,
-        )
+        self._election = self._make_election(meta, version, wall_clock())
 
     def _make_router(self, connect: Connect, disconnect: Disconnect) -> Router:
         batch = partial(
@@ -145,13 +144,28 @@ class Coordinator:
             leading=lambda: self.leading,
         )
 
+    def _make_election(self, meta: MetaStore, version: str, started_at_s: float) -> Election:
+        registration = WorkerRegistration(
+            worker_id=self.settings.coordinator_id,
+            role=WorkerRole.COORDINATOR,
+            address=self.settings.address,
+            started_at_s=started_at_s,
+            version=version,
+        )
+        return Election(
+            meta,
+            registration,
+            lease_ttl_s=self.settings.lease_ttl_s,
+            retry_s=self.settings.store_retry_s,
+        )
+
     @property
     def leading(self) -> bool:
         """Whether this coordinator leads at this moment."""
         return self._election.leading
 
     async def start(self) -> None:
-        """Load the catalog (raises `Unavailable` without the store), then serve and campaign."""
+        """Load the catalog, as soon as the store answers, then serve and campaign."""
         await self.catalog.start(self._scope)
         await self._election.start(self._scope)
         self._scope.start(self._election.run(self._control.lead), name="election")

@@ -13,14 +13,15 @@ from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
-from annheal.errors import Conflict, Unavailable, UnknownOutcome
+from annheal.errors import Conflict, UnknownOutcome
 from annheal.metastore.codec import encode_value
 from annheal.metastore.keys import LEADER_KEY, coordinator_key
-from annheal.metastore.lease_keeper import LeaseKeeper
+from annheal.metastore.lease_keeper import AWAY, LeaseKeeper
 from annheal.metastore.mirror import Mirror
 from annheal.metastore.protocol import Compare, LeaseExpired, MetaStore, Put
 from annheal.model.topology.shard import WorkerRegistration
 from annheal.runtime.clock import Jitter, jitter
+from annheal.runtime.logging import SparingLog
 from annheal.runtime.tasks import TaskScope
 
 _log = logging.getLogger(__name__)
@@ -59,6 +60,7 @@ class Election:
         self._jitter = jitter
         self._mirror = Mirror(store, LEADER_KEY)
         self._leadership: Leadership | None = None
+        self._sparing = SparingLog(_log)
 
     @property
     def leading(self) -> bool:
@@ -67,7 +69,7 @@ class Election:
 
     async def start(self, scope: TaskScope) -> None:
         """Load who leads now and follow it with a task of `scope`."""
-        await self._mirror.start()
+        await self._mirror.start_patiently()
         scope.start(self._mirror.run(), name="leader-mirror")
 
     async def run(self, lead: Lead) -> None:
@@ -90,8 +92,8 @@ class Election:
                         ]
                     )
                     await self._campaign(keeper, lead)
-            except (Unavailable, UnknownOutcome, LeaseExpired) as error:
-                _log.warning("not registered: %s; trying again", error.message)
+            except (*AWAY, LeaseExpired) as error:
+                self._sparing.warning("not registered: %s; trying again", error.message)
             await asyncio.sleep(self._retry_s * (0.5 + self._jitter() / 2))
 
     async def _campaign(self, keeper: LeaseKeeper, lead: Lead) -> None:
@@ -136,7 +138,7 @@ class Election:
     async def _lead_once(self, term: Leadership, lead: Lead) -> None:
         try:
             await lead(term)
-        except (Unavailable, UnknownOutcome, Conflict) as error:
+        except (*AWAY, Conflict) as error:
             _log.warning("leading was interrupted: %s; going on", error.message)
         await asyncio.sleep(self._retry_s)
 

@@ -41,6 +41,7 @@ from annheal.wire import collections as wire_collections
 from annheal.wire import records as wire_records
 from annheal.wire import search as wire_search
 from annheal.wire.columns import decode_vectors
+from annheal.wire.health import encode_cluster_health
 from annheal.wire.recall import encode_recall_summary
 from annheal.wire.session import decode_freshness
 
@@ -361,6 +362,12 @@ class AdminServicer:
     ) -> admin_pb2.GetClusterStatusResponse:
         """Summarise the cluster."""
         return wire_admin.encode_cluster_status(await self._admin.status())
+
+    async def CheckHealth(
+        self, request: admin_pb2.CheckHealthRequest, context: Context
+    ) -> admin_pb2.CheckHealthResponse:
+        """Probe what the processes depend on."""
+        return encode_cluster_health(await self._coordinator.health.look())
 
     async def ListNodes(
         self, request: admin_pb2.ListNodesRequest, context: Context

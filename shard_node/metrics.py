@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
+from annheal.runtime.host.disk import DiskWatch
 from annheal.runtime.lane import LaneState
 from annheal.runtime.metrics import Family, FamilyKind, Metrics
 from annheal.shard_node.lanes import LaneName, Lanes
@@ -11,14 +12,25 @@ from annheal.shard_node.search.engine import SearchEngine
 from annheal.shard_node.search.filter_cache import CacheState
 
 
-def register_reports(metrics: Metrics, *, engine: SearchEngine, lanes: Lanes) -> None:
-    """Report the node's caches and lanes whenever somebody scrapes; call inside its event loop."""
+def register_reports(
+    metrics: Metrics,
+    *,
+    engine: SearchEngine,
+    lanes: Lanes,
+    disks: DiskWatch,
+    collections: Callable[[], Iterable[str]],
+) -> None:
+    """Report caches, lanes and disks whenever somebody scrapes; call inside the node's event loop.
+
+    Series of what is not among `collections` any more are forgotten.
+    """
+    metrics.watch_label("collection", collections)
 
     async def report() -> Iterable[Family]:
         codes = Family("annheal_shortlist_bytes", "Bytes of 8-bit codes of segments.")
         codes.add(engine.shortlists.size_bytes)
         caches = filter_cache_families(engine.filters.state())
-        return [*caches, codes, *lane_families(lanes.states())]
+        return [*caches, codes, *lane_families(lanes.states()), *disks.families()]
 
     metrics.add_report(report)
 

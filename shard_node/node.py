@@ -15,6 +15,7 @@ from annheal.index import set_search_threads
 from annheal.model.collection import ModelSpec
 from annheal.model.limits import SEARCH_HITS_MAX
 from annheal.model.measures.recall import CollectionRecall, band_of
+from annheal.model.part_health import PartHealth, PartKind
 from annheal.model.records import RecordSet
 from annheal.model.search import Consistency, SearchAnswer, SearchRequest
 from annheal.model.topology.checks import checked_shards
@@ -30,7 +31,9 @@ from annheal.model.write import (
     WriteAnswer,
     WriteRequest,
 )
+from annheal.objectstore.store_watch import StoreWatch
 from annheal.runtime.deadline import Deadline
+from annheal.runtime.host.disk import DiskWatch
 from annheal.runtime.metrics import Metrics
 from annheal.runtime.stop import Checkpoint
 from annheal.shard_node.lanes import Lanes
@@ -69,6 +72,8 @@ class Node:
         node_id: str,
         engine: SearchEngine,
         monitor: RecallMonitor,
+        stores: StoreWatch,
+        disks: DiskWatch,
         metrics: Metrics | None = None,
     ) -> None:
         self._ownership = ownership
@@ -76,6 +81,8 @@ class Node:
         self._node_id = node_id
         self._engine = engine
         self._monitor = monitor
+        self.stores = stores
+        self._disks = disks
         self._metrics = metrics or Metrics()
 
     async def search(self, request: SearchRequest) -> SearchAnswer:
@@ -176,6 +183,19 @@ class Node:
             for shard, owned in sorted(self._ownership.held.items())
             if collection_id in ("", shard.collection_id)
         )
+
+    @property
+    def needs_space(self) -> bool:
+        """Whether a disk has so little room that new rows are refused."""
+        return self._disks.low() is not None
+
+    async def health(self) -> tuple[PartHealth, ...]:
+        """Probe stores and disks; then the logs that cannot be written, and all logs as one."""
+        parts = (*await self.stores.look(), *self._disks.health())
+        logs = [one.log for one in self._ownership.held.values() if one is not None]
+        failing = [log for log in logs if not log.works]
+        written_s = max((log.succeeded_at_s for log in logs), default=0.0)
+        return *parts, PartHealth(PartKind.LOG, self._node_id, succeeded_at_s=written_s), *failing
 
     async def recall(self, collection_id: str = "") -> tuple[CollectionRecall, ...]:
         """Return what live queries measured of one collection or (when empty) of all held."""

@@ -87,6 +87,11 @@ class Ownership:
         """Every shard that is open or being opened here (None)."""
         return {shard: held.owned for shard, held in self._held.items()}
 
+    @property
+    def collection_names(self) -> tuple[str, ...]:
+        """Every collection of the cluster, as far as is known here."""
+        return tuple(one.value.name for one in self._collections.entries.values())
+
     def error(self, shard: ShardId) -> str:
         """Return why the shard could not be opened the last time; empty when nothing failed."""
         held = self._held.get(shard)
@@ -94,8 +99,8 @@ class Ownership:
 
     async def run(self) -> None:
         """Follow the assignments until cancelled."""
-        await self._collections.mirror.start()
-        await self._assignments.mirror.start()
+        await self._collections.mirror.start_patiently()
+        await self._assignments.mirror.start_patiently()
         async with asyncio.TaskGroup() as group:
             group.create_task(self._collections.mirror.run())
             group.create_task(self._assignments.mirror.run())
@@ -106,10 +111,13 @@ class Ownership:
         """Hand changed settings of collections to the shards that are open."""
         version = self._collections.mirror.version
         while True:
-            for held in self._held.values():
-                if held.owned is not None:
-                    self._bring_settings(held.owned)
+            self._bring_all_settings()
             version = await self._collections.mirror.wait_change(version)
+
+    def _bring_all_settings(self) -> None:
+        for held in self._held.values():
+            if held.owned is not None:
+                self._bring_settings(held.owned)
 
     def _bring_settings(self, owned: OwnedShard) -> None:
         collection = self._collection_or_none(owned.id)
@@ -120,16 +128,25 @@ class Ownership:
         while True:
             version = self._assignments.mirror.version
             self._ended.clear()
-            for shard in self._wanted():
-                if shard not in self._held:
-                    task = group.create_task(self._hold(shard), name=f"shard {shard}")
-                    self._held[shard] = _Held(task)
-            for shard, held in self._held.items():
-                # Only once: a second cancellation would cut the first one's cleaning up short.
-                if not self._keeps(shard) and not held.releasing:
-                    held.releasing = True
-                    held.task.cancel()
+            self._begin_wanted(group)
+            self._release_unwanted()
             await self._wait_change(version)
+
+    # Loops over shards are methods of their own: a loop's variables would keep the last shard's
+    # task while the caller waits, and a cancelled task keeps its shard, by its traceback.
+
+    def _begin_wanted(self, group: asyncio.TaskGroup) -> None:
+        for shard in self._wanted():
+            if shard not in self._held:
+                task = group.create_task(self._hold(shard), name=f"shard {shard}")
+                self._held[shard] = _Held(task)
+
+    def _release_unwanted(self) -> None:
+        for shard, held in self._held.items():
+            # Only once: a second cancellation would cut the first one's cleaning up short.
+            if not self._keeps(shard) and not held.releasing:
+                held.releasing = True
+                held.task.cancel()
 
     async def _wait_change(self, version: int) -> None:
         """Return when an assignment changed, or when a shard ended that may be wanted again."""
@@ -200,6 +217,7 @@ class Ownership:
                 owned.close()
                 serving.cancel()
                 await asyncio.gather(serving, return_exceptions=True)
+                owned.release()
                 raise
         held.owned, held.error = owned, ""
         self._bring_settings(owned)  # they may have been changed while it was being opened
@@ -212,6 +230,7 @@ class Ownership:
         finally:
             serving.cancel()
             await asyncio.gather(serving, return_exceptions=True)
+            owned.release()
 
     async def _announce(self, shard: ShardId, epoch: int) -> None:
         """Write this node as the owner; raises `Conflict` when it is not wanted any more."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from annheal.errors import Conflict, Unavailable, UnknownOutcome
+from annheal.errors import Conflict
 from annheal.metastore.codec import encode_value
 from annheal.metastore.keys import node_key
-from annheal.metastore.lease_keeper import LeaseKeeper
+from annheal.metastore.lease_keeper import AWAY, LeaseKeeper
 from annheal.metastore.protocol import LeaseExpired, MetaStore, Put
 from annheal.model.topology.shard import NodeRegistration
+from annheal.runtime.logging import SparingLog
 
 REGISTER_RETRY_S = 0.5
 
@@ -25,27 +26,16 @@ async def run_registration(
     Losing the lease does not stop reads or writes: safety lies in the log's fence, and without a
     successor this node is still the owner (DESIGN section 10, etcd down).
     """
-    async with LeaseKeeper(meta, ttl_s=ttl_s) as keeper:
-        while True:
-            try:
-                await meta.commit(
-                    [
-                        Put(
-                            node_key(registration.node_id),
-                            encode_value(registration),
-                            lease_id=keeper.lease.id,
-                        )
-                    ]
-                )
+    sparing = SparingLog(_log)
+    put = encode_value(registration)
+    while True:
+        try:
+            async with LeaseKeeper(meta, ttl_s=ttl_s) as keeper:
+                key = node_key(registration.node_id)
+                await meta.commit([Put(key, put, lease_id=keeper.lease.id)])
                 registered.set()
                 await keeper.lost.wait()
-                _log.warning("node %s lost its lease; registering again", registration.node_id)
-            except (Unavailable, UnknownOutcome, Conflict, LeaseExpired) as error:
-                _log.warning("node %s is not registered: %s", registration.node_id, error)
-                await asyncio.sleep(REGISTER_RETRY_S)
-            while not keeper.is_valid():
-                try:
-                    await keeper.regrant()
-                except (Unavailable, UnknownOutcome) as error:
-                    _log.warning("no lease for node %s: %s", registration.node_id, error)
-                    await asyncio.sleep(REGISTER_RETRY_S)
+            _log.warning("node %s lost its lease; registering again", registration.node_id)
+        except (*AWAY, Conflict, LeaseExpired) as error:
+            sparing.warning("node %s is not registered: %s", registration.node_id, error)
+            await asyncio.sleep(REGISTER_RETRY_S)

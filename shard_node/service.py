@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from annheal.model.measures.recall import CollectionRecall
+from annheal.model.part_health import PartHealth
 from annheal.model.records import RecordSet
 from annheal.model.search import SearchAnswer, SearchRequest
 from annheal.model.topology.state import ShardState
@@ -20,6 +21,7 @@ from annheal.model.write import (
 from annheal.rpc.server import Context, remaining_s
 from annheal.v1 import internal_pb2 as pb
 from annheal.wire import internal as wire
+from annheal.wire.health import encode_node_health
 from annheal.wire.recall import encode_recall_reports
 
 
@@ -37,6 +39,8 @@ class ServedNode(Protocol):
     async def scan(self, request: ScanRequest) -> ScanPage: ...  # noqa: D102
 
     async def shard_states(self, collection_id: str = "") -> tuple[ShardState, ...]: ...  # noqa: D102
+
+    async def health(self) -> tuple[PartHealth, ...]: ...  # noqa: D102
 
     async def recall(self, collection_id: str = "") -> tuple[CollectionRecall, ...]: ...  # noqa: D102
 
@@ -90,6 +94,12 @@ class ShardServicer:
         """Describe the shards that the node holds."""
         states = await self._node.shard_states(wire.decode_collection_id(request))
         return pb.ListShardStatesResponse(states=[wire.encode_shard_state(s) for s in states])
+
+    async def CheckNode(
+        self, request: pb.CheckNodeRequest, context: Context
+    ) -> pb.CheckNodeResponse:
+        """Probe what the node depends on."""
+        return encode_node_health(await self._node.health())
 
     async def ReportRecall(
         self, request: pb.ReportRecallRequest, context: Context

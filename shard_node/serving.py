@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
 
 from annheal.index.kernels.supply import KernelSupply
 from annheal.metastore.protocol import MetaStore
 from annheal.objectstore.protocol import ObjectStore
+from annheal.rpc.abilities import abilities_reported
 from annheal.rpc.methods import SHARD_SERVICE
 from annheal.rpc.server import RpcServer, ServerTls
 from annheal.runtime.metrics import Metrics
@@ -33,11 +36,13 @@ async def run_shard_node(
     metrics: Metrics | None = None,
     kernels: KernelSupply | None = None,
     on_ready: Callable[[int], Awaitable[None]] | None = None,
+    disks: Sequence[Path] = (),
 ) -> None:
     """Serve on `settings.listen` until `stop` is set; then flush, hand over and stop.
 
-    `on_ready` is called with the port once the node is registered. Raises `FailedPrecondition`
-    when the address is taken, and whatever ends a background task that must not end.
+    `on_ready` is called with the port once the node is registered; for `disks` see
+    `running_node`. Raises `FailedPrecondition` when the address is taken, and whatever ends a
+    background task that must not end.
     """
     server: RpcServer | None = None
     port = 0
@@ -52,14 +57,26 @@ async def run_shard_node(
 
     stopping = asyncio.create_task(stop.wait(), name="shard-node-stop")
     try:
-        async with running_node(
-            settings, meta, objects, listen=listen, metrics=metrics, kernels=kernels
-        ) as (_, scope):
+        async with AsyncExitStack() as stack:
+            node, scope = await stack.enter_async_context(
+                running_node(
+                    settings,
+                    meta,
+                    objects,
+                    listen=listen,
+                    metrics=metrics,
+                    kernels=kernels,
+                    stop=stop,
+                    disks=disks,
+                )
+            )
             assert server is not None
-            await server.set_serving(True)
-            _log.info("shard node %s serves on port %d", settings.node_id, port)
-            if on_ready is not None:
-                await on_ready(port)
+            await stack.enter_async_context(abilities_reported(server, node.stores))
+            if not stop.is_set():
+                await server.set_serving(True)
+                _log.info("shard node %s serves on port %d", settings.node_id, port)
+                if on_ready is not None:
+                    await on_ready(port)
             failing = asyncio.create_task(scope.wait(), name="shard-node-failure")
             try:
                 await asyncio.wait({stopping, failing}, return_when=asyncio.FIRST_COMPLETED)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from annheal.errors import InvalidArgument
+from annheal.runtime.host.disk import RESERVE_BYTES
 
 LEASE_TTL_MIN_S = 1.0
 
@@ -22,6 +23,9 @@ class ShardNodeSettings:
     `recall_interval_s` and after a share `recall_changed_share` of a shard's rows changed, with at
     most a share `recall_cpu_share` of one core. `recall_keep_queries`: sampled queries are kept in
     the object store, over restarts and for the compactor.
+
+    New rows are refused while less than `disk_reserve_bytes` (at most a quarter of the disk) is
+    free where `data_dir`, or the object store if it is a directory, lies; 0 refuses none.
     """
 
     node_id: str
@@ -39,6 +43,7 @@ class ShardNodeSettings:
     recall_changed_share: float = 0.1
     recall_cpu_share: float = 0.02
     recall_keep_queries: bool = True
+    disk_reserve_bytes: int = RESERVE_BYTES
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work."""
@@ -58,5 +63,7 @@ class ShardNodeSettings:
             raise InvalidArgument.of("recall_interval_s", "must be positive")
         if self.recall_changed_share <= 0:
             raise InvalidArgument.of("recall_changed_share", "must be positive")
+        if self.disk_reserve_bytes < 0:
+            raise InvalidArgument.of("disk_reserve_bytes", "must be 0 (no reserve) or more")
         if not 0 < self.recall_cpu_share <= 1:
             raise InvalidArgument.of("recall_cpu_share", "must be above 0 and at most 1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from annheal.client.inputs import (
 from annheal.client.public_api import ReadFreshness
 from annheal.client.results import Records, WriteResult
 from annheal.errors import AnnhealError, InvalidArgument
+from annheal.model.answer_size import ANSWER_TOO_LARGE
 from annheal.model.limits import GET_IDS_MAX, REQUEST_BYTES_MAX, SCAN_PAGE_ROWS_MAX, WRITE_ROWS_MAX
 from annheal.model.records import RecordSet
 from annheal.model.search import Consistency
@@ -264,13 +266,16 @@ class RecordCalls:
     ) -> Records:
         """Read records by id, in the order of `ids`; those that do not exist are left out.
 
-        `include`: any of "attributes", "payload", "vector", names of attributes, or "all".
+        `include`: any of "attributes", "payload", "vector", names of attributes, or "all". Records
+        that are too large for one answer are read in several.
         """
         projection, api = as_projection(include), self._connection.api
         deadline = self._connection.deadline(timeout_s)
         as_text(collection, "collection")
         found: list[RecordSet] = []
-        for start, part in _parts(as_ids(ids), GET_IDS_MAX):
+        pending = deque(_parts(as_ids(ids), GET_IDS_MAX))
+        while pending:
+            start, part = pending.popleft()
 
             async def read(freshness: ReadFreshness, part: list[str] = part) -> RecordSet:
                 records, token = await self._connection.read(
@@ -286,9 +291,18 @@ class RecordCalls:
                 self._connection.remember(collection, token)
                 return records
 
-            with _rows_from(start):
-                records = await self._connection.fresh_read(collection, consistency, session, read)
-            found.append(records)
+            try:
+                with _rows_from(start):
+                    records = await self._connection.fresh_read(
+                        collection, consistency, session, read
+                    )
+            except InvalidArgument as error:
+                if error.reason != ANSWER_TOO_LARGE or len(part) == 1:
+                    raise
+                smaller = _parts(part, _fitting(len(part), error))
+                pending.extendleft(reversed([(start + first, names) for first, names in smaller]))
+            else:
+                found.append(records)
         return Records(_joined(found))
 
     async def count(
@@ -407,6 +421,12 @@ def _rows_from(start: int) -> Iterator[None]:
         yield
     except InvalidArgument as error:
         raise in_callers_words(error, rows_renamed(lambda row: start + row)) from error
+
+
+def _fitting(rows: int, error: InvalidArgument) -> int:
+    """Return how many of `rows` records, of which all are too large for an answer, may fit."""
+    share = int(error.metadata["bytes_max"]) / int(error.metadata["answer_bytes"])
+    return max(1, min(int(rows * share), rows // 2))
 
 
 def _joined(found: Sequence[RecordSet]) -> RecordSet:

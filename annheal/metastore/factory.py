@@ -10,6 +10,7 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 from annheal.errors import InvalidArgument
 from annheal.metastore.protocol import MetaStore
 from annheal.metastore.sqlite import SqliteMetaStore
+from annheal.runtime.host.secrets import mask_userinfo
 
 ENV_ETCD_USER = "ANNHEAL_ETCD_USER"
 ENV_ETCD_PASSWORD = "ANNHEAL_ETCD_PASSWORD"
@@ -32,7 +33,8 @@ def open_meta_store(url: str, *, environ: Mapping[str, str] = os.environ) -> Met
     try:
         parts = urlsplit(url)
     except ValueError as error:
-        raise InvalidArgument.of("url", f"not a URL: {error}") from error
+        # Not `from error`: its text may hold the login.
+        raise InvalidArgument.of("url", f"not a URL: {mask_userinfo(str(error))}") from None
     if parts.scheme == "sqlite":
         return _open_sqlite(parts)
     if parts.scheme in ("etcd", "etcds"):
@@ -50,6 +52,10 @@ def _open_etcd(parts: SplitResult, environ: Mapping[str, str]) -> MetaStore:
     # Imported here so that embedded mode does not load gRPC for its metadata.
     from annheal.metastore.etcd import EtcdMetaStore, EtcdTls, EtcdUser
 
+    if "@" in parts.path + parts.query + parts.fragment:
+        raise InvalidArgument.of(
+            "url", "an @ stands behind the hosts; write / ? # of a user or password as %2F %3F %23"
+        )
     login, _, hosts = parts.netloc.rpartition("@")
     options = _options(parts.query)
     tls = None

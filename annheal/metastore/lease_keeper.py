@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 from types import TracebackType
 
-from annheal.errors import Unavailable, UnknownOutcome
+from annheal.errors import ResourceExhausted, Unavailable, UnknownOutcome
 from annheal.metastore.protocol import Lease, LeaseExpired, MetaStore
 from annheal.runtime.clock import Clock, monotonic_s
 
@@ -16,6 +16,8 @@ _log = logging.getLogger(__name__)
 # The lease is renewed this often in its time, and tried again faster when that fails.
 _RENEWALS_PER_TTL = 3
 _RETRIES_PER_TTL = 20
+AWAY = (Unavailable, UnknownOutcome, ResourceExhausted)
+"""Errors of a metadata store that pass: it cannot be reached, or has no room at present."""
 
 
 class LeaseKeeper:
@@ -92,7 +94,7 @@ class LeaseKeeper:
             return
         try:
             await self._store.revoke_lease(lease)
-        except (Unavailable, UnknownOutcome) as failure:
+        except AWAY as failure:
             _log.warning("lease %d was not revoked and will run out: %s", lease.id, failure)
 
     async def regrant(self) -> Lease:
@@ -148,7 +150,7 @@ class LeaseKeeper:
                 await self._store.renew_lease(lease)
         except TimeoutError:
             return False
-        except (Unavailable, UnknownOutcome) as error:
+        except AWAY as error:
             _log.info("lease %d was not renewed yet: %s", lease.id, error)
             return False
         self._valid_until = sent_at + lease.ttl_s

@@ -10,6 +10,7 @@ from types import MappingProxyType
 
 from annheal.errors import DeadlineExceeded, Unavailable
 from annheal.metastore.protocol import Change, KeyValue, MetaStore, Snapshot, WatchCompacted
+from annheal.runtime.logging import SparingLog
 
 _log = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ class Mirror:
         self._revision: int | None = None
         self._version = 0
         self._changed = asyncio.Event()
+        self._sparing = SparingLog(_log)
 
     @property
     def items(self) -> Mapping[str, KeyValue]:
@@ -64,6 +66,19 @@ class Mirror:
         if self._revision is None:
             self._replace(await self._store.list(self._prefix))
 
+    async def start_patiently(self) -> None:
+        """As `start`, but wait while the store is away, and say so."""
+        while True:
+            try:
+                await self.start()
+            except Unavailable as error:
+                self._sparing.warning(
+                    "waiting for the metadata store to list %r: %s", self._prefix, error
+                )
+                await asyncio.sleep(self._retry_s)
+            else:
+                return
+
     async def run(self) -> None:
         """Follow the store until cancelled; starts the mirror when that was not done."""
         while True:
@@ -74,7 +89,9 @@ class Mirror:
                 _log.info("changes under %r were compacted; listing again", self._prefix)
                 await self._relist()
             except Unavailable as error:
-                _log.warning("the mirror of %r keeps its last state: %s", self._prefix, error)
+                self._sparing.warning(
+                    "the mirror of %r waits for the metadata store: %s", self._prefix, error
+                )
                 await asyncio.sleep(self._retry_s)
 
     async def wait_change(self, after_version: int) -> int:
@@ -107,7 +124,9 @@ class Mirror:
             try:
                 self._replace(await self._store.list(self._prefix))
             except Unavailable as error:
-                _log.warning("the mirror of %r keeps its last state: %s", self._prefix, error)
+                self._sparing.warning(
+                    "the mirror of %r waits for the metadata store: %s", self._prefix, error
+                )
                 await asyncio.sleep(self._retry_s)
             else:
                 return

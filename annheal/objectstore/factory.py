@@ -9,6 +9,7 @@ from annheal.errors import InvalidArgument
 from annheal.objectstore.keys import check_key
 from annheal.objectstore.local import LocalObjectStore
 from annheal.objectstore.protocol import ObjectStore
+from annheal.runtime.host.secrets import mask_userinfo
 
 _FIELD = "object_store"
 _S3_OPTIONS = ("endpoint", "region", "allow_http", "virtual_hosted")
@@ -27,7 +28,9 @@ def open_object_store(url: str) -> ObjectStore:
     parts = urlsplit(url)
     if parts.scheme == "file":
         if parts.netloc not in ("", "localhost") or parts.query or parts.fragment:
-            raise InvalidArgument.of(_FIELD, f"{url!r} is not of the form file:///path")
+            raise InvalidArgument.of(
+                _FIELD, f"{mask_userinfo(url)!r} is not of the form file:///path"
+            )
         return _open_local(unquote(parts.path), url)
     if parts.scheme == "s3":
         return _open_s3(parts)
@@ -37,9 +40,17 @@ def open_object_store(url: str) -> ObjectStore:
     )
 
 
+def local_folders(url: str) -> tuple[Path, ...]:
+    """Return the folder of a store that is a directory; nothing for any other."""
+    if "://" not in url:
+        return (Path(url),)
+    parts = urlsplit(url)
+    return (Path(unquote(parts.path)),) if parts.scheme == "file" else ()
+
+
 def _open_local(path: str, url: str) -> ObjectStore:
     if not path or "\0" in path:
-        raise InvalidArgument.of(_FIELD, f"{url!r} names no directory")
+        raise InvalidArgument.of(_FIELD, f"{mask_userinfo(url)!r} names no directory")
     return LocalObjectStore(Path(path))
 
 

@@ -99,6 +99,8 @@ class S3ObjectStore:
 
     def __init__(self, settings: S3Settings) -> None:
         self._settings = settings
+        where = f" at {settings.endpoint}" if settings.endpoint else ""
+        self._name = f"object store s3://{settings.bucket}{where}"
         self._read_store = _open_store(settings, retries_max=READ_RETRIES_MAX)
         # Creating is repeated here, not inside obstore: each repetition needs a look at what
         # the attempt before may have done.
@@ -204,6 +206,7 @@ class S3ObjectStore:
         for a race that nobody has won yet.
         """
         ambiguous: Exception | None = None
+        action = f"creating object {key}"
         for delay_s in _put_delays():
             await asyncio.sleep(delay_s)
             try:
@@ -212,10 +215,10 @@ class S3ObjectStore:
             except AlreadyExistsError:
                 pass
             except FileNotFoundError as error:
-                raise FailedPrecondition(_describe(error, f"creating object {key}")) from error
+                raise FailedPrecondition(self._describe(error, action)) from error
             except _DENIED as error:
                 if ambiguous is None:
-                    raise FailedPrecondition(_describe(error, f"creating object {key}")) from error
+                    raise FailedPrecondition(self._describe(error, action)) from error
             except BaseError as error:
                 ambiguous = error
             try:
@@ -227,8 +230,8 @@ class S3ObjectStore:
             except Unavailable as error:
                 ambiguous = error
         if ambiguous is None:
-            raise Unavailable(f"object {key}: writers keep colliding")
-        raise UnknownOutcome(_describe(ambiguous, f"creating object {key}")) from ambiguous
+            raise Unavailable(f"{self._name}: writers of object {key} keep colliding")
+        raise UnknownOutcome(self._describe(ambiguous, action)) from ambiguous
 
     def _put(self, key: str, body: memoryview) -> None:
         obstore.put(self._create_store, key, body, mode="create", use_multipart=False)
@@ -328,11 +331,14 @@ class S3ObjectStore:
         try:
             return await self._offload.run(call)
         except FileNotFoundError as error:
-            raise NotFound(_describe(error, action)) from error
+            raise NotFound(self._describe(error, action)) from error
         except _DENIED as error:
-            raise FailedPrecondition(_describe(error, action)) from error
+            raise FailedPrecondition(self._describe(error, action)) from error
         except BaseError as error:
-            raise Unavailable(_describe(error, action)) from error
+            raise Unavailable(self._describe(error, action)) from error
+
+    def _describe(self, error: Exception, action: str) -> str:
+        return f"{self._name}: {_describe(error, action)}"
 
 
 def _open_store(settings: S3Settings, *, retries_max: int) -> S3Store:

@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from typing import Final, Protocol
 
 from annheal.errors import FailedPrecondition
+from annheal.runtime.clock import monotonic_s
 
 POLLER_END_S: Final = 2.0
 """How long a fork waits for gRPC's poller to end."""
@@ -57,8 +58,8 @@ class _Forks:
         for one in list(self.suspendables):
             one.suspend()
         gc.collect()  # channels end with their last reference, which may be in a cycle
-        give_up_s = time.monotonic() + POLLER_END_S
-        while _poller_lives() and self.suspendables and time.monotonic() < give_up_s:
+        give_up_s = monotonic_s() + POLLER_END_S
+        while _poller_lives() and self.suspendables and monotonic_s() < give_up_s:
             time.sleep(_LOOK_S)
         self.dirty = _poller_lives()
 

@@ -111,6 +111,12 @@ GET_CLUSTER_STATUS = Method(
     admin_pb2.GetClusterStatusRequest,
     admin_pb2.GetClusterStatusResponse,
 )
+CHECK_HEALTH = Method(
+    ADMIN_SERVICE,
+    "CheckHealth",
+    admin_pb2.CheckHealthRequest,
+    admin_pb2.CheckHealthResponse,
+)
 LIST_NODES = Method(
     ADMIN_SERVICE, "ListNodes", admin_pb2.ListNodesRequest, admin_pb2.ListNodesResponse
 )
@@ -219,6 +225,12 @@ LIST_SHARD_STATES = Method(
     "ListShardStates",
     internal_pb2.ListShardStatesRequest,
     internal_pb2.ListShardStatesResponse,
+)
+CHECK_NODE = Method(
+    SHARD_SERVICE,
+    "CheckNode",
+    internal_pb2.CheckNodeRequest,
+    internal_pb2.CheckNodeResponse,
 )
 REPORT_RECALL = Method(
     SHARD_SERVICE,

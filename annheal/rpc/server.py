@@ -131,10 +131,13 @@ class RpcServer:
 
     async def set_serving(self, serving: bool) -> None:
         """Say by the health service, for the server and each service, whether it can answer."""
-        states = health_pb2.HealthCheckResponse
-        state = states.SERVING if serving else states.NOT_SERVING
         for service in ("", *self._services):
-            await self._health.set(service, state)
+            await self.set_service(service, serving)
+
+    async def set_service(self, service: str, serving: bool) -> None:
+        """Say by the health service whether `service` can answer."""
+        states = health_pb2.HealthCheckResponse
+        await self._health.set(service, states.SERVING if serving else states.NOT_SERVING)
 
     async def stop(self, *, grace_s: float) -> None:
         """Refuse new calls, give those in flight `grace_s` seconds, then cancel them."""

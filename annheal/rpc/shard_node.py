@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from annheal.model.limits import TIMEOUT_DEFAULT_S
 from annheal.model.measures.recall import CollectionRecall
+from annheal.model.part_health import PartHealth
 from annheal.model.records import RecordSet
 from annheal.model.search import SearchAnswer, SearchRequest
 from annheal.model.topology.state import ShardState
@@ -19,6 +20,7 @@ from annheal.model.write import (
 from annheal.rpc import methods
 from annheal.rpc.channel import ClientTls, Connection
 from annheal.wire import internal as wire
+from annheal.wire.health import decode_parts
 from annheal.wire.recall import decode_recall_reports
 
 STATES_TIMEOUT_S = 10.0
@@ -87,6 +89,13 @@ class RemoteShardNode:
             timeout_s=STATES_TIMEOUT_S,
         )
         return tuple(wire.decode_shard_state(state) for state in response.states)
+
+    async def health(self) -> tuple[PartHealth, ...]:
+        """Probe what the node depends on."""
+        response = await self._connection.call(
+            methods.CHECK_NODE, methods.CHECK_NODE.request(), timeout_s=STATES_TIMEOUT_S
+        )
+        return decode_parts(response.parts)
 
     async def recall(self, collection_id: str = "") -> tuple[CollectionRecall, ...]:
         """Return what live queries measured of one collection or (when empty) of all."""

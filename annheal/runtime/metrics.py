@@ -5,7 +5,8 @@ a microsecond, whatever its size. Reports are asked for when somebody scrapes: s
 process knows, or can ask for, anyway.
 
 Label values come from outside (names of collections, segments), so every metric has a limit of
-series; what comes beyond is counted under the value `other`.
+series; what comes beyond is counted under the value `other`. Series of things that are gone are
+forgotten: at every scrape, and when a metric is full (`Metrics.watch_label`).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from bisect import bisect_left
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Final, TypeAlias
+from typing import Final, Generic, TypeAlias, TypeVar
 
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
 from prometheus_client.metrics_core import (
@@ -81,6 +82,45 @@ Report: TypeAlias = Callable[[], Awaitable[Iterable[Family]]]
 """Says how things stand; runs on the event loop when somebody scrapes."""
 
 
+Present: TypeAlias = Callable[[], Iterable[str]]
+"""Says which values of a label still stand for something; called on the event loop."""
+SeriesT = TypeVar("SeriesT")
+
+
+class _Series(Generic[SeriesT]):
+    """The series of one metric by the values of its labels; the caller holds the lock.
+
+    A new series beyond `series_max` makes room by `make_room`, or else is the one called `other`.
+    """
+
+    def __init__(self, labels: Labels, *, series_max: int, make: Callable[[], SeriesT]) -> None:
+        self.labels = labels
+        self.make_room: Callable[[], None] = lambda: None
+        self._series_max = series_max
+        self._make = make
+        self.held: dict[Labels, SeriesT] = {}
+
+    def at(self, values: Labels) -> SeriesT:
+        """Return the series of `values`."""
+        found = self.held.get(values)
+        if found is not None:
+            return found
+        if len(self.held) >= self._series_max:
+            self.make_room()
+        if len(self.held) >= self._series_max:
+            values = (OTHER,) * len(values)
+        return self.held.setdefault(values, self._make())
+
+    def forget_all_but(self, label: str, present: frozenset[str]) -> None:
+        """Forget the series whose `label` has another value than those in `present`."""
+        if label not in self.labels:
+            return
+        place = self.labels.index(label)
+        for values in [one for one in self.held if one[place] not in present]:
+            if values[place] != OTHER:
+                del self.held[values]
+
+
 class Counter(Collector):
     """Numbers that only grow, by labels. May be used from several threads."""
 
@@ -90,17 +130,15 @@ class Counter(Collector):
         self._name = name
         self._help = help
         self._labels = labels
-        self._series_max = series_max
-        self._lock = threading.Lock()
-        # Without labels there is one series, from the start.
-        self._values: dict[Labels, float] = {} if labels else {(): 0.0}
+        self.lock = threading.RLock()
+        self.series = _Series(labels, series_max=series_max, make=lambda: [0.0])
+        if not labels:
+            self.series.at(())  # one series, from the start
 
     def add(self, amount: float, *labels: str) -> None:
         """Add `amount`, at least 0."""
-        with self._lock:
-            if labels not in self._values and len(self._values) >= self._series_max:
-                labels = (OTHER,) * len(labels)
-            self._values[labels] = self._values.get(labels, 0.0) + amount
+        with self.lock:
+            self.series.at(labels)[0] += amount
 
     def describe(self) -> Iterable[Metric]:
         """Return no samples: asked for names only."""
@@ -109,8 +147,8 @@ class Counter(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield the metric."""
         family = CounterMetricFamily(self._name, self._help, labels=self._labels)
-        with self._lock:
-            values = list(self._values.items())
+        with self.lock:
+            values = [(labels, value) for labels, (value,) in self.series.held.items()]
         for labels, value in values:
             family.add_metric(labels, value)
         yield family
@@ -135,26 +173,20 @@ class Histogram(Collector):
         self._help = help
         self._labels = labels
         self._bounds = tuple(bounds)
-        self._series_max = series_max
-        self._lock = threading.Lock()
-        self._rows: dict[Labels, list[float]] = {}
+        self.lock = threading.RLock()
+        self.series = _Series(
+            labels, series_max=series_max, make=lambda: [0.0] * (len(self._bounds) + 2)
+        )
         if not labels:
-            self._admit(())
+            self.series.at(())
 
     def observe(self, value: float, *labels: str, weight: int = 1) -> None:
         """Count `weight` observations of `value`."""
         place = bisect_left(self._bounds, value)
-        with self._lock:
-            row = self._rows.get(labels)
-            if row is None:
-                row = self._admit(labels)
+        with self.lock:
+            row = self.series.at(labels)
             row[place] += weight
             row[-1] += value * weight
-
-    def _admit(self, labels: Labels) -> list[float]:
-        if len(self._rows) >= self._series_max:
-            labels = (OTHER,) * len(labels)
-        return self._rows.setdefault(labels, [0.0] * (len(self._bounds) + 2))
 
     def describe(self) -> Iterable[Metric]:
         """Return no samples: asked for names only."""
@@ -164,8 +196,8 @@ class Histogram(Collector):
         """Yield the metric."""
         family = HistogramMetricFamily(self._name, self._help, labels=self._labels)
         names = [*map(repr, self._bounds), "+Inf"]
-        with self._lock:
-            rows = [(labels, list(row)) for labels, row in self._rows.items()]
+        with self.lock:
+            rows = [(labels, list(row)) for labels, row in self.series.held.items()]
         for labels, row in rows:
             total = 0.0
             buckets: list[tuple[str, float]] = []
@@ -176,11 +208,18 @@ class Histogram(Collector):
         yield family
 
 
+InstrumentT = TypeVar("InstrumentT", Counter, Histogram)
+
+
 class Metrics:
     """The instruments and reports of one process."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._instruments: list[Counter | Histogram] = []
+        self._watched: list[tuple[str, Present]] = []
+        self._tidying = _Reported(self._tidy, self._count_report_error)
+        self.registry.register(self._tidying)  # before the instruments: they are collected after it
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         self.search_seconds = self.histogram(
@@ -261,8 +300,7 @@ class Metrics:
     ) -> Counter:
         """Add a counter; `_total` is appended to its name."""
         made = Counter(name, help, labels=labels, series_max=series_max)
-        self.registry.register(made)
-        return made
+        return self._added(made)
 
     def histogram(
         self,
@@ -275,6 +313,35 @@ class Metrics:
     ) -> Histogram:
         """Add a histogram."""
         made = Histogram(name, help, bounds=bounds, labels=labels, series_max=series_max)
+        return self._added(made)
+
+    def watch_label(self, label: str, present: Present) -> None:
+        """Forget series whose `label` has a value that nobody's `present` names any more.
+
+        Several parts of a process may name what they know; call it inside their event loop.
+        """
+        self._watched.append((label, present))
+        self._tidying.loop = asyncio.get_running_loop()
+
+    def forget_gone(self) -> None:
+        """Forget the series of what is gone, of every watched label."""
+        for label in dict.fromkeys(label for label, _ in self._watched):
+            named = [present() for one, present in self._watched if one == label]
+            present = frozenset(value for values in named for value in values)
+            for instrument in self._instruments:
+                with instrument.lock:
+                    instrument.series.forget_all_but(label, present)
+
+    async def _tidy(self) -> Iterable[Family]:
+        self.forget_gone()
+        return ()
+
+    def _count_report_error(self) -> None:
+        self.report_errors.add(1)
+
+    def _added(self, made: InstrumentT) -> InstrumentT:
+        made.series.make_room = self.forget_gone
+        self._instruments.append(made)
         self.registry.register(made)
         return made
 
@@ -309,8 +376,9 @@ class Metrics:
 
     def add_report(self, report: Report, *, series_max: int = SERIES_MAX) -> None:
         """Ask `report` whenever somebody scrapes; call inside the event loop that it runs on."""
-        loop = asyncio.get_running_loop()
-        self.registry.register(_Reported(report, loop, self.report_errors, series_max))
+        reported = _Reported(report, self._count_report_error, series_max)
+        reported.loop = asyncio.get_running_loop()
+        self.registry.register(reported)
 
     async def watch_loop(self) -> None:
         """Measure how late the event loop wakes up, until cancelled."""
@@ -326,13 +394,12 @@ class _Reported(Collector):
     def __init__(
         self,
         report: Report,
-        loop: asyncio.AbstractEventLoop,
-        errors: Counter,
-        series_max: int,
+        on_error: Callable[[], None],
+        series_max: int = SERIES_MAX,
     ) -> None:
         self._report = report
-        self._loop = loop
-        self._errors = errors
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self._on_error = on_error
         self._series_max = series_max
 
     def describe(self) -> Iterable[Metric]:
@@ -350,9 +417,11 @@ class _Reported(Collector):
         async def ask() -> Iterable[Family]:
             return await self._report()
 
+        if self.loop is None:
+            return ()
         asking = ask()
         try:
-            future = asyncio.run_coroutine_threadsafe(asking, self._loop)
+            future = asyncio.run_coroutine_threadsafe(asking, self.loop)
         except RuntimeError:  # the loop has ended
             asking.close()
             return ()
@@ -360,6 +429,6 @@ class _Reported(Collector):
             return future.result(REPORT_TIMEOUT_S)
         except (TimeoutError, concurrent.futures.CancelledError, AnnhealError) as error:
             future.cancel()
-            self._errors.add(1)
+            self._on_error()
             _log.warning("a report for a scrape failed: %s: %s", type(error).__name__, error)
             return ()

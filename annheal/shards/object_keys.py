@@ -8,6 +8,7 @@ key                                                            object
 ``deletes/<collection_id>/<shard>/<segment_id>/<unique>.bin``  a checkpoint of a delete vector
 ``recall/<collection_id>/<shard>/<epoch>.<number>``            what a shard remembers of its recall
 ``dropped/<collection_id>``                                    a marker: dropped on purpose
+``health/<process>``                                           a probe, deleted right after
 =============================================================  =================================
 
 Shards, slots, epochs and numbers are written with a fixed number of digits, so that key order is
@@ -107,6 +108,14 @@ def shard_part(collection_id: str, shard: int) -> str:
 def wal_prefix(collection_id: str, shard: int) -> str:
     """Return the prefix of a shard's log objects."""
     return shard_prefix(ObjectKind.WAL, collection_id, shard)
+
+
+def health_key(process: str) -> str:
+    """Return the key of the object that `process` writes, reads and deletes to see how a store is.
+
+    Of no collection, hence no `ObjectKind`: a process has one, and deletes what it left itself.
+    """
+    return f"health/{re.sub('[^A-Za-z0-9_-]', '-', process) or 'process'}"
 
 
 def wal_key(collection_id: str, shard: int, slot: int) -> str:

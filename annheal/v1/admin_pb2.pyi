@@ -58,6 +58,15 @@ class CompactionReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     COMPACTION_REASON_RECALL: _ClassVar[CompactionReason]
     COMPACTION_REASON_WALK_COST: _ClassVar[CompactionReason]
 
+class Part(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PART_UNSPECIFIED: _ClassVar[Part]
+    PART_OBJECT_WRITES: _ClassVar[Part]
+    PART_OBJECT_READS: _ClassVar[Part]
+    PART_METADATA: _ClassVar[Part]
+    PART_LOG: _ClassVar[Part]
+    PART_DISK: _ClassVar[Part]
+
 class SelectivityBand(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     SELECTIVITY_BAND_UNSPECIFIED: _ClassVar[SelectivityBand]
@@ -111,6 +120,12 @@ COMPACTION_REASON_TOMBSTONES: CompactionReason
 COMPACTION_REASON_MANUAL: CompactionReason
 COMPACTION_REASON_RECALL: CompactionReason
 COMPACTION_REASON_WALK_COST: CompactionReason
+PART_UNSPECIFIED: Part
+PART_OBJECT_WRITES: Part
+PART_OBJECT_READS: Part
+PART_METADATA: Part
+PART_LOG: Part
+PART_DISK: Part
 SELECTIVITY_BAND_UNSPECIFIED: SelectivityBand
 SELECTIVITY_BAND_UNFILTERED: SelectivityBand
 SELECTIVITY_BAND_FROM_50_PERCENT: SelectivityBand
@@ -316,6 +331,41 @@ class ShardMove(_message.Message):
     source: str
     target: str
     def __init__(self, collection: _Optional[str] = ..., shard: _Optional[int] = ..., source: _Optional[str] = ..., target: _Optional[str] = ...) -> None: ...
+
+class PartHealth(_message.Message):
+    __slots__ = ("part", "process", "place", "failing_since_s", "error", "succeeded_at_s")
+    PART_FIELD_NUMBER: _ClassVar[int]
+    PROCESS_FIELD_NUMBER: _ClassVar[int]
+    PLACE_FIELD_NUMBER: _ClassVar[int]
+    FAILING_SINCE_S_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    SUCCEEDED_AT_S_FIELD_NUMBER: _ClassVar[int]
+    part: Part
+    process: str
+    place: str
+    failing_since_s: float
+    error: str
+    succeeded_at_s: float
+    def __init__(self, part: _Optional[_Union[Part, str]] = ..., process: _Optional[str] = ..., place: _Optional[str] = ..., failing_since_s: _Optional[float] = ..., error: _Optional[str] = ..., succeeded_at_s: _Optional[float] = ...) -> None: ...
+
+class CheckHealthRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class CheckHealthResponse(_message.Message):
+    __slots__ = ("parts", "errors")
+    class ErrorsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    PARTS_FIELD_NUMBER: _ClassVar[int]
+    ERRORS_FIELD_NUMBER: _ClassVar[int]
+    parts: _containers.RepeatedCompositeFieldContainer[PartHealth]
+    errors: _containers.ScalarMap[str, str]
+    def __init__(self, parts: _Optional[_Iterable[_Union[PartHealth, _Mapping]]] = ..., errors: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class GetClusterStatusRequest(_message.Message):
     __slots__ = ()

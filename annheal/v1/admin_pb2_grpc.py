@@ -40,6 +40,11 @@ class AdminServiceStub:
                 request_serializer=annheal_dot_v1_dot_admin__pb2.GetClusterStatusRequest.SerializeToString,
                 response_deserializer=annheal_dot_v1_dot_admin__pb2.GetClusterStatusResponse.FromString,
                 _registered_method=True)
+        self.CheckHealth = channel.unary_unary(
+                '/annheal.v1.AdminService/CheckHealth',
+                request_serializer=annheal_dot_v1_dot_admin__pb2.CheckHealthRequest.SerializeToString,
+                response_deserializer=annheal_dot_v1_dot_admin__pb2.CheckHealthResponse.FromString,
+                _registered_method=True)
         self.ListNodes = channel.unary_unary(
                 '/annheal.v1.AdminService/ListNodes',
                 request_serializer=annheal_dot_v1_dot_admin__pb2.ListNodesRequest.SerializeToString,
@@ -128,6 +133,14 @@ class AdminServiceServicer:
 
     def GetClusterStatus(self, request, context):
         """Summarises the cluster.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CheckHealth(self, request, context):
+        """Probes what the processes depend on: the stores, the logs, the disks. Takes a few seconds when a
+        part does not answer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -256,6 +269,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     request_deserializer=annheal_dot_v1_dot_admin__pb2.GetClusterStatusRequest.FromString,
                     response_serializer=annheal_dot_v1_dot_admin__pb2.GetClusterStatusResponse.SerializeToString,
             ),
+            'CheckHealth': grpc.unary_unary_rpc_method_handler(
+                    servicer.CheckHealth,
+                    request_deserializer=annheal_dot_v1_dot_admin__pb2.CheckHealthRequest.FromString,
+                    response_serializer=annheal_dot_v1_dot_admin__pb2.CheckHealthResponse.SerializeToString,
+            ),
             'ListNodes': grpc.unary_unary_rpc_method_handler(
                     servicer.ListNodes,
                     request_deserializer=annheal_dot_v1_dot_admin__pb2.ListNodesRequest.FromString,
@@ -365,6 +383,33 @@ class AdminService:
             '/annheal.v1.AdminService/GetClusterStatus',
             annheal_dot_v1_dot_admin__pb2.GetClusterStatusRequest.SerializeToString,
             annheal_dot_v1_dot_admin__pb2.GetClusterStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckHealth(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/annheal.v1.AdminService/CheckHealth',
+            annheal_dot_v1_dot_admin__pb2.CheckHealthRequest.SerializeToString,
+            annheal_dot_v1_dot_admin__pb2.CheckHealthResponse.FromString,
             options,
             channel_credentials,
             insecure,

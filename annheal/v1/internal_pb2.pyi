@@ -223,6 +223,16 @@ class ShardState(_message.Message):
     segments: _containers.RepeatedCompositeFieldContainer[_admin_pb2.Segment]
     def __init__(self, collection_id: _Optional[str] = ..., shard: _Optional[int] = ..., node_id: _Optional[str] = ..., phase: _Optional[_Union[_admin_pb2.ShardPhase, str]] = ..., epoch: _Optional[int] = ..., live_rows: _Optional[int] = ..., dead_rows: _Optional[int] = ..., unindexed_rows: _Optional[int] = ..., applied_sequence: _Optional[int] = ..., wal_slots: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., error: _Optional[str] = ..., segments: _Optional[_Iterable[_Union[_admin_pb2.Segment, _Mapping]]] = ...) -> None: ...
 
+class CheckNodeRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class CheckNodeResponse(_message.Message):
+    __slots__ = ("parts",)
+    PARTS_FIELD_NUMBER: _ClassVar[int]
+    parts: _containers.RepeatedCompositeFieldContainer[_admin_pb2.PartHealth]
+    def __init__(self, parts: _Optional[_Iterable[_Union[_admin_pb2.PartHealth, _Mapping]]] = ...) -> None: ...
+
 class ReportRecallRequest(_message.Message):
     __slots__ = ("collection_id",)
     COLLECTION_ID_FIELD_NUMBER: _ClassVar[int]

@@ -67,6 +67,11 @@ class ShardServiceStub:
                 request_serializer=annheal_dot_v1_dot_internal__pb2.ListShardStatesRequest.SerializeToString,
                 response_deserializer=annheal_dot_v1_dot_internal__pb2.ListShardStatesResponse.FromString,
                 _registered_method=True)
+        self.CheckNode = channel.unary_unary(
+                '/annheal.v1.ShardService/CheckNode',
+                request_serializer=annheal_dot_v1_dot_internal__pb2.CheckNodeRequest.SerializeToString,
+                response_deserializer=annheal_dot_v1_dot_internal__pb2.CheckNodeResponse.FromString,
+                _registered_method=True)
         self.ReportRecall = channel.unary_unary(
                 '/annheal.v1.ShardService/ReportRecall',
                 request_serializer=annheal_dot_v1_dot_internal__pb2.ReportRecallRequest.SerializeToString,
@@ -132,6 +137,13 @@ class ShardServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CheckNode(self, request, context):
+        """Probes what the node depends on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ReportRecall(self, request, context):
         """Reports what live queries measured.
         """
@@ -185,6 +197,11 @@ def add_ShardServiceServicer_to_server(servicer, server):
                     servicer.ListShardStates,
                     request_deserializer=annheal_dot_v1_dot_internal__pb2.ListShardStatesRequest.FromString,
                     response_serializer=annheal_dot_v1_dot_internal__pb2.ListShardStatesResponse.SerializeToString,
+            ),
+            'CheckNode': grpc.unary_unary_rpc_method_handler(
+                    servicer.CheckNode,
+                    request_deserializer=annheal_dot_v1_dot_internal__pb2.CheckNodeRequest.FromString,
+                    response_serializer=annheal_dot_v1_dot_internal__pb2.CheckNodeResponse.SerializeToString,
             ),
             'ReportRecall': grpc.unary_unary_rpc_method_handler(
                     servicer.ReportRecall,
@@ -367,6 +384,33 @@ class ShardService:
             '/annheal.v1.ShardService/ListShardStates',
             annheal_dot_v1_dot_internal__pb2.ListShardStatesRequest.SerializeToString,
             annheal_dot_v1_dot_internal__pb2.ListShardStatesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckNode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/annheal.v1.ShardService/CheckNode',
+            annheal_dot_v1_dot_internal__pb2.CheckNodeRequest.SerializeToString,
+            annheal_dot_v1_dot_internal__pb2.CheckNodeResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -11,6 +11,7 @@ from annheal.model.filter import ComparisonOp
 from annheal.model.measures.latency import TrendVerdict
 from annheal.model.measures.recall import SelectivityBand
 from annheal.model.measures.recall_summary import RecallVerdict
+from annheal.model.part_health import PartKind
 from annheal.model.search import Consistency
 from annheal.model.topology.manifest import IndexKind, Tier
 from annheal.model.topology.shard import ShardPhase, WorkerRole
@@ -48,6 +49,10 @@ class EnumCodec(Generic[DomainT]):
         except KeyError:
             text = "is not set" if number == 0 else f"has the unknown value {number}"
             raise InvalidArgument.of(field, f"{text}; it is one of {self._choices}") from None
+
+    def known(self, number: int) -> DomainT | None:
+        """Return the domain's value, or None for what this version does not know."""
+        return self._domain.get(number)
 
     def decode_or(self, number: int, default: DomainT) -> DomainT:
         """Return the domain's value, or `default` for what this version does not know."""
@@ -169,5 +174,14 @@ TREND_VERDICT = EnumCodec(
         TrendVerdict.STEADY: admin_pb2.TREND_VERDICT_STEADY,
         TrendVerdict.SLOWER: admin_pb2.TREND_VERDICT_SLOWER,
         TrendVerdict.FASTER: admin_pb2.TREND_VERDICT_FASTER,
+    }
+)
+PART_KIND = EnumCodec(
+    {
+        PartKind.OBJECT_WRITES: admin_pb2.PART_OBJECT_WRITES,
+        PartKind.OBJECT_READS: admin_pb2.PART_OBJECT_READS,
+        PartKind.METADATA: admin_pb2.PART_METADATA,
+        PartKind.LOG: admin_pb2.PART_LOG,
+        PartKind.DISK: admin_pb2.PART_DISK,
     }
 )

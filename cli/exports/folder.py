@@ -23,7 +23,7 @@ from annheal.cli.exports.description import (
 from annheal.cli.exports.parts import sync_file
 from annheal.errors import AlreadyExists, FailedPrecondition
 from annheal.model.collection import Collection
-from annheal.runtime.folder_lock import LOCK_FILE, folder_lock
+from annheal.runtime.host.folder_lock import LOCK_FILE, folder_lock
 
 PARTIAL_SUFFIX: Final = ".partial"
 REPLACED_SUFFIX: Final = ".replaced"

@@ -8,7 +8,13 @@ import typer
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from annheal.cli.operator_commands.recall import filter_document, plans_text, render_bands
+from annheal.cli.operator_commands.recall import (
+    NOT_SAMPLED,
+    NOT_SEARCHED,
+    filter_document,
+    plans_text,
+    render_bands,
+)
 from annheal.cli.output import share, table
 from annheal.cli.state import state_of
 from annheal.cli.user_commands.records import Collection
@@ -95,7 +101,7 @@ def _as_document(summary: RecallSummary) -> dict[str, Any]:
 
 def _render(summary: RecallSummary) -> RenderableType:
     if not summary.bands:
-        return "no live queries were seen yet; search, then look again"
+        return f"unknown: {NOT_SEARCHED if summary.sampled_share else NOT_SAMPLED}"
     objective = summary.recall_objective
     parts: list[RenderableType] = [render_bands(summary), ""]
     parts += [Text(sentence(one, objective)) for one in summary.bands]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Annotated
 
 import msgspec
@@ -19,9 +20,13 @@ from annheal.cli.operator_commands.health_checks import (
     examine_cluster,
     worst_of,
 )
+from annheal.cli.operator_commands.part_checks import examine_parts
 from annheal.cli.output import table
 from annheal.cli.state import state_of
 from annheal.client import Client
+from annheal.errors import DeadlineExceeded, Unavailable, Unimplemented, UnknownOutcome
+from annheal.rpc.status import CANNOT_CONNECT
+from annheal.runtime.clock import wall_s
 
 TASKS_MAX = 1_000
 """The newest tasks of a collection that are looked at."""
@@ -43,9 +48,8 @@ def health(
     """
     state = state_of(context)
     with state.client() as client:
-        names = [collection] if collection else [c.name for c in client.list_collections()]
-        found = {"": examine_cluster(client.status())}
-        found |= {name: examine(observe(client, name)) for name in names}
+        found = examine_all(client, collection)
+    names = [name for name in found if name]
     state.output.show(
         {
             "health": worst_of([one for findings in found.values() for one in findings]),
@@ -56,6 +60,43 @@ def health(
     )
     if worst_of([one for findings in found.values() for one in findings]) is Health.BAD:
         raise typer.Exit(ExitCode.UNHEALTHY)
+
+
+def examine_all(client: Client, collection: str) -> dict[str, tuple[Finding, ...]]:
+    """Return the findings on the cluster (name "") and on one collection, or on each.
+
+    One part that cannot be asked is a finding and hides none of the others.
+    """
+    found = {
+        "": (
+            *_asked("are all parts there?", lambda: examine_cluster(client.status())),
+            *_asked("can it write and read?", lambda: _examine_parts(client)),
+        )
+    }
+    names = [collection] if collection else [one.name for one in client.list_collections()]
+    for name in names:
+        found[name] = _asked("how is it?", partial(_examine_collection, client, name))
+    return found
+
+
+def _examine_collection(client: Client, name: str) -> tuple[Finding, ...]:
+    return examine(observe(client, name))
+
+
+def _examine_parts(client: Client) -> tuple[Finding, ...]:
+    try:
+        return examine_parts(client.health(), now_s=wall_s())
+    except Unimplemented:
+        return (Finding("can it write and read?", Health.UNKNOWN, "this server does not say"),)
+
+
+def _asked(question: str, look: Callable[[], tuple[Finding, ...]]) -> tuple[Finding, ...]:
+    try:
+        return look()
+    except (Unavailable, DeadlineExceeded, UnknownOutcome) as error:
+        if error.reason == CANNOT_CONNECT:
+            raise
+        return (Finding(question, Health.BAD, f"cannot be asked: {error.message}"),)
 
 
 def observe(client: Client, name: str) -> Observed:

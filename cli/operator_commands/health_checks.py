@@ -71,6 +71,10 @@ def examine_cluster(status: ClusterStatus) -> tuple[Finding, ...]:
         f" {status.totals.shards_serving:,} of {status.shards:,} shards serving"
     )
     question = "are all parts there?"
+    away = [one for one in status.warnings if one.startswith("the metadata store is away")]
+    if away and not silent and status.totals.shards_serving == status.shards:
+        advice = "see the question about it"
+        return (Finding(question, Health.UNKNOWN, f"{parts}; {away[0]}", advice),)
     if not status.leader:
         return (Finding(question, Health.BAD, f"{parts}; no coordinator leads", "start one"),)
     if silent or status.totals.shards_serving < status.shards:
@@ -231,7 +235,7 @@ def _filters(observed: Observed) -> Finding:
     summary = observed.recall
     validated = validated_share(summary)
     if validated is None:
-        return Finding(question, Health.UNKNOWN, "no live query yet")
+        return Finding(question, Health.UNKNOWN, "no live query since the nodes have the shards")
     answer = f"{validated:.0%} of the live queries are in bands of selectivity that are validated"
     measured = [one for one in summary.filters if one.recall != RECALL_UNKNOWN]
     if measured:

@@ -37,6 +37,8 @@ from annheal.model.measures.recall_summary import (
 from annheal.model.topology.cluster import RECALL_SAMPLE_DEFAULT, RecallReport
 
 SEGMENTS_SHOWN_MAX = 20
+NOT_SEARCHED = "no search since the nodes have the shards (exact and explained ones do not count)"
+NOT_SAMPLED = "no node counts live queries (recall_sample_share is 0, or no node has the shards)"
 INTERVAL_MIN_S = 0.1
 _STYLES = {
     RecallVerdict.MET: "green",
@@ -86,7 +88,7 @@ def recall(
             state.output.show(_as_document(summary), lambda _: render_summary(summary))
             return
         state.output.note(_why_unmeasured(summary))
-    with state.client(timeout_s=TIMEOUT_MAX_S) as client:
+    with state.client(default_s=TIMEOUT_MAX_S) as client:
         report = client.measure_recall(
             collection,
             k=k,
@@ -101,7 +103,7 @@ def recall(
 def _why_unmeasured(summary: RecallSummary) -> str:
     """Return why there is no recall of live queries, and what is shown in its place."""
     seen = summary.overall.seen
-    why = "nobody has searched since the nodes started"
+    why = NOT_SEARCHED if summary.sampled_share else NOT_SAMPLED
     if seen:
         why = (
             f"{seen:,} {'searches' if seen > 1 else 'search'} so far, none in the measured sample"
@@ -114,7 +116,7 @@ def _watch(state: State, collection: str, *, interval_s: float) -> None:
     """Show the summary until Ctrl-C: a table that changes, or a line each time for programs."""
     console = state.output.console
     try:
-        with state.client() as client:
+        with state.client(endless=True) as client:
             if not console.is_terminal or state.output.is_json:
                 while True:
                     summary = client.recall(collection)

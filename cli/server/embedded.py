@@ -33,8 +33,10 @@ from annheal.errors import FailedPrecondition
 from annheal.metastore.sqlite import SqliteMetaStore
 from annheal.model.topology.shard import NodeRegistration
 from annheal.objectstore.local import LocalObjectStore
+from annheal.rpc.abilities import abilities_reported
 from annheal.rpc.server import RpcServer
-from annheal.runtime.folder_lock import folder_lock
+from annheal.runtime.host.disk import Ballast
+from annheal.runtime.host.folder_lock import folder_lock
 from annheal.runtime.tasks import TaskScope
 from annheal.shard_node.app import not_listening, running_node
 
@@ -86,17 +88,21 @@ async def running(settings: EmbeddedSettings) -> AsyncIterator[EmbeddedServer]:
     data_dir = settings.process.data_dir.absolute()
     async with AsyncExitStack() as stack:
         stack.enter_context(folder_lock(data_dir, role="annheal up", fix=LOCKED_FIX))
+        ballast = Ballast(data_dir, reserve_bytes=settings.shard_node.disk_reserve_bytes)
+        await asyncio.to_thread(ballast.balance)  # a full disk: nothing can start without room
         meta = SqliteMetaStore(data_dir / META_FILE)
         stack.push_async_callback(meta.close)
         # The lock says that nobody else lives: what the last process leased is free at once.
         await meta.expire_all_leases()
         metering = await stack.enter_async_context(metered(settings.process))
-        objects = metering.objects(LocalObjectStore(data_dir / OBJECTS_DIR))
+        objects_dir = data_dir / OBJECTS_DIR
+        objects = metering.objects(LocalObjectStore(objects_dir))
         stack.push_async_callback(objects.close)
         scope = TaskScope("annheal")
         stack.push_async_callback(scope.stop)
         # One supply for the node and the compactor: machine code belongs to the process.
         scope.start(kernel_supply(settings.process, metering).run(), name="kernels")
+        scope.start(ballast.run(), name="ballast")
 
         node, node_scope = await stack.enter_async_context(
             running_node(
@@ -105,6 +111,7 @@ async def running(settings: EmbeddedSettings) -> AsyncIterator[EmbeddedServer]:
                 objects,
                 listen=not_listening,
                 metrics=metering.metrics,
+                disks=[objects_dir],
             )
         )
         scope.start(node_scope.wait(), name="shard-node")
@@ -115,7 +122,14 @@ async def running(settings: EmbeddedSettings) -> AsyncIterator[EmbeddedServer]:
             return port
 
         def coordinator_at(own: CoordinatorSettings) -> Coordinator:
-            return Coordinator(own, meta, objects, connect, version=metadata.version("annheal"))
+            return Coordinator(
+                own,
+                meta,
+                objects,
+                connect,
+                version=metadata.version("annheal"),
+                needs_space=lambda: node.needs_space,
+            )
 
         coordinator, server = listening(settings.coordinator, coordinator_at, metering)
         await coordinator.start()
@@ -132,6 +146,7 @@ async def running(settings: EmbeddedSettings) -> AsyncIterator[EmbeddedServer]:
 
         await server.start()  # health answers while shards are opened
         stack.push_async_callback(server.stop, grace_s=GRACE_S)
+        await stack.enter_async_context(abilities_reported(server, node.stores))
         await wait_open(meta, port, scope)
         await server.set_serving(True)
         address = coordinator.settings.address

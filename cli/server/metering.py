@@ -39,6 +39,9 @@ class Metering:
 
     def coordinator(self, coordinator: Coordinator) -> None:
         """Report what `coordinator` knows; call it once it has started."""
+        catalog = coordinator.catalog
+        self.metrics.watch_label("collection", lambda: [one.name for one in catalog.collections()])
+        self.metrics.watch_label("node", catalog.nodes)
         if self.address:
             reports = CoordinatorMetrics(coordinator, self.metrics)
             reports.register(self.metrics, now_s=wall_s)

@@ -25,10 +25,11 @@ from annheal.errors import AnnhealError, FieldViolation, InvalidArgument
 from annheal.metastore.factory import open_meta_store
 from annheal.metastore.protocol import MetaStore
 from annheal.model.topology.shard import NodeRegistration
-from annheal.objectstore.factory import open_object_store
+from annheal.objectstore.factory import local_folders, open_object_store
 from annheal.objectstore.protocol import ObjectStore
+from annheal.rpc.abilities import abilities_reported
 from annheal.rpc.shard_node import RemoteShardNode
-from annheal.runtime.allocator import return_freed_memory
+from annheal.runtime.host.allocator import return_freed_memory
 from annheal.runtime.logging import configure_logging
 from annheal.shard_node.serving import run_shard_node
 from annheal.shard_node.settings import ShardNodeSettings
@@ -102,8 +103,11 @@ def serve_coordinator(process: ProcessSettings, settings: CoordinatorSettings) -
             stack.push_async_callback(coordinator.stop)
             # The last callback runs first: calls under way end before the coordinator does.
             stack.push_async_callback(server.stop, grace_s=GRACE_S)
-            await coordinator.start()
+            if not await _unless_stopped(stop, coordinator.start()):
+                return
             metering.coordinator(coordinator)
+            coordinator.stores.register(metering.metrics)
+            await stack.enter_async_context(abilities_reported(server, coordinator.stores))
             await server.set_serving(True)
             say_ready("coordinator", coordinator.settings.address, settings.coordinator_id)
             await _until(stop, coordinator.wait())
@@ -131,6 +135,7 @@ def serve_shard_node(process: ProcessSettings, settings: ShardNodeSettings) -> N
                 metrics=metering.metrics,
                 kernels=kernel_supply(process, metering),
                 on_ready=ready,
+                disks=local_folders(process.object_store_url),
             )
 
     run(role, process=process, constants={"role": "shard-node", "id": settings.node_id})
@@ -181,6 +186,22 @@ def _named(flag: str) -> Iterator[None]:
         raise InvalidArgument(
             f"{flag}: {text}", violations=[FieldViolation(flag, text)], reason=CONFIGURATION
         ) from error
+
+
+async def _unless_stopped(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
+    """Return True when `work` ended, False when `stop` was set before; then it is cancelled."""
+    working = asyncio.create_task(work)
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            return False
+        await working
+        return True
+    finally:
+        working.cancel()
+        stopping.cancel()
+        await asyncio.gather(working, stopping, return_exceptions=True)
 
 
 async def _until(stop: asyncio.Event, failure: Coroutine[Any, Any, None]) -> None:

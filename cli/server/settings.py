@@ -22,6 +22,7 @@ import msgspec
 
 from annheal.cli.exit_codes import CONFIGURATION
 from annheal.errors import AnnhealError, FieldViolation, InvalidArgument
+from annheal.runtime.host.secrets import mask_userinfo
 from annheal.runtime.logging import LEVELS
 from annheal.runtime.metrics_endpoint import split_listen
 
@@ -46,7 +47,7 @@ _EXAMPLES: Final = {
     "metadata_url": "etcd://HOST:2379/CLUSTER, or sqlite:///PATH on one machine",
     "object_store_url": "s3://BUCKET/PREFIX, or file:///PATH on one machine",
 }
-_SECRET_PARTS: Final = ("password", "secret", "token")
+_SECRET_PARTS: Final = ("password", "secret", "token", "credential", "api_key")
 
 SettingsT = TypeVar("SettingsT")
 
@@ -62,8 +63,8 @@ class ProcessSettings:
     """
 
     node_id: str = ""
-    metadata_url: str = ""
-    object_store_url: str = ""
+    metadata_url: str = dataclasses.field(default="", repr=False)
+    object_store_url: str = dataclasses.field(default="", repr=False)
     data_dir: Path = Path("annheal-data")
     log_level: str = "info"
     metrics_listen: str = ""
@@ -80,7 +81,7 @@ class ProcessSettings:
 class Given:
     """A value as somebody gave it; `source` says where, for messages."""
 
-    value: object
+    value: object = dataclasses.field(repr=False)
     source: str
     from_text: bool
 
@@ -247,7 +248,7 @@ def _line(key: str, value: object) -> str:
         return f"# {key} is not set"
     if any(word in key for word in _SECRET_PARTS):
         return f'{key} = "***"'
-    return f"{key} = {_toml(value)}"
+    return f"{key} = {_toml(mask_userinfo(value) if isinstance(value, str) else value)}"
 
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, str]:
@@ -256,7 +257,7 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, str]:
     for text in assignments:
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
-            raise _refusal(f"--set: {text!r} is not of the form key=value")
+            raise _refusal(f"--set: {mask_userinfo(text)!r} is not of the form key=value")
         result[key.strip().replace("-", "_")] = value.strip()
     return result
 
@@ -343,7 +344,7 @@ def _missing(names: Sequence[str]) -> InvalidArgument:
 
 
 def _refusal(message: str, *, violations: Sequence[FieldViolation] = ()) -> InvalidArgument:
-    return InvalidArgument(message, violations=violations, reason=CONFIGURATION)
+    return InvalidArgument(mask_userinfo(message), violations=violations, reason=CONFIGURATION)
 
 
 def _how_to_set(name: str) -> str:

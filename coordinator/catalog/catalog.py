@@ -45,9 +45,9 @@ class Catalog:
         self._by_collection: tuple[object, dict[str, dict[int, Stored[Assignment]]]] = (None, {})
 
     async def start(self, scope: TaskScope) -> None:
-        """Load the present state (raises `Unavailable`) and follow it from now on."""
+        """Load the present state, as soon as the store answers, and follow it from now on."""
         tables = self._tables()
-        await asyncio.gather(*(table.mirror.start() for table in tables))
+        await asyncio.gather(*(table.mirror.start_patiently() for table in tables))
         for table in tables:
             scope.start(table.mirror.run(), name="mirror")
             scope.start(self._follow(table.mirror), name="catalog")

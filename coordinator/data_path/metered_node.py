@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from annheal.coordinator.data_path.ports import ShardNode
 from annheal.model.measures.recall import CollectionRecall
+from annheal.model.part_health import PartHealth
 from annheal.model.records import RecordSet
 from annheal.model.search import SearchAnswer, SearchRequest
 from annheal.model.topology.state import ShardState
@@ -57,6 +58,10 @@ class MeteredNode:
     async def shard_states(self, collection_id: str = "") -> tuple[ShardState, ...]:
         """Describe the shards that the node holds."""
         return await self._timed("shard_states", self.inner.shard_states(collection_id))
+
+    async def health(self) -> tuple[PartHealth, ...]:
+        """Probe what the node depends on."""
+        return await self._timed("health", self.inner.health())
 
     async def recall(self, collection_id: str = "") -> tuple[CollectionRecall, ...]:
         """Return what live queries measured."""

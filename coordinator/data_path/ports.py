@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from annheal.model.measures.recall import CollectionRecall
+from annheal.model.part_health import PartHealth
 from annheal.model.records import RecordSet
 from annheal.model.search import SearchAnswer, SearchRequest
 from annheal.model.topology.state import ShardState
@@ -50,6 +51,10 @@ class ShardNode(Protocol):
 
     async def shard_states(self, collection_id: str = "") -> tuple[ShardState, ...]:
         """Describe the shards this node holds, of one collection or (when empty) of all."""
+        ...
+
+    async def health(self) -> tuple[PartHealth, ...]:
+        """Probe what the node depends on: stores, logs, disks; takes a few seconds at most."""
         ...
 
     async def recall(self, collection_id: str = "") -> tuple[CollectionRecall, ...]:

@@ -66,6 +66,7 @@ def plan_garbage(
     unreferenced_since: Mapping[str, float],
     now_s: float,
     grace_s: float,
+    needs_space: bool = False,
 ) -> Garbage:
     """Return the garbage in `listing`; foreign keys are passed over.
 
@@ -74,7 +75,9 @@ def plan_garbage(
     what a manifest references; logs and recall memories of existing collections (the owners trim
     them); all objects of a shard without a manifest; objects younger than the grace period; and,
     while a shard has an unfinished task, objects written since the task was planned (less
-    `_CLOCK_SKEW_S`), because they may be its output.
+    `_CLOCK_SKEW_S`), because they may be its output. If the disk `needs_space`, the objects of
+    dropped collections go without a grace period: no manifest references them, and no reader waits
+    for them.
     """
     oldest_task_s = _oldest_task_s(tasks)
     remembered: dict[str, float] = {}
@@ -96,6 +99,9 @@ def plan_garbage(
             if planned_s is not None and newest_s >= planned_s - _CLOCK_SKEW_S:
                 continue
         elif key.collection_id not in dropped:
+            continue
+        elif needs_space:
+            delete.extend(stat.key for stat in stats)
             continue
         since_s = unreferenced_since.get(unit, now_s)
         young = any(now_s - stat.modified_s < grace_s for stat in stats)
@@ -155,11 +161,13 @@ class GarbageCollector:
         *,
         grace_s: float,
         wall_clock: Callable[[], float],
+        needs_space: Callable[[], bool] = lambda: False,
     ) -> None:
         self._catalog = catalog
         self._store = store
         self._objects = objects
         self._grace_s = grace_s
+        self._needs_space = needs_space
         self._wall_clock = wall_clock
         self._unreferenced_since: Mapping[str, float] = {}
         self._one_round = asyncio.Lock()
@@ -194,6 +202,7 @@ class GarbageCollector:
             unreferenced_since=self._unreferenced_since,
             now_s=self._wall_clock(),
             grace_s=self._grace_s,
+            needs_space=self._needs_space(),
         )
         report = report_of(garbage, listing, dry_run=dry_run, grace_s=self._grace_s)
         if dry_run:

@@ -16,13 +16,14 @@ from annheal.runtime.clock import (
     new_token,
     wall_s,
 )
+from annheal.runtime.host.disk import DiskWatch
 from annheal.shard_node.lanes import Lanes
 from annheal.shard_node.owner.manifest_store import ManifestStore
 
 
 @dataclass(frozen=True, slots=True)
 class ShardDependencies:
-    """Stores, threads, directories, and where time, chance and names come from.
+    """Stores, threads, directories, disks, and where time, chance and names come from.
 
     `writer` is 16 random bytes of this process. `clock` never goes back; `boottime` also goes on
     while the machine sleeps; `now_s` is since the epoch.
@@ -35,6 +36,7 @@ class ShardDependencies:
     writer: bytes
     cache: Path
     scratch: Path
+    disks: DiskWatch
     now_s: Clock = wall_s
     clock: Clock = monotonic_s
     boottime: Clock = boottime_s

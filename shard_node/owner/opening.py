@@ -7,7 +7,9 @@ import logging
 
 from annheal.errors import Conflict, DataCorruption, Fenced, NotFound
 from annheal.model.collection import Collection
+from annheal.model.part_health import PartKind
 from annheal.model.topology.shard import ShardId
+from annheal.runtime.part_tracker import PartTracker
 from annheal.shard_node.owner.dependencies import ShardDependencies
 from annheal.shard_node.owner.manifest_store import StoredManifest
 from annheal.shard_node.owner.owned_shard import OwnedShard
@@ -105,6 +107,7 @@ async def _fence(
     Against a busy owner each lost slot is read and the next one tried at once, without a listing:
     the opener is then as fast as the owner, and wins a slot soon.
     """
+    name = f"{shard.collection.name}/{shard.number}"
     while True:
         epoch = max(position.epoch, assignment_epoch) + 1
         wal = WalWriter(
@@ -114,6 +117,7 @@ async def _fence(
             writer=shared.writer,
             next_slot=position.next_slot,
             jitter=shared.jitter,
+            log=PartTracker(PartKind.LOG, process=shared.node_id, place=name),
         )
         body = wal.encode([], last_sequence=shard.sequence)
         try:

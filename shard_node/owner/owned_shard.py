@@ -10,6 +10,7 @@ from typing import Any
 
 from annheal.errors import AnnhealError, Fenced
 from annheal.model.collection import Collection
+from annheal.model.part_health import PartHealth
 from annheal.model.topology.shard import ShardId
 from annheal.model.topology.state import ShardState
 from annheal.model.topology.task import CompactionTask
@@ -58,6 +59,7 @@ class OwnedShard:
         self._growing_since_s = self._last_write_s if shard.growing_rows else None
         self._publishing: set[asyncio.Task[None]] = set()
         self._closed = False
+        self._released = False
         mutation = asyncio.Lock()
         self._publication = Publication(
             shard,
@@ -69,7 +71,12 @@ class OwnedShard:
             data_slots=data_slots,
         )
         self._writes = WritePath(
-            shard, wal, mutation=mutation, lanes=shared.lanes, on_applied=self._note_write
+            shard,
+            wal,
+            mutation=mutation,
+            lanes=shared.lanes,
+            disks=shared.disks,
+            on_applied=self._note_write,
         )
 
     @property
@@ -87,13 +94,20 @@ class OwnedShard:
 
     @property
     def view(self) -> ShardView:
-        """The rows as of now."""
+        """The rows as of now; raises `Fenced` once they were let go of."""
+        if self._released:
+            raise Fenced(f"shard {self.id} was released by this node")
         return self._shard.view
 
     @property
     def epoch(self) -> int:
         """The fencing number that this node owns the shard by."""
         return self._wal.epoch
+
+    @property
+    def log(self) -> PartHealth:
+        """Whether the shard's log can be written."""
+        return self._wal.log.health
 
     @property
     def deposed(self) -> bool:
@@ -138,6 +152,15 @@ class OwnedShard:
         """Refuse further writes and let `run` end; what is not acknowledged was not promised."""
         self._closed = True
         self._writes.close(Fenced(f"shard {self.id} was released by this node"))
+
+    def release(self) -> None:
+        """Let go of the rows, after `run` has ended.
+
+        Tracebacks of its cancelled tasks keep this object until the next garbage collection; mapped
+        files, deleted long since, must not stay on the disk for so long.
+        """
+        self._released = True
+        self._shard.release()
 
     def state(self) -> ShardState:
         """Describe the shard."""

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from annheal.errors import (
     AlreadyExists,
+    FailedPrecondition,
     Fenced,
     InvariantViolation,
     NotFound,
@@ -15,12 +18,15 @@ from annheal.errors import (
 )
 from annheal.model.topology.shard import ShardId
 from annheal.objectstore.protocol import ObjectStore
-from annheal.runtime.clock import Jitter, jitter
+from annheal.runtime.clock import Jitter, jitter, wall_s
+from annheal.runtime.part_tracker import PartTracker
 from annheal.shards.object_keys import wal_key
 from annheal.shards.wal import WalEntry, WalObject, decode_wal_object, encode_wal_object
 
 RETRY_FIRST_S = 0.05
 RETRY_MAX_S = 2.0
+SLOW_S = 3.0
+"""A put without an answer for so long counts as failing, and is waited for all the same."""
 
 
 class WalWriter:
@@ -34,6 +40,7 @@ class WalWriter:
         epoch: int,
         writer: bytes,
         next_slot: int,
+        log: PartTracker,
         jitter: Jitter = jitter,
     ) -> None:
         self._objects = objects
@@ -42,6 +49,8 @@ class WalWriter:
         self._jitter = jitter
         self.epoch = epoch
         self.next_slot = next_slot
+        self.log = log
+        self._putting = False
         self.deposed = False
         self._served = False
 
@@ -50,6 +59,11 @@ class WalWriter:
         return encode_wal_object(
             WalObject(self.epoch, self.next_slot, self._writer, last_sequence, tuple(entries))
         )
+
+    @property
+    def blocked_for_s(self) -> float:
+        """For how long the object under way could not be written; 0 when nothing is in the way."""
+        return self.log.failing_for_s if self._putting else 0.0
 
     async def put(self, body: bytes) -> int:
         """Make `body` durable in the next slot and return that slot.
@@ -61,32 +75,68 @@ class WalWriter:
         if self.deposed:
             raise self._fenced()
         key = wal_key(self._shard.collection_id, self._shard.number, self.next_slot)
+        self._putting = True
+        try:
+            await self._put_surely(key, body)
+        except (ResourceExhausted, FailedPrecondition) as error:
+            self.log.failed(error)
+            raise
+        finally:
+            self._putting = False
+        self.log.succeeded()
+        slot = self.next_slot
+        self.next_slot += 1
+        self._served = True
+        return slot
+
+    async def _put_surely(self, key: str, body: bytes) -> None:
+        """Repeat the put until its outcome is known."""
         delay_s = RETRY_FIRST_S
         settled = True
         while True:
             try:
-                await self._objects.put_if_absent(key, body)
-                break
+                with self._noted_while_slow():
+                    await self._objects.put_if_absent(key, body)
+                return
             except AlreadyExists:
                 await self._learn_successor(key)
                 raise self._fenced() from None
-            except ResourceExhausted:
+            except ResourceExhausted as error:
                 # After a lost answer the object may be there, or may still arrive: this slot can
                 # take no other body, and "nothing was written" would be a guess.
                 if settled:
                     raise
                 if await self._holds(key, body):
-                    break
-            except UnknownOutcome:
+                    return
+                self.log.failed(error)
+            except UnknownOutcome as error:
                 settled = False
-            except Unavailable:
-                pass
+                self.log.failed(error)
+            except Unavailable as error:
+                self.log.failed(error)
             await asyncio.sleep(delay_s * (0.5 + self._jitter() / 2))
             delay_s = min(2 * delay_s, RETRY_MAX_S)
-        slot = self.next_slot
-        self.next_slot += 1
-        self._served = True
-        return slot
+
+    @contextmanager
+    def _noted_while_slow(self) -> Iterator[None]:
+        """Note a failure whenever another `SLOW_S` have passed without an answer."""
+        loop, began_s = asyncio.get_running_loop(), wall_s()
+
+        timer: asyncio.TimerHandle
+
+        def note() -> None:
+            nonlocal timer
+            waited_s = wall_s() - began_s
+            self.log.failed(
+                f"the object store has not answered for {waited_s:.0f} s", since_s=began_s
+            )
+            timer = loop.call_later(SLOW_S, note)
+
+        timer = loop.call_later(SLOW_S, note)
+        try:
+            yield
+        finally:
+            timer.cancel()
 
     async def verify_owner(self) -> None:
         """Raise `Fenced` if a newer owner had fenced the log before this call; for strong reads.

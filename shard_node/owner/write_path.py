@@ -21,9 +21,11 @@ from annheal.errors import (
     Fenced,
     InvalidArgument,
     ResourceExhausted,
+    Unavailable,
     UnknownOutcome,
 )
 from annheal.model.write import DeleteIds, DeleteWhere, Upsert, WriteAnswer, WriteOperation
+from annheal.runtime.host.disk import DiskWatch
 from annheal.runtime.stop import Checkpoint
 from annheal.shard_node.lanes import Lanes
 from annheal.shard_node.owner.admission import checked
@@ -38,6 +40,11 @@ WAITING_BYTES_MAX = 256 << 20
 WAITING_OPERATIONS_MAX = 16_384
 DELETE_MATCHES_MAX = 1_000_000
 """Records that one delete by filter may match: all of their ids go into one log object."""
+LOG_AWAY_S = 2.0
+"""Writes are refused at once when the log could not be written for so long."""
+ANSWER_SHARE = 0.1
+ANSWER_MAX_S = 0.25
+"""Of a write's time, kept for an answer that says why; a deadline that passes says nothing."""
 _BACK_PRESSURE_RETRY_S = 1.0
 
 
@@ -46,6 +53,7 @@ class _Waiting:
     operation: WriteOperation
     size_bytes: int
     done: asyncio.Future[WriteAnswer] = field(repr=False)
+    begun: bool = False
 
 
 class WritePath:
@@ -58,12 +66,14 @@ class WritePath:
         *,
         mutation: asyncio.Lock,
         lanes: Lanes,
+        disks: DiskWatch,
         on_applied: Callable[[], None],
     ) -> None:
         self._shard = shard
         self._wal = wal
         self._mutation = mutation
         self._lanes = lanes
+        self._disks = disks
         self._on_applied = on_applied
         self._waiting: deque[_Waiting] = deque()
         self._waiting_bytes = 0
@@ -73,12 +83,15 @@ class WritePath:
     async def submit(self, operation: WriteOperation, *, timeout_s: float) -> WriteAnswer:
         """Write `operation`; return when it is durable and visible.
 
-        Raises `ResourceExhausted` when a limit is reached (nothing written), `Fenced` when this
-        node lost the shard (nothing acknowledged), and `UnknownOutcome` after `timeout_s`: the
-        write may still take effect, and repeating it is safe.
+        Raises `ResourceExhausted` when a limit is reached (nothing written), `Unavailable` when the
+        log cannot be written at present (nothing written), `Fenced` when this node lost the shard
+        (nothing acknowledged), and `UnknownOutcome` when the write had begun but did not end within
+        `timeout_s`: it may still take effect, and repeating it is safe.
         """
         if self._closed is not None:
             raise _again(self._closed)
+        if self._wal.blocked_for_s >= LOG_AWAY_S:
+            raise self._away("nothing was written")
         size_bytes = _size_bytes(operation)
         self._admit(size_bytes, adds_rows=isinstance(operation, Upsert))
         waiting = _Waiting(operation, size_bytes, asyncio.get_running_loop().create_future())
@@ -86,13 +99,34 @@ class WritePath:
         self._waiting_bytes += size_bytes
         self._arrived.set()
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(timeout_s - min(ANSWER_MAX_S, ANSWER_SHARE * timeout_s)):
                 return await waiting.done
         except TimeoutError:
-            raise UnknownOutcome(
-                f"the write was not acknowledged within {timeout_s:g} s; it may still take effect, "
-                "repeat it to be sure"
-            ) from None
+            raise self._overdue(waiting, timeout_s) from None
+
+    def _overdue(self, waiting: _Waiting, timeout_s: float) -> AnnhealError:
+        """Return what became of a write whose time is over: it is known unless it had begun."""
+        if not waiting.begun:
+            return self._away(f"the write waited {timeout_s:g} s and was not begun")
+        because = f"; {self._log_problem()}" if self._wal.blocked_for_s else ""
+        return UnknownOutcome(
+            f"the write was not acknowledged within {timeout_s:g} s{because}. It may still take"
+            " effect: repeat it to be sure",
+            reason="LOG_UNAVAILABLE" if because else None,
+        )
+
+    def _away(self, outcome: str) -> Unavailable:
+        problem = self._log_problem() if self._wal.blocked_for_s else "other writes are before it"
+        return Unavailable(
+            f"{outcome}: {problem}", reason="LOG_UNAVAILABLE", retry_after_s=_BACK_PRESSURE_RETRY_S
+        )
+
+    def _log_problem(self) -> str:
+        shard = f"{self._shard.collection.name}/{self._shard.number}"
+        return (
+            f"the log of shard {shard} cannot be written since {self._wal.blocked_for_s:.0f} s, the"
+            f" object store fails: {self._wal.log.error}"
+        )
 
     def _admit(self, size_bytes: int, *, adds_rows: bool) -> None:
         if (
@@ -104,6 +138,8 @@ class WritePath:
                 f"limits are {WAITING_OPERATIONS_MAX} and {WAITING_BYTES_MAX} bytes",
                 retry_after_s=_BACK_PRESSURE_RETRY_S,
             )
+        if adds_rows:
+            self._disks.check_room()
         limit = self._shard.collection.settings.unindexed_rows_max
         if adds_rows and self._shard.view.unindexed_rows >= limit:
             raise ResourceExhausted(
@@ -151,6 +187,7 @@ class WritePath:
 
     def _take(self) -> _Waiting:
         waiting = self._waiting.popleft()
+        waiting.begun = True
         self._waiting_bytes -= waiting.size_bytes
         return waiting
 

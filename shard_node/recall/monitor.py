@@ -42,6 +42,7 @@ from annheal.shard_node.recall.result import (
     segment_estimates,
     segment_notes,
     segment_walks,
+    with_seen,
 )
 from annheal.shard_node.recall.sampler import RecallSampler
 from annheal.shard_node.rows.view import ShardView
@@ -241,7 +242,11 @@ class RecallMonitor:
                 collection_id=name,
                 recall_objective=collection.settings.recall_objective,
                 sampled_share=self.sampler.share,
-                shards=tuple(one for result in results for one in result.bands),
+                shards=with_seen(
+                    [one for result in results for one in result.bands],
+                    self._seen(name),
+                    k=collection.settings.recall_k,
+                ),
                 segments=tuple(one for result in results for one in result.segments),
                 filters=tuple(one for result in results for one in result.filters),
                 latency=self.latency.trend(name),
@@ -249,6 +254,12 @@ class RecallMonitor:
             for name, collection in sorted(collections.items())
             for results in [self._results_of(name)]
         )
+
+    def _seen(self, collection_id: str) -> dict[tuple[int, SelectivityBand], int]:
+        """Return the queries counted for the shards that are here."""
+        held = {shard.number for shard in self._held() if shard.collection_id == collection_id}
+        counts = self.sampler.seen_by_band(collection_id)
+        return {slot: queries for slot, queries in counts.items() if slot[0] in held}
 
     def notes(self, shard: ShardId) -> dict[str, SegmentNote]:
         """Return the measurements of the shard's segments by segment id."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -84,6 +85,28 @@ def band_recalls(
                 ShardBandRecall(shard, band, estimate, same / repeated, seen.get(band, 0))
             )
     return tuple(recalls)
+
+
+def with_seen(
+    bands: Iterable[ShardBandRecall], seen: Mapping[tuple[int, SelectivityBand], int], *, k: int
+) -> tuple[ShardBandRecall, ...]:
+    """Return `bands` with the counts of now, and those that were searched but not measured yet.
+
+    Measuring waits for its interval; a count must not, or it would deny searches just made.
+    """
+    found = {(one.shard, one.band): one for one in bands}
+    for slot, queries in seen.items():
+        known = found.get(slot)
+        found[slot] = (
+            ShardBandRecall(*slot, _unmeasured(k), math.nan, queries)
+            if known is None
+            else replace(known, seen=queries)
+        )
+    return tuple(one for _, one in sorted(found.items()))
+
+
+def _unmeasured(k: int) -> RecallEstimate:
+    return RecallEstimate(k, recall=0.0, low=0.0, high=1.0, queries=0, measured_at_s=0.0, plans={})
 
 
 def filter_recalls(shard: int, found: Iterable[GroupFinding]) -> tuple[FilterRecall, ...]:

@@ -164,6 +164,11 @@ class RecallSampler:
         samples = self._collections.get(collection_id)
         return 0 if samples is None else samples.seen.get((shard, band), 0)
 
+    def seen_by_band(self, collection_id: str) -> dict[tuple[int, SelectivityBand], int]:
+        """Return how many live queries each shard has answered here in each band, as of now."""
+        samples = self._collections.get(collection_id)
+        return {} if samples is None else dict(samples.seen)
+
     def version(self, collection_id: str) -> int:
         """Return how many queries of a collection were kept; it only grows."""
         samples = self._collections.get(collection_id)

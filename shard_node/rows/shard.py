@@ -63,6 +63,12 @@ class Shard:
         self._refresh()
         return killed
 
+    def release(self) -> None:
+        """Let go of all rows; whoever holds a view keeps it. The shard must not be used again."""
+        self._segments, self._sealed = [], []
+        self._growing = GrowingSegment(self.collection.model.dimension)
+        self.view = ShardView()
+
     def _is_full(self) -> bool:
         settings = self.collection.settings
         return (

@@ -395,3 +395,17 @@ def test_ids_and_payloads_cannot_steer_the_terminal(
     assert "\x1b" not in absent.stderr
     wrong = run("count", "cli-steer", "-f", f"{hostile} = 1", code=ExitCode.INVALID_ARGUMENT)
     assert "\x1b" not in wrong.stderr
+
+
+def test_searches_are_counted_as_soon_as_they_were_made(run: Run, packages: str) -> None:
+    """They are measured within a minute; until then the commands claimed that nobody searched."""
+    assert "no search since the nodes" in run("filters", packages).stdout
+    for _ in range(3):
+        run("search", packages, "--id", "pypi:env-guard-cli")
+    run("search", packages, "--id", "pypi:env-guard-cli", "--filter", "year = 2024")
+    found = document(run("filters", packages, "-o", "json"))
+    assert {one["band"]: one["seen"] for one in found["bands"]}["unfiltered"] == 3
+    assert sum(one["seen"] for one in found["bands"]) == 4
+    assert "unknown; 3 live queries" in run("filters", packages).stdout
+    told = run("recall", packages).stderr
+    assert "4 searches so far" in told

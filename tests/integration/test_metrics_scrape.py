@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 MANUAL = ROOT / "docs" / "operations" / "metrics.md"
 ROWS = 400
 LIVE_QUERIES = 25
+DROPS = 12
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
@@ -140,3 +141,26 @@ def test_the_manual_names_every_metric() -> None:
     rules = (ROOT / "helm/annheal/templates/prometheusrule.yaml").read_text()
     used = set(re.findall(r"\b(annheal_[a-z_]+)\b", rules + manual))
     assert {suffix.sub("", name) for name in used} <= made
+
+
+async def test_dropped_collections_leave_no_series(tmp_path: Path) -> None:
+    async with (
+        embedded_server(tmp_path / "data", settings={"metrics_listen": "127.0.0.1:0"}) as server,
+        AsyncClient(server.address) as client,
+    ):
+        for number in range(DROPS + 1):
+            name = f"c{number}"
+            await client.create_collection(name, 2)
+            await client.upsert(name, ["a"], [[1.0, 0.0]])
+            await client.search(name, [1.0, 0.0])
+            if number < DROPS:
+                await client.drop_collection(name)
+        async with asyncio.timeout(20):
+            while True:
+                found = await scrape(server.metrics_address)
+                named = {dict(labels).get("collection") for _, labels in found} - {None}
+                if named == {f"c{DROPS}"}:  # the node learns of a drop a moment later
+                    break
+                await asyncio.sleep(0.05)
+        assert value(found, "annheal_search_seconds_count", collection=f"c{DROPS}") == 1
+        assert value(found, "annheal_node_search_seconds_count", collection=f"c{DROPS}") == 1

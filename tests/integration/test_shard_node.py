@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
@@ -32,6 +33,7 @@ from annheal.model.write import (
 )
 from annheal.objectstore.local import LocalObjectStore
 from annheal.runtime.stop import Checkpoint
+from annheal.segment.segment import Segment
 from annheal.shard_node import ownership
 from annheal.shard_node.app import not_listening, running_node
 from annheal.shard_node.lanes import Lanes
@@ -356,22 +358,30 @@ async def test_a_shard_that_cannot_be_opened_says_why_and_recovers(nodes: Nodes)
 
 
 class NoLeases:
-    """A metadata store that grants no lease."""
+    """A metadata store that grants no lease the first few times."""
 
     def __init__(self, inner: SqliteMetaStore) -> None:
         self._inner = inner
+        self.refusals = 2
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
 
     async def grant_lease(self, ttl_s: float) -> Any:
-        raise Unavailable("no leases today")
+        if self.refusals:
+            self.refusals -= 1
+            raise Unavailable("no leases today")
+        return await self._inner.grant_lease(ttl_s)
 
 
-async def test_a_node_that_cannot_start_says_so(nodes: Nodes) -> None:
-    with pytest.raises(Unavailable, match="no leases today"):
-        async with asyncio.timeout(PATIENCE_S):
-            await nodes.start("a", meta=NoLeases(nodes.meta))
+async def test_a_node_that_cannot_register_waits_and_says_so(
+    nodes: Nodes, caplog: pytest.LogCaptureFixture
+) -> None:
+    meta = NoLeases(nodes.meta)
+    async with asyncio.timeout(PATIENCE_S):
+        await nodes.start("a", meta=meta)
+    assert not meta.refusals
+    assert "node a is not registered: no leases today" in caplog.text
 
 
 async def test_work_for_a_stopping_node_is_refused_not_cancelled() -> None:
@@ -410,3 +420,29 @@ async def test_a_cancelled_change_is_waited_for() -> None:
         await changing
     assert done
     lanes.close()
+
+
+async def test_a_dropped_shard_gives_its_memory_and_files_back(nodes: Nodes) -> None:
+    """It kept its segments mapped, so that the space of deleted files was not free."""
+    node = await nodes.start("a")
+    await nodes.assign(target="a")
+    await until(lambda: upsert(node, "a", "b"))
+    await node.flush("c1", 0)
+    assert _living(Segment)
+    await nodes.meta.commit([Delete(shard_key("c1", 0))])
+
+    async def gone() -> bool:
+        return not _living(Segment)
+
+    gc.collect()
+    gc.disable()  # what goes only with a collection comes too late
+    try:
+        await wait_for(gone)
+    finally:
+        gc.enable()
+    gc.collect()
+    assert not _living(OwnedShard)
+
+
+def _living(kind: type[object]) -> int:
+    return sum(isinstance(one, kind) for one in gc.get_objects())

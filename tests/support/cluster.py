@@ -93,6 +93,7 @@ class EmbeddedServer:
         settings: Mapping[str, str] | None = None,
         listen: str = f"{LOOPBACK}:0",
         module: str = "annheal.cli",
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.data_dir = data_dir or group.folder / f"{name}-data"
         self.process: ServerProcess = group.add(
@@ -103,6 +104,7 @@ class EmbeddedServer:
             ],
             is_ready=self._is_ready,
             module=module,
+            environment=environment,
         )
 
     @property

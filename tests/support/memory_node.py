@@ -23,6 +23,7 @@ from annheal.metastore.mirror import Mirror
 from annheal.metastore.protocol import Compare, MetaStore, Put
 from annheal.model.filter import Filter
 from annheal.model.measures.recall import CollectionRecall
+from annheal.model.part_health import PartHealth
 from annheal.model.records import Projection, RecordBatch, RecordSet, take_records
 from annheal.model.search import SearchAnswer, SearchRequest
 from annheal.model.topology.checks import checked_shards
@@ -225,6 +226,9 @@ class MemoryNode:
             for shard, held in self.shards.items()
             if collection_id in ("", shard.collection_id)
         )
+
+    async def health(self) -> tuple[PartHealth, ...]:
+        return ()
 
     async def recall(self, collection_id: str = "") -> tuple[CollectionRecall, ...]:
         if self.silent is not None:

@@ -98,6 +98,14 @@ class S3Server:
         """End the process with SIGKILL; the data stays for `restart()`."""
         self._end(signal.SIGKILL)
 
+    def pause(self) -> None:
+        """Stop the process without ending it: connections stand, nothing is answered."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let a paused process go on."""
+        self._signal(signal.SIGCONT)
+
     def restart(self) -> None:
         """Kill the process if it runs, and start it again on the same ports and data."""
         self.kill()
@@ -207,6 +215,11 @@ class S3Server:
         except (BaseError, FileNotFoundError):
             return False
         return True
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._process is None:
+            raise RuntimeError("the S3 server does not run")
+        self._process.send_signal(number)
 
     def _end(self, how: signal.Signals) -> None:
         process, self._process = self._process, None

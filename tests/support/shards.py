@@ -29,6 +29,7 @@ from annheal.model.write import DeleteIds, DeleteWhere, Upsert, WriteAnswer, Wri
 from annheal.objectstore.local import LocalObjectStore
 from annheal.objectstore.protocol import ObjectStore
 from annheal.runtime.clock import Clock, boottime_s
+from annheal.runtime.host.disk import DiskWatch
 from annheal.shard_node.lanes import Lanes
 from annheal.shard_node.owner.dependencies import ShardDependencies
 from annheal.shard_node.owner.manifest_store import ManifestStore
@@ -266,6 +267,7 @@ class ShardWorld:
             cache=self.cache / node_id,
             scratch=self.root / "scratch" / node_id,
             boottime=boottime,
+            disks=DiskWatch([], reserve_bytes=0, process="test"),
         )
         try:
             shard = await open_shard(self.collection, 0, assignment_epoch=0, shared=shared)

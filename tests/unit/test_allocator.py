@@ -9,14 +9,14 @@ import sys
 
 import pytest
 
-from annheal.runtime.allocator import return_freed_memory
+from annheal.runtime.host.allocator import return_freed_memory
 
 MIB = 1 << 20
 # Arrays as a merge makes them are freed while small blocks between them live on.
 PROGRAM = """
 import os, sys
 import numpy as np
-from annheal.runtime.allocator import return_freed_memory
+from annheal.runtime.host.allocator import return_freed_memory
 if sys.argv[1] == "yes":
     assert return_freed_memory()
 def resident():

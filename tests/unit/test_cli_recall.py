@@ -102,7 +102,7 @@ async def test_recall_shows_slices_segments_and_what_is_done(served: Served) -> 
 
 async def test_filters_gives_a_verdict_on_every_band(served: Served) -> None:
     empty = (await served.run("filters", "things")).stdout
-    assert "no live queries were seen yet" in empty
+    assert "no node counts live queries" in empty
     served.node.recalls.append(report(served.collection_id))
     shown = (await served.run("filters", "things")).stdout
     assert "unfiltered: validated; recall@10 0.9800" in shown

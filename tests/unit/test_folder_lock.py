@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 
 from annheal.errors import FailedPrecondition
-from annheal.runtime import folder_lock as module
-from annheal.runtime.folder_lock import LOCK_FILE, Holder, folder_lock, read_holder
+from annheal.runtime.host import folder_lock as module
+from annheal.runtime.host.folder_lock import LOCK_FILE, Holder, folder_lock, read_holder
 from tests.support.processes import REPOSITORY
 
 HOLD = """
 import sys
 from pathlib import Path
-from annheal.runtime.folder_lock import folder_lock
+from annheal.runtime.host.folder_lock import folder_lock
 with folder_lock(Path(sys.argv[1]), role="shard node a", fix="stop it"):
     print("held", flush=True)
     sys.stdin.read()

@@ -14,6 +14,7 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from annheal.errors import AlreadyExists, FailedPrecondition, InvalidArgument, Unavailable
+from annheal.model.measures.recall import SelectivityBand
 from annheal.objectstore.local import LocalObjectStore
 from annheal.objectstore.metered import MeteredObjectStore
 from annheal.runtime import metrics as module
@@ -192,3 +193,48 @@ async def test_calls_to_the_object_store_are_counted_by_what_they_are_for(tmp_pa
     assert found[key("annheal_object_store_bytes_total", **segments)] == 7
     # What a caller may expect is no failure.
     assert not [name for name, _ in found if name == "annheal_object_store_errors_total"]
+
+
+async def test_series_of_what_is_gone_are_forgotten() -> None:
+    """Ten thousand collections that come and go leave no series, and none is counted as other."""
+    metrics = Metrics()
+    alive: set[str] = set()
+    metrics.watch_label("collection", lambda: alive)
+    for number in range(10_000):
+        name = f"c{number}"
+        alive.add(name)
+        metrics.observe_search(name, filtered=False, queries=1, duration_s=0.001)
+        metrics.observe_search(name, filtered=True, queries=1, duration_s=0.001)
+        metrics.observe_node_search(name, SelectivityBand.UNFILTERED, queries=1, duration_s=0.001)
+        metrics.observe_write(name, "upsert", rows=3, duration_s=0.1)
+        if number >= 2:
+            alive.discard(f"c{number - 2}")
+    text = (await asyncio.to_thread(generate_latest, metrics.registry)).decode()
+    found = parse(text)
+    named = {dict(labels)["collection"] for _, labels in found if "collection" in dict(labels)}
+    assert named == {"c9998", "c9999"}
+    assert found[key("annheal_written_rows_total", collection="c9999", operation="upsert")] == 3
+    assert len(text) < 50_000
+
+
+async def test_series_are_kept_while_anybody_names_them() -> None:
+    metrics = Metrics()
+    metrics.watch_label("collection", lambda: ["a"])
+    metrics.watch_label("collection", lambda: ["b"])
+    for name in ("a", "b", "c"):
+        metrics.observe_write(name, "upsert", rows=1, duration_s=0.1)
+    metrics.call_seconds.observe(0.1, "node-0", "search")
+    metrics.forget_gone()
+    kept = {dict(labels).get("collection") for _, labels in samples(metrics)} - {None}
+    assert kept == {"a", "b"}
+    assert key("annheal_node_call_seconds_count", node="node-0", call="search") in samples(metrics)
+
+
+async def test_beyond_the_limit_of_living_collections_the_rest_is_still_joined() -> None:
+    metrics = Metrics()
+    names = [f"c{number}" for number in range(module.SERIES_MAX + 5)]
+    metrics.watch_label("collection", lambda: names)
+    for name in names:
+        metrics.observe_write(name, "upsert", rows=1, duration_s=0.1)
+    found = await asyncio.to_thread(samples, metrics)
+    assert found[key("annheal_written_rows_total", collection="other", operation="other")] == 5

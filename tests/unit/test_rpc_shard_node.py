@@ -12,6 +12,7 @@ from annheal import errors
 from annheal.coordinator.data_path.ports import ShardNode
 from annheal.model.filter import Comparison, ComparisonOp
 from annheal.model.measures.recall import CollectionRecall
+from annheal.model.part_health import PartHealth
 from annheal.model.records import EVERYTHING, IDS_ONLY, Projection, RecordBatch, RecordSet
 from annheal.model.search import (
     Consistency,
@@ -117,6 +118,9 @@ class RecordingNode:
     async def shard_states(self, collection_id: str = "") -> tuple[ShardState, ...]:
         await self._note(collection_id)
         return (STATE,)
+
+    async def health(self) -> tuple[PartHealth, ...]:
+        return ()
 
     async def recall(self, collection_id: str = "") -> tuple[CollectionRecall, ...]:
         await self._note(("recall", collection_id))
