@@ -40,8 +40,8 @@ from annheal.wire import admin as wire_admin
 from annheal.wire import collections as wire_collections
 from annheal.wire import records as wire_records
 from annheal.wire import search as wire_search
+from annheal.wire.admin import encode_cluster_health
 from annheal.wire.columns import decode_vectors
-from annheal.wire.health import encode_cluster_health
 from annheal.wire.recall import encode_recall_summary
 from annheal.wire.session import decode_freshness
 

@@ -14,8 +14,8 @@ from annheal.errors import DeadlineExceeded, Fenced, InvalidArgument
 from annheal.index import set_search_threads
 from annheal.model.collection import ModelSpec
 from annheal.model.limits import SEARCH_HITS_MAX
+from annheal.model.measures.part_health import PartHealth, PartKind
 from annheal.model.measures.recall import CollectionRecall, band_of
-from annheal.model.part_health import PartHealth, PartKind
 from annheal.model.records import RecordSet
 from annheal.model.search import Consistency, SearchAnswer, SearchRequest
 from annheal.model.topology.checks import checked_shards

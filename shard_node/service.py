@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from annheal.model.measures.part_health import PartHealth
 from annheal.model.measures.recall import CollectionRecall
-from annheal.model.part_health import PartHealth
 from annheal.model.records import RecordSet
 from annheal.model.search import SearchAnswer, SearchRequest
 from annheal.model.topology.state import ShardState
@@ -21,7 +21,7 @@ from annheal.model.write import (
 from annheal.rpc.server import Context, remaining_s
 from annheal.v1 import internal_pb2 as pb
 from annheal.wire import internal as wire
-from annheal.wire.health import encode_node_health
+from annheal.wire.admin import encode_node_health
 from annheal.wire.recall import encode_recall_reports
 
 

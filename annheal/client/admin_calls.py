@@ -12,8 +12,8 @@ from annheal.client.connection import ServerConnection
 from annheal.client.inputs import FilterInput, as_filter, as_ids
 from annheal.errors import DeadlineExceeded, NotFound
 from annheal.model.limits import TIMEOUT_MAX_S
+from annheal.model.measures.part_health import ClusterHealth
 from annheal.model.measures.recall_summary import RecallSummary
-from annheal.model.part_health import ClusterHealth
 from annheal.model.topology.cluster import (
     RECALL_SAMPLE_DEFAULT,
     ClusterStatus,

@@ -19,8 +19,8 @@ from annheal.model.collection import (
     Schema,
 )
 from annheal.model.filter import Filter
+from annheal.model.measures.part_health import ClusterHealth
 from annheal.model.measures.recall_summary import RecallSummary
-from annheal.model.part_health import ClusterHealth
 from annheal.model.records import Projection, RecordSet
 from annheal.model.search import Consistency, SearchOptions
 from annheal.model.session import SessionToken
@@ -45,7 +45,7 @@ from annheal.wire import admin as wire_admin
 from annheal.wire import collections as wire_collections
 from annheal.wire import records as wire_records
 from annheal.wire import search as wire_search
-from annheal.wire.health import decode_cluster_health
+from annheal.wire.admin import decode_cluster_health
 from annheal.wire.recall import decode_recall_summary
 
 

@@ -8,7 +8,7 @@ from typing import Final
 
 from annheal.errors import AlreadyExists, AnnhealError, NotFound
 from annheal.metastore.protocol import MetaStore
-from annheal.model.part_health import PartHealth, PartKind
+from annheal.model.measures.part_health import PartHealth, PartKind
 from annheal.objectstore.protocol import ObjectStore
 from annheal.objectstore.watched import WatchedMetaStore, WatchedObjectStore
 from annheal.runtime.clock import Clock, monotonic_s, wall_s

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from annheal.model.limits import TIMEOUT_DEFAULT_S
+from annheal.model.measures.part_health import PartHealth
 from annheal.model.measures.recall import CollectionRecall
-from annheal.model.part_health import PartHealth
 from annheal.model.records import RecordSet
 from annheal.model.search import SearchAnswer, SearchRequest
 from annheal.model.topology.state import ShardState
@@ -20,7 +20,7 @@ from annheal.model.write import (
 from annheal.rpc import methods
 from annheal.rpc.channel import ClientTls, Connection
 from annheal.wire import internal as wire
-from annheal.wire.health import decode_parts
+from annheal.wire.admin import decode_parts
 from annheal.wire.recall import decode_recall_reports
 
 STATES_TIMEOUT_S = 10.0

@@ -6,7 +6,7 @@ import logging
 from typing import Final
 
 from annheal.errors import AnnhealError
-from annheal.model.part_health import PartHealth, PartKind
+from annheal.model.measures.part_health import PartHealth, PartKind
 from annheal.runtime.clock import Clock, wall_s
 
 TELL_INTERVAL_S: Final = 30.0

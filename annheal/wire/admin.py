@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from annheal.errors import InvalidArgument
+from annheal.model.measures.part_health import ClusterHealth, PartHealth
 from annheal.model.measures.recall import RECALL_UNKNOWN
 from annheal.model.topology.cluster import (
     RECALL_SAMPLE_DEFAULT,
@@ -25,8 +26,17 @@ from annheal.model.topology.shard import NodeRegistration, WorkerRegistration, W
 from annheal.model.topology.state import SegmentState
 from annheal.model.topology.task import TaskPhase, TaskReason
 from annheal.v1 import admin_pb2 as pb
+from annheal.v1 import internal_pb2
 from annheal.wire.collections import decode_collection_status, encode_collection_status
-from annheal.wire.enums import INDEX_KIND, SHARD_PHASE, TASK_PHASE, TASK_REASON, TIER, WORKER_ROLE
+from annheal.wire.enums import (
+    INDEX_KIND,
+    PART_KIND,
+    SHARD_PHASE,
+    TASK_PHASE,
+    TASK_REASON,
+    TIER,
+    WORKER_ROLE,
+)
 from annheal.wire.filters import decode_filter, encode_filter
 from annheal.wire.timestamps import decode_seconds, encode_seconds
 
@@ -439,3 +449,49 @@ def decode_garbage(message: pb.CollectGarbageResponse) -> GarbageReport:
         for one in message.kinds
     )
     return GarbageReport(kinds, message.dry_run, message.grace_seconds)
+
+
+def encode_part(part: PartHealth) -> pb.PartHealth:
+    """Return one part."""
+    return pb.PartHealth(
+        part=PART_KIND.encode(part.kind),
+        process=part.process,
+        place=part.place,
+        failing_since_s=part.failing_since_s,
+        error=part.error,
+        succeeded_at_s=part.succeeded_at_s,
+    )
+
+
+def decode_parts(messages: Iterable[pb.PartHealth]) -> tuple[PartHealth, ...]:
+    """Return the parts of kinds that this version knows."""
+    return tuple(
+        PartHealth(
+            kind=kind,
+            process=message.process,
+            place=message.place,
+            failing_since_s=message.failing_since_s,
+            error=message.error,
+            succeeded_at_s=message.succeeded_at_s,
+        )
+        for message in messages
+        if (kind := PART_KIND.known(message.part)) is not None
+    )
+
+
+def encode_node_health(parts: Iterable[PartHealth]) -> internal_pb2.CheckNodeResponse:
+    """Return what a node depends on."""
+    return internal_pb2.CheckNodeResponse(parts=[encode_part(one) for one in parts])
+
+
+def encode_cluster_health(health: ClusterHealth) -> pb.CheckHealthResponse:
+    """Return what a cluster depends on."""
+    return pb.CheckHealthResponse(
+        parts=[encode_part(one) for one in health.parts], errors=dict(health.errors)
+    )
+
+
+def decode_cluster_health(message: pb.CheckHealthResponse) -> ClusterHealth:
+    """Return what a cluster depends on."""
+    errors: Mapping[str, str] = dict(message.errors)
+    return ClusterHealth(decode_parts(message.parts), errors)

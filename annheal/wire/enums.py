@@ -9,9 +9,9 @@ from annheal.errors import InvalidArgument
 from annheal.model.collection import AttributeType, Metric, VectorStorage
 from annheal.model.filter import ComparisonOp
 from annheal.model.measures.latency import TrendVerdict
+from annheal.model.measures.part_health import PartKind
 from annheal.model.measures.recall import SelectivityBand
 from annheal.model.measures.recall_summary import RecallVerdict
-from annheal.model.part_health import PartKind
 from annheal.model.search import Consistency
 from annheal.model.topology.manifest import IndexKind, Tier
 from annheal.model.topology.shard import ShardPhase, WorkerRole

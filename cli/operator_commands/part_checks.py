@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Final
 
 from annheal.cli.operator_commands.health_checks import Finding, Health
-from annheal.model.part_health import ClusterHealth, PartHealth, PartKind
+from annheal.model.measures.part_health import ClusterHealth, PartHealth, PartKind
 
 PARTS_SHOWN_MAX: Final = 5
 """Failing parts that one answer names, those that fail for longest."""

@@ -7,8 +7,8 @@ from collections.abc import Awaitable
 from typing import TypeVar
 
 from annheal.coordinator.data_path.ports import ShardNode
+from annheal.model.measures.part_health import PartHealth
 from annheal.model.measures.recall import CollectionRecall
-from annheal.model.part_health import PartHealth
 from annheal.model.records import RecordSet
 from annheal.model.search import SearchAnswer, SearchRequest
 from annheal.model.topology.state import ShardState

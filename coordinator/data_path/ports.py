@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from annheal.model.measures.part_health import PartHealth
 from annheal.model.measures.recall import CollectionRecall
-from annheal.model.part_health import PartHealth
 from annheal.model.records import RecordSet
 from annheal.model.search import SearchAnswer, SearchRequest
 from annheal.model.topology.state import ShardState

@@ -7,7 +7,7 @@ import asyncio
 from annheal.coordinator.catalog.catalog import Catalog
 from annheal.coordinator.data_path.router import Router
 from annheal.errors import AnnhealError
-from annheal.model.part_health import ClusterHealth, PartHealth
+from annheal.model.measures.part_health import ClusterHealth, PartHealth
 from annheal.objectstore.store_watch import StoreWatch
 
 

@@ -7,7 +7,7 @@ import logging
 
 from annheal.errors import Conflict, DataCorruption, Fenced, NotFound
 from annheal.model.collection import Collection
-from annheal.model.part_health import PartKind
+from annheal.model.measures.part_health import PartKind
 from annheal.model.topology.shard import ShardId
 from annheal.runtime.part_tracker import PartTracker
 from annheal.shard_node.owner.dependencies import ShardDependencies

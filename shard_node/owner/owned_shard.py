@@ -10,7 +10,7 @@ from typing import Any
 
 from annheal.errors import AnnhealError, Fenced
 from annheal.model.collection import Collection
-from annheal.model.part_health import PartHealth
+from annheal.model.measures.part_health import PartHealth
 from annheal.model.topology.shard import ShardId
 from annheal.model.topology.state import ShardState
 from annheal.model.topology.task import CompactionTask

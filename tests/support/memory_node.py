@@ -22,8 +22,8 @@ from annheal.metastore.lease_keeper import LeaseKeeper
 from annheal.metastore.mirror import Mirror
 from annheal.metastore.protocol import Compare, MetaStore, Put
 from annheal.model.filter import Filter
+from annheal.model.measures.part_health import PartHealth
 from annheal.model.measures.recall import CollectionRecall
-from annheal.model.part_health import PartHealth
 from annheal.model.records import Projection, RecordBatch, RecordSet, take_records
 from annheal.model.search import SearchAnswer, SearchRequest
 from annheal.model.topology.checks import checked_shards

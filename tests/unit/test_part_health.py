@@ -14,7 +14,7 @@ from annheal.cli.operator_commands.part_checks import examine_parts
 from annheal.errors import AlreadyExists, NotFound, Unavailable
 from annheal.metastore.protocol import Compare, Put
 from annheal.metastore.sqlite import SqliteMetaStore
-from annheal.model.part_health import ClusterHealth, PartHealth, PartKind
+from annheal.model.measures.part_health import ClusterHealth, PartHealth, PartKind
 from annheal.objectstore import store_watch as module
 from annheal.objectstore.local import LocalObjectStore
 from annheal.objectstore.store_watch import StoreWatch

@@ -11,8 +11,8 @@ import pytest
 from annheal import errors
 from annheal.coordinator.data_path.ports import ShardNode
 from annheal.model.filter import Comparison, ComparisonOp
+from annheal.model.measures.part_health import PartHealth
 from annheal.model.measures.recall import CollectionRecall
-from annheal.model.part_health import PartHealth
 from annheal.model.records import EVERYTHING, IDS_ONLY, Projection, RecordBatch, RecordSet
 from annheal.model.search import (
     Consistency,

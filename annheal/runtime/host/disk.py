@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from annheal.errors import ResourceExhausted
-from annheal.model.part_health import PartHealth, PartKind
+from annheal.model.measures.part_health import PartHealth, PartKind
 from annheal.runtime.clock import Clock, wall_s
 from annheal.runtime.metrics import Family
 
