@@ -14,6 +14,7 @@ from annheal.index.quantized import can_store
 from annheal.index.vector_index import (
     EF_DEFAULT,
     VectorIndex,
+    add_copies,
     build_flat,
     build_hnsw,
     load_mapped,
@@ -37,6 +38,7 @@ __all__ = [
     "VectorIndex",
     "WalkCosts",
     "WalkResult",
+    "add_copies",
     "best_columns",
     "build_flat",
     "build_hnsw",

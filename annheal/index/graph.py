@@ -38,11 +38,14 @@ class HnswGraph:
     width: int
 
 
-def graph_of(index: Any) -> HnswGraph:
-    """Return the views of an HNSW index with at least one row; they keep it alive."""
+def graph_of(index: Any, *, rows: int) -> HnswGraph:
+    """Return the views of an HNSW index with at least one row; they keep it alive.
+
+    Its first `rows` rows are in the graph.
+    """
     hnsw = index.hnsw
     starts = faiss.vector_to_array(hnsw.cum_nneighbor_per_level).astype(np.int64)
-    head = [hnsw.entry_point, hnsw.max_level, index.d, index.ntotal]
+    head = [hnsw.entry_point, hnsw.max_level, index.d, rows]
     neighbors = ForeignMemory(
         int(hnsw.neighbors.data()),
         shape=(hnsw.neighbors.size(),),

@@ -26,6 +26,7 @@ import numpy.typing as npt
 from annheal.errors import DataCorruption
 from annheal.index.codes.row_codes import size_bytes_max
 from annheal.index.codes.shortlist import Shortlist
+from annheal.index.copies import Copies, append_copies, copies_of
 from annheal.index.graph import ForeignMemory, HnswGraph, graph_of
 from annheal.index.hits.scoring import score_errors, scores_of
 from annheal.index.kernels.catalog import Kernel
@@ -87,8 +88,13 @@ class VectorIndex:
     walks of a lossy index read its codes, and compare the best of what they found with the float32
     vectors: exact comparison never sees a code.
 
+    An HNSW index may hold rows equal to others outside of its graph (`annheal.index.copies`): walks
+    return rows of the graph only. Give every search `graph_rows` of what may be returned, and its
+    hits to `with_copies`.
+
     Attributes:
         rows: number of vectors.
+        graph_size: rows in the graph, those before the copies; all rows of a flat index.
         dimension: floats per vector.
         metric: how vectors are compared.
         kind: flat or HNSW.
@@ -98,6 +104,7 @@ class VectorIndex:
     __slots__ = (
         "__weakref__",
         "_codes",
+        "_copies",
         "_flat",
         "_graph",
         "_index",
@@ -105,14 +112,25 @@ class VectorIndex:
         "_storage",
         "_view",
         "dimension",
+        "graph_size",
         "kind",
         "metric",
         "rows",
         "storage",
     )
 
-    def __init__(self, index: Any, *, metric: Metric, raw: RawVectors | None = None) -> None:
-        """Wrap a FAISS index, with the vectors behind lossy codes; for `annheal.index` alone."""
+    def __init__(
+        self,
+        index: Any,
+        *,
+        metric: Metric,
+        raw: RawVectors | None = None,
+        graph_size: int | None = None,
+    ) -> None:
+        """Wrap a FAISS index, with the vectors behind lossy codes; for `annheal.index` alone.
+
+        `graph_size`: rows before the copies, None without any. Raises ValueError for bad copies.
+        """
         self._index = index
         self._codes: Codes | None = None
         self.kind = IndexKind.FLAT if isinstance(index, faiss.IndexFlat) else IndexKind.HNSW
@@ -131,8 +149,12 @@ class VectorIndex:
         self._flat = self._view.reshape(-1)
         self._shortlist: Shortlist | None = None
         self._graph: HnswGraph | None = None
+        self._copies: Copies | None = None
+        self.graph_size: int = self.rows if graph_size is None else graph_size
         if self.kind is IndexKind.HNSW and self.rows:
-            self._graph = graph_of(index)
+            self._graph = graph_of(index, rows=self.graph_size)
+            if self.graph_size != self.rows:
+                self._copies = copies_of(self._graph, first=self.graph_size, rows=self.rows)
 
     @property
     def walk_ready(self) -> bool:
@@ -151,6 +173,29 @@ class VectorIndex:
     def reconstruct(self, rows: Rows) -> Float32Matrix:
         """Return a copy of the given rows, (len(rows), dimension) float32, aligned."""
         return np.ascontiguousarray(self._view[rows])
+
+    def graph_rows(self, live: LiveBitmap | None) -> LiveBitmap | None:
+        """Return the rows of the graph that stand for those of `live` (None: all rows).
+
+        Each is in `live` itself or has a copy there. Without copies it is `live`.
+        """
+        return live if self._copies is None else self._copies.graph_rows(live)
+
+    def with_copies(self, rows: Rows, scores: Scores, *, k: int, live: LiveBitmap | None) -> Rows:
+        """Return found `rows` (n, m) with their copies, as far as they may be among the best `k`.
+
+        `scores` (n, m) are theirs; the (n, m') result is padded with -1 and not ordered by score.
+        Only rows in `live` (all when None) are returned. Without copies it is `rows`.
+        """
+        return rows if self._copies is None else self._copies.add_to(rows, scores, k=k, live=live)
+
+    def originals(self, rows: Rows) -> Rows:
+        """Return for each of `rows` the row of the graph that has its vector."""
+        if self._copies is None:
+            return rows
+        inside = np.minimum(rows, self.graph_size - 1)
+        copies = self._copies.originals[np.maximum(rows - self.graph_size, 0)]
+        return np.where(rows < self.graph_size, inside, copies)
 
     def scores(self, queries: Float32Matrix, rows: Rows) -> Scores:
         """Return the scores of each query (n, d) with its own `rows` (n, m); see `scores_of`.
@@ -512,6 +557,21 @@ def build_hnsw(
     return VectorIndex(index, metric=metric)
 
 
+def add_copies(index: VectorIndex, vectors: Float32Matrix, originals: Rows) -> VectorIndex:
+    """Return a float32 HNSW `index`, which has none, with copies; `index` must not be used again.
+
+    `vectors` (c, d) are equal to those of the rows `originals` (c,), which ascend; copies of the
+    same row should be in the order of their ids.
+    """
+    if not len(originals):
+        return index
+    if index.kind is not IndexKind.HNSW or index.graph_size != index.rows:
+        raise ValueError("copies are added once, to an index with a graph")
+    graph_size = index.rows
+    append_copies(index._index, vectors, originals.astype(np.int32))
+    return VectorIndex(index._index, metric=index.metric, graph_size=graph_size)
+
+
 def quantized(
     index: VectorIndex, *, storage: VectorStorage, sample: Float32Matrix | None = None
 ) -> VectorIndex:
@@ -524,14 +584,17 @@ def quantized(
         raise ValueError(f"a {index.kind} index of {index.storage} has no float32 graph")
     raw = RawVectors(index._storage, index._index)
     lossy = quantize_graph(index._index, storage, sample=sample)
-    return VectorIndex(lossy, metric=index.metric, raw=raw)
+    return VectorIndex(lossy, metric=index.metric, raw=raw, graph_size=index.graph_size)
 
 
-def load_mapped(path: Path, *, metric: Metric, raw: Path | None = None) -> VectorIndex:
+def load_mapped(
+    path: Path, *, metric: Metric, raw: Path | None = None, graph_size: int | None = None
+) -> VectorIndex:
     """Open a file written by `VectorIndex.write`, and `raw` by `write_raw`, by mapping them.
 
     Vectors stay in the page cache; HNSW levels and offsets (12 bytes a row) are copied.
-    `metric` must agree with the file (cosine and inner product are the same to FAISS). Raises
+    `metric` must agree with the file (cosine and inner product are the same to FAISS).
+    `graph_size`: rows before the copies, None without any. Raises
     `DataCorruption` when a file is no such index, or the two do not belong together.
     """
     try:
@@ -550,16 +613,17 @@ def load_mapped(path: Path, *, metric: Metric, raw: Path | None = None) -> Vecto
         raise DataCorruption(
             f"{path} was not built for metric {metric.value}", metadata={"file": str(path)}
         )
-    if raw is None:
-        return VectorIndex(index, metric=metric)
     try:
+        if raw is None:
+            return VectorIndex(index, metric=metric, graph_size=graph_size)
         vectors = map_raw(raw)
         if (vectors.index.ntotal, vectors.index.d) != (index.ntotal, index.d):
             raise ValueError(f"{vectors.index.ntotal} x {vectors.index.d} floats")
-        return VectorIndex(index, metric=metric, raw=vectors)
+        return VectorIndex(index, metric=metric, raw=vectors, graph_size=graph_size)
     except (RuntimeError, ValueError) as error:
+        what = f"{path}" if raw is None else f"{raw} as the vectors of {path}"
         raise DataCorruption(
-            f"{raw} cannot be read as the vectors of {path}: {error}", metadata={"file": str(raw)}
+            f"{what} cannot be read: {error}", metadata={"file": str(raw or path)}
         ) from error
 
 

@@ -12,9 +12,11 @@ from annheal.errors import DataCorruption, FailedPrecondition
 from annheal.model.collection import IndexSettings, ModelSpec, Schema, VectorStorage
 from annheal.model.topology.manifest import IndexKind, Tier
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
+"""The version of segments with copies (`SegmentMeta.graph_rows`)."""
+FORMAT_VERSION_LOSSY = 3
 FORMAT_VERSION_FLOAT32 = 2
-"""Without lossy storage a segment is what it was before: older readers can open it."""
+"""Without copies, or lossy storage, a segment is what it was before: older readers can open it."""
 
 META_FILE = "segment.json"
 INDEX_FILE = "index.faiss"
@@ -29,7 +31,7 @@ DATA_FILES_LOSSY = (*DATA_FILES, VECTORS_FILE)
 _DATA_FILES_OF_FORMAT = {
     1: (INDEX_FILE, ROWS_FILE, HASHES_FILE, ORDER_FILE),
     2: DATA_FILES,
-    3: DATA_FILES_LOSSY,
+    FORMAT_VERSION_LOSSY: DATA_FILES_LOSSY,
 }
 
 
@@ -118,7 +120,10 @@ class BuildInfo:
 
 @dataclass(frozen=True, slots=True)
 class SegmentMeta:
-    """The content of `segment.json`."""
+    """The content of `segment.json`.
+
+    `graph_rows`: rows before the copies, 0 where the segment has none.
+    """
 
     format_version: int
     segment_id: str
@@ -132,6 +137,13 @@ class SegmentMeta:
     max_sequence: int
     created_at_s: float
     files: tuple[FileEntry, ...]
+    graph_rows: int = 0
+
+
+def data_files(format_version: int, storage: VectorStorage) -> tuple[str, ...]:
+    """Return the names of the files beside `segment.json`."""
+    stored = DATA_FILES if storage is VectorStorage.FLOAT32 else DATA_FILES_LOSSY
+    return _DATA_FILES_OF_FORMAT.get(format_version, stored)
 
 
 def encode_meta(meta: SegmentMeta) -> bytes:
@@ -166,13 +178,15 @@ def decode_meta(body: bytes, *, segment_id: str) -> SegmentMeta:
         raise DataCorruption(
             f"{META_FILE} of segment {segment_id} cannot be read: {error}", metadata=facts
         ) from error
-    if meta.segment_id != segment_id or meta.rows < 1 or meta.format_version < 1:
+    bounded = 0 <= meta.graph_rows < max(1, meta.rows)
+    if meta.segment_id != segment_id or meta.rows < 1 or not bounded or meta.format_version < 1:
         raise DataCorruption(
             f"{META_FILE} of segment {segment_id} describes segment {meta.segment_id!r},"
-            f" {meta.rows} rows, format {meta.format_version}",
+            f" {meta.rows} rows, {meta.graph_rows} of them in the graph, format"
+            f" {meta.format_version}",
             metadata=facts,
         )
-    expected = _DATA_FILES_OF_FORMAT[meta.format_version]
+    expected = data_files(meta.format_version, meta.build.storage)
     if sorted(file.name for file in meta.files) != sorted(expected):
         raise DataCorruption(
             f"{META_FILE} of segment {segment_id} names other files than format"

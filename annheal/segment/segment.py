@@ -87,7 +87,10 @@ class Segment:
                 raise _unreadable(files, FIELDS_FILE, error) from error
             indexed = IndexedColumns(columns.attributes, postings, row_count=meta.rows)
         index = load_mapped(
-            paths[INDEX_FILE], metric=meta.model.metric, raw=paths.get(VECTORS_FILE)
+            paths[INDEX_FILE],
+            metric=meta.model.metric,
+            raw=paths.get(VECTORS_FILE),
+            graph_size=meta.graph_rows or None,
         )
         found = (index.rows, index.dimension, index.kind, index.storage)
         expected = (meta.rows, meta.model.dimension, meta.index_kind, meta.build.storage)

@@ -15,11 +15,10 @@ from annheal.segment.checksum import checksum_of, checksum_of_file
 from annheal.segment.fields import encode_fields
 from annheal.segment.lookup import IdLookup, save_lookup
 from annheal.segment.meta import (
-    DATA_FILES,
-    DATA_FILES_LOSSY,
     FIELDS_FILE,
     FORMAT_VERSION,
     FORMAT_VERSION_FLOAT32,
+    FORMAT_VERSION_LOSSY,
     HASHES_FILE,
     INDEX_FILE,
     META_FILE,
@@ -29,6 +28,7 @@ from annheal.segment.meta import (
     BuildInfo,
     FileEntry,
     SegmentMeta,
+    data_files,
     encode_meta,
 )
 from annheal.segment.rows import SegmentRows, encode_rows, write_batch
@@ -71,9 +71,12 @@ def write_segment(
     write_batch(directory / FIELDS_FILE, encode_fields(batch, schema=schema))
     lookup = IdLookup.build(rows.ids, hashes=hash_ids(rows.ids))
     save_lookup(lookup, hashes_path=directory / HASHES_FILE, order_path=directory / ORDER_FILE)
-    files = DATA_FILES_LOSSY if lossy else DATA_FILES
+    copies = index.graph_size != index.rows
+    version = FORMAT_VERSION_LOSSY if lossy else FORMAT_VERSION_FLOAT32
+    if copies:
+        version = FORMAT_VERSION
     meta = SegmentMeta(
-        format_version=FORMAT_VERSION if lossy else FORMAT_VERSION_FLOAT32,
+        format_version=version,
         segment_id=segment_id,
         tier=tier,
         rows=len(rows),
@@ -84,7 +87,8 @@ def write_segment(
         min_sequence=int(rows.sequences.min()),
         max_sequence=int(rows.sequences.max()),
         created_at_s=created_at_s,
-        files=tuple(_file_entry(directory / name) for name in files),
+        files=tuple(_file_entry(directory / name) for name in data_files(version, index.storage)),
+        graph_rows=index.graph_size if copies else 0,
     )
     return _write_meta(directory, meta)
 

@@ -23,12 +23,14 @@ from annheal.compactor.build.calibrate import (
     own_recall,
 )
 from annheal.compactor.build.gather import gather_rows, newest_only
-from annheal.compactor.build.incremental import Base, choose_base
+from annheal.compactor.build.incremental import Base, BaseChoice, choose_base
+from annheal.compactor.build.order import RowOrder, vector_labels
 from annheal.compactor.build.storage import calibrate_stored, with_storage
 from annheal.compactor.fetch import Source
 from annheal.errors import InvariantViolation
 from annheal.index import (
     VectorIndex,
+    add_copies,
     build_flat,
     build_hnsw,
     is_base,
@@ -123,9 +125,10 @@ def build_segment(
 ) -> SegmentEntry | None:
     """Write the live rows of `sources` to `directory` as one segment; None if no row is live.
 
-    Rows keep their sequences, and their order with two exceptions. The held-out rows, random ones
-    that measure the recall of the graph before they are added to it, come last. The rows of the
-    base, if there is one, come first. Raises `InvariantViolation` when the sources have vectors of
+    Rows keep their sequences, and their order with three exceptions. The rows of the base, if there
+    is one, come first. The held-out rows, random ones that measure the recall of the graph before
+    they are added to it, come after the others of the graph. Rows equal to one of the graph come
+    last (`annheal.index.copies`). Raises `InvariantViolation` when the sources have vectors of
     different models, and what `order.on_progress` raises.
     """
     set_search_threads(order.threads)
@@ -133,19 +136,23 @@ def build_segment(
     kept = newest_only(sources, [source.deletes.live_rows() for source in sources])
     if not sum(map(len, kept)):
         return None
-    held_out = held_out_rows(sum(map(len, kept)))
     chosen = choose_base(
         sources,
         kept,
-        held_out,
+        vector_labels(sources, kept),
+        hold_out=held_out_rows,
         allowed=_allowed_settings(order.collection),
         collection_settings=order.collection.settings,
         rebuild=order.rebuild or order.reason in REBUILD_REASONS or not _can_merge(sources, order),
     )
     rows = gather_rows(
-        chosen.sources, chosen.kept, held_out, model=model, schema=order.collection.schema
+        chosen.sources,
+        chosen.kept,
+        chosen.order.positions,
+        model=model,
+        schema=order.collection.schema,
     )
-    built = _build_index(rows, model, order, sources, base=chosen.base)
+    built = _build_index(rows, model, order, sources, chosen)
     return write_segment(
         directory,
         segment_id=order.segment_id,
@@ -167,7 +174,7 @@ def build_segment(
 
 
 def held_out_rows(total: int) -> npt.NDArray[np.int64]:
-    """Return the positions, ascending, of the held-out rows among `total` live rows.
+    """Return the positions, ascending, of the held-out rows among `total` rows.
 
     They are random, and always the same for the same `total`; empty below `HNSW_ROWS_MIN`.
     """
@@ -227,8 +234,7 @@ def _build_index(
     model: ModelSpec,
     order: BuildOrder,
     sources: Sequence[Source],
-    *,
-    base: Base | None,
+    chosen: BaseChoice,
 ) -> _Built:
     """Return an index that meets the recall objective.
 
@@ -237,16 +243,19 @@ def _build_index(
     """
     collection_settings = order.collection.settings
     # With an objective of 1 every search is exact: a graph would never be walked.
-    graph = len(rows) >= HNSW_ROWS_MIN and collection_settings.recall_objective < 1.0
-    if graph and base is not None:
-        extended = _extend_graph(rows, model, order, base)
+    size = chosen.order.graph_size
+    graph = size >= HNSW_ROWS_MIN and collection_settings.recall_objective < 1.0
+    if graph and chosen.base is not None:
+        extended = _extend_graph(rows, model, order, chosen.base, chosen.order)
         if extended is not None:
             return extended
     first = 0
     if order.reason is TaskReason.RECALL:
         first = first_strength([source.segment for source in sources])
     for settings in _allowed_settings(order.collection)[first:] if graph else ():
-        index, measured, bands = _build_graph(rows.vectors, model, order, settings)
+        index, measured, bands = _build_graph(
+            rows.vectors, model, order, settings, row_order=chosen.order
+        )
         curve = _decisive_curve(measured, settings, order)
         if _meets(index, curve, order.segment_id, settings, collection_settings):
             # An extended graph is later compared with the curve of the held-out rows: logged
@@ -257,11 +266,10 @@ def _build_index(
         del index  # frees its memory before the next graph is built
     if graph:
         _log.warning(
-            "segment %s: no graph of its %d rows meets the recall objective, as happens when many"
-            " vectors are equal; the segment is written without a graph, and every search compares"
-            " all its rows",
+            "segment %s: no graph of its %d different vectors meets the recall objective; the"
+            " segment is written without a graph, and every search compares all its rows",
             order.segment_id,
-            len(rows),
+            size,
         )
     index = build_flat(rows.vectors, metric=model.metric)
     order.on_progress(1.0)
@@ -269,20 +277,23 @@ def _build_index(
 
 
 def _extend_graph(
-    rows: SegmentRows, model: ModelSpec, order: BuildOrder, base: Base
+    rows: SegmentRows, model: ModelSpec, order: BuildOrder, base: Base, row_order: RowOrder
 ) -> _Built | None:
     """Return an index whose graph extends that of `base`; None when a rebuild is needed instead.
 
     The graph must not have drifted (`drift_reason`) and must meet the objective.
     """
     collection_settings = order.collection.settings
-    index, measured, bands = _build_graph(rows.vectors, model, order, base.settings, base=base)
+    size = row_order.graph_size
+    index, measured, bands = _build_graph(
+        rows.vectors, model, order, base.settings, row_order=row_order, base=base
+    )
     drift = drift_reason(
         measured.held_out,
         base.reference,
         k=collection_settings.recall_k,
         objective=collection_settings.recall_objective,
-        growth=len(rows) / base.reference_rows,
+        growth=size / base.reference_rows,
     )
     if drift:
         _log.warning(
@@ -295,8 +306,8 @@ def _extend_graph(
     decisive = _decisive_curve(measured, base.settings, order)
     if not _meets(index, decisive, order.segment_id, base.settings, collection_settings):
         return None
-    curve = (*measured.curve, *bands, *base.bands(len(rows)))
-    return _Built(index, base.settings, curve, base.history(len(rows)))
+    curve = (*measured.curve, *bands, *base.bands(size))
+    return _Built(index, base.settings, curve, base.history(size))
 
 
 def _decisive_curve(
@@ -346,15 +357,18 @@ def _build_graph(
     order: BuildOrder,
     settings: IndexSettings,
     *,
+    row_order: RowOrder,
     base: Base | None = None,
 ) -> tuple[VectorIndex, Calibration, tuple[RecallPoint, ...]]:
     """Return a graph of `vectors`, its calibration without filters, and its points under filters.
 
+    Which of them are copies, and of which rows, is said by `row_order`.
     The graph extends that of `base`, if given. Then nothing is measured under filters as long as
     the points of the base still hold (`Base.bands`), and no points are returned for them.
     """
-    held_out = held_out_count(len(vectors))
-    queries = np.ascontiguousarray(vectors[len(vectors) - held_out :])
+    in_graph, copies = vectors[: row_order.graph_size], vectors[row_order.graph_size :]
+    held_out = held_out_count(len(in_graph))
+    queries = np.ascontiguousarray(in_graph[len(in_graph) - held_out :])
     found: list[tuple[VectorStorage, Calibration, tuple[RecallPoint, ...]]] = []
     collection_settings = order.collection.settings
     started_s = monotonic_s()
@@ -363,12 +377,12 @@ def _build_graph(
         limit_s = bands_time_s(monotonic_s() - started_s)
         if has_bands(part.rows):
             needed = (*SEARCH_KERNELS, walk_over(collection_settings.storage))
-            _has_kernels(needed, order, done=part.rows / len(vectors))
+            _has_kernels(needed, order, done=part.rows / len(in_graph))
         stored = calibrate_stored(
             part,
             queries,
             settings=collection_settings,
-            all_vectors=vectors,
+            all_vectors=in_graph,
             logged_queries=order.logged_queries,
         )
         measured = stored.calibration
@@ -378,7 +392,7 @@ def _build_graph(
                 order.segment_id,
             )
         bands: tuple[RecallPoint, ...] = ()
-        if base is None or not base.bands(len(vectors)):
+        if base is None or not base.bands(len(in_graph)):
             bands = measure_bands(
                 stored.index,
                 measured.queries,
@@ -391,14 +405,15 @@ def _build_graph(
     if base is not None:
         build = partial(merge_hnsw, base.index, base.kept)
     index = build(
-        vectors,
+        in_graph,
         settings=settings,
         threads=order.threads,
-        on_progress=lambda done: order.on_progress(done / len(vectors)),
+        on_progress=lambda done: order.on_progress(done / len(in_graph)),
         probe_rows=held_out,
         probe=measure,
     )
     storage, measured, bands = found[-1]
+    index = add_copies(index, copies, row_order.originals)
     return with_storage(index, storage), measured, bands
 
 

@@ -26,18 +26,16 @@ _log = logging.getLogger(__name__)
 def gather_rows(
     sources: Sequence[Source],
     kept: Sequence[npt.NDArray[np.int64]],
-    held_out: npt.NDArray[np.int64],
+    order: npt.NDArray[np.int64],
     *,
     model: ModelSpec,
     schema: Schema,
 ) -> SegmentRows:
-    """Return the rows `kept` of each source, source after source; the held-out rows come last.
+    """Return the rows `kept` of each source in the given order.
 
-    `kept` are row numbers of each source, int64; `held_out` positions among all kept rows,
-    ascending. A column of `schema` that a source does not have is null in its rows.
+    `kept` are row numbers of each source, int64; `order` has every position among all kept rows,
+    source after source. A column of `schema` that a source does not have is null in its rows.
     """
-    total = sum(map(len, kept))
-    order = np.concatenate([np.setdiff1d(np.arange(total), held_out), held_out])
     taken = [pa.array(rows, type=pa.int64()) for rows in kept]
     payloads = pa.concat_arrays(
         [s.segment.payloads.take(rows) for s, rows in zip(sources, taken, strict=True)]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from annheal.compactor.build.base_plan import BaseCandidate, plan_base
+from annheal.compactor.build.order import RowOrder, order_rows
 from annheal.compactor.fetch import Source
 from annheal.index import VectorIndex, is_base
 from annheal.model.collection import CollectionSettings, IndexSettings, VectorStorage
@@ -31,7 +32,8 @@ class Base:
 
     Attributes:
         segment: the source.
-        kept: its rows, int64, that stay in the graph; they are the first rows of the output.
+        kept: the rows of its graph, int64, that stay in it. Their vectors are the first ones of the
+            output, where a copy stands for a row of the graph that is dead.
         settings: the settings that its graph was built with.
         reference: the recall curve after the last build from nothing.
         reference_rows: rows of the segment at that build.
@@ -56,7 +58,7 @@ class Base:
         return self.segment.index
 
     def history(self, rows: int) -> GraphHistory:
-        """Return the graph's history after this merge; `rows` are those of the output."""
+        """Return the graph's history after this merge; `rows` are those of the output's graph."""
         before = self.segment.meta.build.graph
         changed = self._changed_rows(rows) if self.bands(rows) else 0
         return GraphHistory(
@@ -68,7 +70,7 @@ class Base:
         )
 
     def bands(self, rows: int) -> tuple[RecallPoint, ...]:
-        """Return the base's recall points under filters if they hold for an output of `rows` rows.
+        """Return the base's recall points under filters if they hold for a graph of `rows` rows.
 
         They do up to `BANDS_CHANGED_MAX` changed rows and with the same storage; else no points.
         """
@@ -79,39 +81,46 @@ class Base:
         return tuple(point for point in self.segment.recall_curve if point.band)
 
     def _changed_rows(self, rows: int) -> int:
-        removed, added = self.segment.rows - len(self.kept), rows - len(self.kept)
+        removed, added = self.index.graph_size - len(self.kept), rows - len(self.kept)
         return self.segment.meta.build.graph.changed_rows + removed + added
 
 
 @dataclass(frozen=True, slots=True)
 class BaseChoice:
-    """The base, None for a rebuild, and the sources with their live rows; the base is the first."""
+    """The base, None for a rebuild, and the sources with their live rows; the base is the first.
+
+    `order` is the order of these rows in the output.
+    """
 
     base: Base | None
     sources: Sequence[Source]
     kept: Sequence[npt.NDArray[np.int64]]
+    order: RowOrder
 
 
 def choose_base(
     sources: Sequence[Source],
     kept: Sequence[npt.NDArray[np.int64]],
-    held_out: npt.NDArray[np.int64],
+    labels: Sequence[npt.NDArray[np.int64]],
     *,
+    hold_out: Callable[[int], npt.NDArray[np.int64]],
     allowed: Sequence[IndexSettings],
     collection_settings: CollectionSettings,
     rebuild: bool,
 ) -> BaseChoice:
     """Return the base, as `plan_base` chooses it, of a merge of the rows `kept` of each source.
 
-    `kept` are row numbers, int64. `held_out` are positions among all kept rows: random rows of all
-    sources, so that the queries resemble all of the output and not only its new rows. Those of the
-    base are removed from its graph like dead rows, and added again after the measurement.
+    `kept` are row numbers, int64, `labels` those of their vectors (`vector_labels`). `hold_out`
+    says which of so many rows with different vectors are held out: random rows of all sources, so
+    that the queries resemble all of the output and not only its new rows. Those of the base are
+    removed from its graph like dead rows, and added again after the measurement.
     """
-    rows = sum(map(len, kept))
-    not_held_out = 1 - len(held_out) / rows
+    distinct = [len(np.unique(of_source)) for of_source in labels]
+    rows = len(np.unique(np.concatenate(labels)))
+    not_held_out = 1 - len(hold_out(rows)) / rows
     candidates = [
-        _candidate_of(source, kept_rows=int(len(live) * not_held_out))
-        for source, live in zip(sources, kept, strict=True)
+        _candidate_of(source, kept_rows=int(live * not_held_out))
+        for source, live in zip(sources, distinct, strict=True)
     ]
     plan = plan_base(
         candidates,
@@ -122,28 +131,32 @@ def choose_base(
     )
     if plan.base is None:
         _log.info("the graph of %d rows is rebuilt: %s", rows, plan.why)
-        return BaseChoice(None, sources, kept)
+        order = order_rows(sources, kept, labels, hold_out=hold_out)
+        return BaseChoice(None, sources, kept, order)
     first = plan.base
-    order = [first, *(n for n in range(len(sources)) if n != first)]
-    live = kept[first]
-    segment, settings = sources[first].segment, candidates[first].settings
+    numbers = [first, *(n for n in range(len(sources)) if n != first)]
+    sources = [sources[n] for n in numbers]
+    kept = [kept[n] for n in numbers]
+    order = order_rows(sources, kept, [labels[n] for n in numbers], hold_out=hold_out)
+    segment, settings = sources[0].segment, candidates[first].settings
     assert settings is not None
+    in_graph = order.positions[: order.graph_size - len(hold_out(order.graph_size))]
     base = Base(
         segment=segment,
-        kept=np.delete(live, held_out[held_out < len(live)]),
+        kept=segment.index.originals(kept[0][in_graph[in_graph < len(kept[0])]]),
         settings=settings,
         reference=tuple(candidates[first].reference),
-        reference_rows=segment.meta.build.graph.reference_rows or segment.rows,
+        reference_rows=segment.meta.build.graph.reference_rows or segment.index.graph_size,
         storage=collection_settings.storage,
     )
-    return BaseChoice(base, [sources[n] for n in order], [kept[n] for n in order])
+    return BaseChoice(base, sources, kept, order)
 
 
 def _candidate_of(source: Source, *, kept_rows: int) -> BaseCandidate:
     build = source.segment.meta.build
     curve = tuple(point for point in build.recall_curve if not point.band)
     return BaseCandidate(
-        rows=source.segment.rows,
+        rows=source.segment.index.graph_size,
         kept_rows=kept_rows,
         settings=build.settings if is_base(source.segment.index) else None,
         merges=build.graph.merges,

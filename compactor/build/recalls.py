@@ -15,11 +15,12 @@ _TIE_TOLERANCE = np.float32(1e-6)
 def best_scores(index: VectorIndex, queries: Float32Matrix, *, k: int) -> npt.NDArray[np.float32]:
     """Return the exact best `k` scores of each query, (n, k) float32, best first; -inf pads.
 
+    Copies of rows of the graph (`annheal.index.copies`) are left out: a walk does not find them.
     For many queries FAISS computes squared distances from a matrix product. If vectors are long
     compared with their distances, its rounding error exceeds the differences between neighbours.
     So the l2 distance of each pair that was found is computed again, as a walk computes it.
     """
-    scores, rows = index.search(queries, k=k, exact=True)
+    scores, rows = index.search(queries, k=k, exact=True, live=index.graph_rows(None))
     if index.metric is Metric.L2:
         for query, found in enumerate(rows):
             present = found >= 0

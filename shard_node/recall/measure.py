@@ -168,8 +168,9 @@ def walk_work(held: SegmentView, plan: SegmentPlan, queries: Float32Matrix, *, k
     if plan.kind not in WALKS or not held.segment.index.walk_ready:
         return np.empty(0)
     few = np.ascontiguousarray(queries[:WALK_QUERIES])
-    through = held.deletes.live if plan.kind is PlanKind.IN_GRAPH else None
-    walked = held.segment.index.walk_filtered(few, k=k, ef=max(plan.ef, k), matching=through)
+    index = held.segment.index
+    through = index.graph_rows(held.deletes.live) if plan.kind is PlanKind.IN_GRAPH else None
+    walked = index.walk_filtered(few, k=k, ef=max(plan.ef, k), matching=through)
     looked = walked.checked / CHECKS_PER_COMPARISON if through is not None else 0.0
     work: Recalls = (walked.visited + looked).astype(np.float64)
     return work

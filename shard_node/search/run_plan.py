@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -97,76 +96,75 @@ def run_plan(
     One hit more than k is looked for. Where it scores as well as the last of the k, others may
     too, and the query is asked for more.
     """
-    allowed = index.rows if live is None else live.count
+    within = index.graph_rows(live)
+    if live is None and plan.kind is PlanKind.GRAPH:
+        within = None  # a walk meets no copies
+    allowed = index.graph_size if within is None else within.count
+    ranking = _Ranking(index, plan, k, live, ids_at)
     width = k + 1
-    ran = _answer(index, plan, queries, k=width, live=live, threads=threads, checkpoint=checkpoint)
-    rank = partial(_rank_in_slices, index, plan, k=k, ids_at=ids_at, checkpoint=checkpoint)
-    best, tied = rank(queries, ran.hits)
+    ran = _answer(
+        index, plan, queries, k=width, live=within, threads=threads, checkpoint=checkpoint
+    )
+    best, tied = ranking.best_of(queries, ran.hits, checkpoint)
     visited = ran.visited
     while len(tied) and width < min(allowed, k + TIES_MAX):
         width = min(allowed, k + TIES_MAX, TIES_FACTOR * width)
         asked = np.ascontiguousarray(queries[tied])
         more = _answer(
-            index, plan, asked, k=width, live=live, threads=threads, checkpoint=checkpoint
+            index, plan, asked, k=width, live=within, threads=threads, checkpoint=checkpoint
         )
         visited += more.visited
-        found, still = rank(asked, more.hits)
+        found, still = ranking.best_of(asked, more.hits, checkpoint)
         best[0][tied], best[1][tied] = found
         tied = tied[still]
     return Ran(best, visited, ran.repeated)
 
 
-def _rank_in_slices(
-    index: VectorIndex,
-    plan: SegmentPlan,
-    queries: Float32Matrix,
-    hits: Hits,
-    *,
-    k: int,
-    ids_at: IdsAt,
-    checkpoint: Checkpoint,
-) -> tuple[Hits, npt.NDArray[np.int64]]:
-    """Return what `_ranked` does, a few queries at a time where there are many hits."""
-    scores, rows = hits
-    size = queries_per_slice(rows.shape[1], budget=SLICE_COMPARISONS)
-    best: list[Hits] = []
-    tied: list[npt.NDArray[np.int64]] = []
-    for start in range(0, max(1, len(queries)), size):
-        checkpoint()
-        part = slice(start, start + size)
-        found, still = _ranked(
-            index, plan, queries[part], (scores[part], rows[part]), k=k, ids_at=ids_at
-        )
-        best.append(found)
-        tied.append(still + start)
-    return joined(best), _joined(tied)
+@dataclass(frozen=True, slots=True)
+class _Ranking:
+    """Orders what a plan found of one segment by score and id; `live` as in `run_plan`."""
 
+    index: VectorIndex
+    plan: SegmentPlan
+    k: int
+    live: LiveBitmap | None
+    ids_at: IdsAt
 
-def _ranked(
-    index: VectorIndex,
-    plan: SegmentPlan,
-    queries: Float32Matrix,
-    hits: Hits,
-    *,
-    k: int,
-    ids_at: IdsAt,
-) -> tuple[Hits, npt.NDArray[np.int64]]:
-    """Return the best k of more than k hits by score and id, and the queries whose last hit ties.
+    def best_of(
+        self, queries: Float32Matrix, hits: Hits, checkpoint: Checkpoint
+    ) -> tuple[Hits, npt.NDArray[np.int64]]:
+        """Return the best k of more than k hits, and the queries whose last hit ties.
 
-    Such a query may have hits as good as its last one that are not among `hits`.
-    """
-    rows = hits[1]
-    scores = index.scores(queries, rows)
-    if (scores[:, :-1] > scores[:, 1:]).all():  # nothing to order: most answers
-        best = scores[:, :k], rows[:, :k]
-        worst = scores[:, -1]
-    else:
-        columns = best_columns(scores, k=k, ids_of=_names_of(rows, ids_at))
-        best = np.take_along_axis(scores, columns, axis=1), np.take_along_axis(rows, columns, 1)
+        Such a query may have hits as good as its last one that are not among `hits`. `checkpoint`
+        is called before each few queries, where there are many hits.
+        """
+        scores, rows = hits
+        size = queries_per_slice(rows.shape[1], budget=SLICE_COMPARISONS)
+        best: list[Hits] = []
+        tied: list[npt.NDArray[np.int64]] = []
+        for start in range(0, max(1, len(queries)), size):
+            checkpoint()
+            part = slice(start, start + size)
+            found, still = self._best_of(queries[part], (scores[part], rows[part]))
+            best.append(found)
+            tied.append(still + start)
+        return joined(best), _joined(tied)
+
+    def _best_of(self, queries: Float32Matrix, hits: Hits) -> tuple[Hits, npt.NDArray[np.int64]]:
+        rows, k = hits[1], self.k
+        scores = self.index.scores(queries, rows)
         worst = scores.min(axis=1)
-    last = best[0][:, -1]
-    errors = index.score_errors(queries, last, exact=plan.kind not in WALKS)
-    return best, np.flatnonzero((last - 2 * errors <= worst) & (worst > -np.inf))
+        with_copies = self.index.with_copies(rows, scores, k=k, live=self.live)
+        if with_copies is not rows:
+            rows, scores = with_copies, self.index.scores(queries, with_copies)
+        if (scores[:, :-1] > scores[:, 1:]).all():  # nothing to order: most answers
+            best = scores[:, :k], rows[:, :k]
+        else:
+            columns = best_columns(scores, k=k, ids_of=_names_of(rows, self.ids_at))
+            best = np.take_along_axis(scores, columns, axis=1), np.take_along_axis(rows, columns, 1)
+        last = best[0][:, -1]
+        errors = self.index.score_errors(queries, last, exact=self.plan.kind not in WALKS)
+        return best, np.flatnonzero((last - 2 * errors <= worst) & (worst > -np.inf))
 
 
 def _names_of(rows: npt.NDArray[np.int64], ids_at: IdsAt) -> IdsOf:
@@ -227,12 +225,13 @@ def _walk_all(
     n = len(queries)
     hits = index.search(queries, k=k, ef=max(plan.ef, 1))
     # Parts of the graph may be out of reach, where many rows are equal for example.
-    short = np.flatnonzero(hits[1][:, min(k, index.rows) - 1] < 0)
+    short = np.flatnonzero(hits[1][:, min(k, index.graph_size) - 1] < 0)
     if len(short):
         asked = np.ascontiguousarray(queries[short])
-        again = scan_in_slices(index, asked, k=k, live=None, checkpoint=checkpoint)
+        every = index.graph_rows(None)
+        again = scan_in_slices(index, asked, k=k, live=every, checkpoint=checkpoint)
         hits[0][short], hits[1][short] = again
-    return Ran(hits, n * plan.visited + len(short) * index.rows, len(short))
+    return Ran(hits, n * plan.visited + len(short) * index.graph_size, len(short))
 
 
 def _walk(walks: _Walks, queries: Float32Matrix) -> Ran:
@@ -270,7 +269,7 @@ def _select(walks: _Walks, queries: Float32Matrix) -> Ran:
     asked = queries if len(near) == len(queries) else np.ascontiguousarray(queries[near])
     scores, rows = index.search(asked, k=kept, ef=kept)
     inside = (rows >= 0) & live.contains(np.maximum(rows, 0))
-    expected = NEAR_SHARE * kept * live.count / index.rows
+    expected = NEAR_SHARE * kept * live.count / index.graph_size
     few = inside.sum(axis=1) < max(min(k, live.count), expected)
     first = np.argsort(~inside, axis=1, kind="stable")[:, :k]
     allowed = np.take_along_axis(inside, first, axis=1)

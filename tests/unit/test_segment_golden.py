@@ -62,3 +62,26 @@ def test_segment_of_format_3_opens_for_ever(storage: VectorStorage) -> None:
     assert rows[:, 0].tolist() == list(range(150))
     np.testing.assert_allclose(scores[:, 0], 1.0, rtol=1e-6)
     assert segment.ids.to_pylist() == written.ids.to_pylist()
+
+
+@pytest.mark.parametrize("storage", [VectorStorage.FLOAT32, VectorStorage.INT8])
+def test_segment_of_format_4_opens_for_ever(storage: VectorStorage) -> None:
+    """Rows 90 to 99 are copies of rows in the graph."""
+    folder = GOLDEN.parent / "segment-v4" / storage.value
+    entry = msgspec.json.decode((folder / "entry.json").read_bytes(), type=SegmentEntry)
+    segment = open_local(folder, entry)
+    assert (segment.rows, segment.meta.format_version, segment.storage) == (100, 4, storage)
+    assert segment.meta.graph_rows == segment.index.graph_size == 90
+    originals = np.array([3, 3, 3, 3, 7, 20, 20, 21, 89, 89])
+    copies = np.arange(90, 100)
+    assert segment.index.originals(copies).tolist() == originals.tolist()
+    np.testing.assert_array_equal(
+        segment.index.reconstruct(copies), segment.index.reconstruct(originals)
+    )
+    queries = segment.index.reconstruct(originals)
+    _, rows = segment.index.search(queries, k=1)
+    assert rows[:, 0].tolist() == originals.tolist()
+    scores = segment.index.scores(queries, rows)
+    found = segment.index.with_copies(rows, scores, k=9, live=None)
+    assert sorted(found[0].tolist()) == [3, 90, 91, 92, 93]
+    assert sorted(found[4][found[4] >= 0].tolist()) == [7, 94]

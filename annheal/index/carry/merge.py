@@ -100,10 +100,10 @@ def merge_hnsw(
 ) -> VectorIndex:
     """Return an HNSW index over a copy of `vectors`, (n, d) float32, that extends `base`'s graph.
 
-    `kept` (m,) int64 are the rows of `base` that stay in the graph, each once. They are the first m
-    rows of `vectors`, in this order; the other rows are added. `settings` must have the base's m.
-    Without `repair` links to dead rows are dropped and not replaced. The graph does not depend on
-    `threads`. `on_carried` is called with the counts of links. `threads`, `on_progress`,
+    `kept` (m,) int64 are the rows of `base` that stay in the graph, each once. Their vectors are
+    the first m of `vectors`, in this order; the other rows are added. `settings` must have the
+    base's m. Without `repair` links to dead rows are dropped and not replaced. The graph does not
+    depend on `threads`. `on_carried` is called with the counts of links. `threads`, `on_progress`,
     `probe_rows` and `probe` are as in `build_hnsw`; the last `probe_rows` rows must not be among
     the kept ones.
 
@@ -165,7 +165,7 @@ def unreachable_rows(index: VectorIndex) -> Int64s:
     machine_code(Kernel.MARK_REACHED)(
         graph.neighbors, graph.offsets, graph.width, entry, entry, parents, stack
     )
-    return np.flatnonzero(parents < 0)
+    return np.flatnonzero(parents[: index.graph_size] < 0)
 
 
 def _carry(
