@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from annheal.index.building import add_copies, build_flat, build_hnsw, quantized
 from annheal.index.carry.merge import CarriedLinks, is_base, merge_hnsw
 from annheal.index.codes.shortlist import ShortlistCosts
 from annheal.index.costs import WalkCosts, measure_costs
@@ -14,11 +15,7 @@ from annheal.index.quantized import can_store
 from annheal.index.vector_index import (
     EF_DEFAULT,
     VectorIndex,
-    add_copies,
-    build_flat,
-    build_hnsw,
     load_mapped,
-    quantized,
     set_search_threads,
 )
 from annheal.index.walk.filtered_walk import ROW_MISSING, SCORE_MISSING, WalkResult

@@ -13,9 +13,7 @@ What FAISS would do wrong if asked in another way, and is therefore never asked:
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +24,7 @@ import numpy.typing as npt
 from annheal.errors import DataCorruption
 from annheal.index.codes.row_codes import size_bytes_max
 from annheal.index.codes.shortlist import Shortlist
-from annheal.index.copies import Copies, append_copies, copies_of
+from annheal.index.copies import Copies, copies_of
 from annheal.index.graph import ForeignMemory, HnswGraph, graph_of
 from annheal.index.hits.scoring import score_errors, scores_of
 from annheal.index.kernels.catalog import Kernel
@@ -37,20 +35,16 @@ from annheal.index.quantized import (
     RawVectors,
     codes_of,
     map_raw,
-    quantize_graph,
     rerank,
     reranked_rows,
 )
 from annheal.index.walk import filtered_walk
 from annheal.index.walk.filtered_walk import ROW_MISSING, SCORE_MISSING, WalkResult
-from annheal.model.collection import IndexSettings, Metric, VectorStorage
+from annheal.model.collection import Metric, VectorStorage
 from annheal.model.records import Float32Matrix
 from annheal.model.topology.manifest import IndexKind
 
 EF_DEFAULT = 64
-
-BUILD_BATCH_ROWS = 2_500
-"""Rows per FAISS `add`, about a second: between two of them a build can be cancelled."""
 
 # Measured at 384 dimensions, one thread, k 10. One query: reading the rows in place takes
 # 4 / 109 / 1,351 us for 100 / 2,000 / 20,000 rows, gathering them first 9 / 208 / 4,459 us, a scan
@@ -63,7 +57,7 @@ GATHER_BYTES_MAX = 16 << 20
 PRODUCT_QUERIES_MIN: int = faiss.cvar.distance_compute_blas_threshold
 """From so many queries on FAISS compares all rows by matrix products."""
 
-_FAISS_METRIC = {
+FAISS_METRIC = {
     Metric.COSINE: faiss.METRIC_INNER_PRODUCT,
     Metric.INNER_PRODUCT: faiss.METRIC_INNER_PRODUCT,
     Metric.L2: faiss.METRIC_L2,
@@ -465,7 +459,7 @@ class VectorIndex:
         self, queries: Float32Matrix, rows: Rows, *, found: int, k: int
     ) -> tuple[Scores, Rows]:
         chosen = self.reconstruct(rows)
-        scores, positions = faiss.knn(queries, chosen, found, metric=_FAISS_METRIC[self.metric])
+        scores, positions = faiss.knn(queries, chosen, found, metric=FAISS_METRIC[self.metric])
         return self._finish(scores, rows[positions], k)
 
     def _finish(self, scores: Scores, rows: Rows, k: int) -> tuple[Scores, Rows]:
@@ -515,78 +509,6 @@ class VectorIndex:
             raise ValueError(f"k is {k}")
 
 
-def build_flat(vectors: Float32Matrix, *, metric: Metric) -> VectorIndex:
-    """Return an exact index over a copy of `vectors`, (n, d) float32."""
-    index = faiss.IndexFlat(vectors.shape[1], _FAISS_METRIC[metric])
-    index.add(np.ascontiguousarray(vectors, dtype=np.float32))
-    return VectorIndex(index, metric=metric)
-
-
-def build_hnsw(
-    vectors: Float32Matrix,
-    *,
-    metric: Metric,
-    settings: IndexSettings,
-    threads: int,
-    on_progress: Callable[[int], None] | None = None,
-    probe_rows: int = 0,
-    probe: Callable[[VectorIndex], None] | None = None,
-) -> VectorIndex:
-    """Return an HNSW index over a copy of `vectors`, (n, d) float32.
-
-    Takes `threads` OpenMP threads of the calling thread until it returns; the graph does not depend
-    on their number. `on_progress` is called in this thread with the rows done so far; what it
-    raises ends the build. `probe` is called once with the index of all but the last `probe_rows`
-    rows, which are then queries that the graph has not seen; it must not keep the index.
-    """
-    index = faiss.IndexHNSWFlat(vectors.shape[1], settings.m, _FAISS_METRIC[metric])
-    index.hnsw.efConstruction = settings.ef_construction
-    before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(threads)
-    probe_at = len(vectors) - probe_rows
-    stops = sorted({*range(0, probe_at, BUILD_BATCH_ROWS), probe_at, len(vectors)})
-    try:
-        for start, end in itertools.pairwise(stops):
-            index.add(np.ascontiguousarray(vectors[start:end], dtype=np.float32))
-            if end == probe_at and probe is not None:
-                probe(VectorIndex(index, metric=metric))
-            if on_progress is not None:
-                on_progress(end)
-    finally:
-        faiss.omp_set_num_threads(before)
-    return VectorIndex(index, metric=metric)
-
-
-def add_copies(index: VectorIndex, vectors: Float32Matrix, originals: Rows) -> VectorIndex:
-    """Return a float32 HNSW `index`, which has none, with copies; `index` must not be used again.
-
-    `vectors` (c, d) are equal to those of the rows `originals` (c,), which ascend; copies of the
-    same row should be in the order of their ids.
-    """
-    if not len(originals):
-        return index
-    if index.kind is not IndexKind.HNSW or index.graph_size != index.rows:
-        raise ValueError("copies are added once, to an index with a graph")
-    graph_size = index.rows
-    append_copies(index._index, vectors, originals.astype(np.int32))
-    return VectorIndex(index._index, metric=index.metric, graph_size=graph_size)
-
-
-def quantized(
-    index: VectorIndex, *, storage: VectorStorage, sample: Float32Matrix | None = None
-) -> VectorIndex:
-    """Return an index with the links of a float32 HNSW `index` over codes of its vectors.
-
-    Shares the float32 vectors with `index`, and copies its links. `sample` (n, d) stands for the
-    vectors when the range of each dimension is learned, where `index` is a part of the whole.
-    """
-    if index.kind is not IndexKind.HNSW or index.storage is not VectorStorage.FLOAT32:
-        raise ValueError(f"a {index.kind} index of {index.storage} has no float32 graph")
-    raw = RawVectors(index._storage, index._index)
-    lossy = quantize_graph(index._index, storage, sample=sample)
-    return VectorIndex(lossy, metric=index.metric, raw=raw, graph_size=index.graph_size)
-
-
 def load_mapped(
     path: Path, *, metric: Metric, raw: Path | None = None, graph_size: int | None = None
 ) -> VectorIndex:
@@ -609,7 +531,7 @@ def load_mapped(
             f"{path} holds a {type(index).__name__}, not a flat or HNSW index",
             metadata={"file": str(path)},
         )
-    if index.metric_type != _FAISS_METRIC[metric]:
+    if index.metric_type != FAISS_METRIC[metric]:
         raise DataCorruption(
             f"{path} was not built for metric {metric.value}", metadata={"file": str(path)}
         )

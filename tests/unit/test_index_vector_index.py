@@ -260,7 +260,7 @@ def test_graph_does_not_depend_on_threads(tmp_path: Path) -> None:
 
 
 def test_progress_is_reported_and_may_cancel_the_build(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("annheal.index.vector_index.BUILD_BATCH_ROWS", 400)
+    monkeypatch.setattr("annheal.index.building.BUILD_BATCH_ROWS", 400)
     seen: list[int] = []
 
     def build(on_progress: Callable[[int], None]) -> None:

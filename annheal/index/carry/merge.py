@@ -20,11 +20,12 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
+from annheal.index.building import BUILD_BATCH_ROWS
 from annheal.index.carry import merge_layout as layout
 from annheal.index.graph import HnswGraph
 from annheal.index.kernels.catalog import Kernel
 from annheal.index.kernels.loaded import machine_code
-from annheal.index.vector_index import BUILD_BATCH_ROWS, VectorIndex
+from annheal.index.vector_index import VectorIndex
 from annheal.index.walk.walk_layout import ENTRY, WIDTHS
 from annheal.model.collection import IndexSettings, Metric
 from annheal.model.records import Float32Matrix

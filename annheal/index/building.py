@@ -1,0 +1,91 @@
+"""Making indexes: flat ones, graphs, copies beside a graph, and graphs over quantized vectors."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import faiss
+import numpy as np
+
+from annheal.index.copies import append_copies
+from annheal.index.quantized import RawVectors, quantize_graph
+from annheal.index.vector_index import FAISS_METRIC, Rows, VectorIndex
+from annheal.model.collection import IndexSettings, Metric, VectorStorage
+from annheal.model.records import Float32Matrix
+from annheal.model.topology.manifest import IndexKind
+
+BUILD_BATCH_ROWS = 2_500
+"""Rows per FAISS `add`, about a second: between two of them a build can be cancelled."""
+
+
+def build_flat(vectors: Float32Matrix, *, metric: Metric) -> VectorIndex:
+    """Return an exact index over a copy of `vectors`, (n, d) float32."""
+    index = faiss.IndexFlat(vectors.shape[1], FAISS_METRIC[metric])
+    index.add(np.ascontiguousarray(vectors, dtype=np.float32))
+    return VectorIndex(index, metric=metric)
+
+
+def build_hnsw(
+    vectors: Float32Matrix,
+    *,
+    metric: Metric,
+    settings: IndexSettings,
+    threads: int,
+    on_progress: Callable[[int], None] | None = None,
+    probe_rows: int = 0,
+    probe: Callable[[VectorIndex], None] | None = None,
+) -> VectorIndex:
+    """Return an HNSW index over a copy of `vectors`, (n, d) float32.
+
+    Takes `threads` OpenMP threads of the calling thread until it returns; the graph does not depend
+    on their number. `on_progress` is called in this thread with the rows done so far; what it
+    raises ends the build. `probe` is called once with the index of all but the last `probe_rows`
+    rows, which are then queries that the graph has not seen; it must not keep the index.
+    """
+    index = faiss.IndexHNSWFlat(vectors.shape[1], settings.m, FAISS_METRIC[metric])
+    index.hnsw.efConstruction = settings.ef_construction
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(threads)
+    probe_at = len(vectors) - probe_rows
+    stops = sorted({*range(0, probe_at, BUILD_BATCH_ROWS), probe_at, len(vectors)})
+    try:
+        for start, end in itertools.pairwise(stops):
+            index.add(np.ascontiguousarray(vectors[start:end], dtype=np.float32))
+            if end == probe_at and probe is not None:
+                probe(VectorIndex(index, metric=metric))
+            if on_progress is not None:
+                on_progress(end)
+    finally:
+        faiss.omp_set_num_threads(before)
+    return VectorIndex(index, metric=metric)
+
+
+def add_copies(index: VectorIndex, vectors: Float32Matrix, originals: Rows) -> VectorIndex:
+    """Return a float32 HNSW `index`, which has none, with copies; `index` must not be used again.
+
+    `vectors` (c, d) are equal to those of the rows `originals` (c,), which ascend; copies of the
+    same row should be in the order of their ids.
+    """
+    if not len(originals):
+        return index
+    if index.kind is not IndexKind.HNSW or index.graph_size != index.rows:
+        raise ValueError("copies are added once, to an index with a graph")
+    graph_size = index.rows
+    append_copies(index._index, vectors, originals.astype(np.int32))
+    return VectorIndex(index._index, metric=index.metric, graph_size=graph_size)
+
+
+def quantized(
+    index: VectorIndex, *, storage: VectorStorage, sample: Float32Matrix | None = None
+) -> VectorIndex:
+    """Return an index with the links of a float32 HNSW `index` over codes of its vectors.
+
+    Shares the float32 vectors with `index`, and copies its links. `sample` (n, d) stands for the
+    vectors when the range of each dimension is learned, where `index` is a part of the whole.
+    """
+    if index.kind is not IndexKind.HNSW or index.storage is not VectorStorage.FLOAT32:
+        raise ValueError(f"a {index.kind} index of {index.storage} has no float32 graph")
+    raw = RawVectors(index._storage, index._index)
+    lossy = quantize_graph(index._index, storage, sample=sample)
+    return VectorIndex(lossy, metric=index.metric, raw=raw, graph_size=index.graph_size)
