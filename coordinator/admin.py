@@ -14,7 +14,6 @@ from annheal.coordinator.compaction.plan import (
     plan_named,
 )
 from annheal.coordinator.compaction.task_book import UNFINISHED
-from annheal.coordinator.data_path.ports import ShardNode
 from annheal.coordinator.leader.control import ControlParts
 from annheal.coordinator.leader.observation import Observation, observe_shards
 from annheal.coordinator.settings import CoordinatorSettings
@@ -37,6 +36,7 @@ from annheal.model.topology.manifest import Tier
 from annheal.model.topology.shard import ShardId, ShardPhase, WorkerRegistration
 from annheal.model.topology.state import SegmentState, ShardState
 from annheal.model.topology.task import CompactionTask, TaskPhase
+from annheal.rpc.port import ShardNode
 from annheal.runtime.deadline import Deadline
 from annheal.runtime.tasks import TaskScope
 

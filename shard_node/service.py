@@ -2,22 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
-from annheal.model.measures.part_health import PartHealth
-from annheal.model.measures.recall import CollectionRecall
-from annheal.model.records import RecordSet
-from annheal.model.search import SearchAnswer, SearchRequest
-from annheal.model.topology.state import ShardState
-from annheal.model.topology.task import CompactionTask
-from annheal.model.write import (
-    CountRequest,
-    GetRequest,
-    ScanPage,
-    ScanRequest,
-    WriteAnswer,
-    WriteRequest,
-)
+from annheal.rpc.port import ShardNode
 from annheal.rpc.server import Context, remaining_s
 from annheal.v1 import internal_pb2 as pb
 from annheal.wire import internal as wire
@@ -25,34 +10,10 @@ from annheal.wire.admin import encode_node_health
 from annheal.wire.recall import encode_recall_reports
 
 
-class ServedNode(Protocol):
-    """What is served; `annheal.coordinator.data_path.ports.ShardNode` states the contract."""
-
-    async def search(self, request: SearchRequest) -> SearchAnswer: ...  # noqa: D102
-
-    async def write(self, request: WriteRequest) -> WriteAnswer: ...  # noqa: D102
-
-    async def get(self, request: GetRequest) -> RecordSet: ...  # noqa: D102
-
-    async def count(self, request: CountRequest) -> int: ...  # noqa: D102
-
-    async def scan(self, request: ScanRequest) -> ScanPage: ...  # noqa: D102
-
-    async def shard_states(self, collection_id: str = "") -> tuple[ShardState, ...]: ...  # noqa: D102
-
-    async def health(self) -> tuple[PartHealth, ...]: ...  # noqa: D102
-
-    async def recall(self, collection_id: str = "") -> tuple[CollectionRecall, ...]: ...  # noqa: D102
-
-    async def flush(self, collection_id: str, shard: int) -> None: ...  # noqa: D102
-
-    async def publish_compaction(self, task: CompactionTask) -> None: ...  # noqa: D102
-
-
 class ShardServicer:
     """`annheal.v1.ShardService` over `node`; the caller's deadline becomes `timeout_s`."""
 
-    def __init__(self, node: ServedNode) -> None:
+    def __init__(self, node: ShardNode) -> None:
         self._node = node
 
     async def SearchShards(

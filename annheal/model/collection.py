@@ -106,7 +106,8 @@ class Collection:
     """A named set of records. `id` never changes and is never used again; names can be.
 
     `settings` and `index` may be changed while it lives (`with_changes_of`), the rest may not.
-    `models` holds the serving model first; more than one only while a migration runs.
+    `models` holds the serving model first. It is a list, and `replica_count` a field, for versions
+    to come: this one refuses more than one model and anything but one replica.
     `revision` is the metadata store's revision of this state, 0 before it is stored.
     """
 

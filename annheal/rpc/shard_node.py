@@ -1,4 +1,4 @@
-"""A shard node in another process, behind the methods of `coordinator.data_path.ports`."""
+"""A shard node in another process, behind the methods of `annheal.rpc.port`."""
 
 from __future__ import annotations
 

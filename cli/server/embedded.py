@@ -26,7 +26,6 @@ from annheal.cli.server.roles import (
 )
 from annheal.compactor.app import run_compactor
 from annheal.coordinator.app import Coordinator
-from annheal.coordinator.data_path.ports import ShardNode
 from annheal.coordinator.service import services
 from annheal.coordinator.settings import CoordinatorSettings
 from annheal.errors import FailedPrecondition
@@ -34,6 +33,7 @@ from annheal.metastore.sqlite import SqliteMetaStore
 from annheal.model.topology.shard import NodeRegistration
 from annheal.objectstore.local import LocalObjectStore
 from annheal.rpc.abilities import abilities_reported
+from annheal.rpc.port import ShardNode
 from annheal.rpc.server import RpcServer
 from annheal.runtime.host.disk import Ballast
 from annheal.runtime.host.folder_lock import folder_lock

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from annheal.cli.server.settings import ProcessSettings
 from annheal.coordinator.app import Coordinator
 from annheal.coordinator.data_path.metered_node import MeteredNode
-from annheal.coordinator.data_path.ports import ShardNode
 from annheal.coordinator.metrics import CoordinatorMetrics
 from annheal.index.kernels.catalog import Kernel
 from annheal.index.kernels.supply import KernelSupply, SupplyPhase, SupplyState
 from annheal.objectstore.metered import MeteredObjectStore
 from annheal.objectstore.own import OwnObjects
 from annheal.objectstore.protocol import ObjectStore
+from annheal.rpc.port import ShardNode
 from annheal.runtime.clock import wall_s
 from annheal.runtime.metrics import Family, FamilyKind, Metrics
 from annheal.runtime.metrics_endpoint import metrics_endpoint

@@ -6,12 +6,12 @@ import asyncio
 import logging
 from typing import Final
 
-from annheal.coordinator.data_path.ports import ShardNode
 from annheal.metastore.keys import COLLECTIONS_PREFIX
 from annheal.metastore.protocol import MetaStore
 from annheal.metastore.table import readable
 from annheal.model.collection import Collection
 from annheal.model.topology.shard import ShardPhase
+from annheal.rpc.port import ShardNode
 from annheal.runtime.clock import monotonic_s
 from annheal.runtime.tasks import TaskScope
 

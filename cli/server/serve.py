@@ -19,7 +19,6 @@ from annheal.cli.server.settings import ProcessSettings, require
 from annheal.compactor.service import serve_compactor
 from annheal.compactor.settings import CompactorSettings
 from annheal.coordinator.app import Coordinator
-from annheal.coordinator.data_path.ports import ShardNode
 from annheal.coordinator.settings import CoordinatorSettings
 from annheal.errors import AnnhealError, FieldViolation, InvalidArgument
 from annheal.metastore.factory import open_meta_store
@@ -28,6 +27,7 @@ from annheal.model.topology.shard import NodeRegistration
 from annheal.objectstore.factory import local_folders, open_object_store
 from annheal.objectstore.protocol import ObjectStore
 from annheal.rpc.abilities import abilities_reported
+from annheal.rpc.port import ShardNode
 from annheal.rpc.shard_node import RemoteShardNode
 from annheal.runtime.host.allocator import return_freed_memory
 from annheal.runtime.logging import configure_logging

@@ -17,10 +17,10 @@ from typing import TypeAlias
 import numpy as np
 
 from annheal.coordinator.data_path.merge import slice_answer
-from annheal.coordinator.data_path.ports import ShardNode
 from annheal.errors import AnnhealError, DeadlineExceeded, ResourceExhausted, Unavailable
 from annheal.model.records import Float32Matrix
 from annheal.model.search import Consistency, SearchAnswer, SearchOptions, SearchRequest
+from annheal.rpc.port import ShardNode
 from annheal.runtime.deadline import Deadline
 from annheal.runtime.tasks import TaskScope
 

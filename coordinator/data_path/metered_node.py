@@ -6,7 +6,6 @@ import time
 from collections.abc import Awaitable
 from typing import TypeVar
 
-from annheal.coordinator.data_path.ports import ShardNode
 from annheal.model.measures.part_health import PartHealth
 from annheal.model.measures.recall import CollectionRecall
 from annheal.model.records import RecordSet
@@ -21,13 +20,14 @@ from annheal.model.write import (
     WriteAnswer,
     WriteRequest,
 )
+from annheal.rpc.port import ShardNode
 from annheal.runtime.metrics import Metrics
 
 ResultT = TypeVar("ResultT")
 
 
 class MeteredNode:
-    """`inner`, under the name `node_id` in the metrics; see `data_path.ports.ShardNode`."""
+    """`inner`, under the name `node_id` in the metrics; see `annheal.rpc.port.ShardNode`."""
 
     def __init__(self, inner: ShardNode, metrics: Metrics, *, node_id: str) -> None:
         self.inner = inner

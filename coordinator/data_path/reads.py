@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 import msgspec
 import numpy as np
 
-from annheal.coordinator.data_path.ports import ShardNode
 from annheal.coordinator.data_path.router import Router, check_sequences
 from annheal.coordinator.data_path.writes import rows_by_shard
 from annheal.errors import InvalidArgument, NotFound, ResourceExhausted
@@ -31,6 +30,7 @@ from annheal.model.validation import (
     validate_projection,
 )
 from annheal.model.write import CountRequest, GetRequest, ScanPage, ScanRequest
+from annheal.rpc.port import ShardNode
 from annheal.runtime.deadline import Deadline
 from annheal.shards.routing import hash_ids
 

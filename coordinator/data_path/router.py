@@ -13,7 +13,6 @@ from typing import TypeVar
 
 from annheal.coordinator.catalog.catalog import Catalog
 from annheal.coordinator.data_path.batcher import SearchBatcher
-from annheal.coordinator.data_path.ports import ShardNode
 from annheal.errors import (
     AnnhealError,
     Fenced,
@@ -24,6 +23,7 @@ from annheal.errors import (
 )
 from annheal.model.collection import Collection
 from annheal.model.topology.shard import NodeRegistration, ShardId
+from annheal.rpc.port import ShardNode
 from annheal.runtime.deadline import Deadline
 from annheal.runtime.retry import RetryPolicy, retry
 from annheal.runtime.tasks import TaskScope

@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from annheal.coordinator.data_path.ports import ShardNode
 from annheal.coordinator.data_path.router import Router
 from annheal.errors import (
     AnnhealError,
@@ -39,6 +38,7 @@ from annheal.model.write import (
     WriteOperation,
     WriteRequest,
 )
+from annheal.rpc.port import ShardNode
 from annheal.runtime.deadline import Deadline
 from annheal.runtime.offload import Offload
 from annheal.shards.routing import hash_ids, shards_of

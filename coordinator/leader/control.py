@@ -16,7 +16,6 @@ from annheal.coordinator.catalog.catalog import Catalog
 from annheal.coordinator.compaction.plan import ShardObservation, plan_compactions, within_budget
 from annheal.coordinator.compaction.publication_plan import plan_publications
 from annheal.coordinator.compaction.task_book import TaskBook
-from annheal.coordinator.data_path.ports import ShardNode
 from annheal.coordinator.data_path.router import Router, reroutable
 from annheal.coordinator.election import Leadership
 from annheal.coordinator.leader.gc import GarbageCollector
@@ -29,6 +28,7 @@ from annheal.metastore.table import Stored
 from annheal.model.collection import Collection
 from annheal.model.topology.shard import Assignment, ShardId, ShardPhase
 from annheal.model.topology.task import CompactionTask, TaskPhase
+from annheal.rpc.port import ShardNode
 from annheal.runtime.clock import Clock, NewId, monotonic_s
 from annheal.runtime.deadline import Deadline
 from annheal.runtime.fail_points import fail_point

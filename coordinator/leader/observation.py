@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from annheal.coordinator.catalog.catalog import Catalog
+from annheal.coordinator.data_path.ask_nodes import ask_nodes
 from annheal.coordinator.data_path.router import Router
-from annheal.errors import AnnhealError, DeadlineExceeded
 from annheal.model.topology.shard import ShardId
 from annheal.model.topology.state import ShardState
 
@@ -40,33 +39,18 @@ async def observe_shards(
     A node that fails or does not answer in `timeout_s` seconds is in `errors`; nothing is raised
     for it.
     """
-    names = sorted(catalog.nodes())
-    answers = await asyncio.gather(
-        *(_ask(router, name, collection_id=collection_id, timeout_s=timeout_s) for name in names)
+    asked = await ask_nodes(
+        router,
+        catalog.nodes(),
+        lambda node: node.shard_states(collection_id),
+        timeout_s=timeout_s,
+        what="describe its shards",
     )
     states: dict[ShardId, ShardState] = {}
-    by_node: dict[str, tuple[ShardState, ...]] = {}
-    errors: dict[str, str] = {}
-    for name, answer in zip(names, answers, strict=True):
-        if isinstance(answer, AnnhealError):
-            errors[name] = answer.message
-            continue
-        by_node[name] = answer
+    for name, answer in asked.answers.items():
         for state in answer:
             shard = ShardId(state.collection_id, state.shard)
             stored = catalog.assignment(shard)
             if stored is not None and stored.value.owner == name:
                 states[shard] = state
-    return Observation(states, by_node, errors)
-
-
-async def _ask(
-    router: Router, node_id: str, *, collection_id: str, timeout_s: float
-) -> tuple[ShardState, ...] | AnnhealError:
-    try:
-        async with asyncio.timeout(timeout_s):
-            return await router.link(node_id).node.shard_states(collection_id)
-    except TimeoutError:
-        return DeadlineExceeded(f"node {node_id!r} did not describe its shards in {timeout_s} s")
-    except AnnhealError as error:
-        return error
+    return Observation(states, asked.answers, asked.errors)

@@ -17,15 +17,14 @@ Always r = sum(w_i r_i).
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from annheal.coordinator.catalog.catalog import Catalog
+from annheal.coordinator.data_path.ask_nodes import ask_nodes
 from annheal.coordinator.data_path.router import Router
-from annheal.errors import AnnhealError, DeadlineExceeded
 from annheal.model.collection import Collection
 from annheal.model.measures.latency import LatencyTrend
 from annheal.model.measures.recall import (
@@ -72,15 +71,14 @@ class RecallView:
     async def _summaries(
         self, collections: Iterable[Collection], collection_id: str
     ) -> list[RecallSummary]:
-        names = sorted(self._catalog.nodes())
-        answers = await asyncio.gather(*(self._ask(name, collection_id) for name in names))
-        reports: list[tuple[str, CollectionRecall]] = []
-        errors: dict[str, str] = {}
-        for name, answer in zip(names, answers, strict=True):
-            if isinstance(answer, AnnhealError):
-                errors[name] = answer.message
-            else:
-                reports += [(name, report) for report in answer]
+        asked = await ask_nodes(
+            self._router,
+            self._catalog.nodes(),
+            lambda node: node.recall(collection_id),
+            timeout_s=self._timeout_s,
+            what="report recall",
+        )
+        reports = [(name, report) for name, found in asked.answers.items() for report in found]
         return [
             summarise(
                 collection,
@@ -94,23 +92,10 @@ class RecallView:
                     for name, report in reports
                     if report.collection_id == collection.id and report.latency is not None
                 },
-                errors=errors,
+                errors=asked.errors,
             )
             for collection in collections
         ]
-
-    async def _ask(
-        self, node_id: str, collection_id: str
-    ) -> Sequence[CollectionRecall] | AnnhealError:
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                return await self._router.link(node_id).node.recall(collection_id)
-        except TimeoutError:
-            return DeadlineExceeded(
-                f"node {node_id!r} did not report recall in {self._timeout_s:g} s"
-            )
-        except AnnhealError as error:
-            return error
 
     def _owned(self, report: CollectionRecall, node_id: str) -> CollectionRecall:
         """Return the report without shards of which the node is not the owner any more."""

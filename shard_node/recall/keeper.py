@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
@@ -32,7 +31,7 @@ from annheal.recall import (
 from annheal.shard_node.recall.ef_control import EfController, EfState
 from annheal.shard_node.recall.result import ShardResult
 from annheal.shard_node.recall.sampler import RecallSampler, SampledQuery
-from annheal.shard_node.rows.view import ShardView
+from annheal.shard_node.recall.watched import WatchedShard
 from annheal.shard_node.search.ef_scale import EF_CONTROL_MAX
 
 STATE_GAP_S = 30.0
@@ -41,25 +40,6 @@ SAMPLE_GAP_S = 600.0
 """Least seconds between two writes for new sampled queries alone."""
 
 _log = logging.getLogger(__name__)
-
-
-class RememberedShard(Protocol):
-    """What the keeper needs of an owned shard."""
-
-    @property
-    def collection(self) -> Collection:
-        """Its collection."""
-        ...
-
-    @property
-    def view(self) -> ShardView:
-        """Its present view."""
-        ...
-
-    @property
-    def epoch(self) -> int:
-        """The epoch of this node's ownership."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,12 +85,12 @@ class RecallKeeper:
         self._now_s = now_s
         self._written: dict[ShardId, _Written] = {}
 
-    def is_restored(self, shard: ShardId, owned: RememberedShard) -> bool:
+    def is_restored(self, shard: ShardId, owned: WatchedShard) -> bool:
         """Return whether `restore` was called since this node owns the shard."""
         written = self._written.get(shard)
         return written is not None and written.epoch == owned.epoch
 
-    async def restore(self, shard: ShardId, owned: RememberedShard) -> ShardResult | None:
+    async def restore(self, shard: ShardId, owned: WatchedShard) -> ShardResult | None:
         """Load the memory of the former owner; return its measurements of present segments.
 
         Loaded states and queries do not replace those that this process has already. None without
@@ -142,7 +122,7 @@ class RecallKeeper:
         )
 
     async def save(
-        self, shard: ShardId, owned: RememberedShard, result: ShardResult, *, leaving: bool = False
+        self, shard: ShardId, owned: WatchedShard, result: ShardResult, *, leaving: bool = False
     ) -> bool:
         """Write the memory of a shard if it has changed; return whether it was written.
 
@@ -184,9 +164,7 @@ class RecallKeeper:
         self._written[shard] = _Written(owned.epoch, number, self._clock(), decided, version)
         return True
 
-    async def save_leaving(
-        self, held: Sequence[tuple[ShardId, RememberedShard, ShardResult]]
-    ) -> None:
+    async def save_leaving(self, held: Sequence[tuple[ShardId, WatchedShard, ShardResult]]) -> None:
         """Write the changed memory of every shard before the node leaves; failures are logged."""
         for shard, owned, result in held:
             try:

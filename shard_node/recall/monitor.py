@@ -13,11 +13,10 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 from annheal.errors import AnnhealError
 from annheal.index import set_search_threads
-from annheal.model.collection import Collection, CollectionSettings
+from annheal.model.collection import CollectionSettings
 from annheal.model.measures.recall import (
     CollectionRecall,
     RecallEstimate,
@@ -45,6 +44,7 @@ from annheal.shard_node.recall.result import (
     with_seen,
 )
 from annheal.shard_node.recall.sampler import RecallSampler
+from annheal.shard_node.recall.watched import WatchedShard
 from annheal.shard_node.rows.view import ShardView
 from annheal.shard_node.search.costs import CostBook
 from annheal.shard_node.search.ef_scale import EF_CONTROL_MAX, scaled_ef
@@ -61,26 +61,7 @@ CHANGED_GAP_S = 5.0
 _log = logging.getLogger(__name__)
 
 
-class MeasuredShard(Protocol):
-    """What the monitor needs of an owned shard."""
-
-    @property
-    def collection(self) -> Collection:
-        """Its collection."""
-        ...
-
-    @property
-    def view(self) -> ShardView:
-        """Its rows as of now."""
-        ...
-
-    @property
-    def epoch(self) -> int:
-        """The fencing number that this node owns it by."""
-        ...
-
-
-HeldShards = Callable[[], Mapping[ShardId, MeasuredShard | None]]
+HeldShards = Callable[[], Mapping[ShardId, WatchedShard | None]]
 """The shards of the node; None while one is being opened."""
 
 
@@ -286,7 +267,7 @@ class RecallMonitor:
         if self._keeper is not None and owned is not None and result is not None:
             await self._keeper.save(shard, owned, result)
 
-    async def _slice(self, owned: MeasuredShard, group: QueryGroup) -> GroupFinding:
+    async def _slice(self, owned: WatchedShard, group: QueryGroup) -> GroupFinding:
         """Pause for the sake of the CPU share, then measure one group on the present view."""
         await asyncio.sleep(max(0.0, self._rests_until_s - self._clock()))
         searcher = Searcher(
@@ -317,7 +298,7 @@ class RecallMonitor:
             if owned is not None and self._is_due(shard, owned, now_s)
         ]
 
-    def _is_due(self, shard: ShardId, owned: MeasuredShard, now_s: float) -> bool:
+    def _is_due(self, shard: ShardId, owned: WatchedShard, now_s: float) -> bool:
         interval_s = self._settings.interval_s
         version = self.sampler.version(shard.collection_id)
         if not version:
@@ -345,7 +326,7 @@ class RecallMonitor:
     def _result(
         self,
         shard: ShardId,
-        owned: MeasuredShard,
+        owned: WatchedShard,
         found: Sequence[GroupFinding],
         *,
         goal: _Goal,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import pytest
 
 from annheal import AsyncClient
+from annheal.model.topology.task import ATTEMPTS_MAX
 from tests.support.cluster import EAGER_SETTINGS, SMALL_SEGMENTS, Cluster, compact_fully
 from tests.support.crash_points import ENV_CRASH_AT
 from tests.support.etcd_server import EtcdServer
@@ -40,10 +41,15 @@ pytestmark = [
 
 COLLECTION = "chaos"
 SHARDS = 4
+TASKS_OF_WORKER_MAX = 2 * SHARDS
+"""Tasks that a compactor has at a time, at most: a merge and a worn segment of each shard."""
 CRASH_MODULE = "tests.support.crash_points"
 # Only a failure waits so long; a machine that is very busy needs some of it.
 CRASH_TIMEOUT_S = 90.0
 TAKEOVER_TIMEOUT_S = 90.0
+
+COLLECTION_GRACE_S = "20"
+"""Above the longest time from the upload of a segment to its manifest, on a busy machine too."""
 
 NODE_CRASH_POINTS = (
     "objects put_if_absent before wal/ 4",
@@ -61,6 +67,18 @@ COMPACTOR_CRASH_POINTS = (
     "meta commit before tasks/ 1",
     "meta commit after tasks/ 1",
 )
+
+
+@dataclass(slots=True)
+class WorkerDeaths:
+    """How often this test has ended a compactor."""
+
+    count: int = 0
+
+    @property
+    def failed_tasks_max(self) -> int:
+        """Tasks that may be quarantined for it: each takes `ATTEMPTS_MAX` deaths of its workers."""
+        return self.count * TASKS_OF_WORKER_MAX // ATTEMPTS_MAX
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,21 +109,21 @@ def plan_kills(
 @asynccontextmanager
 async def chaotic_cluster(
     group: ProcessGroup, etcd: EtcdServer, s3: S3Server, *, name: str, seed: int
-) -> AsyncIterator[tuple[Cluster, AsyncClient, Workload]]:
+) -> AsyncIterator[tuple[Cluster, AsyncClient, Workload, WorkerDeaths]]:
     """One coordinator, two nodes, two compactors, and writers; wholly checked at the end."""
     cluster = Cluster(
         group,
         metadata_url=etcd.url(name),
         object_store_url=s3.url(prefix=name),
         environment=s3.environment(),
-        settings=EAGER_SETTINGS,
+        settings={**EAGER_SETTINGS, "collection_grace_s": COLLECTION_GRACE_S},
     )
     cluster.add_coordinator("coordinator-0")
     for number in range(2):
         cluster.add_node(f"node-{number}", module=CRASH_MODULE)
         cluster.add_compactor(f"compactor-{number}", module=CRASH_MODULE)
     await asyncio.to_thread(cluster.start)
-    oracle = RecordsOracle()
+    oracle, deaths = RecordsOracle(), WorkerDeaths()
     async with AsyncClient(cluster.address) as client:
         await client.create_collection(
             COLLECTION,
@@ -115,7 +133,7 @@ async def chaotic_cluster(
             settings=SMALL_SEGMENTS,
         )
         async with Workload(client, COLLECTION, oracle, seed=seed) as workload:
-            yield cluster, client, workload
+            yield cluster, client, workload, deaths
             await workload.wait_progress(20)
         assert oracle.acknowledged > 100
         await check_records(client, COLLECTION, oracle)
@@ -125,6 +143,8 @@ async def chaotic_cluster(
         # compaction above has rewritten its sources all the same. Nothing else may fail.
         failed = await client.tasks(COLLECTION, phase="failed")
         assert all("workers died during" in task.error for task in failed), failed
+        assert all(task.attempts >= ATTEMPTS_MAX for task in failed), failed
+        assert len(failed) <= deaths.failed_tasks_max, (deaths, failed)
         await check_records(client, COLLECTION, oracle)
         await client.drop_collection(COLLECTION)
 
@@ -143,7 +163,7 @@ async def test_nothing_acknowledged_is_lost_when_members_are_killed_at_random_mo
     with ProcessGroup() as group:
         async with chaotic_cluster(
             group, etcd_server, s3_server, name="chaos-random", seed=chaos_seed
-        ) as (cluster, client, workload):
+        ) as (cluster, client, workload, deaths):
             schedule = plan_kills(
                 random.Random(chaos_seed),
                 kills,
@@ -154,6 +174,7 @@ async def test_nothing_acknowledged_is_lost_when_members_are_killed_at_random_mo
                 await workload.wait_progress(kill.writes)
                 await asyncio.sleep(kill.delay_s)  # the random moment
                 cluster[kill.victim].kill()
+                deaths.count += kill.victim in cluster.compactors
                 if kill.stays_away and kill.victim in cluster.nodes:
                     await wait_takeover(client, kill.victim)
                 # Not waited for: the next kill may find it loading, or kill both nodes at once.
@@ -167,13 +188,14 @@ async def test_nothing_acknowledged_is_lost_when_members_die_at_every_effect(
     with ProcessGroup() as group:
         async with chaotic_cluster(
             group, etcd_server, s3_server, name="chaos-effects", seed=chaos_seed
-        ) as (cluster, _, workload):
+        ) as (cluster, _, workload, deaths):
             await workload.wait_progress(5)
             # The leader gives the node shards again by itself.
             await die_at_each(NODE_CRASH_POINTS, cluster["node-1"])
             # Alone, so that the crash point is reached by the one that dies.
             cluster["compactor-0"].kill()
             await die_at_each(COMPACTOR_CRASH_POINTS, cluster["compactor-1"])
+            deaths.count += 2 + len(COMPACTOR_CRASH_POINTS)  # both were killed first
             await asyncio.to_thread(cluster["compactor-0"].start)
 
 

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from annheal.coordinator.data_path.ports import ShardNode
 from annheal.errors import AnnhealError, Fenced, InvalidArgument
 from annheal.filters import validate_filter
 from annheal.model.filter import And, Comparison, ComparisonOp, Exists, Filter, Membership, Not
@@ -30,6 +29,7 @@ from annheal.model.write import (
     WriteAnswer,
     WriteRequest,
 )
+from annheal.rpc.port import ShardNode
 from annheal.shards.routing import hash_id
 from tests.support.shards import (
     SCHEMA,

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from annheal.coordinator.data_path.metered_node import MeteredNode
-from annheal.coordinator.data_path.ports import ShardNode
 from annheal.metastore.codec import encode_value
 from annheal.metastore.keys import collection_key, shard_key
 from annheal.metastore.protocol import Put
@@ -21,6 +20,7 @@ from annheal.model.measures.recall import CollectionRecall
 from annheal.model.topology.shard import Assignment, ShardId
 from annheal.objectstore.local import LocalObjectStore
 from annheal.rpc.methods import SHARD_SERVICE
+from annheal.rpc.port import ShardNode
 from annheal.rpc.server import RpcServer
 from annheal.rpc.shard_node import RemoteShardNode
 from annheal.runtime.metrics import Metrics

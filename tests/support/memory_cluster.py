@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 
 from annheal.coordinator.app import Coordinator
-from annheal.coordinator.data_path.ports import ShardNode
 from annheal.coordinator.settings import CoordinatorSettings
 from annheal.metastore.protocol import MetaStore
 from annheal.metastore.sqlite import SqliteMetaStore
@@ -21,6 +20,7 @@ from annheal.model.records import RecordBatch, arrow_schema
 from annheal.model.topology.shard import NodeRegistration, ShardId
 from annheal.model.topology.state import SegmentState, ShardState
 from annheal.objectstore.local import LocalObjectStore
+from annheal.rpc.port import ShardNode
 from annheal.runtime.deadline import Deadline
 from tests.support.memory_node import MemoryNode, MemoryShard, NodeAgent
 

@@ -9,7 +9,6 @@ import pyarrow as pa
 import pytest
 
 from annheal import errors
-from annheal.coordinator.data_path.ports import ShardNode
 from annheal.model.filter import Comparison, ComparisonOp
 from annheal.model.measures.part_health import PartHealth
 from annheal.model.measures.recall import CollectionRecall
@@ -38,9 +37,10 @@ from annheal.model.write import (
 )
 from annheal.rpc import methods
 from annheal.rpc.channel import Connection
+from annheal.rpc.port import ShardNode
 from annheal.rpc.server import RpcServer
 from annheal.rpc.shard_node import RemoteShardNode
-from annheal.shard_node.service import ServedNode, ShardServicer
+from annheal.shard_node.service import ShardServicer
 from tests.support.ports import LOOPBACK
 from tests.support.recall_reports import report
 
@@ -136,7 +136,7 @@ class RecordingNode:
 @asynccontextmanager
 async def remote() -> AsyncIterator[tuple[RecordingNode, ShardNode, RpcServer]]:
     node = RecordingNode()
-    served: ServedNode = node
+    served: ShardNode = node
     server = RpcServer({methods.SHARD_SERVICE: ShardServicer(served)})
     port = server.listen(f"{LOOPBACK}:0")
     await server.start()

@@ -71,7 +71,8 @@ class CompactionTask:
 class TaskClaim:
     """The claim of a compactor on a task, stored under `claims/<task id>` with its lease.
 
-    `step` and `progress` (a share in [0, 1] of the step) are shown to operators.
+    `step` and `progress` (a share in [0, 1] of the step) are shown to operators. `claimed_at_s`
+    (seconds since the epoch) is for people who read the store; the lease alone decides.
     """
 
     task_id: str
