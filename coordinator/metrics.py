@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from annheal.coordinator.app import Coordinator
 from annheal.coordinator.leader.observation import observe_shards
 from annheal.model.measures.recall import SegmentRecall
-from annheal.model.measures.recall_summary import RecallSlice, RecallSummary
+from annheal.model.measures.recall_summary import TAIL_RECALL, RecallSlice, RecallSummary
 from annheal.model.topology.shard import ShardPhase
 from annheal.model.topology.state import ShardState
 from annheal.model.topology.task import CompactionTask, TaskPhase
@@ -214,6 +214,11 @@ def _slice_families(summaries: list[RecallSummary], *, now_s: float) -> list[Fam
         "annheal_result_stability_ratio", "Queries that got the same answer twice.", by_band
     )
     age = Family("annheal_recall_age_seconds", "Age of the oldest measurement.", ("collection",))
+    tail = Family(
+        "annheal_recall_tail_ratio",
+        "The worst queries: their recall (p5), and shares below the objective and below a half.",
+        ("collection", "band", "measure"),
+    )
     for one in summaries:
         objective.add(one.recall_objective, one.collection)
         if one.overall.estimate is not None:
@@ -222,6 +227,7 @@ def _slice_families(summaries: list[RecallSummary], *, now_s: float) -> list[Fam
             band = part.name or ALL_BANDS
             _add_bounds(recall, part, one.collection, band)
             queries.add(part.estimate.queries if part.estimate else 0, one.collection, band)
+            _add_tail(tail, part, one, band)
             if part.name:
                 seen.add(part.seen, one.collection, band)
             if part.stability is not None:
@@ -230,7 +236,19 @@ def _slice_families(summaries: list[RecallSummary], *, now_s: float) -> list[Fam
             _add_bounds(tiers, part, one.collection, part.name)
         for part in one.models:
             _add_bounds(models, part, one.collection, part.name)
-    return [objective, recall, tiers, models, queries, seen, stability, age]
+    return [objective, recall, tail, tiers, models, queries, seen, stability, age]
+
+
+def _add_tail(tail: Family, part: RecallSlice, summary: RecallSummary, band: str) -> None:
+    if part.estimate is None:
+        return
+    for measure, value in (
+        ("p5", part.estimate.percentile(0.05)),
+        ("below_objective", part.estimate.share_below(summary.recall_objective)),
+        ("below_half", part.estimate.share_below(TAIL_RECALL)),
+    ):
+        if value is not None:
+            tail.add(value, summary.collection, band, measure)
 
 
 def _segment_families(summaries: list[RecallSummary]) -> list[Family]:

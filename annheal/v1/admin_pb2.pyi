@@ -84,6 +84,7 @@ class RecallVerdict(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     RECALL_VERDICT_MET: _ClassVar[RecallVerdict]
     RECALL_VERDICT_UNCLEAR: _ClassVar[RecallVerdict]
     RECALL_VERDICT_MISSED: _ClassVar[RecallVerdict]
+    RECALL_VERDICT_MET_WITH_BAD_TAIL: _ClassVar[RecallVerdict]
 
 class TrendVerdict(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -138,6 +139,7 @@ RECALL_VERDICT_UNMEASURED: RecallVerdict
 RECALL_VERDICT_MET: RecallVerdict
 RECALL_VERDICT_UNCLEAR: RecallVerdict
 RECALL_VERDICT_MISSED: RecallVerdict
+RECALL_VERDICT_MET_WITH_BAD_TAIL: RecallVerdict
 TREND_VERDICT_UNSPECIFIED: TrendVerdict
 TREND_VERDICT_UNKNOWN: TrendVerdict
 TREND_VERDICT_STEADY: TrendVerdict
@@ -572,7 +574,7 @@ class ShardRecall(_message.Message):
     def __init__(self, shard: _Optional[int] = ..., recall: _Optional[float] = ..., expected: _Optional[int] = ...) -> None: ...
 
 class RecallEstimate(_message.Message):
-    __slots__ = ("k", "recall", "low", "high", "queries", "measured_at", "plans")
+    __slots__ = ("k", "recall", "low", "high", "queries", "measured_at", "plans", "recall_shares")
     class PlansEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -587,6 +589,7 @@ class RecallEstimate(_message.Message):
     QUERIES_FIELD_NUMBER: _ClassVar[int]
     MEASURED_AT_FIELD_NUMBER: _ClassVar[int]
     PLANS_FIELD_NUMBER: _ClassVar[int]
+    RECALL_SHARES_FIELD_NUMBER: _ClassVar[int]
     k: int
     recall: float
     low: float
@@ -594,7 +597,8 @@ class RecallEstimate(_message.Message):
     queries: int
     measured_at: _timestamp_pb2.Timestamp
     plans: _containers.ScalarMap[str, int]
-    def __init__(self, k: _Optional[int] = ..., recall: _Optional[float] = ..., low: _Optional[float] = ..., high: _Optional[float] = ..., queries: _Optional[int] = ..., measured_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., plans: _Optional[_Mapping[str, int]] = ...) -> None: ...
+    recall_shares: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, k: _Optional[int] = ..., recall: _Optional[float] = ..., low: _Optional[float] = ..., high: _Optional[float] = ..., queries: _Optional[int] = ..., measured_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., plans: _Optional[_Mapping[str, int]] = ..., recall_shares: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class SegmentRecall(_message.Message):
     __slots__ = ("shard", "segment_id", "tier", "model", "band", "estimate", "ef", "ef_limit", "rebuild", "stuck")

@@ -166,6 +166,7 @@ RECALL_VERDICT = EnumCodec(
         RecallVerdict.MET: admin_pb2.RECALL_VERDICT_MET,
         RecallVerdict.UNCLEAR: admin_pb2.RECALL_VERDICT_UNCLEAR,
         RecallVerdict.MISSED: admin_pb2.RECALL_VERDICT_MISSED,
+        RecallVerdict.MET_WITH_BAD_TAIL: admin_pb2.RECALL_VERDICT_MET_WITH_BAD_TAIL,
     }
 )
 TREND_VERDICT = EnumCodec(

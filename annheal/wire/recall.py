@@ -114,6 +114,7 @@ def _encode_estimate(estimate: RecallEstimate) -> admin_pb2.RecallEstimate:
         queries=estimate.queries,
         measured_at=encode_seconds(estimate.measured_at_s),
         plans=estimate.plans,
+        recall_shares=estimate.shares,
     )
 
 
@@ -126,6 +127,7 @@ def _decode_estimate(message: admin_pb2.RecallEstimate) -> RecallEstimate:
         queries=message.queries,
         measured_at_s=decode_seconds(message.measured_at),
         plans=dict(message.plans),
+        shares=tuple(message.recall_shares),
     )
 
 

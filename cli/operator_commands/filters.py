@@ -20,7 +20,12 @@ from annheal.cli.state import state_of
 from annheal.cli.user_commands.records import Collection
 from annheal.filters import format_expression
 from annheal.model.measures.recall import RECALL_UNKNOWN, FilterRecall
-from annheal.model.measures.recall_summary import RecallSlice, RecallSummary, RecallVerdict
+from annheal.model.measures.recall_summary import (
+    TAIL_RECALL,
+    RecallSlice,
+    RecallSummary,
+    RecallVerdict,
+)
 
 
 def filters(context: typer.Context, collection: Collection) -> None:
@@ -39,6 +44,8 @@ def filters(context: typer.Context, collection: Collection) -> None:
 
 def is_validated(one: RecallSlice, objective: float) -> bool:
     """Return whether the whole interval lies at the objective or above."""
+    if one.verdict is RecallVerdict.MET_WITH_BAD_TAIL:
+        return False
     return one.estimate is not None and one.estimate.queries > 0 and one.estimate.low >= objective
 
 
@@ -51,6 +58,12 @@ def sentence(one: RecallSlice, objective: float) -> str:
     queries = f"{estimate.queries:,} sampled queries"
     if is_validated(one, objective):
         return f"{one.name}: validated; {found} on {queries} meets {objective:g}"
+    if one.verdict is RecallVerdict.MET_WITH_BAD_TAIL:
+        tail = estimate.share_below(TAIL_RECALL) or 0.0
+        return (
+            f"{one.name}: met, with a bad tail; {found} on {queries}, {tail:.1%} of which find less"
+            " than half"
+        )
     if one.verdict is RecallVerdict.MET:
         return (
             f"{one.name}: met so far; {found}, but {queries} are too few to be sure of"

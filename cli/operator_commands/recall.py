@@ -29,6 +29,7 @@ from annheal.model.measures.recall import (
     SegmentRecall,
 )
 from annheal.model.measures.recall_summary import (
+    TAIL_RECALL,
     RecallSlice,
     RecallSummary,
     RecallVerdict,
@@ -42,6 +43,7 @@ NOT_SAMPLED = "no node counts live queries (recall_sample_share is 0, or no node
 INTERVAL_MIN_S = 0.1
 _STYLES = {
     RecallVerdict.MET: "green",
+    RecallVerdict.MET_WITH_BAD_TAIL: "bold yellow",
     RecallVerdict.UNCLEAR: "yellow",
     RecallVerdict.MISSED: "bold red",
     RecallVerdict.UNMEASURED: "dim",
@@ -197,6 +199,8 @@ def render_summary(summary: RecallSummary) -> RenderableType:
         ("objective", _objective(summary)),
         ("live queries", f"{overall.seen:,}; {summary.sampled_share:.2%} of them are sampled"),
     ]
+    if (tail := tail_text(overall.estimate, summary.recall_objective)) is not None:
+        lines.append(("worst queries", tail))
     if overall.estimate is not None:
         lines.append(("measured", _measured(overall.estimate)))
     if overall.stability is not None:
@@ -281,8 +285,8 @@ def plans_text(plans: dict[str, int]) -> str | None:
 
 def _render_slices(title: str, slices: Sequence[RecallSlice]) -> RenderableType:
     return table(
-        [title, ">RECALL", "INTERVAL", ">MEASURED", "OBJECTIVE"],
-        ((one.name, *_cells(one.estimate), verdict_text(one.verdict)) for one in slices),
+        [title, ">RECALL", "INTERVAL", ">P5", ">MEASURED", "OBJECTIVE"],
+        ((one.name, *_cells_with_tail(one.estimate), verdict_text(one.verdict)) for one in slices),
     )
 
 
@@ -330,6 +334,23 @@ def _cells(estimate: RecallEstimate | None) -> tuple[object, object, object]:
     if estimate is None or not estimate.queries:
         return None, None, 0
     return _recall(estimate), _interval(estimate), estimate.queries
+
+
+def _cells_with_tail(estimate: RecallEstimate | None) -> tuple[object, object, object, object]:
+    recall, interval, queries = _cells(estimate)
+    p5 = None if estimate is None or not estimate.queries else estimate.percentile(0.05)
+    return recall, interval, None if p5 is None else f"{p5:.2f}", queries
+
+
+def tail_text(estimate: RecallEstimate | None, objective: float) -> str | None:
+    """Return what the worst queries find, None where it is not known."""
+    if estimate is None:
+        return None
+    p5, below = estimate.percentile(0.05), estimate.share_below(objective)
+    half = estimate.share_below(TAIL_RECALL)
+    if p5 is None or below is None or half is None:
+        return None
+    return f"{below:.1%} below the objective, {half:.1%} below a half; p5 {p5:.2f}"
 
 
 def _recall(estimate: RecallEstimate) -> str:

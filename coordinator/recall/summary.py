@@ -174,6 +174,7 @@ def join_dependent(parts: Iterable[RecallEstimate]) -> RecallEstimate | None:
         low=mean(lambda one: one.low),
         high=mean(lambda one: one.high),
         queries=max(part.queries for part in measured),
+        weights=weights,
     )
 
 
@@ -198,11 +199,18 @@ def join_independent(parts: Iterable[Weighted]) -> RecallEstimate | None:
         low=max(0.0, recall - below),
         high=min(1.0, recall + above),
         queries=sum(part.queries for part, _ in measured),
+        weights=[weight for _, weight in shares],
     )
 
 
 def _estimate(
-    parts: Sequence[RecallEstimate], *, recall: float, low: float, high: float, queries: int
+    parts: Sequence[RecallEstimate],
+    *,
+    recall: float,
+    low: float,
+    high: float,
+    queries: int,
+    weights: Sequence[float],
 ) -> RecallEstimate:
     return RecallEstimate(
         k=max(part.k for part in parts),
@@ -212,6 +220,17 @@ def _estimate(
         queries=queries,
         measured_at_s=min(part.measured_at_s for part in parts),
         plans=_plans(part.plans for part in parts),
+        shares=_join_shares(parts, weights),
+    )
+
+
+def _join_shares(parts: Sequence[RecallEstimate], weights: Sequence[float]) -> tuple[float, ...]:
+    """Return the weighted distribution of per-query recall; empty where a part has none."""
+    if not all(part.shares for part in parts):
+        return ()
+    return tuple(
+        math.fsum(weight * share for weight, share in zip(weights, column, strict=True))
+        for column in zip(*(part.shares for part in parts), strict=True)
     )
 
 

@@ -13,7 +13,7 @@ from annheal.filters import filter_key
 from annheal.index import TopK, merge_topk
 from annheal.index.walk.walk_layout import CHECKS_PER_COMPARISON
 from annheal.model.filter import Filter
-from annheal.model.measures.recall import RecallEstimate, SelectivityBand, band_of
+from annheal.model.measures.recall import RECALL_STEPS, RecallEstimate, SelectivityBand, band_of
 from annheal.model.records import Float32Matrix
 from annheal.model.search import SearchOptions
 from annheal.shard_node.recall.estimate import estimate_interval, query_recalls
@@ -199,7 +199,15 @@ def estimate_of(
         queries=len(together),
         measured_at_s=measured_at_s,
         plans=dict(plans),
+        shares=recall_shares(together),
     )
+
+
+def recall_shares(recalls: Recalls) -> tuple[float, ...]:
+    """Return the share of the queries, at least one, in each step of `RecallEstimate.shares`."""
+    steps = np.floor(recalls * RECALL_STEPS + 1e-9).astype(np.int64)
+    counts = np.bincount(np.clip(steps, 0, RECALL_STEPS), minlength=RECALL_STEPS + 1)
+    return tuple((counts / len(recalls)).tolist())
 
 
 def _keyed(best: TopK) -> Hits:

@@ -78,7 +78,7 @@ async def test_recall_shows_slices_segments_and_what_is_done(served: Served) -> 
     assert "live queries 10,000; 1.00% of them are sampled" in lines
     assert "0.1-1% 1,000 10.0% 0.8000 0.7000 to 0.9000 40 50.0% selector 100% missed" in lines
     assert "unfiltered 9,000 90.0% 0.9800 0.9700 to 0.9900 100 100.0% graph 100% met" in lines
-    assert "cold 0.8000 0.7000 to 0.9000 40 missed" in lines
+    assert "cold 0.8000 0.7000 to 0.9000 - 40 missed" in lines
     assert any(line.startswith("segment cold-0 (shard 0, 0.1-1%): ef 512 of at") for line in lines)
     assert any("although it was rebuilt" in line for line in lines)
     assert "a 120 4 ms 2.00 - - slower" in lines

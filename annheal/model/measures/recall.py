@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -41,11 +42,17 @@ RECALL_UNKNOWN = -1.0
 """The value of a recall that was not measured."""
 
 
+RECALL_STEPS = 20
+"""Steps of the distribution of per-query recall: hits of a query with k 10 are tenths."""
+
+
 @dataclass(frozen=True, slots=True)
 class RecallEstimate:
     """Mean recall@`k` of `queries` sampled queries with its 95 % interval.
 
     `measured_at_s` is seconds since the epoch. Also the plans that answered them, by count.
+    `shares` has the share of the queries whose own recall is from i / `RECALL_STEPS` on and below
+    the next step, and last those that found everything; empty where an older node measured.
     """
 
     k: int
@@ -55,6 +62,25 @@ class RecallEstimate:
     queries: int
     measured_at_s: float
     plans: dict[str, int]
+    shares: tuple[float, ...] = ()
+
+    def share_below(self, recall: float) -> float | None:
+        """Return the share of the queries with less than `recall`; None where it is unknown.
+
+        A limit between two steps counts as the next higher step, so the share is never too small.
+        """
+        if not self.shares:
+            return None
+        return min(1.0, sum(self.shares[: math.ceil(recall * RECALL_STEPS - 1e-9)]))
+
+    def percentile(self, share: float) -> float | None:
+        """Return the recall that all but `share` of the queries reach, rounded down to a step."""
+        total = 0.0
+        for step, part in enumerate(self.shares):
+            total += part
+            if total > share:
+                return step / RECALL_STEPS
+        return 1.0 if self.shares else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,15 +13,22 @@ ALL_SHARDS = -1
 """The shard number that means all shards."""
 
 
+TAIL_RECALL, TAIL_SHARE_MAX = 0.5, 0.01
+"""More than one query in a hundred that finds less than half is more than chance: at a mean of 0.95
+and independent misses it happens to three in a million, for k 10."""
+
+
 class RecallVerdict(StrEnum):
     """How measured recall compares with the objective.
 
     `unclear`: the estimate is below it, the upper end of its interval is not. `missed`: even the
-    upper end is below.
+    upper end is below. `met, with a bad tail`: the estimate is not below it, but more than
+    `TAIL_SHARE_MAX` of the queries find less than `TAIL_RECALL` of what they should.
     """
 
     UNMEASURED = "unmeasured"
     MET = "met"
+    MET_WITH_BAD_TAIL = "met, with a bad tail"
     UNCLEAR = "unclear"
     MISSED = "missed"
 
@@ -31,7 +38,9 @@ def verdict_of(estimate: RecallEstimate | None, objective: float) -> RecallVerdi
     if estimate is None or estimate.queries == 0:
         return RecallVerdict.UNMEASURED
     if estimate.recall >= objective:
-        return RecallVerdict.MET
+        tail = estimate.share_below(TAIL_RECALL)
+        bad = tail is not None and tail > TAIL_SHARE_MAX
+        return RecallVerdict.MET_WITH_BAD_TAIL if bad else RecallVerdict.MET
     return RecallVerdict.UNCLEAR if estimate.high >= objective else RecallVerdict.MISSED
 
 
