@@ -247,7 +247,7 @@ async def test_bands_and_filters_are_told_apart_and_deletes_are_seen(
     (result,) = monitor.recall("c1")
     share = np.count_nonzero(years >= newest) / ROWS
     assert 0.001 < share < 0.5
-    found = {one.band: one.estimate for one in result.shards}
+    found = {one.band: one.estimate for one in result.shards if one.estimate.queries}
     assert sorted(one.queries for one in found.values()) == [20, 40]
     assert found[UNFILTERED].plans == {"graph": 40}
     (newest_only,) = result.filters
