@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from annheal.index import LiveBitmap, VectorIndex, build_flat, warm_up
 from annheal.index.codes import byte_products, row_codes
-from annheal.index.codes.code_layout import WIDTH
+from annheal.index.codes.code_layout import HIGH, LOW, WIDTH
 from annheal.model.collection import Metric
 from annheal.runtime.background import do_now
 from annheal.runtime.lane import Work
@@ -227,6 +227,20 @@ def test_codes_are_cut_only_where_few_directions_hold_nearly_everything() -> Non
     for vectors in (unit_vectors(9_000, 192), decaying(4_000, 192), equal):
         for l2 in (False, True):
             assert widths_of(row_codes.RowCodes(vectors, l2=l2)) == [192]
+
+
+def test_the_worked_example_of_the_manual() -> None:
+    """docs/internals/codes.md: components 0 and 64 of a row, and the first byte of two planes."""
+    part = np.zeros((1, 128), dtype=np.float32)
+    part[0, [0, 64, 127]] = 0.037, -0.030, 0.119
+    codes, scales = row_codes._encoded(part, row_codes.HALVED_CODE_MAX)
+    assert codes[0, [0, 64]].tolist() == [37, -30]
+    assert float(scales[0]) == pytest.approx(0.001)
+    first_bytes = [
+        int(row_codes._packed(row_codes._half(codes, kind)).view(np.uint8)[0, 0])
+        for kind in (HIGH, LOW)
+    ]
+    assert first_bytes == [106, 173]
 
 
 @pytest.mark.skipif(not byte_products.HAS_VNNI, reason="the processor has no AVX-512 VNNI")
