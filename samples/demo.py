@@ -50,6 +50,8 @@ UPDATE_NOISE = 0.3
 """Length of the random vector that an update adds to a vector of length one."""
 KILL_AFTER_ROWS = 200
 LATE_BATCH_ROWS = 10
+CONNECT_TIMEOUT_S = 20.0
+"""The server has just begun, on a machine that may be compiling its kernels."""
 WRITER_TIMEOUT_S = 1.0
 NARROW_COLUMNS = 110
 
@@ -334,7 +336,9 @@ class Writer(threading.Thread):
     def run(self) -> None:
         """Upsert ten packages and delete the first of them, over and over."""
         revision = 1
-        with Client(self._address, timeout_s=WRITER_TIMEOUT_S) as client:
+        with Client(
+            self._address, timeout_s=WRITER_TIMEOUT_S, connect_timeout_s=CONNECT_TIMEOUT_S
+        ) as client:
             while not self.interrupted:
                 for start in range(0, len(self._packages), LATE_BATCH_ROWS):
                     rows = np.arange(start, min(start + LATE_BATCH_ROWS, len(self._packages)))
@@ -493,14 +497,14 @@ def verdict(demo: Demo, started_s: float) -> int:
 def play(demo: Demo) -> int:
     """Run the whole story; return the exit code."""
     started_s = time.monotonic()
-    with Client(start(demo)) as client:
+    with Client(start(demo), connect_timeout_s=CONNECT_TIMEOUT_S) as client:
         fill(demo, client)
         neighbours(demo, client)
         free_text(demo, client)
         degrade(demo, client)
         heal(demo, client)
         address = kill_while_writing(demo, client)
-    with Client(address) as client:
+    with Client(address, connect_timeout_s=CONNECT_TIMEOUT_S) as client:
         verify(demo, client)
     return verdict(demo, started_s)
 

@@ -127,6 +127,8 @@ def test_the_manual_names_every_metric() -> None:
     code = "\n".join(
         (ROOT / path).read_text()
         for path in (
+            "annheal/objectstore/store_watch.py",
+            "annheal/runtime/host/disk.py",
             "annheal/runtime/metrics.py",
             "cli/server/metering.py",
             "coordinator/metrics.py",
