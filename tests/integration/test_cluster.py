@@ -19,7 +19,7 @@ from tests.support.packages import (
     load_packages,
     recall,
 )
-from tests.support.processes import ProcessGroup
+from tests.support.processes import ProcessGroup, wait_until_async
 from tests.support.s3_server import S3Server
 
 pytestmark = [
@@ -119,11 +119,16 @@ async def compact(client: AsyncClient, collection: str) -> list[SegmentState]:
 
 
 async def test_shards_are_spread_evenly_and_served(client: AsyncClient) -> None:
-    shards = await client.shards(COLLECTION)
-    assert len(shards) == SHARDS
-    assert {shard.phase for shard in shards} == {"serving"}
-    owners = Counter(shard.owner for shard in shards)
-    assert owners == {f"node-{number}": SHARDS // NODES for number in range(NODES)}
+    """Waits: a node that missed its lease while all processes started gets its shards back."""
+
+    async def spread() -> bool:
+        shards = await client.shards(COLLECTION)
+        owners = Counter(shard.owner for shard in shards)
+        serving = {shard.phase for shard in shards} == {"serving"}
+        return serving and owners == {f"node-{n}": SHARDS // NODES for n in range(NODES)}
+
+    await wait_until_async(spread, timeout_s=60, what="shards evenly spread and served")
+    assert len(await client.shards(COLLECTION)) == SHARDS
 
 
 async def test_exact_answers_are_those_of_brute_force_and_of_embedded_mode(
