@@ -1,4 +1,4 @@
-"""Rows whose vector another row has too: one of them is in the graph, the others hang on it.
+"""Rows with equal vectors: the graph holds one of them, to which the others have a link.
 
 Rows with equal vectors link to one another in an HNSW graph and to little else, and fill the beam
 of a walk that comes near. So a graph holds each vector once. The other rows with it, its *copies*,
@@ -154,7 +154,7 @@ def _link_from_near(neighbors: Int32s, offsets: Int64s, width: int, originals: I
     """Give rows with copies more links that lead to them, where they have few.
 
     HNSW leaves some rows without any (55 of 20,400 random vectors of 48 dimensions). That costs one
-    hit of a few queries, but all ten where ten copies hang on the row. `neighbors` is changed.
+    hit of a few queries, but all ten hits where the row has ten copies. `neighbors` is changed.
     """
     degree = _links_to(neighbors, offsets, width)
     enough = max(1, int(width * LINKS_TO_SHARE))

@@ -20,12 +20,12 @@ SAMPLE_SHARE = 0.02
 REPEATS = 3
 CHECK_NS_MIN = 0.2
 ROWS_MIN = 64
-"""Fewer rows measure nothing but the call."""
+"""With fewer rows only the cost of the call would be measured."""
 
 
 @dataclass(frozen=True, slots=True)
 class WalkCosts:
-    """Nanoseconds of one thread, with what the machine was busy with included.
+    """Nanoseconds of one thread, measured beside whatever else the machine was doing.
 
     exact_row_ns: comparing one row, wherever it lies, in `search_matching` or `search_rows`.
     walk_row_ns: comparing one row in a walk, with everything around it (`WalkResult.visited`).
@@ -57,21 +57,21 @@ def measure_costs(index: VectorIndex) -> WalkCosts | None:
     if index.rows < ROWS_MIN:
         return None
     rng = np.random.default_rng(index.rows)
-    asked = index.reconstruct(rng.integers(0, index.rows, SAMPLE_QUERIES))
+    queries = index.reconstruct(rng.integers(0, index.rows, SAMPLE_QUERIES))
     sample = np.linspace(0, index.rows - 1, min(index.rows, SAMPLE_ROWS)).astype(np.int64)
     one_row = sample[:1]
-    call_ns = _fastest_ns(lambda: index.search_rows(asked[:1], rows=one_row, k=1))
-    exact_ns = _fastest_ns(lambda: index.search_rows(asked[:1], rows=sample, k=10))
+    call_ns = _fastest_ns(lambda: index.search_rows(queries[:1], rows=one_row, k=1))
+    exact_ns = _fastest_ns(lambda: index.search_rows(queries[:1], rows=sample, k=10))
     exact_row_ns = max(exact_ns - call_ns, 1.0) / len(sample)
     if index.kind is IndexKind.FLAT:
         return WalkCosts(exact_row_ns, 0.0, 0.0, call_ns)
-    walked = index.walk_filtered(asked, k=10, ef=SAMPLE_EF, matching=None)
-    walk_ns = _fastest_ns(lambda: index.walk_filtered(asked, k=10, ef=SAMPLE_EF, matching=None))
+    walked = index.walk_filtered(queries, k=10, ef=SAMPLE_EF, matching=None)
+    walk_ns = _fastest_ns(lambda: index.walk_filtered(queries, k=10, ef=SAMPLE_EF, matching=None))
     walk_row_ns = walk_ns / int(walked.visited.sum())
     matching = LiveBitmap.from_mask(rng.random(index.rows) < SAMPLE_SHARE)
-    filtered = index.walk_filtered(asked, k=10, ef=SAMPLE_EF, matching=matching)
+    filtered = index.walk_filtered(queries, k=10, ef=SAMPLE_EF, matching=matching)
     filtered_ns = _fastest_ns(
-        lambda: index.walk_filtered(asked, k=10, ef=SAMPLE_EF, matching=matching)
+        lambda: index.walk_filtered(queries, k=10, ef=SAMPLE_EF, matching=matching)
     )
     checking_ns = filtered_ns - walk_row_ns * int(filtered.visited.sum())
     checks = max(1, int(filtered.checked.sum()))

@@ -63,7 +63,7 @@ def callable_of(products: Any) -> Any:
 
 
 WHOLE_PRODUCTS = callable_of(byte_products.whole_products)
-HALF_PRODUCTS = callable_of(byte_products.half_products)
+HALF_PRODUCTS = callable_of(byte_products.nibble_products)
 
 
 def widths_of(codes: row_codes.RowCodes) -> list[int]:
@@ -233,11 +233,11 @@ def test_the_worked_example_of_the_manual() -> None:
     """docs/internals/codes.md: components 0 and 64 of a row, and the first byte of two planes."""
     part = np.zeros((1, 128), dtype=np.float32)
     part[0, [0, 64, 127]] = 0.037, -0.030, 0.119
-    codes, scales = row_codes._encoded(part, row_codes.HALVED_CODE_MAX)
+    codes, scales = row_codes._encoded(part, row_codes.NIBBLES_CODE_MAX)
     assert codes[0, [0, 64]].tolist() == [37, -30]
     assert float(scales[0]) == pytest.approx(0.001)
     first_bytes = [
-        int(row_codes._packed(row_codes._half(codes, kind)).view(np.uint8)[0, 0])
+        int(row_codes._packed(row_codes._nibbles(codes, kind)).view(np.uint8)[0, 0])
         for kind in (HIGH, LOW)
     ]
     assert first_bytes == [106, 173]
@@ -264,7 +264,7 @@ def test_products_of_sixteen_rows_equal_those_of_the_plain_loop(width: int) -> N
             at_once(codes.reshape(-1), zero, rows, start, parts, zero, low, wide, found, at)
             assert not found[:2].any()
             assert not found[18:].any()
-            one = byte_products.half_product if halves else byte_products.whole_product
+            one = byte_products.nibble_product if halves else byte_products.whole_product
             for place, row in enumerate(rows[5:21].tolist()):
                 plain = one(codes.reshape(-1), np.uint64(row * width), asked, zero, wide)
                 excess = 0 if halves else 128 * int(asked.sum(dtype=np.int64))

@@ -19,7 +19,7 @@ from numba import config, int32, njit, types, uint8, uint64
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from annheal.index.codes.code_layout import HALF_LINE, LINE_BYTES, ROWS_AT_ONCE
+from annheal.index.codes.code_layout import LINE_BYTES, NIBBLE_LINE, ROWS_AT_ONCE
 
 _WORD, _LONG = ir.IntType(32), ir.IntType(64)
 _LANES = ir.VectorType(_WORD, ROWS_AT_ONCE)
@@ -77,9 +77,9 @@ def _sums_of_lanes(builder: Any, vector_of: Callable[[int], Any]) -> Any:
     return of(0, ROWS_AT_ONCE)
 
 
-def _unsigned(builder: Any, line: Any, *, halves: bool) -> list[Any]:
+def _unsigned(builder: Any, line: Any, *, nibbles: bool) -> list[Any]:
     """Return a line of codes as the instruction takes one of its operands."""
-    if not halves:
+    if not nibbles:
         # Flipping the sign bit adds 128.
         return [builder.xor(line, _of_lanes(0x80808080))]
     lowest, higher = _of_lanes(0x0F0F0F0F), builder.lshr(line, _of_lanes(4))
@@ -97,19 +97,19 @@ def _line_product(builder: Any, parts: list[Any], query: tuple[list[Any], list[A
     return builder.add(builder.shl(sums[0], _of_lanes(8)), sums[1])
 
 
-def _rows_by_lines(*, halves: bool) -> Any:
+def _rows_by_lines(*, nibbles: bool) -> Any:
     """Return a call that writes the products of sixteen rows' codes with a query, modulo 2 ** 32.
 
     The codes of row r begin at `base` + r * `width`, which is of whole lines. `rows[first]` to
     `rows[first + 15]` are the rows, `found[at]` and on takes their products, which are of codes
-    plus 128, or of halves as they are stored. The query is 256 * the bytes at `high` + those at
+    plus 128, or of nibbles as they are stored. The query is 256 * the bytes at `high` + those at
     `low`. Only with `HAS_VNNI`.
     """
-    # A line of halves takes two lines of the query.
-    query_lines = HALF_LINE // LINE_BYTES if halves else 1
+    # A line of nibbles takes two lines of the query.
+    query_lines = NIBBLE_LINE // LINE_BYTES if nibbles else 1
 
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        held, members, asked, results = (
+        planes, listed, query, results = (
             context.make_array(signature.args[number])(context, builder, arguments[number])
             for number in (0, 2, 4, 8)
         )
@@ -122,16 +122,16 @@ def _rows_by_lines(*, halves: bool) -> Any:
                 for n in range(query_lines)
             ]
             higher, lower = (
-                [_load_line(builder, asked, builder.add(byte, begin)) for begin in begins]
+                [_load_line(builder, query, builder.add(byte, begin)) for begin in begins]
                 for byte in (high, low)
             )
 
             def product(r: int) -> Any:
-                place = builder.gep(members.data, [builder.add(first, _LONG(r))])
+                place = builder.gep(listed.data, [builder.add(first, _LONG(r))])
                 start = builder.mul(builder.zext(builder.load(place), _LONG), width)
-                line = _load_line(builder, held, builder.add(builder.add(base, start), offset))
+                line = _load_line(builder, planes, builder.add(builder.add(base, start), offset))
                 return _line_product(
-                    builder, _unsigned(builder, line, halves=halves), (higher, lower)
+                    builder, _unsigned(builder, line, nibbles=nibbles), (higher, lower)
                 )
 
             more = _sums_of_lanes(builder, product)
@@ -162,27 +162,27 @@ def _rows_by_lines(*, halves: bool) -> Any:
     return intrinsic(products)
 
 
-whole_products: Any = _rows_by_lines(halves=False)
-half_products: Any = _rows_by_lines(halves=True)
+whole_products: Any = _rows_by_lines(nibbles=False)
+nibble_products: Any = _rows_by_lines(nibbles=True)
 
 
 @njit(nogil=True)
-def whole_product(codes: Any, start: Any, asked: Any, query: Any, width: Any) -> Any:
-    """Return the product of the codes that start at `start` with the query at `query`, int32."""
+def whole_product(codes: Any, start: Any, query: Any, begin: Any, width: Any) -> Any:
+    """Return the product of the codes from `start` on with the query from `begin` on, int32."""
     total = int32(0)
     for j in range(uint64(0), width):
-        total += int32(codes[start + j]) * int32(asked[query + j])
+        total += int32(codes[start + j]) * int32(query[begin + j])
     return total
 
 
 @njit(nogil=True)
-def half_product(codes: Any, start: Any, asked: Any, query: Any, width: Any) -> Any:
-    """As `whole_product` with halves of codes, as they are stored."""
+def nibble_product(codes: Any, start: Any, query: Any, begin: Any, width: Any) -> Any:
+    """As `whole_product` with nibbles of codes, as they are stored."""
     total, line = int32(0), uint64(LINE_BYTES)
     for offset in range(uint64(0), width, line):
-        begin = query + offset + offset
+        at = begin + offset + offset
         for j in range(uint64(0), line):
             both = uint8(codes[start + offset + j])
-            total += int32(both & uint8(15)) * int32(asked[begin + j])
-            total += int32(both >> uint8(4)) * int32(asked[begin + line + j])
+            total += int32(both & uint8(15)) * int32(query[at + j])
+            total += int32(both >> uint8(4)) * int32(query[at + line + j])
     return total

@@ -14,19 +14,21 @@ ROWS_PADDING = ROWS_AT_ONCE - 1
 """Room after a list of rows, in which its last one is repeated."""
 
 WHOLE, HIGH, LOW = range(3)
-"""Kinds of planes: 8-bit codes; or the higher halves of codes, or the lower ones."""
+"""Kinds of planes: 8-bit codes; or the higher nibbles of codes, or the lower ones."""
 
 LINE_BYTES = 64
-HALF_STEP = 16
-"""A code cut in halves is so many times the higher one plus the lower one."""
-HALF_CENTER = 8
-"""Added to halves, to keep them without a sign, two in a byte. In every group of `HALF_LINE`
+NIBBLE_STEP = 16
+"""A code cut in two nibbles is so many times the higher one plus the lower one."""
+NIBBLE_CENTER = 8
+"""Added to nibbles, to keep them without a sign, two in a byte. In every group of `NIBBLE_LINE`
 components, byte j holds components j and j + 64, the latter in its higher bits."""
-HALF_LINE = 2 * LINE_BYTES
+NIBBLE_LINE = 2 * LINE_BYTES
 
-SCALE_KINDS, OTHER_KINDS = 16, 4
-KINDS = SCALE_KINDS * OTHER_KINDS
-"""Rows whose scales, and factors or norms, are alike share one threshold of the first plane."""
+SCALE_GROUPS, OTHER_GROUPS = 16, 4
+GROUPS = SCALE_GROUPS * OTHER_GROUPS
+"""Groups of rows with similar scales, and similar factors or norms. The rows of a group share one
+threshold of the first plane."""
 
 FACTOR_TYPICAL_MAX = 2.0
-"""Up to here a row's factor is of a deviation, and errors add as squares; beyond, of a bound."""
+"""Up to here the slack of a row's rest counts as one more random error, and its square is added to
+those of the codes; what exceeds it counts as a hard bound, and is added as it is."""

@@ -1,30 +1,33 @@
-"""Compiled bounds of scores: planes of codes, read one after the other for ever fewer rows.
+"""Compiled bounds of scores: planes of codes are read in turn, each for fewer rows.
+
+The arguments `row_codes`, `coded` and `candidates` are `RowCodeArrays`, `CodedQueries` and
+`Candidates` of `code_arrays`; `q` is the number of the query, `p` that of the plane.
 
 Imported by `annheal.index.codes.scan_kernel` alone, because importing numba takes most of a second.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numba import float64, int32, int64, njit, uint64
 
 from annheal.index.codes.byte_products import (
     HAS_VNNI,
-    half_product,
-    half_products,
+    nibble_product,
+    nibble_products,
     whole_product,
     whole_products,
 )
 from annheal.index.codes.code_layout import (
     BEGIN,
     FACTOR_TYPICAL_MAX,
-    HALF_CENTER,
-    HALF_STEP,
     HIGH,
     KIND,
     LINE_BYTES,
+    NIBBLE_CENTER,
+    NIBBLE_STEP,
     PART,
     ROWS_AT_ONCE,
     ROWS_PADDING,
@@ -35,66 +38,10 @@ from annheal.index.codes.code_layout import (
 from annheal.index.distances import REORDER_SUMS, prefetch
 
 LINES_AHEAD = 128
-"""Cache lines of codes asked for ahead. 50,000 of 100,000 lines took 0.072 ms, with 16 ahead 0.096,
-without 0.114."""
+"""Cache lines of codes prefetched ahead. 50,000 of 100,000 lines took 0.072 ms, with 16 ahead
+0.096, without 0.114."""
 CODE_CENTER = 128
 """What `whole_products` adds to a code."""
-
-
-class Codes(NamedTuple):
-    """The rows' codes as the kernel gets them: int8, plane after plane.
-
-    `layout` (planes, COLUMNS) says what a plane holds. `scales` (parts, rows) are the floats that
-    a code of one stands for, `factors` (parts, rows) of the slack for leaving out the parts after
-    this one. `weights` (planes,): how the squared error of a part's codes grows with this plane.
-    `norms` are squared lengths, for squared Euclidean distances; empty for inner products.
-
-    Rows of a kind, uint8, are alike: `classes` (kinds, 4) float64 are the least and the largest
-    scale of their first part, the largest of their factors, and the least of their norms.
-    """
-
-    planes: Any
-    layout: Any
-    scales: Any
-    factors: Any
-    weights: Any
-    norms: Any
-    kinds: Any
-    classes: Any
-
-
-class Asked(NamedTuple):
-    """Queries as floats, and as int16 codes with one scale for all parts.
-
-    `bytes` (n, 2, d) int8 are the codes again, as 256 * the first + the second; `sums` (n, parts)
-    are those of the codes. A score is what the codes give plus `offsets` (n,). Errors: `rests` and
-    `shares` (n, parts) of leaving out the parts after this one, at any row and per unit of the
-    product looked for; `errors` (n, parts) of codes, per unit of a row's scale.
-    """
-
-    floats: Any
-    codes: Any
-    bytes: Any
-    sums: Any
-    scales: Any
-    offsets: Any
-    rests: Any
-    shares: Any
-    errors: Any
-
-
-class Doubtful(NamedTuple):
-    """Memory for the rows of a part of the members, of which the next plane is to be read.
-
-    `values` and `squares` are the products of the planes so far, and the squared errors of their
-    codes. `products` are of the plane just read, `thresholds` of the kinds of rows.
-    """
-
-    rows: Any
-    products: Any
-    values: Any
-    squares: Any
-    thresholds: Any
 
 
 @njit(nogil=True)
@@ -107,123 +54,135 @@ def pad(rows: Any, count: Any) -> None:
 
 
 @njit(nogil=True)
-def _place(held: Any, p: Any, q: Any, dimension: Any) -> Any:
-    """Return where plane `p` begins and how wide a row is, and where its part of the query is.
+def _place(row_codes: Any, p: Any, q: Any, dimension: Any) -> Any:
+    """Return where plane `p` and the part of query `q` that it is multiplied with lie.
 
-    The last two are the kind of the plane, and whether it is multiplied by lines.
+    In order: where the plane begins; the bytes of a row; where the part begins in the query's
+    codes, in its first bytes and in its second bytes; the kind of the plane; and whether it is
+    multiplied a line of 64 bytes at a time.
     """
     base = uint64(0)
     for before in range(p):
-        base += uint64(held.layout[before, WIDTH]) * uint64(held.scales.shape[1])
-    width, kind = uint64(held.layout[p, WIDTH]), held.layout[p, KIND]
-    begin = q * dimension + uint64(held.layout[p, BEGIN])
+        base += uint64(row_codes.layout[before, WIDTH]) * uint64(row_codes.scales.shape[1])
+    width, kind = uint64(row_codes.layout[p, WIDTH]), row_codes.layout[p, KIND]
+    begin = q * dimension + uint64(row_codes.layout[p, BEGIN])
     high = q * dimension + begin
     by_lines = HAS_VNNI and width % uint64(LINE_BYTES) == uint64(0)
     return base, width, begin, high, high + dimension, kind, by_lines
 
 
 @njit(nogil=True)
-def _excess(held: Any, asked: Any, q: Any, p: Any, by_lines: Any) -> Any:
-    """Return by how much all products with a plane are too large, modulo 2 ** 32."""
-    center = int32(HALF_CENTER)
-    if held.layout[p, KIND] == WHOLE:
+def _excess(row_codes: Any, coded: Any, q: Any, p: Any, by_lines: Any) -> Any:
+    """Return by how much all products with a plane are too large, modulo 2 ** 32.
+
+    Codes are multiplied with a constant added, which makes them unsigned.
+    """
+    center = int32(NIBBLE_CENTER)
+    if row_codes.layout[p, KIND] == WHOLE:
         center = int32(CODE_CENTER) if by_lines else int32(0)
-    return int32(asked.sums[q, held.layout[p, PART]] * center)
+    return int32(coded.sums[q, row_codes.layout[p, PART]] * center)
 
 
 @njit(nogil=True)
-def _ask_for(codes: Any, base: Any, width: Any, rows: Any, first: Any, stop: Any) -> None:
+def _prefetch_rows(planes: Any, base: Any, width: Any, rows: Any, first: Any, stop: Any) -> None:
+    """Prefetch the lines of a plane that hold rows `first` to `stop`."""
     for t in range(first, stop):
         start = base + uint64(rows[t]) * width
         for line in range(uint64(0), width, uint64(LINE_BYTES)):
-            prefetch(codes, start + line)
+            prefetch(planes, start + line)
 
 
 @njit(nogil=True)
 def multiply(
-    held: Any, asked: Any, q: Any, p: Any, dimension: Any, rows: Any, count: Any, products: Any
+    row_codes: Any, coded: Any, q: Any, p: Any, dimension: Any, rows: Any, count: Any, products: Any
 ) -> None:
     """Write the products of plane `p` of the first `count` rows with query `q` into `products`.
 
     Both have room for the padding.
     """
-    base, width, begin, high, low, kind, by_lines = _place(held, p, q, dimension)
+    base, width, begin, high, low, kind, by_lines = _place(row_codes, p, q, dimension)
     lines = (width + uint64(LINE_BYTES - 1)) // uint64(LINE_BYTES)
     at_once, stop = uint64(ROWS_AT_ONCE), uint64(count)
     ahead = max(at_once, uint64(LINES_AHEAD) // lines // at_once * at_once)
-    codes, bytes_ = held.planes, asked.bytes
-    _ask_for(codes, base, width, rows, uint64(0), min(ahead, stop))
+    planes, bytes_ = row_codes.planes, coded.bytes
+    _prefetch_rows(planes, base, width, rows, uint64(0), min(ahead, stop))
     for t in range(uint64(0), stop, at_once):
         if t + ahead + at_once <= stop:
             # Not a call: LLVM makes slower code of it.
             for line in range(uint64(0), width, uint64(LINE_BYTES)):
                 for r in range(t + ahead, t + ahead + at_once):
-                    prefetch(codes, base + uint64(rows[r]) * width + line)
+                    prefetch(planes, base + uint64(rows[r]) * width + line)
         if by_lines and kind == WHOLE:
-            whole_products(codes, base, rows, t, bytes_, high, low, width, products, t)
+            whole_products(planes, base, rows, t, bytes_, high, low, width, products, t)
         elif by_lines:
-            half_products(codes, base, rows, t, bytes_, high, low, width, products, t)
+            nibble_products(planes, base, rows, t, bytes_, high, low, width, products, t)
         else:
             for r in range(t, min(t + at_once, stop)):
                 start = base + uint64(rows[r]) * width
                 if kind == WHOLE:
-                    products[r] = whole_product(codes, start, asked.codes, begin, width)
+                    products[r] = whole_product(planes, start, coded.codes, begin, width)
                 else:
-                    products[r] = half_product(codes, start, asked.codes, begin, width)
-    excess = _excess(held, asked, q, p, by_lines)
+                    products[r] = nibble_product(planes, start, coded.codes, begin, width)
+    excess = _excess(row_codes, coded, q, p, by_lines)
     for t in range(stop):
         products[t] = int32(products[t] - excess)
 
 
 @njit(nogil=True, fastmath=REORDER_SUMS, error_model="numpy")
-def _set_thresholds(held: Any, asked: Any, q: Any, l2: Any, least: Any, thresholds: Any) -> None:
-    """Write for each class of rows the least product with which a score of `least` is possible.
+def _set_thresholds(
+    row_codes: Any, coded: Any, q: Any, l2: Any, limit: Any, thresholds: Any
+) -> None:
+    """Write for each group of rows the least product with which a score of `limit` is possible.
 
-    Of a row of the class that has the largest slack and needs least.
+    It is that of the most favourable row: with the largest slack and the smallest norm.
     """
-    kind, part, seen = held.layout[0, KIND], held.layout[0, PART], held.layout[0, SEEN]
-    step = float64(HALF_STEP) if kind == HIGH else float64(1)
-    unit = step * float64(asked.scales[q])
-    error = np.sqrt(float64(held.weights[0])) * float64(asked.errors[q, part])
-    rest, share = float64(asked.rests[q, seen]), float64(asked.shares[q, seen])
+    kind, part, seen = (
+        row_codes.layout[0, KIND],
+        row_codes.layout[0, PART],
+        row_codes.layout[0, SEEN],
+    )
+    step = float64(NIBBLE_STEP) if kind == HIGH else float64(1)
+    unit = step * float64(coded.scales[q])
+    error = np.sqrt(float64(row_codes.weights[0])) * float64(coded.errors[q, part])
+    rest, share = float64(coded.rests[q, seen]), float64(coded.shares[q, seen])
     lowest, highest = float64(-(2**31)), float64(2**31 - 1)
-    for c in range(uint64(thresholds.size)):
-        smallest, largest = held.classes[c, 0], held.classes[c, 1]
-        factor, norm = held.classes[c, 2], held.classes[c, 3]
-        needed = float64(least)
+    for g in range(uint64(thresholds.size)):
+        smallest, largest = row_codes.group_bounds[g, 0], row_codes.group_bounds[g, 1]
+        factor, norm = row_codes.group_bounds[g, 2], row_codes.group_bounds[g, 3]
+        needed = float64(limit)
         if l2:
             needed = 0.5 * (needed + norm)
         typical = min(factor, float64(FACTOR_TYPICAL_MAX))
         slack = np.sqrt((error * largest) ** 2 + (rest * typical) ** 2) + rest * (factor - typical)
         lacking = needed - share * max(needed, 0.0) - slack
         product = lacking / (unit * (largest if lacking > 0.0 else smallest))
-        thresholds[c] = int32(np.floor(min(max(product, lowest), highest)))
+        thresholds[g] = int32(np.floor(min(max(product, lowest), highest)))
 
 
 @njit(nogil=True)
 def _sift(
-    held: Any, asked: Any, q: Any, p: Any, l2: Any, doubtful: Any, count: Any, least: Any
+    row_codes: Any, coded: Any, q: Any, p: Any, l2: Any, candidates: Any, count: Any, limit: Any
 ) -> Any:
-    """Keep those of the first `count` rows of which a score of `least` is possible after plane `p`.
+    """Keep those of the first `count` rows of which a score of `limit` is possible after plane `p`.
 
     Returns their number.
     """
-    part, seen = held.layout[p, PART], held.layout[p, SEEN]
-    step = float64(HALF_STEP) if held.layout[p, KIND] == HIGH else float64(1)
-    unit, error = step * float64(asked.scales[q]), float64(asked.errors[q, part])
-    weight = float64(held.weights[p]) * error * error
-    rest, share = float64(asked.rests[q, seen]), float64(asked.shares[q, seen])
-    needed, kept = float64(least), uint64(0)
-    rows, values, squares = doubtful.rows, doubtful.values, doubtful.squares
+    part, seen = row_codes.layout[p, PART], row_codes.layout[p, SEEN]
+    step = float64(NIBBLE_STEP) if row_codes.layout[p, KIND] == HIGH else float64(1)
+    unit, error = step * float64(coded.scales[q]), float64(coded.errors[q, part])
+    weight = float64(row_codes.weights[p]) * error * error
+    rest, share = float64(coded.rests[q, seen]), float64(coded.shares[q, seen])
+    needed, kept = float64(limit), uint64(0)
+    rows, values, squares = candidates.rows, candidates.values, candidates.squares
     for t in range(uint64(count)):
         row = uint64(rows[t])
-        scale, factor = float64(held.scales[part, row]), float64(held.factors[seen, row])
-        value, square = float64(doubtful.products[t]) * unit * scale, weight * scale * scale
+        scale, factor = float64(row_codes.scales[part, row]), float64(row_codes.factors[seen, row])
+        value, square = float64(candidates.products[t]) * unit * scale, weight * scale * scale
         if p:
             value += values[t]
             square += squares[t]
         if l2:
-            needed = 0.5 * (float64(least) + float64(held.norms[row]))
+            needed = 0.5 * (float64(limit) + float64(row_codes.norms[row]))
         typical = min(factor, float64(FACTOR_TYPICAL_MAX))
         slack = np.sqrt(square + (rest * typical) ** 2) + rest * (factor - typical)
         # No branch: the processor would guess wrong for every other row of a close race.
@@ -234,43 +193,50 @@ def _sift(
 
 @njit(nogil=True)
 def pass_planes(
-    held: Any, asked: Any, q: Any, dimension: Any, l2: Any, doubtful: Any, count: Any, least: Any
+    row_codes: Any,
+    coded: Any,
+    q: Any,
+    dimension: Any,
+    l2: Any,
+    candidates: Any,
+    count: Any,
+    limit: Any,
 ) -> Any:
-    """Keep those of the first `count` rows of which a score of `least` is possible.
+    """Keep those of the first `count` rows of which a score of `limit` is possible.
 
-    `doubtful.products` are of the first plane; the others are read only for the rows that are left.
-    Returns their number.
+    `candidates.products` are of the first plane; the others are read only for the rows that are
+    left. Returns their number.
     """
-    count = _sift(held, asked, q, int64(0), l2, doubtful, count, least)
-    for p in range(1, held.layout.shape[0]):
-        pad(doubtful.rows, count)
-        multiply(held, asked, q, p, dimension, doubtful.rows, count, doubtful.products)
-        count = _sift(held, asked, q, p, l2, doubtful, count, least)
+    count = _sift(row_codes, coded, q, int64(0), l2, candidates, count, limit)
+    for p in range(1, row_codes.layout.shape[0]):
+        pad(candidates.rows, count)
+        multiply(row_codes, coded, q, p, dimension, candidates.rows, count, candidates.products)
+        count = _sift(row_codes, coded, q, p, l2, candidates, count, limit)
     return count
 
 
 @njit(nogil=True)
 def keep_possible(
-    held: Any,
-    asked: Any,
+    row_codes: Any,
+    coded: Any,
     q: Any,
     l2: Any,
     members: Any,
     products: Any,
     count: Any,
-    doubtful: Any,
-    least: Any,
+    candidates: Any,
+    limit: Any,
 ) -> Any:
-    """Keep those of the first `count` members whose products reach the threshold of their kind.
+    """Keep those of the first `count` members whose products reach the threshold of their group.
 
     `products` are of the first plane, and move with their members. Returns their number.
     """
-    thresholds, kinds, kept = doubtful.thresholds, held.kinds, uint64(0)
-    _set_thresholds(held, asked, q, l2, least, thresholds)
+    thresholds, groups, kept = candidates.thresholds, row_codes.groups, uint64(0)
+    _set_thresholds(row_codes, coded, q, l2, limit, thresholds)
     for t in range(uint64(count)):
         row, product = members[t], products[t]
         # No branch: the processor would guess wrong for every other row of a close race.
         members[kept] = row
         products[kept] = product
-        kept += uint64(product >= thresholds[kinds[uint64(row)]])
+        kept += uint64(product >= thresholds[groups[uint64(row)]])
     return int64(kept)

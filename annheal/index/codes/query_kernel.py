@@ -1,4 +1,4 @@
-"""Compiled coding of queries: directions, codes and errors in one call.
+"""Compiled coding of queries: rotation, codes and errors in one call.
 
 Imported where machine code is loaded: importing numba takes a good part of a second.
 
@@ -20,31 +20,31 @@ SCALE_MIN = np.float32(1e-42)
 
 
 @njit(nogil=True, fastmath=REORDER_SUMS)
-def _turn(query: Any, mean: Any, directions: Any, less_mean: Any, turned: Any) -> None:
-    """Write the components of a query along the directions, themselves rows, into `turned`."""
-    dimension = uint64(turned.size)
+def _rotate(query: Any, mean: Any, axes: Any, less_mean: Any, rotated: Any) -> None:
+    """Write the components of a query along the principal axes, which are rows, into `rotated`."""
+    dimension = uint64(rotated.size)
     if less_mean:
         query = query - mean
-    if directions.size == 0:
-        turned[:] = query
+    if axes.size == 0:
+        rotated[:] = query
         return
     for j in range(uint64(0), dimension):
         start, total = j * dimension, float32(0)
         for i in range(uint64(0), dimension):
-            total += query[i] * element(directions, start + i)
-        turned[j] = total
+            total += query[i] * element(axes, start + i)
+        rotated[j] = total
 
 
 @njit(nogil=True, fastmath=REORDER_SUMS, error_model="numpy")
-def _encode(turned: Any, code_max: Any, codes: Any, bytes_: Any) -> Any:
+def _encode(rotated: Any, code_max: Any, codes: Any, bytes_: Any) -> Any:
     """Write the codes of a query, and their bytes; return what a code of one stands for."""
-    dimension = uint64(turned.size)
+    dimension = uint64(rotated.size)
     largest = float32(0)
     for j in range(uint64(0), dimension):
-        largest = max(largest, abs(turned[j]))
+        largest = max(largest, abs(rotated[j]))
     scale = max(largest / float32(code_max), SCALE_MIN)
     for j in range(uint64(0), dimension):
-        code = int32(np.rint(turned[j] / scale))
+        code = int32(np.rint(rotated[j] / scale))
         high = (code + int32(BYTE // 2)) >> int32(8)
         codes[j] = int16(code)
         bytes_[0, j] = high
@@ -56,7 +56,7 @@ def _encode(turned: Any, code_max: Any, codes: Any, bytes_: Any) -> Any:
 def code_queries(
     queries: Any,
     mean: Any,
-    directions: Any,
+    axes: Any,
     deviations: Any,
     edges: Any,
     code_slack: Any,
@@ -73,28 +73,29 @@ def code_queries(
     shares: Any,
     errors: Any,
 ) -> None:
-    """Fill the arrays of `row_codes.CodedQueries` from `codes` on.
+    """Fill the arrays of `code_arrays.CodedQueries`, which begin with `codes`.
 
     `queries` (n, d); `mean` (d,) is taken off them for squared distances, and their product with it
-    is the offset otherwise. `directions` (d * d,) are the bits of halves, empty for none;
-    `deviations` (d,) those of rows along them; `edges` (parts + 1,) where the parts begin.
+    is the offset otherwise. `axes` (d * d,) are the bits of float16 principal axes,
+    empty for none; `deviations` (d,) the standard deviations of rows along them; `edges`
+    (parts + 1,) where the parts begin.
     """
     dimension, parts = queries.shape[1], int64(edges.size) - 1
-    turned = np.empty(dimension, dtype=np.float32)
+    rotated = np.empty(dimension, dtype=np.float32)
     for n in range(queries.shape[0]):
         query = queries[n]
-        _turn(query, mean, directions, l2, turned)
-        scales[n] = _encode(turned, code_max, codes[n], bytes_[n])
+        _rotate(query, mean, axes, l2, rotated)
+        scales[n] = _encode(rotated, code_max, codes[n], bytes_[n])
         whole = np.finfo(np.float64).tiny
         for j in range(dimension):
-            whole += float64(turned[j]) * float64(turned[j])
+            whole += float64(rotated[j]) * float64(rotated[j])
         after, spread = float64(0), float64(0)
         for part in range(parts - 1, -1, -1):
             rests[n, part] = rest_slacks[part] * np.sqrt(spread)
             shares[n, part] = after / whole
             length, total = float64(0), int32(0)
             for j in range(edges[part], edges[part + 1]):
-                square = float64(turned[j]) * float64(turned[j])
+                square = float64(rotated[j]) * float64(rotated[j])
                 length += square
                 spread += square * float64(deviations[j]) * float64(deviations[j])
                 total += int32(codes[n, j])

@@ -1,16 +1,16 @@
 """Vectors as 8-bit codes, and how far a product of codes may be from the true one.
 
-Where few directions hold most of what tells vectors apart, as in those of language models, a row's
-components along them come in **parts**, the strongest first, and its codes in **planes**. The first
-plane holds the higher halves of the codes of the first part, and usually decides alone that the row
-is not among the best; the lower halves and the other parts are read for the few that are left.
+Where a few principal axes hold most of the variance, as in embeddings of language models, a row's
+components along them come in **parts**, the axes with the largest variance first, and its codes in
+**planes**. The first plane holds the higher nibbles of the codes of the first part, and rules most
+rows out alone; the lower nibbles and the other parts are read for the few rows that are left.
+docs/internals/codes.md explains layout, bounds and constants.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -20,27 +20,28 @@ from annheal.index.codes.code_axes import AXES_ROWS, PART_VARIANCES, Axes, Doubl
 from annheal.index.codes.code_layout import (
     BEGIN,
     COLUMNS,
-    HALF_CENTER,
-    HALF_STEP,
+    GROUPS,
     HIGH,
     KIND,
-    KINDS,
     LINE_BYTES,
     LOW,
-    OTHER_KINDS,
+    NIBBLE_CENTER,
+    NIBBLE_STEP,
+    OTHER_GROUPS,
     PART,
-    SCALE_KINDS,
+    SCALE_GROUPS,
     SEEN,
     WHOLE,
     WIDTH,
 )
 from annheal.index.kernels.catalog import Kernel
+from annheal.index.kernels.code_arrays import CodedQueries, RowCodeArrays
 from annheal.index.kernels.loaded import machine_code
 from annheal.model.records import Float32Matrix
 
 CODE_MAX = 127
-HALVED_CODE_MAX = 119
-"""Of codes cut in halves: 16 times one of -7 to 7 plus one of -8 to 7."""
+NIBBLES_CODE_MAX = 119
+"""Largest code of two nibbles: 16 times one of -7 to 7 plus one of -8 to 7."""
 QUERY_CODE_MAX = 127 * 256
 """Its higher byte, rounded, is a signed one."""
 ENCODE_ROWS = 8_192
@@ -56,43 +57,23 @@ REST_SLACK_MIN = 4.2
 """Standard deviations of the product of the parts that are left out. With 3.0, or the 3.5 that
 were measured at random, far filters lost 11 of 10,000 rows, with 4.2 five, in the same time."""
 TYPICAL_COMPONENT = 4.0
-"""Of the weaker directions, in standard deviations: a row with a larger one gets a wider slack."""
+"""Of the axes with less variance, in standard deviations: a row with a larger component gets a
+wider slack."""
 TYPICAL_RMS = 1.5
-"""A row of a rare kind is far out in directions that are weak for all others. Beyond this no slack
-is safe but the largest product that there can be."""
-UNTYPICAL_SHARE_MAX = 0.05
-"""With more such rows codes are not cut."""
-HALF_SLACK_MAX = 4 * CODE_SLACK_MIN
-"""Nor where the errors of higher halves add up to more, per unit as `CODE_SLACK_MIN`."""
-FACTOR_KINDS = (0.9, 0.97, 0.995)
-"""Shares of rows by which kinds of factors are told apart."""
+"""Length of a row's rest by the usual one beyond which the row is an outlier. Its slack is the
+largest product that there can be: a rare row may lie far out along axes with little variance."""
+OUTLIER_SHARE_MAX = 0.05
+"""With a larger share of outliers codes are not cut."""
+HIGH_SLACK_MAX = 4 * CODE_SLACK_MIN
+"""Nor where the errors of higher nibbles alone add up to more, per unit as `CODE_SLACK_MIN`."""
+FACTOR_GROUPS = (0.9, 0.97, 0.995)
+"""Shares of the rows, by rising factor, at which a new group of factors begins."""
 OFFSET_ERROR = 1e-6
 """Rounding of a product with the mean, by the product of their lengths."""
 
-Codes = npt.NDArray[np.int8]
+Int8s = npt.NDArray[np.int8]
 Scaled: TypeAlias = tuple[npt.NDArray[np.int16], Floats]
-"""Codes of vectors (n, width) and what a code of one stands for, (n,)."""
-
-
-@dataclass(frozen=True, slots=True)
-class CodedQueries:
-    """Queries (n, d) as codes, int16, with their scales (n,).
-
-    `bytes` (n, 2, d) are the codes as 256 * the first + the second, `sums` (n, parts) of them. A
-    score is what the codes give plus the query's offset (n,). Errors: `rests` (n, parts) of leaving
-    out the parts after this one, for a row far from the query; `shares` (n, parts) more per unit of
-    the whole product, because what is near the query is near it in all parts; `errors` (n, parts)
-    of the codes, per unit of a row's scale.
-    """
-
-    codes: npt.NDArray[np.int16]
-    bytes: Codes
-    sums: npt.NDArray[np.int32]
-    scales: Floats
-    offsets: Floats
-    rests: Floats
-    shares: Floats
-    errors: Floats
+"""Int8s of vectors (n, width) and what a code of one stands for, (n,)."""
 
 
 def size_bytes_max(rows: int, dimension: int) -> int:
@@ -102,7 +83,7 @@ def size_bytes_max(rows: int, dimension: int) -> int:
 
 
 class RowCodes:
-    """Codes of all rows of one index.
+    """Int8s of all rows of one index.
 
     A row's codes are its components in units of the largest one by 127, so they are off by half a
     unit; each part has a unit of its own.
@@ -114,12 +95,13 @@ class RowCodes:
         factors: of the slack for the parts after this one, (parts, rows) float32.
         weights: how the squared error of a part's codes grows with each plane, (planes,) float32.
         norms: squared lengths, for squared Euclidean distances, (rows,) float32; else empty.
-        kinds: uint8, (rows,), by which rows are alike.
-        classes: least and largest scale of the first part, largest factor of it and least norm of
-            the rows of a kind, (kinds, 4) float64.
-        untypical_share: rows with an untypical rest, for which only its length bounds it.
+        groups: the group of each row, uint8, (rows,): its rows share a threshold.
+        group_bounds: least and largest scale of the first part, largest factor of it and least
+            norm of the rows of a group, (groups, 4) float64.
+        arrays: the arrays above, as kernels take them.
+        outlier_share: share of the rows whose rest is so long that only its length bounds it.
         code_slack: error of a product of codes, as a share of scale times query length.
-        half_slack: as `code_slack` of higher halves alone, by `HALF_STEP`.
+        high_slack: as `code_slack` of higher nibbles alone, by `NIBBLE_STEP`.
         rest_slacks: of the parts after each one, in standard deviations, (parts,).
         size_bytes: memory held.
     """
@@ -144,7 +126,7 @@ class RowCodes:
             [0, *(self._axes.cuts if self._axes else ()), dimension], dtype=np.int64
         )
         self._parts = [slice(*edge) for edge in itertools.pairwise(self._edges.tolist())]
-        self._given = _given(self._axes, dimension)
+        self._query_axes = _query_axes(self._axes, dimension)
         parts = len(self._parts)
         self.layout = _layout(self._parts)
         self.planes = _aligned_codes(rows * dimension)
@@ -154,19 +136,29 @@ class RowCodes:
         for start in range(0, rows, ENCODE_ROWS):
             checkpoint()
             self._encode(np.array(vectors[start : start + ENCODE_ROWS]), start)
-        self.code_slack = self.half_slack = CODE_SLACK_MIN
+        self.code_slack = self.high_slack = CODE_SLACK_MIN
         self.rest_slacks = np.full(parts, REST_SLACK_MIN)
         self._measure_slacks(vectors)
-        ratio = (HALF_STEP * self.half_slack / self.code_slack) ** 2
+        ratio = (NIBBLE_STEP * self.high_slack / self.code_slack) ** 2
         added = {WHOLE: 1.0, HIGH: ratio, LOW: 1.0 - ratio}
         self.weights = np.array([added[kind] for kind in self.layout[:, KIND]], dtype=np.float32)
-        untypical = self.factors < 0
-        self.untypical_share = float(untypical.any(axis=0).mean()) if rows else 0.0
+        outliers = self.factors < 0
+        self.outlier_share = float(outliers.any(axis=0).mean()) if rows else 0.0
         lengths = -self.factors / self.rest_slacks[:, None]
-        np.copyto(self.factors, lengths, where=untypical, casting="same_kind")
-        self.kinds, self.classes = _kinds_of(self.scales[0], self.factors[0], self.norms)
-        arrays = (self.planes, self.scales, self.factors, self.norms, self.kinds)
-        self.size_bytes = sum(array.nbytes for array in arrays)
+        np.copyto(self.factors, lengths, where=outliers, casting="same_kind")
+        self.groups, self.group_bounds = _groups_of(self.scales[0], self.factors[0], self.norms)
+        self.arrays = RowCodeArrays(
+            planes=self.planes,
+            layout=self.layout,
+            scales=self.scales,
+            factors=self.factors,
+            weights=self.weights,
+            norms=self.norms,
+            groups=self.groups,
+            group_bounds=self.group_bounds,
+        )
+        large = (self.planes, self.scales, self.factors, self.norms, self.groups)
+        self.size_bytes = sum(array.nbytes for array in large)
 
     @property
     def cut(self) -> bool:
@@ -178,9 +170,10 @@ class RowCodes:
         (n, dimension), parts = queries.shape, len(self._parts)
         rests, shares, errors = np.empty((3, n, parts), dtype=np.float32)
         scales, offsets = np.empty((2, n), dtype=np.float32)
-        asked = CodedQueries(
-            codes=np.empty((n, dimension), dtype=np.int16),
-            bytes=np.empty((n, 2, dimension), dtype=np.int8),
+        coded = CodedQueries(
+            vectors=queries.reshape(-1),
+            codes=np.empty(n * dimension, dtype=np.int16),
+            bytes=np.empty(n * 2 * dimension, dtype=np.int8),
             sums=np.empty((n, parts), dtype=np.int32),
             scales=scales,
             offsets=offsets,
@@ -188,9 +181,10 @@ class RowCodes:
             shares=shares,
             errors=errors,
         )
+        _, codes, bytes_, *others = coded
         machine_code(Kernel.CODE_QUERIES)(
             queries,
-            *self._given,
+            *self._query_axes,
             self._edges,
             self.code_slack,
             self.rest_slacks,
@@ -198,106 +192,102 @@ class RowCodes:
             min(QUERY_CODE_MAX, (2**31 - 1) // (CODE_MAX * dimension)),
             OFFSET_ERROR,
             self._l2,
-            asked.codes,
-            asked.bytes,
-            asked.sums,
-            scales,
-            offsets,
-            rests,
-            shares,
-            errors,
+            codes.reshape(n, dimension),
+            bytes_.reshape(n, 2, dimension),
+            *others,
         )
-        return asked
+        return coded
 
     def _encode(self, vectors: Floats, start: int) -> None:
         """Fill in the codes of the rows from `start` on."""
-        some = slice(start, start + len(vectors))
-        turned = self._turned(vectors)
-        encoded = [self._encoded(turned, part) for part in range(len(self._parts))]
+        block = slice(start, start + len(vectors))
+        rotated = self._rotated(vectors)
+        encoded = [self._encoded(rotated, part) for part in range(len(self._parts))]
         for part, (_, scales) in enumerate(encoded):
-            self.scales[part, some] = scales
+            self.scales[part, block] = scales
         for plane, (kind, part) in enumerate(self.layout[:, [KIND, PART]].tolist()):
             codes = encoded[part][0]
-            self._plane(plane)[some] = codes if kind == WHOLE else _packed(_half(codes, kind))
-        self.factors[:-1, some] = self._factors(turned)
+            self._plane(plane)[block] = codes if kind == WHOLE else _packed(_nibbles(codes, kind))
+        self.factors[:-1, block] = self._factors(rotated)
         if self._l2:
             less = vectors if self._axes is None else vectors - self._axes.mean
-            self.norms[some] = np.einsum("ij,ij->i", less, less)
+            self.norms[block] = np.einsum("ij,ij->i", less, less)
 
-    def _encoded(self, turned: Floats, part: int) -> Scaled:
+    def _encoded(self, rotated: Floats, part: int) -> Scaled:
         """Return the codes of one part."""
-        halved = self.cut and part == 0
-        return _encoded(turned[:, self._parts[part]], HALVED_CODE_MAX if halved else CODE_MAX)
+        in_nibbles = self.cut and part == 0
+        return _encoded(rotated[:, self._parts[part]], NIBBLES_CODE_MAX if in_nibbles else CODE_MAX)
 
-    def _plane(self, number: int) -> Codes:
+    def _plane(self, number: int) -> Int8s:
         """Return the codes of a plane, (rows, width)."""
         rows = self.scales.shape[1]
         start, stop = (rows * int(self.layout[:n, WIDTH].sum()) for n in (number, number + 1))
         return self.planes[start:stop].reshape(rows, -1)
 
-    def _factors(self, turned: Floats) -> Doubles:
-        """Return the factors (cuts, n) of rows, and negated lengths for those that are untypical.
+    def _factors(self, rotated: Floats) -> Doubles:
+        """Return the factors (cuts, n) of rows, and the negated lengths of outliers.
 
-        A length is in standard deviations; times those of a query it is the largest product.
+        A length is in standard deviations; its product with the length of a query, whose components
+        are multiplied with the deviations, is the largest product that there can be.
         """
         cuts = () if self._axes is None else self._axes.cuts
-        factors = np.empty((len(cuts), len(turned)))
+        factors = np.empty((len(cuts), len(rotated)))
         for number, cut in enumerate(cuts):
             assert self._axes is not None
-            rest = np.abs(turned[:, cut:] / self._axes.deviations[cut:])
+            rest = np.abs(rotated[:, cut:] / self._axes.deviations[cut:])
             lengths = np.linalg.norm(rest, axis=1)
             factors[number] = np.maximum(1.0, rest.max(axis=1) / TYPICAL_COMPONENT)
-            untypical = lengths > TYPICAL_RMS * np.sqrt(rest.shape[1])
-            factors[number, untypical] = -lengths[untypical]
+            outliers = lengths > TYPICAL_RMS * np.sqrt(rest.shape[1])
+            factors[number, outliers] = -lengths[outliers]
         return factors
 
-    def _turned(self, vectors: Floats) -> Floats:
+    def _rotated(self, vectors: Floats) -> Floats:
         axes = self._axes
         if axes is None:
             return vectors
-        turned: Floats = np.matmul(vectors - axes.mean, axes.directions)
-        return turned
+        rotated: Floats = np.matmul(vectors - axes.mean, axes.principal)
+        return rotated
 
     def _measure_slacks(self, vectors: Float32Matrix) -> None:
-        """Compare products of codes, and of some parts alone, with the true ones: rows ask."""
+        """Measure slacks on products of codes, whole and of some parts, with rows as queries."""
         rng = np.random.default_rng(len(vectors))
         chosen = rng.integers(0, len(vectors), SAMPLE_ROWS)
         rows = np.array(vectors[chosen])
         queries = np.array(vectors[rng.integers(0, len(vectors), SAMPLE_ROWS)])
-        turned, mean = self._turned(rows), self._given[0].astype(np.float64)
+        rotated, mean = self._rotated(rows), self._query_axes[0].astype(np.float64)
         exact = (queries - mean if self._l2 else queries) @ (rows - mean).T
-        asked = self.coded(queries)
-        whole = asked.codes.astype(np.float64) * asked.scales[:, None]
+        coded = self.coded(queries)
+        whole = coded.codes.reshape(queries.shape).astype(np.float64) * coded.scales[:, None]
         squares, rest = np.zeros_like(exact), np.zeros_like(exact)
         for part, components in reversed(list(enumerate(self._parts))):
             if part < len(self._parts) - 1:
                 factors = np.abs(self.factors[part, chosen])
-                deviations = asked.rests[:, part, None] / REST_SLACK_MIN * factors
+                deviations = coded.rests[:, part, None] / REST_SLACK_MIN * factors
                 self.rest_slacks[part] = max(REST_SLACK_MIN, _quantile(rest, deviations))
-            codes, scales = self._encoded(turned, part)
-            units = np.outer(asked.errors[:, part] / CODE_SLACK_MIN, scales.astype(np.float64))
+            codes, scales = self._encoded(rotated, part)
+            units = np.outer(coded.errors[:, part] / CODE_SLACK_MIN, scales.astype(np.float64))
             squares += units**2
             rest += whole[:, components] @ (codes * scales[:, None]).T
             if self.cut and part == 0:
-                low = _half(codes, LOW) * scales[:, None]
-                missing = _quantile(whole[:, components] @ low.T, HALF_STEP * units)
-                self.half_slack = max(CODE_SLACK_MIN, missing)
+                low = _nibbles(codes, LOW) * scales[:, None]
+                missing = _quantile(whole[:, components] @ low.T, NIBBLE_STEP * units)
+                self.high_slack = max(CODE_SLACK_MIN, missing)
         self.code_slack = max(CODE_SLACK_MIN, _quantile(rest - exact, np.sqrt(squares)))
 
 
-def _given(axes: Axes | None, dimension: int) -> tuple[Floats, npt.NDArray[np.uint16], Floats]:
-    """Return mean, directions as bits of halves, and deviations, as `code_queries` takes them."""
+def _query_axes(axes: Axes | None, dimension: int) -> tuple[Floats, npt.NDArray[np.uint16], Floats]:
+    """Return mean, axes as bits of float16, and deviations, as `code_queries` takes them."""
     if axes is None:
         nothing = np.zeros(dimension, dtype=np.float32)
         return nothing, np.zeros(0, dtype=np.uint16), nothing
-    halves = np.ascontiguousarray(axes.directions.T).astype(np.float16)
-    return axes.mean, halves.view(np.uint16).reshape(-1), axes.deviations.astype(np.float32)
+    small = np.ascontiguousarray(axes.principal.T).astype(np.float16)
+    return axes.mean, small.view(np.uint16).reshape(-1), axes.deviations.astype(np.float32)
 
 
 def _layout(parts: list[slice]) -> npt.NDArray[np.int64]:
-    """Return the planes of parts, of which the first is cut in halves unless it is the only one.
+    """Return the planes of parts, of which the first is cut in nibbles unless it is the only one.
 
-    Its lower halves tell less of a row than the second of three parts.
+    Its lower nibbles tell less of a row than the second of three parts.
     """
     widths = [part.stop - part.start for part in parts]
     planes = [(widths[part], WHOLE, part) for part in range(1, len(parts))]
@@ -316,30 +306,30 @@ def _layout(parts: list[slice]) -> npt.NDArray[np.int64]:
     return layout
 
 
-def _kinds_of(
+def _groups_of(
     scales: Floats, factors: Floats, norms: Floats
 ) -> tuple[npt.NDArray[np.uint8], Doubles]:
-    """Sort rows into kinds: by scale, and by norm where there are norms, else by factor."""
+    """Sort rows into groups: by scale, and by norm where there are norms, else by factor."""
     if len(norms):
-        counts, others = (OTHER_KINDS, SCALE_KINDS), norms
+        counts, others = (OTHER_GROUPS, SCALE_GROUPS), norms
     else:
-        counts, others = (SCALE_KINDS, OTHER_KINDS), factors
-    kinds = np.zeros(len(scales), dtype=np.int64)
+        counts, others = (SCALE_GROUPS, OTHER_GROUPS), factors
+    groups = np.zeros(len(scales), dtype=np.int64)
     for values, count in zip((scales, others), counts, strict=True):
-        # Most factors are 1: the kinds are for the rest of them.
-        shares = FACTOR_KINDS if values is factors else np.arange(1, count) / count
-        kinds = kinds * count + np.searchsorted(np.quantile(values, shares), values)
-    classes = np.array([[np.inf, 0.0, 0.0, np.inf if len(norms) else 0.0]] * KINDS)
-    np.minimum.at(classes[:, 0], kinds, scales)
-    np.maximum.at(classes[:, 1], kinds, scales)
-    np.maximum.at(classes[:, 2], kinds, factors)
+        # Most factors are 1: the groups are for the rest of them.
+        shares = FACTOR_GROUPS if values is factors else np.arange(1, count) / count
+        groups = groups * count + np.searchsorted(np.quantile(values, shares), values)
+    group_bounds = np.array([[np.inf, 0.0, 0.0, np.inf if len(norms) else 0.0]] * GROUPS)
+    np.minimum.at(group_bounds[:, 0], groups, scales)
+    np.maximum.at(group_bounds[:, 1], groups, scales)
+    np.maximum.at(group_bounds[:, 2], groups, factors)
     if len(norms):
-        np.minimum.at(classes[:, 3], kinds, norms)
-    classes[np.isinf(classes[:, 0])] = 1.0  # no row is of this kind
-    return kinds.astype(np.uint8), classes
+        np.minimum.at(group_bounds[:, 3], groups, norms)
+    group_bounds[np.isinf(group_bounds[:, 0])] = 1.0  # no row is in this group
+    return groups.astype(np.uint8), group_bounds
 
 
-def _aligned_codes(size: int) -> Codes:
+def _aligned_codes(size: int) -> Int8s:
     """Return memory that begins with a cache line: a row of whole lines then touches no other."""
     memory = np.empty(size + LINE_BYTES, dtype=np.int8)
     start = -memory.ctypes.data % LINE_BYTES
@@ -354,17 +344,17 @@ def _encoded(vectors: Floats, code_max: int) -> Scaled:
     return codes, scales.astype(np.float32)
 
 
-def _half(codes: npt.NDArray[np.int16], kind: int) -> npt.NDArray[np.int16]:
-    """Return the higher or lower halves of codes."""
-    high = (codes + np.int16(HALF_CENTER)) // np.int16(HALF_STEP)
-    return high if kind == HIGH else codes - high * np.int16(HALF_STEP)
+def _nibbles(codes: npt.NDArray[np.int16], kind: int) -> npt.NDArray[np.int16]:
+    """Return the higher or lower nibbles of codes."""
+    high = (codes + np.int16(NIBBLE_CENTER)) // np.int16(NIBBLE_STEP)
+    return high if kind == HIGH else codes - high * np.int16(NIBBLE_STEP)
 
 
-def _packed(halves: npt.NDArray[np.int16]) -> Codes:
-    """Return halves (n, width), of which the width is one of `HALF_LINE`s, as bytes."""
-    raised = (halves + np.int16(HALF_CENTER)).reshape(len(halves), -1, 2, LINE_BYTES)
+def _packed(nibbles: npt.NDArray[np.int16]) -> Int8s:
+    """Return nibbles (n, width), of which the width is one of `NIBBLE_LINE`s, as bytes."""
+    raised = (nibbles + np.int16(NIBBLE_CENTER)).reshape(len(nibbles), -1, 2, LINE_BYTES)
     both = raised[:, :, 0] | raised[:, :, 1] << 4
-    return both.astype(np.uint8).view(np.int8).reshape(len(halves), -1)
+    return both.astype(np.uint8).view(np.int8).reshape(len(nibbles), -1)
 
 
 def _quantile(errors: npt.NDArray[np.float64], units: npt.NDArray[np.floating[Any]]) -> float:

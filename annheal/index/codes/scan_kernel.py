@@ -1,4 +1,4 @@
-"""Compiled comparison by 8-bit codes: codes choose the rows worth reading, floats decide.
+"""Compiled comparison by 8-bit codes: codes rule rows out, vectors decide among the others.
 
 Imported where machine code is loaded: importing numba takes a good part of a second.
 
@@ -6,7 +6,7 @@ A row of codes takes a quarter of the memory of its floats, and reading is what 
 scattered rows costs. A product of codes is off by no more than a known slack (`row_codes`
 measures it), so every row gets a lower and an upper bound of its score.
 A row whose upper bound lies below the k-th best lower bound is not among the best k; the few others
-are compared by their floats. The first plane of codes rules most rows out alone.
+are compared by their vectors. The first plane of codes alone rules most rows out.
 """
 
 from __future__ import annotations
@@ -17,9 +17,6 @@ import numpy as np
 from numba import float32, int32, int64, njit, uint8, uint64
 
 from annheal.index.codes.plane_kernel import (
-    Asked,
-    Codes,
-    Doubtful,
     keep_possible,
     multiply,
     pad,
@@ -34,25 +31,28 @@ from annheal.index.distances import (
     row_in,
 )
 from annheal.index.exact_kernel import lowest_bit, write_results
+from annheal.index.kernels.code_arrays import Candidates, CodedQueries, RowCodeArrays
 
 LEADERS_PER_K, LEADERS_MIN = 4, 24
-"""About so many rows lead, for the k best of them to be nearly the best."""
-LEADERS_OF = 4
-"""With fewer rows in all for each of them, nobody leads."""
+"""About so many rows are leaders: all their planes are read first, for a first limit."""
+LEADERS_ROWS_MIN = 4
+"""Matching rows per leader below which no leaders are used for a first limit."""
 LEADING_SAMPLE = 8
-"""Of the rows looked at to tell which product leads, so many reach it."""
+"""How many rows of the sample of products reach the product that leaders have at least."""
 
 
-class Found(NamedTuple):
-    """What is found for one query.
+class Shortlisted(NamedTuple):
+    """The rows of one query that are to be compared by their vectors.
 
-    `pool` are the keys of the k best lower bounds, later of the k best rows. `rows` may be among
-    the best, some stand there twice; `uppers` are the bounds of their scores.
+    Attributes:
+        pool: keys of the k best lower bounds, later of the k best rows.
+        rows: rows that may be among the best; some are there twice.
+        upper_bounds: upper bounds of their scores.
     """
 
     pool: Any
     rows: Any
-    uppers: Any
+    upper_bounds: Any
 
 
 @njit(nogil=True)
@@ -75,77 +75,77 @@ def _members(words: Any, last_bytes: Any, members: Any) -> Any:
 
 
 @njit(nogil=True)
-def _note(
-    held: Any,
+def _shortlist_rows(
+    row_codes: Any,
     l2: Any,
-    doubtful: Any,
+    candidates: Any,
     chosen: Any,
-    found: Any,
+    shortlisted: Any,
     size: Any,
     count: Any,
     again: Any,
 ) -> Any:
-    """Put the bounds of the first `chosen` rows into the pool, and note what is promising.
+    """Put the lower bounds of the first `chosen` candidates into the pool, and shortlist them.
 
-    `again`: some of them may be there already. Returns how many lower bounds the pool holds and how
-    many rows are noted.
+    A candidate is left out if its upper bound is below the limit. `again`: some of them may be in
+    the pool already. Returns how many lower bounds the pool holds and how many rows are listed.
     """
-    pool, k = found.pool, int64(found.pool.size)
-    least = _least(pool, size)
+    pool, k = shortlisted.pool, int64(shortlisted.pool.size)
+    limit = _limit(pool, size)
     for t in range(uint64(0), uint64(chosen)):
-        row, value = doubtful.rows[t], float32(doubtful.values[t])
-        slack = float32(np.sqrt(doubtful.squares[t]))
+        row, value = candidates.rows[t], float32(candidates.values[t])
+        slack = float32(np.sqrt(candidates.squares[t]))
         if l2:
-            value = value + value - held.norms[uint64(row)]
+            value = value + value - row_codes.norms[uint64(row)]
             slack += slack
-        if value + slack < least:
+        if value + slack < limit:
             continue
-        found.rows[uint64(count)] = row
-        found.uppers[uint64(count)] = value + slack
+        shortlisted.rows[uint64(count)] = row
+        shortlisted.upper_bounds[uint64(count)] = value + slack
         count += 1
-        if value - slack >= least and not (again and _holds_row(pool, size, row)):
+        if value - slack >= limit and not (again and _holds_row(pool, size, row)):
             insert(pool, size, k, key_of(slack - value, row))
             size = min(size + 1, k)
-            least = _least(pool, size)
+            limit = _limit(pool, size)
     return size, count
 
 
 @njit(nogil=True)
-def _least(pool: Any, size: Any) -> Any:
-    """Return the k-th best lower bound."""
+def _limit(pool: Any, size: Any) -> Any:
+    """Return the k-th best lower bound, which a row has to reach; -inf while there are fewer."""
     if size < pool.size:
         return float32(-np.inf)
     return -distance_in(pool[uint64(pool.size - 1)])
 
 
 @njit(nogil=True, fastmath=REORDER_SUMS)
-def _compare_promising(
+def _compare_shortlisted(
     stored: Any,
-    asked: Any,
+    coded: Any,
     q: Any,
     dimension: Any,
     l2: Any,
-    found: Any,
-    noted: Any,
+    shortlisted: Any,
+    listed: Any,
     size: Any,
     block: Any,
     distances: Any,
 ) -> Any:
-    """Put the best of the `noted` rows by their floats into the pool, in place of `size` bounds.
+    """Put the best of the `listed` rows by their vectors into the pool, in place of bounds.
 
     Returns how many there are. The rows of the bounds are among the first to be compared: the k-th
     best row is no farther than the farthest of them, which rules out more than bounds could.
     """
-    pool, k, last = found.pool, int64(found.pool.size), uint64(noted - 1)
-    _compare_pool(stored, asked, q, dimension, l2, pool, size, block, distances)
-    offset, count = asked.offsets[q], int64(0)
-    for t in range(uint64(noted)):
-        if size < k or -(found.uppers[t] + offset) <= distance_in(pool[uint64(k - 1)]):
-            block[uint64(count)] = found.rows[t]
+    pool, k, last = shortlisted.pool, int64(shortlisted.pool.size), uint64(listed - 1)
+    _compare_pool(stored, coded, q, dimension, l2, pool, size, block, distances)
+    offset, count = coded.offsets[q], int64(0)
+    for t in range(uint64(listed)):
+        if size < k or -(shortlisted.upper_bounds[t] + offset) <= distance_in(pool[uint64(k - 1)]):
+            block[uint64(count)] = shortlisted.rows[t]
             count += 1
         if count == block.size or t == last:
             distances_of(
-                stored, block, count, asked.floats, q * dimension, dimension, l2, distances
+                stored, block, count, coded.vectors, q * dimension, dimension, l2, distances
             )
             for i in range(uint64(count)):
                 key = key_of(distances[i], block[i])
@@ -160,7 +160,7 @@ def _compare_promising(
 @njit(nogil=True, fastmath=REORDER_SUMS)
 def _compare_pool(
     stored: Any,
-    asked: Any,
+    coded: Any,
     q: Any,
     dimension: Any,
     l2: Any,
@@ -175,7 +175,7 @@ def _compare_pool(
         count = min(int64(block.size), size - done)
         for i in range(count):
             block[uint64(i)] = row_in(pool[uint64(done + i)])
-        distances_of(stored, block, count, asked.floats, q * dimension, dimension, l2, distances)
+        distances_of(stored, block, count, coded.vectors, q * dimension, dimension, l2, distances)
         for i in range(count):
             # At `done` keys are sorted and of floats, from there on they are bounds still.
             insert(pool, done, done + 1, key_of(distances[uint64(i)], block[uint64(i)]))
@@ -192,12 +192,12 @@ def _holds_row(pool: Any, size: Any, row: Any) -> Any:
 
 @njit(nogil=True)
 def _leading_product(products: Any, count: Any, leaders: Any, largest: Any) -> Any:
-    """Return a product that about so many of the first `count` reach, judged by some of them.
+    """Return a product that about `leaders` of the first `count` products reach.
 
-    `largest` is memory for the largest of those.
+    It is the least of the largest products of a sample; `largest` is memory for these.
     """
     found = uint64(0)
-    # Here and there: rows of a kind are often neighbours.
+    # Spread over all rows: similar rows are often neighbours.
     for t in range(uint64(0), uint64(count), uint64(leaders // largest.size)):
         product = products[t]
         if found == uint64(largest.size) and product <= largest[found - uint64(1)]:
@@ -212,59 +212,64 @@ def _leading_product(products: Any, count: Any, leaders: Any, largest: Any) -> A
 
 
 @njit(nogil=True)
-def _take_leaders(members: Any, products: Any, count: Any, leaders: Any, doubtful: Any) -> Any:
-    """Copy about so many of the first `count` members, those with the largest products.
+def _take_leaders(members: Any, products: Any, count: Any, leaders: Any, candidates: Any) -> Any:
+    """Copy about `leaders` of the first `count` members into the candidates.
 
-    Returns their number.
+    They are those with the largest products. Returns their number.
     """
     largest = np.empty(LEADING_SAMPLE, dtype=np.int32)
     needed, taken = _leading_product(products, count, leaders, largest), uint64(0)
     for t in range(uint64(count)):
-        if products[t] >= needed and taken < uint64(doubtful.values.size):
-            doubtful.rows[taken], doubtful.products[taken] = members[t], products[t]
+        if products[t] >= needed and taken < uint64(candidates.values.size):
+            candidates.rows[taken], candidates.products[taken] = members[t], products[t]
             taken += uint64(1)
     return int64(taken)
 
 
 @njit(nogil=True)
 def _bound_all(
-    held: Any,
-    asked: Any,
+    row_codes: Any,
+    coded: Any,
     q: Any,
     dimension: Any,
     l2: Any,
     members: Any,
     products: Any,
     count: Any,
-    doubtful: Any,
-    found: Any,
+    candidates: Any,
+    shortlisted: Any,
 ) -> Any:
-    """Put the best lower bounds of the first `count` members into a pool, and note what is left.
+    """Put the k best lower bounds of the first `count` members into the pool; shortlist the rest.
 
-    The k-th best of the rows that lead in the first plane is nearly always close to the k-th best
-    of all, so the other planes are read for few. Changes `members`. Returns how many lower bounds
-    there are and how many rows are noted, some of them twice.
+    Leaders, the rows with the largest products in the first plane, are bounded first: their k-th
+    best lower bound is nearly always close to that of all rows, so that the other planes are read
+    for few. Changes `members`. Returns how many lower bounds there are and how many rows are
+    listed, some of them twice.
     """
-    multiply(held, asked, q, int64(0), dimension, members, count, products)
-    size, noted, room = int64(0), int64(0), int64(doubtful.values.size)
-    leaders = LEADERS_PER_K * int64(found.pool.size) + LEADERS_MIN
-    led = leaders <= room and leaders * LEADERS_OF <= count
-    if led:
-        chosen = _take_leaders(members, products, count, leaders, doubtful)
-        least = _least(found.pool, size)
-        chosen = pass_planes(held, asked, q, dimension, l2, doubtful, chosen, least)
-        size, noted = _note(held, l2, doubtful, chosen, found, size, noted, False)
-        least = _least(found.pool, size)
-        count = keep_possible(held, asked, q, l2, members, products, count, doubtful, least)
+    multiply(row_codes, coded, q, int64(0), dimension, members, count, products)
+    size, listed, room = int64(0), int64(0), int64(candidates.values.size)
+    leaders = LEADERS_PER_K * int64(shortlisted.pool.size) + LEADERS_MIN
+    has_leaders = leaders <= room and leaders * LEADERS_ROWS_MIN <= count
+    if has_leaders:
+        chosen = _take_leaders(members, products, count, leaders, candidates)
+        limit = _limit(shortlisted.pool, size)
+        chosen = pass_planes(row_codes, coded, q, dimension, l2, candidates, chosen, limit)
+        size, listed = _shortlist_rows(
+            row_codes, l2, candidates, chosen, shortlisted, size, listed, False
+        )
+        limit = _limit(shortlisted.pool, size)
+        count = keep_possible(row_codes, coded, q, l2, members, products, count, candidates, limit)
     for start in range(0, count, room):
         chosen = min(room, count - start)
         for t in range(uint64(chosen)):
-            doubtful.rows[t] = members[uint64(start) + t]
-            doubtful.products[t] = products[uint64(start) + t]
-        least = _least(found.pool, size)
-        chosen = pass_planes(held, asked, q, dimension, l2, doubtful, chosen, least)
-        size, noted = _note(held, l2, doubtful, chosen, found, size, noted, led)
-    return size, noted
+            candidates.rows[t] = members[uint64(start) + t]
+            candidates.products[t] = products[uint64(start) + t]
+        limit = _limit(shortlisted.pool, size)
+        chosen = pass_planes(row_codes, coded, q, dimension, l2, candidates, chosen, limit)
+        size, listed = _shortlist_rows(
+            row_codes, l2, candidates, chosen, shortlisted, size, listed, has_leaders
+        )
+    return size, listed
 
 
 @njit(nogil=True)
@@ -275,15 +280,15 @@ def compare_codes(
     factors: Any,
     weights: Any,
     norms: Any,
-    kinds: Any,
-    classes: Any,
+    groups: Any,
+    group_bounds: Any,
     stored: Any,
     dimension: Any,
-    queries: Any,
-    asked_codes: Any,
-    asked_bytes: Any,
+    vectors: Any,
+    query_codes: Any,
+    query_bytes: Any,
     sums: Any,
-    asked_scales: Any,
+    query_scales: Any,
     offsets: Any,
     rests: Any,
     shares: Any,
@@ -291,12 +296,12 @@ def compare_codes(
     l2: Any,
     words: Any,
     last_bytes: Any,
-    members: Any,
-    products: Any,
-    promising: Any,
-    uppers: Any,
-    doubtful_rows: Any,
-    doubtful_products: Any,
+    matching_rows: Any,
+    matching_products: Any,
+    shortlisted_rows: Any,
+    upper_bounds: Any,
+    candidate_rows: Any,
+    candidate_products: Any,
     values: Any,
     squares: Any,
     thresholds: Any,
@@ -307,26 +312,34 @@ def compare_codes(
     scores: Any,
     rows: Any,
 ) -> None:
-    """Find the best rows of a bitmap for every query, reading the floats of the promising ones.
+    """Find the best rows of a bitmap for every query, reading the vectors of few of them.
 
-    Memory for the m rows of the bitmap: `members` and `products` (m + 15,) int32, `promising`
-    int32 and `uppers` float32, both (m + r,). For r rows at a time: `doubtful_rows` and
-    `doubtful_products` (r + 15,) int32, `values` and `squares` (r,) float64. The rest is as for
-    `exact_kernel.compare_bitmap`.
+    The arguments are the fields of `RowCodeArrays`, the vectors and their dimension, the fields of
+    `CodedQueries`, `l2`, the bitmap, the fields of `MatchingRows` and of `Candidates`; from `block`
+    on they are as for `exact_kernel.compare_bitmap`. `code_arrays` says why they come one by one.
     """
-    held = Codes(planes, layout, scales, factors, weights, norms, kinds, classes)
-    asked = Asked(
-        queries, asked_codes, asked_bytes, sums, asked_scales, offsets, rests, shares, errors
+    row_codes = RowCodeArrays(planes, layout, scales, factors, weights, norms, groups, group_bounds)
+    coded = CodedQueries(
+        vectors, query_codes, query_bytes, sums, query_scales, offsets, rests, shares, errors
     )
-    doubtful = Doubtful(doubtful_rows, doubtful_products, values, squares, thresholds)
+    candidates = Candidates(candidate_rows, candidate_products, values, squares, thresholds)
     wide = uint64(dimension)
     for q in range(uint64(0), uint64(sizes.size)):
-        found = Found(pools[q], promising, uppers)
-        count = _members(words, last_bytes, members)
-        size, noted = _bound_all(
-            held, asked, q, wide, l2, members, products, count, doubtful, found
+        shortlisted = Shortlisted(pools[q], shortlisted_rows, upper_bounds)
+        count = _members(words, last_bytes, matching_rows)
+        size, listed = _bound_all(
+            row_codes,
+            coded,
+            q,
+            wide,
+            l2,
+            matching_rows,
+            matching_products,
+            count,
+            candidates,
+            shortlisted,
         )
-        sizes[q] = _compare_promising(
-            stored, asked, q, wide, l2, found, noted, size, block, distances
+        sizes[q] = _compare_shortlisted(
+            stored, coded, q, wide, l2, shortlisted, listed, size, block, distances
         )
     write_results(pools, sizes, scores, rows)

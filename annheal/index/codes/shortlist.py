@@ -10,15 +10,16 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from annheal.index.codes.code_layout import KINDS, ROWS_PADDING
-from annheal.index.codes.row_codes import HALF_SLACK_MAX, UNTYPICAL_SHARE_MAX, RowCodes
+from annheal.index.codes.code_layout import GROUPS, ROWS_PADDING
+from annheal.index.codes.row_codes import HIGH_SLACK_MAX, OUTLIER_SHARE_MAX, RowCodes
 from annheal.index.kernels.catalog import Kernel
+from annheal.index.kernels.code_arrays import Candidates, MatchingRows
 from annheal.index.kernels.loaded import machine_code
 from annheal.index.live import LiveBitmap
 from annheal.index.walk.filtered_walk import ROW_MISSING, SCORE_MISSING, compare_bitmap
 from annheal.model.records import Float32Matrix
 
-DOUBTFUL_ROWS = 2_048
+CANDIDATES_MAX = 2_048
 """Rows of which all planes but the first are read at a time."""
 PROBES, PROBES_RECALL_MIN = 32, 0.99
 """Queries of rows and of mixtures of two. Codes that miss more of them are not cut into planes."""
@@ -28,7 +29,7 @@ COST_ROWS_FEW, COST_SHARE = 1_000, 0.5
 COST_ROW_NS_UNMEASURED = 25.0
 """For an index too small to measure."""
 BLOCK_ROWS = 256
-"""Rows compared by their floats at a time."""
+"""Rows compared by their vectors at a time."""
 
 Floats = npt.NDArray[np.float32]
 Scores = npt.NDArray[np.float32]
@@ -47,27 +48,31 @@ class ShortlistCosts:
         return self.call_ns + self.row_ns * matching_rows
 
 
-class _Scratch(threading.local):
+class _ShortlistScratch(threading.local):
     """Memory of the calling thread, grown to the largest bitmap it has seen."""
 
     def __init__(self) -> None:
         self.fit(0)
-        room = DOUBTFUL_ROWS + ROWS_PADDING
-        self.rows, self.doubtful_products = np.zeros((2, room), dtype=np.int32)
-        self.values, self.squares = np.zeros((2, DOUBTFUL_ROWS), dtype=np.float64)
-        self.thresholds = np.zeros(KINDS, dtype=np.int32)
+        rows, products = np.zeros((2, CANDIDATES_MAX + ROWS_PADDING), dtype=np.int32)
+        values, squares = np.zeros((2, CANDIDATES_MAX), dtype=np.float64)
+        thresholds = np.zeros(GROUPS, dtype=np.int32)
+        self.candidates = Candidates(rows, products, values, squares, thresholds)
         self.block = np.zeros(BLOCK_ROWS, dtype=np.int32)
         self.distances = np.zeros(BLOCK_ROWS, dtype=np.float32)
 
     def fit(self, rows: int) -> None:
         """Make room for a bitmap of so many rows."""
         self.bitmap_rows = rows
-        self.members, self.products = np.zeros((2, rows + ROWS_PADDING), dtype=np.int32)
-        self.promising = np.zeros(rows + DOUBTFUL_ROWS, dtype=np.int32)
-        self.uppers = np.zeros(rows + DOUBTFUL_ROWS, dtype=np.float32)
+        members, products = np.zeros((2, rows + ROWS_PADDING), dtype=np.int32)
+        self.matching = MatchingRows(
+            rows=members,
+            products=products,
+            shortlisted=np.zeros(rows + CANDIDATES_MAX, dtype=np.int32),
+            upper_bounds=np.zeros(rows + CANDIDATES_MAX, dtype=np.float32),
+        )
 
 
-_scratch = _Scratch()
+_scratch = _ShortlistScratch()
 
 
 class Shortlist:
@@ -105,46 +110,22 @@ class Shortlist:
 
         As `VectorIndex.search_matching`, but for errors of codes beyond the slack.
         """
-        n, held = len(queries), self.codes
-        scores = np.full((n, k), SCORE_MISSING, dtype=np.float32)
-        rows = np.full((n, k), ROW_MISSING, dtype=np.int64)
-        asked = held.coded(queries)
-        scratch = _scratch
+        n, scratch = len(queries), _scratch
         if scratch.bitmap_rows < matching.count:
             scratch.fit(matching.count)
+        scores = np.full((n, k), SCORE_MISSING, dtype=np.float32)
+        rows = np.full((n, k), ROW_MISSING, dtype=np.int64)
         whole = len(matching.packed) // 8 * 8
         machine_code(Kernel.COMPARE_CODES)(
-            held.planes,
-            held.layout,
-            held.scales,
-            held.factors,
-            held.weights,
-            held.norms,
-            held.kinds,
-            held.classes,
+            *self.codes.arrays,
             self._stored,
             queries.shape[1],
-            queries.reshape(-1),
-            asked.codes.reshape(-1),
-            asked.bytes.reshape(-1),
-            asked.sums,
-            asked.scales,
-            asked.offsets,
-            asked.rests,
-            asked.shares,
-            asked.errors,
+            *self.codes.coded(queries),
             self._l2,
             matching.packed[:whole].view(np.uint64),
             matching.packed[whole:],
-            scratch.members,
-            scratch.products,
-            scratch.promising,
-            scratch.uppers,
-            scratch.rows,
-            scratch.doubtful_products,
-            scratch.values,
-            scratch.squares,
-            scratch.thresholds,
+            *scratch.matching,
+            *scratch.candidates,
             scratch.block,
             scratch.distances,
             np.empty((n, k), dtype=np.int64),
@@ -155,9 +136,9 @@ class Shortlist:
         return scores, rows
 
     def _planes_hold(self, vectors: Float32Matrix) -> bool:
-        """Return whether codes in planes find what floats find, for rows and mixtures of them."""
+        """Return whether codes in planes find what vectors find, for rows and mixtures of them."""
         codes = self.codes
-        if codes.untypical_share > UNTYPICAL_SHARE_MAX or codes.half_slack > HALF_SLACK_MAX:
+        if codes.outlier_share > OUTLIER_SHARE_MAX or codes.high_slack > HIGH_SLACK_MAX:
             return False
         rows = len(vectors)
         chosen = np.random.default_rng(rows).integers(0, rows, (2, PROBES))
@@ -170,7 +151,10 @@ class Shortlist:
         return hits >= PROBES_RECALL_MIN * truth.size
 
     def _measured_costs(self, vectors: Float32Matrix) -> ShortlistCosts:
-        """Measure searches of few and of many rows; the fastest count: the rest is foreign load."""
+        """Measure searches of few and of many rows.
+
+        Of each the fastest time counts: the others may have run beside other work.
+        """
         rows = len(vectors)
         rng = np.random.default_rng(rows)
         queries = np.array(vectors[rng.integers(0, rows, COST_QUERIES)])

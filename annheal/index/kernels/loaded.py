@@ -52,7 +52,7 @@ def machine_code(kernel: Kernel) -> MachineCode:
 def wait_loaded(
     kernels: Collection[Kernel], *, interval_s: float, tell: Callable[[], None] | None = None
 ) -> bool:
-    """Wait until all of `kernels` are loaded; False once nobody is going to load them.
+    """Wait until all of `kernels` are loaded; False once no thread is loading any.
 
     For threads that work in the background. `tell` is called about every `interval_s`; what it
     raises ends the wait.
@@ -69,7 +69,7 @@ def wait_loaded(
 
 @contextlib.contextmanager
 def supplying() -> Iterator[None]:
-    """Say that kernels are going to be loaded, so that it makes sense to wait for them."""
+    """Announce that kernels are going to be loaded: `wait_loaded` waits only for these."""
     global _suppliers
     with _changed:
         _suppliers += 1

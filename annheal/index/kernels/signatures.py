@@ -7,6 +7,12 @@ from typing import Any
 from numba import types
 
 from annheal.index.kernels.catalog import Kernel
+from annheal.index.kernels.code_arrays import (
+    Candidates,
+    CodedQueries,
+    MatchingRows,
+    RowCodeArrays,
+)
 
 Signature = tuple[Any, ...]
 
@@ -70,42 +76,57 @@ def _walk(element: Any) -> Signature:
 
 
 def _compare_codes() -> Signature:
-    coded = (_given(i1), _given(i8, 2), _given(f4, 2), _given(f4, 2), _given(f4), _given(f4))
-    kinds = (_given(u1), _given(f8, 2))
-    errors = (_given(f4, 2),) * 3
-    codes_of_queries = (_given(f4), _given(i2), _given(i1), _given(i4, 2), _given(f4), _given(f4))
-    return (
-        *coded,
-        *kinds,
-        _given(f4),
-        i8,
-        *codes_of_queries,
-        *errors,
-        types.boolean,
-        *_bitmap,
-        *(_own(i4), _own(i4), _own(i4), _own(f4)),
-        *(_own(i4), _own(i4), _own(f8), _own(f8), _own(i4)),
-        *_compared,
-        *_results,
+    row_codes = RowCodeArrays(
+        planes=_given(i1),
+        layout=_given(i8, 2),
+        scales=_given(f4, 2),
+        factors=_given(f4, 2),
+        weights=_given(f4),
+        norms=_given(f4),
+        groups=_given(u1),
+        group_bounds=_given(f8, 2),
     )
+    coded = CodedQueries(
+        vectors=_given(f4),
+        codes=_given(i2),
+        bytes=_given(i1),
+        sums=_given(i4, 2),
+        scales=_given(f4),
+        offsets=_given(f4),
+        rests=_given(f4, 2),
+        shares=_given(f4, 2),
+        errors=_given(f4, 2),
+    )
+    matching = MatchingRows(
+        rows=_own(i4), products=_own(i4), shortlisted=_own(i4), upper_bounds=_own(f4)
+    )
+    candidates = Candidates(
+        rows=_own(i4),
+        products=_own(i4),
+        values=_own(f8),
+        squares=_own(f8),
+        thresholds=_own(i4),
+    )
+    stored = (_given(f4), i8)
+    bitmap = (types.boolean, *_bitmap)
+    return (*row_codes, *stored, *coded, *bitmap, *matching, *candidates, *_compared, *_results)
 
 
 def _code_queries() -> Signature:
     axes = (_given(f4), _given(u2), _given(f4), _given(i8), f8, _given(f8))
-    errors = (_own(f4, 2),) * 3
-    return (
-        _given(f4, 2),
-        *axes,
-        i8,
-        f8,
-        types.boolean,
-        _own(i2, 2),
-        _own(i1, 3),
-        _own(i4, 2),
-        _own(f4),
-        _own(f4),
-        *errors,
+    coded = CodedQueries(
+        vectors=_given(f4, 2),
+        codes=_own(i2, 2),
+        bytes=_own(i1, 3),
+        sums=_own(i4, 2),
+        scales=_own(f4),
+        offsets=_own(f4),
+        rests=_own(f4, 2),
+        shares=_own(f4, 2),
+        errors=_own(f4, 2),
     )
+    vectors, *results = coded
+    return (vectors, *axes, i8, f8, types.boolean, *results)
 
 
 def _carry_links() -> Signature:

@@ -39,7 +39,8 @@ class WalkResult:
     scores: (n, k) float32, best first, -inf where nothing was found; rows: (n, k) int64, -1 there.
     visited: (n,) int32, vectors compared. checked: (n,) int32, rows whose bit was tested.
     ef: (n,) int32, the beam used. status: (n,) uint8, one of `walk_layout.OK`, `STARVED`,
-    `ABORTED`; results of a query that is not OK are true, but better rows may be missing.
+    `ABORTED`; results of a query that is not OK are real rows with their scores, but better rows
+    may be missing.
     """
 
     scores: Scores
@@ -50,7 +51,7 @@ class WalkResult:
     status: npt.NDArray[np.uint8]
 
 
-class _Scratch(threading.local):
+class _WalkScratch(threading.local):
     """Memory of the calling thread, grown to the largest index and beam it has seen."""
 
     def __init__(self) -> None:
@@ -65,7 +66,7 @@ class _Scratch(threading.local):
 
     def fit(self, *, rows: int, ef: int, buffered: int) -> None:
         if len(self.marks) < rows:
-            # Zeros are older than every epoch, so the epoch need not start again.
+            # A mark of zero is older than every epoch, so the epoch counter goes on.
             self.marks = np.zeros(rows, dtype=np.uint8)
         if len(self.pool) < ef:
             self.pool = np.zeros(ef, dtype=np.int64)
@@ -74,7 +75,7 @@ class _Scratch(threading.local):
             self.distances = np.zeros(buffered, dtype=np.float32)
 
 
-_scratch = _Scratch()
+_scratch = _WalkScratch()
 
 
 def walk(
