@@ -31,6 +31,7 @@ from annheal.segment.meta import (
     SegmentMeta,
 )
 from annheal.segment.rows import MappedRows, decoded, open_rows
+from annheal.segment.texts import texts_at
 
 
 class Segment:
@@ -177,7 +178,7 @@ class Segment:
 
     def ids_at(self, rows: npt.NDArray[np.int64]) -> list[str]:
         """Return the ids of `rows`."""
-        return _texts(self._columns.ids.take(pa.array(rows, type=pa.int64())))
+        return texts_at(self._columns.ids, rows)
 
     def find(self, ids: Sequence[str], hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
         """Return the row of each id, (n,) int64, -1 where the segment has none.
@@ -196,15 +197,15 @@ class Segment:
         Attributes come as plain columns (`annheal.model.arrow_schema`), in the order in which
         the projection names them; a name that the segment does not have is left out.
         """
-        wanted = pa.array(rows, type=pa.int64())
-        ids = _texts(self._columns.ids.take(wanted))
         attributes = None
         if projection.attributes != ():
-            attributes = self._take_attributes(wanted, projection.attributes)
+            attributes = self._take_attributes(_arrow(rows), projection.attributes)
         payloads = None
         if projection.payload:
-            payloads = cast(pa.BinaryArray, self._columns.payloads.take(wanted).cast(pa.binary()))
+            taken = self._columns.payloads.take(_arrow(rows))
+            payloads = cast(pa.BinaryArray, taken.cast(pa.binary()))
         vectors = self.index.reconstruct(rows) if projection.vector else None
+        ids = texts_at(self._columns.ids, rows)
         return RecordSet(ids=ids, attributes=attributes, payloads=payloads, vectors=vectors)
 
     def _take_attributes(
@@ -219,8 +220,8 @@ class Segment:
         return decoded(attributes.take(wanted))
 
 
-def _texts(ids: pa.StringArray) -> list[str]:
-    return cast("list[str]", ids.to_pylist())  # ids are never null
+def _arrow(rows: npt.NDArray[np.int64]) -> pa.Int64Array:
+    return pa.array(rows, type=pa.int64())
 
 
 def _unreadable(files: SegmentFiles, file: str, why: object) -> DataCorruption:

@@ -21,6 +21,7 @@ from annheal.model.limits import (
     PAYLOAD_BYTES_MAX,
 )
 from annheal.model.records import Projection
+from annheal.segment.texts import offsets_of, text_bytes
 from annheal.shard_node.rows.growing import GrowingView
 from annheal.shard_node.rows.view import SegmentView
 
@@ -92,7 +93,7 @@ def _id_bytes(source: Source, rows: Rows) -> npt.NDArray[np.int64]:
 def _payload_bytes(source: Source, rows: Rows) -> npt.NDArray[np.int64]:
     if isinstance(source, SegmentView):
         return text_bytes(source.segment.payloads, rows)
-    lengths = [np.diff(_offsets(part.payloads)) for part in source.parts]
+    lengths = [np.diff(offsets_of(part.payloads)) for part in source.parts]
     return np.concatenate(lengths).astype(np.int64)[rows]
 
 
@@ -117,34 +118,13 @@ def _attribute_bytes(column: Any, rows: Rows) -> npt.NDArray[np.int64]:
             return np.full(len(rows), VALUE_BYTES, dtype=np.int64)
         return text_bytes(column.dictionary, np.asarray(codes, dtype=np.int64)) + VALUE_BYTES
     if types.is_list(column.type):
-        ends = _offsets(column)
+        ends = offsets_of(column)
         first, last = ends[rows].astype(np.int64), ends[rows + 1].astype(np.int64)
-        texts = _offsets(column.values).astype(np.int64)
+        texts = offsets_of(column.values).astype(np.int64)
         return texts[last] - texts[first] + (last - first + 1) * VALUE_BYTES
     if _is_text(column.type):
         return text_bytes(column, rows) + VALUE_BYTES
     return np.full(len(rows), VALUE_BYTES, dtype=np.int64)
-
-
-def text_bytes(column: Any, rows: Rows) -> npt.NDArray[np.int64]:
-    """Return the bytes of the given texts or binaries of an Arrow column, (n,) int64.
-
-    Only the offsets are read: a mapped column is not loaded for it.
-    """
-    ends = _offsets(column)
-    lengths: npt.NDArray[np.int64] = (ends[rows + 1] - ends[rows]).astype(np.int64)
-    return lengths
-
-
-def _offsets(column: Any) -> npt.NDArray[Any]:
-    """Return the n + 1 offsets of a column of texts, binaries or lists."""
-    kind = column.type
-    large = types.is_large_binary(kind) or types.is_large_string(kind) or types.is_large_list(kind)
-    buffer = column.buffers()[1]
-    if buffer is None or not buffer.size:
-        return np.zeros(len(column) + 1, dtype=np.int64)
-    ends = np.frombuffer(buffer, dtype=np.int64 if large else np.int32)
-    return ends[column.offset : column.offset + len(column) + 1]
 
 
 def _is_text(kind: Any) -> bool:

@@ -138,33 +138,40 @@ class _Ranking:
         Such a query may have hits as good as its last one that are not among `hits`. `checkpoint`
         is called before each few queries, where there are many hits.
         """
-        scores, rows = hits
+        rows = hits[1]
         size = queries_per_slice(rows.shape[1], budget=SLICE_COMPARISONS)
+        if len(queries) <= size:
+            checkpoint()
+            return self._best_of(queries, rows)
         best: list[Hits] = []
         tied: list[npt.NDArray[np.int64]] = []
-        for start in range(0, max(1, len(queries)), size):
+        for start in range(0, len(queries), size):
             checkpoint()
             part = slice(start, start + size)
-            found, still = self._best_of(queries[part], (scores[part], rows[part]))
+            found, still = self._best_of(queries[part], rows[part])
             best.append(found)
             tied.append(still + start)
         return joined(best), _joined(tied)
 
-    def _best_of(self, queries: Float32Matrix, hits: Hits) -> tuple[Hits, npt.NDArray[np.int64]]:
-        rows, k = hits[1], self.k
+    def _best_of(
+        self, queries: Float32Matrix, rows: npt.NDArray[np.int64]
+    ) -> tuple[Hits, npt.NDArray[np.int64]]:
+        k = self.k
         scores = self.index.scores(queries, rows)
-        worst = scores.min(axis=1)
         with_copies = self.index.with_copies(rows, scores, k=k, live=self.live)
-        if with_copies is not rows:
-            rows, scores = with_copies, self.index.scores(queries, with_copies)
-        if (scores[:, :-1] > scores[:, 1:]).all():  # nothing to order: most answers
-            best = scores[:, :k], rows[:, :k]
+        if with_copies is rows and (scores[:, :-1] > scores[:, 1:]).all():
+            # Nothing to order, as in most answers; the last hit of all is the worst.
+            best, worst = (scores[:, :k], rows[:, :k]), scores[:, -1]
         else:
+            worst = scores.min(axis=1)
+            if with_copies is not rows:
+                rows, scores = with_copies, self.index.scores(queries, with_copies)
             columns = best_columns(scores, k=k, ids_of=_names_of(rows, self.ids_at))
             best = np.take_along_axis(scores, columns, axis=1), np.take_along_axis(rows, columns, 1)
         last = best[0][:, -1]
         errors = self.index.score_errors(queries, last, exact=self.plan.kind not in WALKS)
-        return best, np.flatnonzero((last - 2 * errors <= worst) & (worst > -np.inf))
+        tied = (last - 2 * errors <= worst) & (worst > -np.inf)
+        return best, tied.nonzero()[0]
 
 
 def _names_of(rows: npt.NDArray[np.int64], ids_at: IdsAt) -> IdsOf:

@@ -254,24 +254,25 @@ def _materialise(
     Raises `InvalidArgument` before anything is copied when they are too large for one answer.
     """
     present = best.rows >= 0
-    counts = np.count_nonzero(present, axis=1).astype(np.int32)
+    counts = present.sum(axis=1, dtype=np.int32)
     rows = best.rows[present]
     scores = best.scores[present]
     if not parts:
         return counts, scores, RecordSet([])
-    numbers = best.parts[present] if len(parts) > 1 else np.zeros(len(rows), dtype=np.int64)
-    positions = {part: np.flatnonzero(numbers == part) for part in np.unique(numbers).tolist()}
+    if len(parts) == 1:
+        taken = {0: np.arange(len(rows))}
+    else:
+        numbers = best.parts[present]
+        taken = {part: np.flatnonzero(numbers == part) for part in np.unique(numbers).tolist()}
     check_answer(
-        [(parts[part].rows, rows[where]) for part, where in positions.items()],
+        [(parts[part].rows, rows[where]) for part, where in taken.items()],
         projection,
         field="k",
         mend=HITS_MEND,
         bytes_max=bytes_max,
     )
-    if len(parts) == 1:
-        return counts, scores, parts[0].take(rows, projection)
-    taken = [parts[part].take(rows[where], projection) for part, where in positions.items()]
-    return counts, scores, join_records(taken, list(positions.values()))
+    records = [parts[part].take(rows[where], projection) for part, where in taken.items()]
+    return counts, scores, join_records(records, list(taken.values()))
 
 
 def _explain(
