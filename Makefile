@@ -38,7 +38,7 @@ help: ## list the targets
 
 setup: .venv/.setup-full ## create .venv and install annheal with everything for development
 
-demo: .venv/.setup-runtime ## watch real data go in, wear out, heal and survive a kill
+demo: .venv/.setup-runtime ## 10,000 real packages: import, search, degrade, heal, kill -9, recover
 	@$(BIN)/python samples/demo.py
 
 test: setup lint types proto-check ## lint, types, contracts, generated code, then every test

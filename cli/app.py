@@ -92,8 +92,8 @@ def main(
             envvar="ANNHEAL_TIMEOUT_S",
             min=0.001,
             max=TIMEOUT_MAX_S,
-            help="Seconds for the whole command; import, scan and --watch: for each request.",
-            show_default="60; flush, compact, gc, recall --measure: 600",
+            help="Seconds for the whole command; for import, export, scan, --watch: for each call.",
+            show_default="60; import, export 300; flush, compact, gc, recall --measure 600",
         ),
     ] = None,
 ) -> None:

@@ -49,7 +49,7 @@ MEANINGS: dict[ExitCode, str] = {
     ExitCode.NOT_FOUND: "the thing named does not exist",
     ExitCode.INVALID_ARGUMENT: "the request or an input file is wrong; the message names the field",
     ExitCode.UNAVAILABLE: "the server, or a part of it, cannot be reached",
-    ExitCode.CONFLICT: "it exists already, or somebody else changed it meanwhile",
+    ExitCode.CONFLICT: "it exists already, or another client changed it meanwhile",
     ExitCode.FAILED_PRECONDITION: "the system must be put into another state first",
     ExitCode.DEADLINE_EXCEEDED: "the time was over (--timeout)",
     ExitCode.RESOURCE_EXHAUSTED: "a stated limit was reached; try again later",

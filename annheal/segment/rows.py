@@ -121,7 +121,7 @@ def open_rows(path: Path, *, schema: Schema, rows: int) -> MappedRows:
 
 
 def decoded(attributes: pa.RecordBatch) -> pa.RecordBatch:
-    """Return attributes with plain keyword columns, as `annheal.model.arrow_schema` has them."""
+    """Return attributes with plain keyword columns, as in `model.records.arrow_schema`."""
     columns = [
         column.dictionary_decode() if isinstance(column, pa.DictionaryArray) else column
         for column in attributes.columns

@@ -194,8 +194,8 @@ class Segment:
     def take(self, rows: npt.NDArray[np.int64], projection: Projection) -> RecordSet:
         """Return `rows` in the given order, with what `projection` asks for.
 
-        Attributes come as plain columns (`annheal.model.arrow_schema`), in the order in which
-        the projection names them; a name that the segment does not have is left out.
+        Attributes come as plain columns (`annheal.model.records.arrow_schema`), in the order in
+        which the projection names them; a name that the segment does not have is left out.
         """
         attributes = None
         if projection.attributes != ():

@@ -42,7 +42,8 @@ class ListByDefault(TyperGroup):
 
 
 app = typer.Typer(
-    cls=ListByDefault, help="List compaction tasks, cancel them, and retry failed ones."
+    cls=ListByDefault,
+    help="List compaction tasks (`tasks [COLLECTION]`), cancel them, and retry failed ones.",
 )
 
 Look = Callable[[], Sequence[TaskStatus]]

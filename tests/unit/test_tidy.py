@@ -138,6 +138,17 @@ def test_modules_that_the_manual_names_exist() -> None:
     assert sorted(one for one in named if one[1] not in ends | set(files)) == []
 
 
+def test_paths_in_decision_records_exist() -> None:
+    """The text of a decision is not changed later; the paths in it follow their modules."""
+    paths = {
+        (relative(page), path)
+        for page in (ROOT / "docs" / "adr").glob("*.md")
+        for path in re.findall(r"`((?:\w+/)+\w+\.py)`", page.read_text())
+    }
+    assert len(paths) > 20
+    assert sorted(one for one in paths if not (ROOT / one[1]).exists()) == []
+
+
 def test_modules_that_the_manual_imports_exist() -> None:
     """Everything is imported as `annheal.…`, the folders at the top too."""
     ours = re.compile(rf"^(?:from|import) ((?:{'|'.join(PACKAGES)})\b[\w.]*)", re.MULTILINE)
