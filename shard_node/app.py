@@ -205,7 +205,7 @@ def _monitor(
         controller=controller,
         filters=engine.filters,
         costs=engine.costs,
-        shortlists=engine.shortlists,
+        code_maker=engine.code_maker,
         lanes=shared.lanes,
         keeper=RecallKeeper(
             shared.objects,

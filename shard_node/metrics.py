@@ -28,7 +28,7 @@ def register_reports(
 
     async def report() -> Iterable[Family]:
         codes = Family("annheal_shortlist_bytes", "Bytes of 8-bit codes of segments.")
-        codes.add(engine.shortlists.size_bytes)
+        codes.add(engine.code_maker.size_bytes)
         caches = filter_cache_families(engine.filters.state())
         return [*caches, codes, *lane_families(lanes.states()), *disks.families()]
 

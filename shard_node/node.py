@@ -110,7 +110,7 @@ class Node:
                 self._engine.filters,
                 ef_scale=self._monitor.controller.scale,
                 costs=self._engine.costs,
-                shortlists=self._engine.shortlists,
+                code_maker=self._engine.code_maker,
                 threads=threads,
                 checkpoint=checkpoint,
             )

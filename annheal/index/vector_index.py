@@ -263,18 +263,19 @@ class VectorIndex:
         queries: Float32Matrix,
         *,
         k: int,
-        between: range,
+        row_range: range,
         live: LiveBitmap | None = None,
     ) -> tuple[Scores, Rows]:
-        """Compare the queries with some consecutive rows; else as `search` with `exact`.
+        """Return what `search` with `exact` does, for the consecutive rows of `row_range` only.
 
-        `between` starts at a multiple of eight. So that a long comparison can be done in slices.
+        A long comparison can so be done in slices. `row_range` has step 1 and starts at a multiple
+        of 8. Raises ValueError for another one, and where `search` does.
         """
         self._check_queries(queries, k)
         self._check_bitmap(live)
-        start, stop = between.start, between.stop
-        if between.step != 1 or start % 8 or not 0 <= start <= stop <= self.rows:
-            raise ValueError(f"{between} of {self.rows} rows")
+        start, stop = row_range.start, row_range.stop
+        if row_range.step != 1 or start % 8 or not 0 <= start <= stop <= self.rows:
+            raise ValueError(f"{row_range} of {self.rows} rows")
         n, found = len(queries), min(k, stop - start)
         if n == 0 or found == 0:
             return _padded(n, k)

@@ -27,7 +27,7 @@ from annheal.model.topology.manifest import SegmentEntry, Tier
 from annheal.segment import DeleteVector, Segment, SegmentRows, local_segment, write_segment
 from annheal.segment.meta import INDEX_FILE
 from annheal.shard_node.rows.view import SegmentView, ShardView
-from annheal.shard_node.search.costs import CostBook
+from annheal.shard_node.search.costs import MeasuredCosts
 from annheal.shard_node.search.filter_cache import FilterCache
 from annheal.shard_node.search.recall_curves import choose_ef
 from annheal.shard_node.search.searcher import Searcher
@@ -122,7 +122,7 @@ def build_node_segment(
     build_s = time.perf_counter() - started_s
     segment = _open(directory / "merged", merged)
     set_search_threads(threads)
-    costs = CostBook()
+    costs = MeasuredCosts()
     costs.measure(segment.index)
     # A node makes them in the background when the first search would profit.
     segment.index.make_shortlist()

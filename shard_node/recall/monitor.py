@@ -46,12 +46,12 @@ from annheal.shard_node.recall.result import (
 from annheal.shard_node.recall.sampler import RecallSampler
 from annheal.shard_node.recall.watched import WatchedShard
 from annheal.shard_node.rows.view import ShardView
-from annheal.shard_node.search.costs import CostBook
+from annheal.shard_node.search.code_maker import CodeMaker
+from annheal.shard_node.search.costs import MeasuredCosts
 from annheal.shard_node.search.ef_scale import EF_CONTROL_MAX, scaled_ef
 from annheal.shard_node.search.filter_cache import FilterCache
 from annheal.shard_node.search.recall_curves import choose_ef
 from annheal.shard_node.search.searcher import Searcher
-from annheal.shard_node.search.shortlists import ShortlistBook
 
 LOOK_MAX_S = 1.0
 LOOKS_PER_INTERVAL = 4
@@ -105,7 +105,7 @@ class RecallMonitor:
         held: the shards.
         sampler: samples live queries.
         controller: gets every estimate, and scales ef.
-        filters, costs, shortlists: what the node's searches use; see `Searcher`.
+        filters, costs, code_maker: what the node's searches use; see `Searcher`.
         lanes: whose monitor lane does the work.
         latency: the history of search latencies that the node fills; reported with recall.
         keeper: stores recall memories; None stores none.
@@ -123,8 +123,8 @@ class RecallMonitor:
         controller: EfController,
         filters: FilterCache,
         lanes: Lanes,
-        costs: CostBook | None = None,
-        shortlists: ShortlistBook | None = None,
+        costs: MeasuredCosts | None = None,
+        code_maker: CodeMaker | None = None,
         settings: MonitorSettings,
         latency: LatencyHistory | None = None,
         keeper: RecallKeeper | None = None,
@@ -140,7 +140,7 @@ class RecallMonitor:
         self._filters = filters
         self._lanes = lanes
         self._costs = costs
-        self._shortlists = shortlists
+        self._code_maker = code_maker
         self._settings = settings
         self._on_cost = on_cost
         self._now_s = now_s
@@ -275,7 +275,7 @@ class RecallMonitor:
             self._filters,
             ef_scale=self.controller.scale,
             costs=self._costs,
-            shortlists=self._shortlists,
+            code_maker=self._code_maker,
         )
         view = owned.view
 

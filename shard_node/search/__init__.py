@@ -1,1 +1,1 @@
-"""How a segment is searched: its plan, its threads, its filter bitmaps and codes."""
+"""Searches and reads of shards: plans, threads, filter bitmaps and codes."""

@@ -1,6 +1,6 @@
-"""How many bytes records take in an answer, known before any of them is copied.
+"""The size of records in an answer in bytes, computed before any of them is copied.
 
-Answers are cut or refused by this (docs/limits.md): a message has a limit, and memory too.
+Scans are cut and larger answers refused by this size (docs/limits.md).
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from annheal.shard_node.rows.view import SegmentView
 Rows = npt.NDArray[np.int64]
 Source = SegmentView | GrowingView
 Taken = tuple[Source, Rows]
-"""Some rows of one source."""
+"""A source and some of its row numbers."""
 
 VALUE_BYTES: Final = 8
-"""Of a number, and at most what stands around a text."""
+"""Bytes of a number; also the most that is added to the bytes of a text."""
 
 types: Any = pa.types
 
 
 def record_bytes(source: Source, rows: Rows, projection: Projection) -> npt.NDArray[np.int64]:
-    """Return the bytes of each row, (n,) int64, rather too many than too few."""
+    """Return an upper estimate of the bytes of each of `rows` (n,) int64, (n,) int64."""
     found = np.full(len(rows), RECORD_BYTES, dtype=np.int64)
     found += _id_bytes(source, rows)
     if projection.vector:
@@ -57,9 +57,10 @@ def check_answer(
     mend: str,
     bytes_max: int = ANSWER_BYTES_MAX,
 ) -> None:
-    """Raise `InvalidArgument` when the records are too many bytes for one answer.
+    """Raise `InvalidArgument` when the records are more than `bytes_max` bytes.
 
-    What surely fits, as nearly every answer does, is not measured record by record.
+    `field` and `mend` name the field at fault and the fix. Records are measured one by one only
+    where the limits of their parts do not show already that they fit.
     """
     most = sum(len(rows) * _record_bytes_max(source, projection) for source, rows in taken)
     if most > bytes_max:
@@ -68,7 +69,7 @@ def check_answer(
 
 
 def _record_bytes_max(source: Source, projection: Projection) -> int:
-    """Return what one record can take at most, from the limits of its parts."""
+    """Return the most bytes that one record can take, from the limits of its parts."""
     found = RECORD_BYTES + ID_BYTES_MAX
     if projection.vector:
         found += 4 * _dimension(source)
@@ -105,10 +106,10 @@ def _dimension(source: Source) -> int:
 def _columns(source: Source, projection: Projection) -> list[Any]:
     if projection.attributes == ():
         return []
-    held = source.segment.attributes if isinstance(source, SegmentView) else source.attributes()
-    names = held.schema.names
+    stored = source.segment.attributes if isinstance(source, SegmentView) else source.attributes()
+    names = stored.schema.names
     wanted = names if projection.attributes is None else projection.attributes
-    return [held.column(names.index(name)) for name in wanted if name in names]
+    return [stored.column(names.index(name)) for name in wanted if name in names]
 
 
 def _attribute_bytes(column: Any, rows: Rows) -> npt.NDArray[np.int64]:

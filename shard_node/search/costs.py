@@ -1,4 +1,4 @@
-"""What comparing and walking costs on this machine: measured once, defaults until then."""
+"""Costs of comparing and walking on this machine: measured once, defaults until then."""
 
 from __future__ import annotations
 
@@ -13,53 +13,53 @@ from annheal.runtime.background import Offer, take_nothing
 
 DEFAULT_DIMENSION = 384
 DEFAULT_COSTS = WalkCosts(exact_row_ns=75.0, walk_row_ns=160.0, check_ns=2.0, call_ns=10_000.0)
-"""Measured at `DEFAULT_DIMENSION` on a server of 2024; only their ratios decide."""
+"""Measured at `DEFAULT_DIMENSION` on a server of 2024; plans depend on their ratios only."""
 MEASURED_ROWS_MIN = 5_000
-"""The rows of a smaller segment fit the processor's caches and look cheaper than they are."""
+"""The rows of a smaller segment fit the processor's caches, which makes comparing them cheaper."""
 GROWTH = 4
-"""A segment so many times larger than the one measured is measured anew."""
+"""A segment at least this many times as large as the one measured is measured again."""
 
 _log = logging.getLogger(__name__)
 
 
-_Like: TypeAlias = tuple[int, IndexKind, VectorStorage]
-"""Indexes with these in common cost the same."""
+_CostKey: TypeAlias = tuple[int, IndexKind, VectorStorage]
+"""Dimension, kind and storage. Indexes that agree in them share their costs."""
 
 
-class CostBook:
-    """Costs by (dimension, kind of index, storage), for any number of threads.
+class MeasuredCosts:
+    """Costs by (dimension, kind of index, storage); safe for any number of threads.
 
-    The first search of a segment that is worth measuring offers the measurement as work to do in
-    the background; searches meanwhile plan with what is known.
+    The first search of an index that should be measured offers the measurement as background work;
+    until it is done, searches are planned with earlier or default costs.
     """
 
     def __init__(self, *, offer: Offer = take_nothing) -> None:
-        self._measured: dict[_Like, tuple[int, WalkCosts]] = {}
+        self._measured: dict[_CostKey, tuple[int, WalkCosts]] = {}
         self._lock = threading.Lock()
         self._offer = offer
-        self._tried: set[tuple[_Like, int]] = set()
+        self._tried: set[tuple[_CostKey, int]] = set()
 
     def costs_of(self, index: VectorIndex) -> WalkCosts:
-        """Return what is known by now, without waiting."""
-        rows, costs = self._measured.get(_like(index), (0, DEFAULT_COSTS))
+        """Return the latest costs, without waiting for a measurement."""
+        rows, costs = self._measured.get(_cost_key(index), (0, DEFAULT_COSTS))
         worth_measuring = index.rows >= max(MEASURED_ROWS_MIN, GROWTH * rows)
         if worth_measuring and index.walk_ready:
-            self._want(index)
+            self._offer_measurement(index)
         return costs
 
     def measure(self, index: VectorIndex) -> None:
-        """Measure now, in the calling thread; waits for the kernels."""
+        """Measure `index` in the calling thread. Its kernels must be loaded."""
         costs = measure_costs(index)
         if costs is None:
             return
-        self._measured[_like(index)] = (index.rows, costs)
+        self._measured[_cost_key(index)] = (index.rows, costs)
         _log.info(
             "%s index of %d dimensions, %s: %s", index.kind, index.dimension, index.storage, costs
         )
 
-    def _want(self, index: VectorIndex) -> None:
-        # A measurement that failed would fail again.
-        attempt = (_like(index), index.rows)
+    def _offer_measurement(self, index: VectorIndex) -> None:
+        # Each is tried once: a measurement that failed would fail again.
+        attempt = (_cost_key(index), index.rows)
         with self._lock:
             if attempt in self._tried:
                 return
@@ -68,5 +68,5 @@ class CostBook:
                 self._tried.add(attempt)
 
 
-def _like(index: VectorIndex) -> _Like:
+def _cost_key(index: VectorIndex) -> _CostKey:
     return index.dimension, index.kind, index.storage

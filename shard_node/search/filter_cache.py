@@ -1,4 +1,7 @@
-"""Which rows match a filter, remembered: segments never change, growing rows are only added to."""
+"""A cache of which rows match a filter.
+
+Rows of a segment never change. Growing rows are only added, so only the new ones are evaluated.
+"""
 
 from __future__ import annotations
 
@@ -18,17 +21,17 @@ from annheal.shard_node.rows.growing import GrowingView
 
 CACHE_BYTES_MAX = 64 << 20
 CACHE_ENTRIES_MAX = 8_192
-"""Bitmaps of small segments are smaller than the objects around them: count those too."""
+"""A limit of entries too: bitmaps of small segments are smaller than the objects around them."""
 
 Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
 class CacheState:
-    """How a cache is doing: questions since the start, and what it holds now.
+    """Lookups of a cache since the start, and what it holds now.
 
-    A `hit` was answered without evaluating anything; a question about growing rows of which some
-    came since is a miss.
+    A hit is a lookup after which no row was evaluated. A lookup of growing rows of which some are
+    new is a miss.
     """
 
     hits: int
@@ -38,10 +41,11 @@ class CacheState:
 
 
 class FilterCache:
-    """Least recently used answers by (segment, canonical filter), within both limits.
+    """Matches by (segment id or number of growing rows, filter key); safe for any thread.
 
-    `key` is `annheal.filters.filter_key(filter)`, which a caller that asks several segments makes
-    once. For any number of threads: two that miss at once compute the same answer.
+    The least recently used ones are dropped at `bytes_max` and `entries_max`. `key` arguments are
+    `annheal.filters.filter_key(filter)`, for callers that look up several segments. Two threads
+    that miss at the same time both evaluate the filter.
     """
 
     def __init__(
@@ -51,32 +55,32 @@ class FilterCache:
         self._entries_max = entries_max
         self._bytes = 0
         self._hits = 0
-        self._asked = 0
-        self._answers: OrderedDict[tuple[str | int, bytes], LiveBitmap | Mask] = OrderedDict()
+        self._lookups = 0
+        self._entries: OrderedDict[tuple[str | int, bytes], LiveBitmap | Mask] = OrderedDict()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        return len(self._answers)
+        return len(self._entries)
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of the answers held."""
+        """Bytes of all matches in the cache."""
         return self._bytes
 
     def state(self) -> CacheState:
-        """Return how the cache is doing."""
+        """Return counts of lookups and the present size."""
         with self._lock:
-            misses = self._asked - self._hits
-            return CacheState(self._hits, misses, len(self._answers), self._bytes)
+            misses = self._lookups - self._hits
+            return CacheState(self._hits, misses, len(self._entries), self._bytes)
 
     def matches(self, segment: Segment, filter: Filter, *, key: bytes | None = None) -> LiveBitmap:
         """Return the rows of `segment` that match the validated `filter`, dead ones included."""
-        place = (segment.id, filter_key(filter) if key is None else key)
-        found = self._recall(place, rows=segment.rows)
+        entry = (segment.id, filter_key(filter) if key is None else key)
+        found = self._look_up(entry, rows=segment.rows)
         if isinstance(found, LiveBitmap):
             return found
         bitmap = segment.matches(filter)
-        self._remember(place, bitmap)
+        self._store(entry, bitmap)
         return bitmap
 
     def growing_matches(
@@ -84,10 +88,10 @@ class FilterCache:
     ) -> Mask:
         """Return which of the growing rows match, dead ones included: (rows,) bool, read-only.
 
-        Only the rows that came since the last time are evaluated.
+        Only the rows that were added since the last lookup are evaluated.
         """
-        place = (growing.number, filter_key(filter) if key is None else key)
-        found = self._recall(place, rows=growing.rows)
+        entry = (growing.number, filter_key(filter) if key is None else key)
+        found = self._look_up(entry, rows=growing.rows)
         known = np.empty(0, dtype=np.bool_) if found is None else _as_mask(found)
         if len(known) >= growing.rows:
             return known[: growing.rows]
@@ -96,56 +100,56 @@ class FilterCache:
         if len(known):
             mask = np.concatenate([known, mask])
         mask.flags.writeable = False
-        self._remember(place, mask)
+        self._store(entry, mask)
         return mask
 
     def forget_all_but(self, kept: Collection[str | int]) -> None:
-        """Drop the answers of everything but these segments (ids) and growing rows (numbers)."""
+        """Drop all entries but those of these segments (ids) and growing rows (numbers)."""
         present = frozenset(kept)
         with self._lock:
-            for place in [place for place in self._answers if place[0] not in present]:
-                self._bytes -= _size_bytes(self._answers.pop(place))
+            for entry in [entry for entry in self._entries if entry[0] not in present]:
+                self._bytes -= _size_bytes(self._entries.pop(entry))
 
     def forget(self, segment_ids: Collection[str]) -> None:
-        """Drop the answers of segments that are no longer held."""
+        """Drop the entries of the given segments."""
         gone = set(segment_ids)
         with self._lock:
-            for place in [place for place in self._answers if place[0] in gone]:
-                self._bytes -= _size_bytes(self._answers.pop(place))
+            for entry in [entry for entry in self._entries if entry[0] in gone]:
+                self._bytes -= _size_bytes(self._entries.pop(entry))
 
-    def _recall(self, place: tuple[str | int, bytes], *, rows: int) -> LiveBitmap | Mask | None:
-        """Return what is known of `place`; a hit when that covers all its `rows`."""
+    def _look_up(self, entry: tuple[str | int, bytes], *, rows: int) -> LiveBitmap | Mask | None:
+        """Return the cached matches, possibly of fewer than `rows` rows; a hit if of all."""
         with self._lock:
-            found = self._answers.get(place)
-            self._asked += 1
+            found = self._entries.get(entry)
+            self._lookups += 1
             if found is not None:
                 self._hits += _covers(found, rows)
-                self._answers.move_to_end(place)
+                self._entries.move_to_end(entry)
             return found
 
-    def _remember(self, place: tuple[str | int, bytes], answer: LiveBitmap | Mask) -> None:
+    def _store(self, entry: tuple[str | int, bytes], matches: LiveBitmap | Mask) -> None:
         with self._lock:
-            known = self._answers.get(place)
-            if known is not None and _size_bytes(known) >= _size_bytes(answer):
+            known = self._entries.get(entry)
+            if known is not None and _size_bytes(known) >= _size_bytes(matches):
                 return  # another thread was faster, or saw more growing rows
-            self._bytes += _size_bytes(answer) - (0 if known is None else _size_bytes(known))
-            self._answers[place] = answer
-            self._answers.move_to_end(place)
-            while self._is_over() and len(self._answers) > 1:
-                _, evicted = self._answers.popitem(last=False)
+            self._bytes += _size_bytes(matches) - (0 if known is None else _size_bytes(known))
+            self._entries[entry] = matches
+            self._entries.move_to_end(entry)
+            while self._is_over() and len(self._entries) > 1:
+                _, evicted = self._entries.popitem(last=False)
                 self._bytes -= _size_bytes(evicted)
 
     def _is_over(self) -> bool:
-        return self._bytes > self._bytes_max or len(self._answers) > self._entries_max
+        return self._bytes > self._bytes_max or len(self._entries) > self._entries_max
 
 
-def _size_bytes(answer: LiveBitmap | Mask) -> int:
-    return answer.packed.nbytes if isinstance(answer, LiveBitmap) else answer.nbytes
+def _size_bytes(matches: LiveBitmap | Mask) -> int:
+    return matches.packed.nbytes if isinstance(matches, LiveBitmap) else matches.nbytes
 
 
-def _covers(answer: LiveBitmap | Mask, rows: int) -> bool:
-    return isinstance(answer, LiveBitmap) or len(answer) >= rows
+def _covers(matches: LiveBitmap | Mask, rows: int) -> bool:
+    return isinstance(matches, LiveBitmap) or len(matches) >= rows
 
 
-def _as_mask(answer: LiveBitmap | Mask) -> Mask:
-    return answer.mask() if isinstance(answer, LiveBitmap) else answer
+def _as_mask(matches: LiveBitmap | Mask) -> Mask:
+    return matches.mask() if isinstance(matches, LiveBitmap) else matches

@@ -1,4 +1,4 @@
-"""Reads that are no search: by id, counts, scans, and the ids that match a filter."""
+"""Reads other than searches: records by id, counts, scans, and the ids that match a filter."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from annheal.shard_node.search.answer_bytes import check_answer, record_bytes
 from annheal.shards.routing import hash_ids
 
 IDS_AT_ONCE = 10_000
-"""Ids that are made Python strings between two checkpoints: a few milliseconds."""
+"""Ids converted to Python strings between two checkpoints, which takes a few milliseconds."""
 
 Rows = npt.NDArray[np.int64]
 Source = SegmentView | GrowingView
 
 
 def live_mask(source: Source, filter: Filter | None) -> npt.NDArray[np.bool_]:
-    """Return (rows,) bool: the row lives and matches."""
+    """Return (rows,) bool, True for live rows that match `filter` (None: all live rows)."""
     if isinstance(source, GrowingView):
         live = source.live_mask()
         if filter is not None:
@@ -56,7 +56,7 @@ def matching_ids(
 def count_rows(
     view: ShardView, filter: Filter | None, *, checkpoint: Checkpoint = no_checkpoint
 ) -> int:
-    """Return how many live records match."""
+    """Return the number of live records that match `filter` (None: of all)."""
     if filter is None:
         return view.live_rows
     return sum(
@@ -72,10 +72,10 @@ def get_records(
     checkpoint: Checkpoint = no_checkpoint,
     bytes_max: int = ANSWER_BYTES_MAX,
 ) -> RecordSet:
-    """Return the live records among `ids`, in the order asked; unknown ids are left out.
+    """Return the live records among `ids`, in the order of `ids`; unknown ids are left out.
 
-    Raises `InvalidArgument` with reason ANSWER_TOO_LARGE, before anything is copied, when they
-    would be more than `bytes_max` bytes.
+    Raises `InvalidArgument` with reason ANSWER_TOO_LARGE, before anything is copied, when the
+    records are more than `bytes_max` bytes.
     """
     wanted = list(dict.fromkeys(ids))
     hashes = hash_ids(wanted)
@@ -86,11 +86,11 @@ def get_records(
             rows = _find_growing(source, wanted)
         else:
             rows = source.segment.find(wanted, hashes)
-        asked = np.flatnonzero(rows >= 0)
-        asked = asked[_is_live(source, rows[asked])]
-        if len(asked):
-            found.append((source, rows[asked].astype(np.int64)))
-            positions.append(asked.astype(np.int64))
+        present = np.flatnonzero(rows >= 0)
+        present = present[_is_live(source, rows[present])]
+        if len(present):
+            found.append((source, rows[present].astype(np.int64)))
+            positions.append(present.astype(np.int64))
     check_answer(found, projection, field="ids", mend=IDS_MEND, bytes_max=bytes_max)
     return join_records([_take(source, rows, projection) for source, rows in found], positions)
 
@@ -104,7 +104,7 @@ def scan_page(
 ) -> ScanPage:
     """Return the next `rows_max` live, matching records in the order of (hash, id).
 
-    Fewer where they would take more than `bytes_max` bytes, but one at least.
+    Fewer if they are more than `bytes_max` bytes, but at least one.
     """
     hashes: list[npt.NDArray[np.uint64]] = []
     refs: list[tuple[int, Rows]] = []
@@ -157,7 +157,7 @@ def _cut_page(
 
 
 def _by_source(page: list[tuple[int, str, int, int]]) -> dict[int, tuple[Rows, Rows]]:
-    """Return, by number of the source, the rows of the page and their places on it."""
+    """Return, by number of the source, its rows on the page and their positions there."""
     numbers = np.array([entry[2] for entry in page], dtype=np.int64)
     rows = np.array([entry[3] for entry in page], dtype=np.int64)
     places = {number: np.flatnonzero(numbers == number) for number in np.unique(numbers).tolist()}
@@ -192,10 +192,10 @@ def _is_live(source: Source, rows: Rows) -> npt.NDArray[np.bool_]:
 
 
 def _rows_after(source: Source, request: ScanRequest) -> tuple[Rows, npt.NDArray[np.uint64]]:
-    """Return the candidates of one source for the page: rows and hashes, by ascending hash.
+    """Return rows and hashes of one source that may be on the page, by ascending hash.
 
-    At least every row of the source that can be on the page or shows that another one follows:
-    the first `rows_max + 1` behind the last record seen, and the ties of the last one's hash.
+    They are the first `rows_max + 1` after the last record of the page before, and all rows whose
+    hash equals that of the last of these. One more than `rows_max` shows that a page follows.
     """
     mask = live_mask(source, request.filter)
     rows: npt.NDArray[Any]
@@ -214,7 +214,7 @@ def _rows_after(source: Source, request: ScanRequest) -> tuple[Rows, npt.NDArray
 def _growing_order(
     growing: GrowingView, request: ScanRequest
 ) -> tuple[Rows, npt.NDArray[np.uint64], int]:
-    """Return the rows by (hash, id), their hashes, and the first position of the page."""
+    """Return the rows in the order of hashes, the hashes, and where the page begins in them."""
     unordered = hash_ids(growing.ids[: growing.rows])
     rows = np.argsort(unordered, kind="stable")
     hashes = unordered[rows]
@@ -223,7 +223,7 @@ def _growing_order(
     after = np.uint64(request.after_hash)
     start = int(np.searchsorted(hashes, after, side="left"))
     end = int(np.searchsorted(hashes, after, side="right"))
-    # Different ids may share the hash: those up to the last one seen are done.
+    # Several ids may have the hash of the last record; those up to it were on earlier pages.
     tied = sorted(rows[start:end].tolist(), key=lambda row: growing.ids[row])
     rows[start:end] = tied
     while start < end and growing.ids[int(rows[start])] <= request.after_id:
@@ -232,12 +232,12 @@ def _growing_order(
 
 
 def _find_growing(growing: GrowingView, ids: list[str]) -> Rows:
-    """Return the newest row of each id that the view holds; -1 where there is none."""
+    """Return the newest row of each id in the view, -1 where there is none."""
     newest = growing.newest
     rows = np.fromiter((newest.get(i, -1) for i in ids), dtype=np.int64, count=len(ids))
     later = np.flatnonzero(rows >= growing.rows)
     if len(later):
-        # Written again after this view was taken: look for the rows that the view does hold.
-        held = {record_id: row for row, record_id in enumerate(growing.ids[: growing.rows])}
-        rows[later] = [held.get(ids[position], -1) for position in later.tolist()]
+        # Written again after this view was taken: the newest rows in the view are older ones.
+        in_view = {record_id: row for row, record_id in enumerate(growing.ids[: growing.rows])}
+        rows[later] = [in_view.get(ids[position], -1) for position in later.tolist()]
     return rows

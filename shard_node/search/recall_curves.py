@@ -1,4 +1,4 @@
-"""Reading recall curves: the smallest beam width that keeps an objective (DESIGN 6)."""
+"""Reading recall curves: the smallest ef that meets a recall objective."""
 
 from __future__ import annotations
 
@@ -11,36 +11,35 @@ from annheal.segment import RecallPoint
 
 EF_MIN, EF_UNCALIBRATED_MAX, EF_PER_K = 64, 512, 8
 CONFIDENCE_Z = 3.0
-"""99.9 % of the normal distribution. An index is built again hundreds of times in its life: with
-97.5 % one build in forty would be short of its objective."""
+"""Standard errors: 99.9 % of the normal distribution, one-sided. Indexes are rebuilt hundreds of
+times: with 97.5 % one build in forty would miss its objective."""
 PROBE_OPTIMISM = 0.008
-"""Rows of the collection are a little easier to find than queries from outside: 0.958 against
-0.951 at ef 64 on 100,000 package embeddings and 1,500 other packages as queries, 0.962 against
-0.953 at ef 40 on 10,000 and 500."""
+"""Subtracted from recall measured with rows of the collection, which are easier to find than
+other queries, 0.958 against 0.951 at ef 64 on 100,000 package embeddings and 1,500 other packages
+as queries, 0.962 against 0.953 at ef 40 on 10,000 and 500."""
 
 
 def choose_ef(curve: Sequence[RecallPoint], *, k: int, objective: float) -> int:
     """Return the smallest ef that meets `objective` without a filter, with 99.9 % confidence.
 
-    A point meets it when its measured recall less `CONFIDENCE_Z` standard errors and
-    `PROBE_OPTIMISM` does, or when its recall is perfect; between two points recall is taken to
-    rise evenly. Read from the curve of the smallest k
-    that is at least the one asked for: recall at a given ef falls as k grows. When even the
-    largest measured ef falls short, that one; without a measurement, `EF_PER_K` times k within
-    stated bounds.
+    A point meets it when its recall minus `CONFIDENCE_Z` standard errors and `PROBE_OPTIMISM` does,
+    or when its recall is 1. Between two points recall is interpolated linearly. The curve is that
+    of the smallest measured k not below `k`: recall at a given ef falls as k grows. Where no point
+    meets the objective, the largest measured ef; without any point, `EF_PER_K` times `k`, at least
+    `EF_MIN` and at most `EF_UNCALIBRATED_MAX`. Never below `k`.
     """
     points = _points(curve, k=k)
     if not points:
         return max(EF_MIN, min(EF_UNCALIBRATED_MAX, EF_PER_K * k), k)
-    return max((_meeting(points, objective) or points[-1]).ef, k)
+    return max((_interpolated(points, objective) or points[-1]).ef, k)
 
 
 def plain_ef(curve: Sequence[RecallPoint], *, k: int, objective: float) -> int | None:
     """Return `choose_ef`, or None where only exact comparison meets `objective`.
 
-    That is an objective of 1, and one above the mean recall of the widest walk measured: what
-    holds for the largest k measured holds for every larger one. A mean that meets the objective,
-    but without the confidence of `choose_ef`, is good enough for the widest walk.
+    That is an objective of 1, or one above the largest mean recall measured, at the largest
+    measured k where `k` is larger. Where only the confidence of `choose_ef` is not reached, the
+    largest measured ef is used.
     """
     measured = {point.k for point in curve if not point.band}
     points = _points(curve, k=min(k, max(measured, default=k)))
@@ -50,7 +49,7 @@ def plain_ef(curve: Sequence[RecallPoint], *, k: int, objective: float) -> int |
 
 
 def measured_visits(curve: Sequence[RecallPoint], *, k: int, ef: int) -> float:
-    """Return the rows that a walk without a filter compared at `ef` when built; 0: not measured."""
+    """Return the rows that an unfiltered walk at `ef` compared at build; 0 where not measured."""
     points = [point for point in _points(curve, k=k) if point.visited]
     for low, high in itertools.pairwise(points):
         if low.ef <= ef < high.ef:
@@ -67,11 +66,12 @@ def choose_band_ef(
     far: bool = False,
     selector: bool = False,
 ) -> RecallPoint | None:
-    """Return the first point that meets `objective` where `share` of the rows is allowed.
+    """Return the point of smallest ef that meets `objective` where `share` of the rows is allowed.
 
-    Read from the nearest band at or below `share`, which is the harder one. None when there is
-    no such band, or none of its points meets the objective. For a k above those measured, the
-    beam grows as it does without a filter.
+    Reads the largest band not above `share`; more selective bands need a larger ef. `far` and
+    `selector` choose the kind of walk that was measured. None without such a band, or where none of
+    its points meets the objective. For a k above those measured, ef grows by the same factor as
+    without a filter.
     """
     of_kind = [p for p in curve if p.band and p.far == far and p.selector == selector]
     band = max((p.band for p in of_kind if float(p.band) <= share), key=float, default=None)
@@ -98,33 +98,34 @@ def choose_band_ef(
 
 
 def _points(curve: Sequence[RecallPoint], *, k: int, band: str = "") -> list[RecallPoint]:
-    """Return the points of one band at the smallest measured k from `k` on, by rising ef."""
+    """Return the points of one band at the smallest measured k not below `k`, by ascending ef."""
     of_band = [point for point in curve if point.band == band]
     measured_k = min((p.k for p in of_band if p.k >= k), default=None)
     return sorted((p for p in of_band if p.k == measured_k), key=lambda point: point.ef)
 
 
-def _meeting(points: Sequence[RecallPoint], objective: float) -> RecallPoint | None:
-    """Return what lies on the line between the first point that meets and the one before it.
+def _interpolated(points: Sequence[RecallPoint], objective: float) -> RecallPoint | None:
+    """Return the point that meets `objective` on the line to the first measured one that does.
 
-    Without a filter recall is concave in ef: the line is below it. Bands may rise late.
+    Without a filter recall is concave in ef, so the line is below the curve. Those of bands need
+    not be concave.
     """
     point = _first_meeting(points, objective)
     before = [one for one in points if point is not None and one.ef < point.ef]
-    if point is None or not before or _sure_recall(point) < objective:
+    if point is None or not before or _recall_bound(point) < objective:
         return point
-    low, high = _sure_recall(before[-1]), _sure_recall(point)
+    low, high = _recall_bound(before[-1]), _recall_bound(point)
     return _between(before[-1], point, (objective - low) / (high - low))
 
 
 def _first_meeting(points: Sequence[RecallPoint], objective: float) -> RecallPoint | None:
     for point in points:
-        if _sure_recall(point) >= objective or point.recall >= 1.0:
+        if _recall_bound(point) >= objective or point.recall >= 1.0:
             return point
     return None
 
 
-def _sure_recall(point: RecallPoint) -> float:
+def _recall_bound(point: RecallPoint) -> float:
     return point.recall - CONFIDENCE_Z * point.error - PROBE_OPTIMISM
 
 

@@ -1,4 +1,4 @@
-"""Searching views: every segment by its plan, growing rows exactly, one merge."""
+"""Searches of shard views: segments by their plans, growing rows exactly, hits merged."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ from annheal.runtime.stop import Checkpoint, no_checkpoint
 from annheal.shard_node.rows.growing import GrowingView
 from annheal.shard_node.rows.view import SegmentView, ShardView
 from annheal.shard_node.search.answer_bytes import check_answer
-from annheal.shard_node.search.costs import CostBook
-from annheal.shard_node.search.ef_scale import EfScale, curve_alone, scaled_ef
+from annheal.shard_node.search.code_maker import CodeMaker
+from annheal.shard_node.search.costs import MeasuredCosts
+from annheal.shard_node.search.ef_scale import EfScale, scaled_ef, unscaled
 from annheal.shard_node.search.filter_cache import FilterCache
 from annheal.shard_node.search.planner import (
     PlanKind,
+    QueryFacts,
     SegmentFacts,
     SegmentPlan,
-    Wanted,
     codes_are_worthwhile,
     plan_segment,
 )
 from annheal.shard_node.search.run_plan import Ran, run_plan
-from annheal.shard_node.search.shortlists import ShortlistBook
 from annheal.shard_node.search.slices import Hits
 from annheal.shard_node.search.threads import ONE_THREAD, SearchThreads
 
 
 @dataclass(frozen=True, slots=True)
 class MatchCount:
-    """How many of the live rows of a shard a query's filter matches, as of its view.
+    """How many of the `live_rows` of a shard's view match the filter of a batch of queries.
 
-    `visited` is how many rows were compared, over all queries of the batch.
+    `visited` is the number of rows compared, summed over the queries.
     """
 
     shard: int
@@ -54,7 +54,7 @@ class MatchCount:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """One segment or growing view that gave hits; the merge refers to it by position."""
+    """A segment or growing view with hits; `TopK.parts` has its position."""
 
     rows: SegmentView | GrowingView
 
@@ -66,9 +66,9 @@ class _Part:
 class Searcher:
     """Runs searches of one collection, in the calling thread and in `threads`.
 
-    `ef_scale` says by how much a segment is searched wider than its recall curve asks for. Without
-    `costs` the default ones are planned with, without `shortlists` no codes are made. `checkpoint`
-    is called every few milliseconds, and ends the search by raising.
+    `ef_scale` gives the factor by which the ef of a recall curve is multiplied. Without `costs`
+    plans use default costs, without `code_maker` no codes are made. `checkpoint` is called every
+    few milliseconds, and ends the search by raising.
     """
 
     def __init__(
@@ -76,9 +76,9 @@ class Searcher:
         collection: Collection,
         filters: FilterCache,
         *,
-        ef_scale: EfScale = curve_alone,
-        costs: CostBook | None = None,
-        shortlists: ShortlistBook | None = None,
+        ef_scale: EfScale = unscaled,
+        costs: MeasuredCosts | None = None,
+        code_maker: CodeMaker | None = None,
         threads: SearchThreads = ONE_THREAD,
         checkpoint: Checkpoint = no_checkpoint,
         answer_bytes_max: int = ANSWER_BYTES_MAX,
@@ -86,8 +86,8 @@ class Searcher:
         self._collection = collection
         self._filters = filters
         self._ef_scale = ef_scale
-        self._costs = costs or CostBook()
-        self._shortlists = shortlists
+        self._costs = costs or MeasuredCosts()
+        self._code_maker = code_maker
         self._threads = threads
         self._answer_bytes_max = answer_bytes_max
         self._checkpoint = checkpoint
@@ -95,13 +95,16 @@ class Searcher:
     def search(
         self, views: Sequence[tuple[int, ShardView]], queries: Float32Matrix, options: SearchOptions
     ) -> SearchAnswer:
-        """Return the best k of all `views` (shard number, view) for each of the queries (n, d)."""
+        """Return the best k hits of each query (n, d) in all `views` (shard number, view).
+
+        Raises `InvalidArgument` with reason ANSWER_TOO_LARGE when the records are too many bytes.
+        """
         return self.search_counted(views, queries, options)[0]
 
     def search_counted(
         self, views: Sequence[tuple[int, ShardView]], queries: Float32Matrix, options: SearchOptions
     ) -> tuple[SearchAnswer, tuple[MatchCount, ...]]:
-        """Return what `search` does, and how many rows of each view the filter matches."""
+        """Return the result of `search`, and for each view how many rows match the filter."""
         parts: list[_Part] = []
         hits: list[Hits] = []
         explain: list[SegmentExplain] = []
@@ -109,17 +112,17 @@ class Searcher:
         key = None if options.filter is None else filter_key(options.filter)
         for shard, view in views:
             matches = visited = 0
-            for held in view.segments:
+            for segment_view in view.segments:
                 started_s = time.perf_counter()
-                plan, allowed, ran = self.search_segment(held, queries, options, key=key)
+                plan, allowed, ran = self.search_segment(segment_view, queries, options, key=key)
                 matches += allowed
                 if ran is not None:
-                    parts.append(_Part(held))
+                    parts.append(_Part(segment_view))
                     hits.append(ran.hits)
                     visited += ran.visited
                 if options.explain:
                     took_s = time.perf_counter() - started_s
-                    explain.append(_explain(shard, held, plan, allowed, ran, took_s))
+                    explain.append(_explain(shard, segment_view, plan, allowed, ran, took_s))
             for growing in view.growing:
                 started_s = time.perf_counter()
                 allowed, found = self.search_growing(growing, queries, options, key=key)
@@ -140,7 +143,7 @@ class Searcher:
             ids_of=lambda part, rows: parts[part].take(rows, IDS_ONLY).ids,
         )
         self._checkpoint()
-        counts, scores, records = _materialise(
+        counts, scores, records = _records_of(
             best, parts, options.projection, bytes_max=self._answer_bytes_max
         )
         answer = SearchAnswer(
@@ -154,21 +157,21 @@ class Searcher:
 
     def search_segment(
         self,
-        held: SegmentView,
+        segment_view: SegmentView,
         queries: Float32Matrix,
         options: SearchOptions,
         *,
         key: bytes | None = None,
     ) -> tuple[SegmentPlan, int, Ran | None]:
-        """Return the plan, how many rows live and match, and the best of them (None: no row)."""
+        """Return the plan, how many rows are allowed, and the hits (None: no row is allowed)."""
         self._checkpoint()
-        segment = held.segment
-        live = held.deletes.live
+        segment = segment_view.segment
+        live = segment_view.deletes.live
         if options.filter is not None:
             matching = self._filters.matches(segment, options.filter, key=key)
             live = matching if live is None else matching & live
         allowed = segment.rows if live is None else live.count
-        codes = segment.index.shortlist
+        shortlist = segment.index.shortlist
         facts = SegmentFacts(
             index_kind=segment.kind,
             rows=segment.rows,
@@ -176,43 +179,43 @@ class Searcher:
             curve=segment.recall_curve,
             costs=self._costs.costs_of(segment.index),
             walk_ready=segment.index.walk_ready,
-            shortlist=None if codes is None else codes.costs,
+            shortlist=None if shortlist is None else shortlist.costs,
         )
-        wanted = Wanted(
+        query = QueryFacts(
             k=options.k,
             objective=options.recall_objective or self._collection.settings.recall_objective,
             ef=options.ef,
             exact=options.exact,
             filtered=options.filter is not None,
         )
-        plan = plan_segment(facts, wanted)
+        plan = plan_segment(facts, query)
         if plan.kind is PlanKind.SKIP:
             return plan, allowed, None
         if options.ef is None:
-            plan = self._scaled(plan, held, allowed, filtered=options.filter is not None)
-        # A bitmap of all rows says nothing, and the plain walk is cheaper without it.
-        limit = None if allowed == segment.rows else live
+            plan = self._scaled(plan, segment_view, allowed, filtered=options.filter is not None)
+        # A bitmap of all rows excludes none, and the walk of FAISS is cheaper without it.
+        selection = None if allowed == segment.rows else live
         ran = run_plan(
             segment.index,
             plan,
             queries,
             k=options.k,
-            live=limit,
+            live=selection,
             ids_at=segment.ids_at,
             threads=self._threads,
             checkpoint=self._checkpoint,
         )
-        wants_codes = plan.codes_wanted or (ran.repeated and codes_are_worthwhile(facts, wanted))
-        if wants_codes and self._shortlists is not None:
-            self._shortlists.want(segment.index)
+        codes_wanted = plan.codes_wanted or (ran.repeated and codes_are_worthwhile(facts, query))
+        if codes_wanted and self._code_maker is not None:
+            self._code_maker.request(segment.index)
         return plan, allowed, ran
 
     def _scaled(
-        self, plan: SegmentPlan, held: SegmentView, allowed: int, *, filtered: bool
+        self, plan: SegmentPlan, segment_view: SegmentView, allowed: int, *, filtered: bool
     ) -> SegmentPlan:
-        """Widen the beams of `plan` where measured recall asks for more than the curve says."""
+        """Return `plan` with its ef multiplied by the factor that measured recall requires."""
         scale = self._ef_scale(
-            held.segment.id, band_of(allowed, held.live_count, filtered=filtered)
+            segment_view.segment.id, band_of(allowed, segment_view.live_count, filtered=filtered)
         )
         if scale <= 1.0 or not plan.ef:
             return plan
@@ -227,7 +230,7 @@ class Searcher:
         *,
         key: bytes | None = None,
     ) -> tuple[int, Hits | None]:
-        """Return how many rows live and match, and the best of them."""
+        """Return how many rows are allowed, and the hits (None where no row is allowed)."""
         self._checkpoint()
         mask: npt.NDArray[np.bool_] | None = None
         if options.filter is not None:
@@ -246,12 +249,13 @@ class Searcher:
         )
 
 
-def _materialise(
+def _records_of(
     best: TopK, parts: Sequence[_Part], projection: Projection, *, bytes_max: int
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32], RecordSet]:
-    """Turn (n, k) references into flat scores and the records they name.
+    """Return the hits of each query, (n,) int32, and all scores and records, query after query.
 
-    Raises `InvalidArgument` before anything is copied when they are too large for one answer.
+    Raises `InvalidArgument`, before anything is copied, when the records are more than `bytes_max`
+    bytes.
     """
     present = best.rows >= 0
     counts = present.sum(axis=1, dtype=np.int32)
@@ -276,19 +280,25 @@ def _materialise(
 
 
 def _explain(
-    shard: int, held: SegmentView, plan: SegmentPlan, allowed: int, ran: Ran | None, took_s: float
+    shard: int,
+    segment_view: SegmentView,
+    plan: SegmentPlan,
+    allowed: int,
+    ran: Ran | None,
+    took_s: float,
 ) -> SegmentExplain:
     return SegmentExplain(
         shard=shard,
-        segment_id=held.segment.id,
+        segment_id=segment_view.segment.id,
         plan=plan.kind.value,
-        rows=held.segment.rows,
-        live_rows=held.live_count,
+        rows=segment_view.segment.rows,
+        live_rows=segment_view.live_count,
         matches=allowed,
         ef=plan.ef,
         visited=0 if ran is None else ran.visited,
         duration_s=took_s,
-        without_kernels=held.segment.kind is IndexKind.HNSW and not held.segment.index.walk_ready,
+        without_kernels=segment_view.segment.kind is IndexKind.HNSW
+        and not segment_view.segment.index.walk_ready,
     )
 
 

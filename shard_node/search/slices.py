@@ -17,29 +17,29 @@ Hits = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]
 SLICE_COMPARISONS = 32_768
 """Vectors compared in one slice: 2.5 ms of one core at 384 floats."""
 SCAN_ROWS_MIN = 1_024
-"""Rows of a slice, whatever the number of queries: FAISS multiplies matrices of so many rows."""
+"""Least rows of a slice: FAISS multiplies matrices in blocks of this many rows."""
 ROWS_PER_K = 4
-"""Rows of a slice for each neighbour wanted, so that merging slices costs less than comparing."""
+"""Least rows of a slice per k, so that merging slices costs less than comparing."""
 SLICE_EF = 8_192
-"""Beam widths of the walks of one slice, added up: about 16 ms of one core at 384 floats."""
+"""Sum of the ef of all walks in one slice: about 16 ms of one core at 384 floats."""
 SLICE_CODES = 1_000_000
 """Codes compared in one slice: about 10 ms of one core at 384 floats."""
 
 
 def rows_per_slice(*, queries: int, k: int, rows_min: int = SCAN_ROWS_MIN) -> int:
-    """Return how many rows so many queries are compared with in one slice."""
+    """Return the number of rows that `queries` queries are compared with in one slice."""
     return max(rows_min, SLICE_COMPARISONS // max(1, queries), ROWS_PER_K * k)
 
 
 def queries_per_slice(cost: int, *, budget: int) -> int:
-    """Return how many queries, each of which costs `cost`, make a slice of `budget`."""
+    """Return the number of queries in a slice of at most `budget`, if each costs `cost`."""
     return max(1, budget // max(1, cost))
 
 
 def query_slices(
     queries: Float32Matrix, size: int, checkpoint: Checkpoint
 ) -> Iterator[Float32Matrix]:
-    """Yield the queries (n, d) by `size`, at least one slice, with a checkpoint before each."""
+    """Yield slices of up to `size` of the queries (n, d), at least one, each after a checkpoint."""
     for start in range(0, max(1, len(queries)), size):
         checkpoint()
         yield queries[start : start + size]
@@ -53,9 +53,9 @@ def scan_in_slices(
     live: LiveBitmap | None,
     checkpoint: Checkpoint,
 ) -> Hits:
-    """Return what `VectorIndex.search` with `exact` does.
+    """Return the result of `VectorIndex.search` with `exact`.
 
-    Rows outside, queries inside: the rows of a slice stay in the cache for all of the queries.
+    The outer loop is over slices of rows, which stay in the cache for all of the queries.
     """
     n = len(queries)
     if n * index.rows <= SLICE_COMPARISONS:
@@ -65,17 +65,17 @@ def scan_in_slices(
     step = -(-rows_per_slice(queries=min(n, queries_at_once), k=k) // 8) * 8
     best: list[Hits] = []
     for start in range(0, index.rows, step):
-        between = range(start, min(index.rows, start + step))
+        some_rows = range(start, min(index.rows, start + step))
         found = [
-            index.scan(part, k=k, between=between, live=live)
+            index.scan(part, k=k, row_range=some_rows, live=live)
             for part in query_slices(queries, queries_at_once, checkpoint)
         ]
-        best = [better(best, joined(found), k=k)]
+        best = [merged_best(best, joined(found), k=k)]
     return best[0]
 
 
-def better(best: list[Hits], found: Hits, *, k: int) -> Hits:
-    """Return the best k of `found` and of what was found before (one item, or none)."""
+def merged_best(best: list[Hits], found: Hits, *, k: int) -> Hits:
+    """Return the best k of `found` and of the hits `best` before it (one item, or none)."""
     if not best:
         return found
     merged = merge_topk([*best, found], k=k, queries=len(found[0]))
@@ -83,7 +83,7 @@ def better(best: list[Hits], found: Hits, *, k: int) -> Hits:
 
 
 def joined(found: list[Hits]) -> Hits:
-    """Return the hits of all queries, slice after slice."""
+    """Return the hits of all queries from those of slices of queries."""
     if len(found) == 1:
         return found[0]
     return np.concatenate([one[0] for one in found]), np.concatenate([one[1] for one in found])

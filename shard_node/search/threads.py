@@ -1,4 +1,4 @@
-"""Sharing one search among threads: the kernels hold no lock and use one thread each."""
+"""Dividing one search among threads; kernels release the GIL and use one thread each."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from annheal.runtime.stop import Checkpoint, no_checkpoint
 from annheal.shard_node.search.slices import (
     SLICE_CODES,
     Hits,
-    better,
     joined,
+    merged_best,
     queries_per_slice,
     query_slices,
     rows_per_slice,
 )
 
 PART_COMPARISONS_MIN = 5_000
-"""Comparisons worth a thread of their own: 0.3 ms at 384 floats."""
+"""Least comparisons for a thread of their own: 0.3 ms at 384 floats."""
 PART_CODES_MIN = 100_000
-"""The same where codes are compared: memory is the limit, and two threads took 0.62 ms for 50,000
-rows where one took 0.64."""
+"""The same for codes, which are limited by memory bandwidth: for 50,000 rows two threads took
+0.62 ms, one 0.64."""
 
 SLICE_ROWS_MIN = 256
-"""Rows of a slice, whatever the number of queries: the kernels compare blocks of so many."""
+"""Least rows of a slice: the kernels compare blocks of this many."""
 
 PartT = TypeVar("PartT")
 ResultT = TypeVar("ResultT")
 
 
 class SearchThreads:
-    """At most `count` threads that share the parts of a search, the calling one included.
+    """At most `count` threads for the parts of a search, the calling one included.
 
-    Parts wait for nothing, so any number of searches may use the same threads. `nice` as in
+    No part waits for another, so any number of searches may share the threads. `nice`: see
     `annheal.runtime.lane.LaneLimits`.
     """
 
@@ -57,7 +57,7 @@ class SearchThreads:
             )
 
     def run(self, parts: Sequence[PartT], work: Callable[[PartT], ResultT]) -> list[ResultT]:
-        """Return `work` of every part; the first runs in the calling thread."""
+        """Return the results of `work` for every part; the first runs in the calling thread."""
         if self._pool is None:
             return [work(part) for part in parts]
         pool = self._pool
@@ -69,13 +69,13 @@ class SearchThreads:
         return [first, *(other.result() for other in others)]
 
     def close(self) -> None:
-        """End the threads when the parts that were given to them have ended."""
+        """End the threads after the parts that were given to them."""
         if self._pool is not None:
             self._pool.shutdown(wait=False)
 
 
 ONE_THREAD = SearchThreads(1)
-"""For searches that run in the calling thread alone; it holds no thread."""
+"""For searches in the calling thread alone; it has no threads of its own."""
 
 
 def compare_matching(
@@ -88,28 +88,28 @@ def compare_matching(
     by_codes: bool = False,
     checkpoint: Checkpoint = no_checkpoint,
 ) -> Hits:
-    """As `VectorIndex.search_matching`, with the rows shared among `threads`, slice by slice.
+    """Return the result of `VectorIndex.search_matching`, or `search_shortlisted` if `by_codes`.
 
-    Rows, not queries: a part compares its rows with all queries while they are in the cache. As
-    `search_shortlisted` when `by_codes`; codes are compared with all rows and some of the queries,
-    because the first rows of a comparison bound what the others have to reach.
+    Works in slices, each divided among `threads` by rows. Vectors: a slice is some of the rows and
+    all queries, which are compared while the rows are in the cache. Codes: a slice is all rows and
+    some of the queries, because the first rows give the bound that excludes most others.
     """
     if by_codes:
         size = threads.count * queries_per_slice(matching.count, budget=SLICE_CODES)
         slices = query_slices(queries, size, checkpoint)
         return joined(
-            [_shared(index, part, matching, k, threads=threads, by_codes=True) for part in slices]
+            [_divided(index, part, matching, k, threads=threads, by_codes=True) for part in slices]
         )
     rows = threads.count * rows_per_slice(queries=len(queries), k=k, rows_min=SLICE_ROWS_MIN)
     best: list[Hits] = []
     for part in _row_parts(matching, -(-matching.count // rows)):
         checkpoint()
-        found = _shared(index, queries, part, k, threads=threads, by_codes=False)
-        best = [better(best, found, k=k)]
+        found = _divided(index, queries, part, k, threads=threads, by_codes=False)
+        best = [merged_best(best, found, k=k)]
     return best[0]
 
 
-def _shared(
+def _divided(
     index: VectorIndex,
     queries: Float32Matrix,
     matching: LiveBitmap,
@@ -118,7 +118,7 @@ def _shared(
     threads: SearchThreads,
     by_codes: bool,
 ) -> Hits:
-    """Return the best rows of `matching`, with the rows shared among `threads`."""
+    """Return the best rows of `matching`, divided by rows among `threads`."""
     search = index.search_shortlisted if by_codes else index.search_matching
     least = PART_CODES_MIN if by_codes else PART_COMPARISONS_MIN
     count = min(threads.count, len(queries) * matching.count // least)

@@ -24,7 +24,7 @@ from annheal.model.collection import Metric
 from annheal.model.filter import Comparison, ComparisonOp, Filter
 from annheal.model.topology.manifest import IndexKind, Manifest
 from annheal.runtime import fail_points
-from annheal.shard_node.search.costs import DEFAULT_COSTS, CostBook
+from annheal.shard_node.search.costs import DEFAULT_COSTS, MeasuredCosts
 from annheal.shard_node.search.filter_cache import FilterCache
 from annheal.shard_node.search.searcher import Searcher
 from tests.support.healing_world import HealingWorld, Reins, ended
@@ -84,7 +84,7 @@ def size_case(limit: int) -> Case:
     return Case(Comparison("size", ComparisonOp.LT, limit), matches)
 
 
-class Preferring(CostBook):
+class Preferring(MeasuredCosts):
     """Costs that make one way of answering the cheapest."""
 
     def __init__(self, costs: WalkCosts) -> None:

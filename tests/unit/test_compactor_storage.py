@@ -29,7 +29,7 @@ from annheal.model.topology.manifest import IndexKind, Tier
 from annheal.segment import DeleteVector, RecallPoint, Segment, SegmentRows, local_segment
 from annheal.segment.meta import INDEX_FILE, VECTORS_FILE
 from annheal.shard_node.rows.view import SegmentView
-from annheal.shard_node.search.costs import CostBook
+from annheal.shard_node.search.costs import MeasuredCosts
 from annheal.shard_node.search.filter_cache import FilterCache
 from annheal.shard_node.search.searcher import Searcher
 from tests.support.compaction import collection
@@ -102,7 +102,7 @@ def test_the_objective_holds_with_exact_scores_filters_and_deletes(
     assert not is_damaged(merged)
     dead = np.random.default_rng(2).choice(ROWS, ROWS // 5, replace=False)
     deletes = DeleteVector.empty(ROWS).with_dead(dead)
-    searcher = Searcher(target, FilterCache(), costs=CostBook())
+    searcher = Searcher(target, FilterCache(), costs=MeasuredCosts())
     red = validate_filter(Membership("colour", ("red",)), SCHEMA)
     every = score_of(queries, merged.vectors, metric)
     for held, filter in (

@@ -18,7 +18,7 @@ from annheal.index.codes.code_layout import HIGH, LOW, WIDTH
 from annheal.model.collection import Metric
 from annheal.runtime.background import do_now
 from annheal.runtime.lane import Work
-from annheal.shard_node.search.shortlists import ShortlistBook
+from annheal.shard_node.search.code_maker import CodeMaker
 from tests.support.segments import unit_vectors
 
 # The first test of a machine compiles the kernels.
@@ -327,20 +327,20 @@ def test_wrong_shapes_are_refused() -> None:
 
 
 def test_the_book_makes_codes_within_its_memory_and_gives_it_back() -> None:
-    book = ShortlistBook(bytes_max=25_000, offer=do_now)
+    maker = CodeMaker(bytes_max=25_000, offer=do_now)
     first, second = (
         build_flat(unit_vectors(1_000, 16), metric=Metric.COSINE),
         build_flat(unit_vectors(1_000, 16), metric=Metric.COSINE),
     )
-    book.want(first)
+    maker.request(first)
     assert first.shortlist is not None
-    assert book.size_bytes == first.shortlist_bytes == first.shortlist.size_bytes
-    book.want(second)
+    assert maker.size_bytes == first.shortlist_bytes == first.shortlist.size_bytes
+    maker.request(second)
     assert second.shortlist is None
     del first
     gc.collect()
-    assert book.size_bytes == 0
-    book.want(second)
+    assert maker.size_bytes == 0
+    maker.request(second)
     assert second.shortlist is not None
 
 
@@ -351,10 +351,10 @@ def test_codes_that_cannot_be_made_are_not_tried_again() -> None:
         offered.append(name)
         return True
 
-    book = ShortlistBook(bytes_max=1 << 20, offer=fail)
+    maker = CodeMaker(bytes_max=1 << 20, offer=fail)
     index = build_flat(unit_vectors(1_000, 16), metric=Metric.COSINE)
-    book.want(index)
-    book.want(index)
+    maker.request(index)
+    maker.request(index)
     assert offered == ["making codes"]
 
 

@@ -13,9 +13,9 @@ from annheal.segment import RecallPoint
 from annheal.shard_node.search.planner import (
     WALK_COMPARISONS_PER_EF,
     PlanKind,
+    QueryFacts,
     SegmentFacts,
     SegmentPlan,
-    Wanted,
     plan_segment,
 )
 from annheal.shard_node.search.recall_curves import (
@@ -44,10 +44,10 @@ FACTS = SegmentFacts(
     costs=COSTS,
     walk_ready=True,
 )
-WANTED = Wanted(k=10, objective=0.95, filtered=True)
+WANTED = QueryFacts(k=10, objective=0.95, filtered=True)
 
 
-def plan(wanted: Wanted = WANTED, **changes: object) -> SegmentPlan:
+def plan(wanted: QueryFacts = WANTED, **changes: object) -> SegmentPlan:
     return plan_segment(replace(FACTS, **changes), wanted)  # type: ignore[arg-type]
 
 
@@ -103,15 +103,15 @@ def test_no_walk_that_was_measured_below_the_objective_is_planned() -> None:
     unsure = (*CURVE, RecallPoint(10, 512, 0.996, error=0.004))
     assert plan(replace(WANTED, objective=0.995), curve=unsure).ef == 512, "its mean is enough"
     for k in (10, 50, 1_000):
-        high = Wanted(k=k, objective=0.995)
+        high = QueryFacts(k=k, objective=0.995)
         assert plan(high).kind is PlanKind.SCAN
         for walk_ready in (True, False):
             found = plan(high, allowed=95_000, walk_ready=walk_ready)
             assert found.kind is PlanKind.ROWS
     hard = (*BANDS, RecallPoint(100, 512, 0.6))
     assert plan(curve=hard).kind is PlanKind.GRAPH
-    assert plan(Wanted(k=100, objective=0.95), curve=hard).kind is PlanKind.SCAN
-    assert plan(Wanted(k=100, objective=0.95), curve=hard, allowed=60_000).kind is PlanKind.ROWS
+    assert plan(QueryFacts(k=100, objective=0.95), curve=hard).kind is PlanKind.SCAN
+    assert plan(QueryFacts(k=100, objective=0.95), curve=hard, allowed=60_000).kind is PlanKind.ROWS
 
 
 def test_few_matches_are_compared_alone_and_many_walked_to() -> None:

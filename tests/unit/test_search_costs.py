@@ -9,7 +9,7 @@ from annheal.index import VectorIndex, build_flat, build_hnsw, warm_up
 from annheal.model.collection import IndexSettings, Metric
 from annheal.runtime.lane import Work
 from annheal.runtime.stop import no_checkpoint
-from annheal.shard_node.search.costs import DEFAULT_COSTS, MEASURED_ROWS_MIN, CostBook
+from annheal.shard_node.search.costs import DEFAULT_COSTS, MEASURED_ROWS_MIN, MeasuredCosts
 from tests.support.segments import unit_vectors
 
 # The first test of a machine compiles the kernels.
@@ -33,40 +33,40 @@ def test_defaults_until_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     vectors = unit_vectors(MEASURED_ROWS_MIN, 8)
     index = build_hnsw(vectors, metric=Metric.COSINE, settings=IndexSettings(), threads=1)
     offers = Offers()
-    book = CostBook(offer=offers)
+    costs = MeasuredCosts(offer=offers)
     monkeypatch.setattr(VectorIndex, "walk_ready", False)
-    assert book.costs_of(index) is DEFAULT_COSTS
+    assert costs.costs_of(index) is DEFAULT_COSTS
     assert offers.taken == []
     monkeypatch.undo()
     warm_up()
     offers.busy = True
-    book.costs_of(index)
+    costs.costs_of(index)
     offers.busy = False
     for _ in range(3):
-        assert book.costs_of(index) is DEFAULT_COSTS
+        assert costs.costs_of(index) is DEFAULT_COSTS
     (measure,) = offers.taken
     measure(no_checkpoint)
-    measured = book.costs_of(index)
+    measured = costs.costs_of(index)
     assert measured is not DEFAULT_COSTS
     assert 0 < measured.exact_ns(1_000) < measured.exact_ns(10_000)
     assert measured.walk_row_ns > 0
-    assert book.costs_of(index) is measured
+    assert costs.costs_of(index) is measured
 
 
 def test_small_segments_and_other_kinds_say_nothing() -> None:
     warm_up()
     offers = Offers()
-    book = CostBook(offer=offers)
+    costs = MeasuredCosts(offer=offers)
     small = build_flat(unit_vectors(100, 8), metric=Metric.L2)
-    assert book.costs_of(small) is DEFAULT_COSTS
+    assert costs.costs_of(small) is DEFAULT_COSTS
     assert offers.taken == []
     flat = build_flat(unit_vectors(MEASURED_ROWS_MIN, 8), metric=Metric.L2)
-    book.measure(flat)
-    assert book.costs_of(flat) is not DEFAULT_COSTS
+    costs.measure(flat)
+    assert costs.costs_of(flat) is not DEFAULT_COSTS
     graph = build_hnsw(
         np.ascontiguousarray(flat.vectors[:1_000]),
         metric=Metric.L2,
         settings=IndexSettings(),
         threads=1,
     )
-    assert book.costs_of(graph) is DEFAULT_COSTS
+    assert costs.costs_of(graph) is DEFAULT_COSTS

@@ -16,7 +16,7 @@ from annheal.model.filter import And, Comparison, ComparisonOp, Filter, Membersh
 from annheal.model.search import SearchOptions
 from annheal.segment import DeleteVector, Segment
 from annheal.shard_node.rows.view import SegmentView, ShardView
-from annheal.shard_node.search.costs import CostBook
+from annheal.shard_node.search.costs import MeasuredCosts
 from annheal.shard_node.search.filter_cache import FilterCache
 from annheal.shard_node.search.searcher import Searcher
 from annheal.shard_node.search.threads import SearchThreads
@@ -38,7 +38,7 @@ WALKING = WalkCosts(exact_row_ns=1e6, walk_row_ns=1.0, check_ns=0.001, call_ns=1
 COMPARING = WalkCosts(exact_row_ns=0.001, walk_row_ns=1e6, check_ns=1e6, call_ns=1.0)
 
 
-class FixedCosts(CostBook):
+class FixedCosts(MeasuredCosts):
     def __init__(self, costs: WalkCosts) -> None:
         super().__init__()
         self._fixed = costs

@@ -143,7 +143,7 @@ def test_scan_compares_the_rows_asked_for(metric: Metric) -> None:
     live = LiveBitmap.from_mask(np.arange(100) % 3 != 0)
     for between in (range(100), range(8, 31), range(96, 100), range(40, 40)):
         for bitmap in (None, live):
-            scores, rows = flat.scan(vectors[:5], k=4, between=between, live=bitmap)
+            scores, rows = flat.scan(vectors[:5], k=4, row_range=between, live=bitmap)
             allowed = np.zeros(100, dtype=np.bool_)
             allowed[between.start : between.stop] = True
             if bitmap is not None:
@@ -153,7 +153,7 @@ def test_scan_compares_the_rows_asked_for(metric: Metric) -> None:
             np.testing.assert_allclose(scores, expected[0], atol=1e-5)
     for wrong in (range(4, 20), range(101), range(0, 16, 2)):
         with pytest.raises(ValueError, match="of 100 rows"):
-            flat.scan(vectors[:1], k=1, between=wrong)
+            flat.scan(vectors[:1], k=1, row_range=wrong)
 
 
 def longest_gap_s(work: Callable[[Callable[[], None]], object]) -> float:

@@ -13,16 +13,16 @@ from annheal.runtime.background import Offer, take_nothing
 from annheal.runtime.stop import Checkpoint
 
 MEMORY_SHARE_MAX = 0.25
-"""Of the machine's memory, for the codes of all segments of a process."""
+"""The part of the machine's memory that the codes of all segments of a process may take."""
 
 _log = logging.getLogger(__name__)
 
 
-class ShortlistBook:
-    """Lets codes of segments be made in the background, within a limit of memory.
+class CodeMaker:
+    """Offers the making of codes as background work, within `bytes_max` of memory.
 
-    Any thread may ask. What cannot be done now is not remembered: the next search that would profit
-    asks again. Where making them failed it is not tried again.
+    Safe for any number of threads. A request that cannot be served now is dropped; the next search
+    that would be faster with codes repeats it. Codes whose making failed are not tried again.
     """
 
     def __init__(self, *, bytes_max: int, offer: Offer = take_nothing) -> None:
@@ -30,17 +30,17 @@ class ShortlistBook:
         self._offer = offer
         self._tried: weakref.WeakSet[VectorIndex] = weakref.WeakSet()
         self._bytes = 0
-        # A finalizer may run in a thread that holds it.
+        # Reentrant: a finalizer may run in a thread that holds the lock.
         self._lock = threading.RLock()
         self._full = False
 
     @property
     def size_bytes(self) -> int:
-        """Memory that codes take now."""
+        """Bytes of memory that codes take now."""
         return self._bytes
 
-    def want(self, index: VectorIndex) -> None:
-        """Let the codes of `index` be made, unless others are being made or memory is spent."""
+    def request(self, index: VectorIndex) -> None:
+        """Offer to make the codes of `index`, unless made, tried, or too large for `bytes_max`."""
         with self._lock:
             if index.shortlist is not None or index in self._tried:
                 return
@@ -61,16 +61,16 @@ class ShortlistBook:
         made = index.make_shortlist(checkpoint)
         with self._lock:
             self._bytes += made.size_bytes
-        weakref.finalize(made, self._forget, made.size_bytes).atexit = False
+        weakref.finalize(made, self._release, made.size_bytes).atexit = False
         _log.info("codes of a segment of %d rows: %s", index.rows, made.costs)
 
-    def _forget(self, size_bytes: int) -> None:
+    def _release(self, size_bytes: int) -> None:
         with self._lock:
             self._bytes -= size_bytes
             self._full = False
 
 
-def shortlist_bytes_max() -> int:
-    """Return how much memory the codes of a process may take on this machine."""
+def code_bytes_max() -> int:
+    """Return the bytes of memory that the codes of a process may take on this machine."""
     memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return int(MEMORY_SHARE_MAX * memory_bytes)
