@@ -179,7 +179,7 @@ class Node:
         return tuple(
             describe_unserved(shard, node_id=self._node_id, error=self._ownership.error(shard))
             if owned is None
-            else with_recall(owned.state(), self._monitor.notes(shard))
+            else with_recall(owned.state(), self._monitor.measured_segments(shard))
             for shard, owned in sorted(self._ownership.held.items())
             if collection_id in ("", shard.collection_id)
         )

@@ -1,1 +1,1 @@
-"""An owned shard: its log, its manifest, opening, replay, checkpoints and publications."""
+"""A shard at its owner: log, manifest, opening, replay, checkpoints and publications."""

@@ -1,4 +1,4 @@
-"""What an owner refuses before it reaches the log: one bad write must not break the shard."""
+"""Validation of writes by the owner, before the log: a bad write must not break a shard."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from annheal.model.write import DeleteIds, DeleteWhere, Upsert, WriteOperation
 
 
 def checked(operation: WriteOperation, *, collection: Collection) -> WriteOperation:
-    """Return `operation` ready for the log; raises `InvalidArgument`.
+    """Return `operation` as it is logged; raises `InvalidArgument`.
 
-    The coordinator has validated it already; this repeats what the log, the growing rows and the
-    segments rely on: shapes, types, finite vectors of unit length for cosine, one row an id
-    (INV-3), a filter that fits the schema. Payloads are not parsed again.
+    Repeats those checks of the coordinator that the log, growing rows and segments rely on: shapes,
+    types, finite vectors, of unit length for cosine, one row an id (INV-3), a filter that fits the
+    schema. Payloads are not parsed again.
     """
     match operation:
         case Upsert(batch):

@@ -1,4 +1,4 @@
-"""Flushing: sealed rows become hot segments, delete vectors become objects, the log is trimmed."""
+"""Flushes: sealed rows are written as hot segments, delete vectors as objects."""
 
 from __future__ import annotations
 
@@ -32,7 +32,11 @@ from annheal.shards.object_keys import delete_vector_key
 
 @dataclass(frozen=True, slots=True)
 class Flushed:
-    """A sealed segment, and the segment written from its rows `kept` (None: no row lived)."""
+    """Sealed rows and the hot segment written from them.
+
+    `kept` (n,) int64 are the rows that were live, which are those of the segment, in order. `view`
+    and `entry` are None if no row was live.
+    """
 
     sealed: GrowingSegment
     kept: npt.NDArray[np.int64]
@@ -41,7 +45,7 @@ class Flushed:
 
 
 class Flusher:
-    """Writes sealed segments of one shard to the object store."""
+    """Writes sealed rows of one shard to the object store as hot segments."""
 
     def __init__(
         self,
@@ -61,10 +65,10 @@ class Flusher:
         self._new_id = new_id
 
     async def flush(self, shard: Shard, sealed: GrowingSegment) -> Flushed:
-        """Write the rows of `sealed` that live now as a hot segment, upload it, and map it.
+        """Write the live rows of `sealed` as a hot segment, upload it, and map it.
 
-        Raises `Unavailable` when the scratch directory cannot be written (a full disk): the rows
-        stay in memory and in the log, and the flush can be repeated.
+        Raises `Unavailable` when the scratch directory cannot be written, on a full disk for
+        example. The rows stay in memory and in the log, so the flush can be repeated.
         """
         rows = sealed.view()
         kept = np.flatnonzero(rows.live_mask()).astype(np.int64)
@@ -114,8 +118,8 @@ def _write(
     )
 
 
-def carry_over(flushed: Flushed) -> tuple[GrowingSegment, SegmentView | None]:
-    """Return the flushed segment with the rows dead that died since its rows were read."""
+def with_new_dead_rows(flushed: Flushed) -> tuple[GrowingSegment, SegmentView | None]:
+    """Return the sealed rows and their segment, with all rows dead that are dead by now."""
     view = flushed.view
     if view is None:
         return flushed.sealed, None
@@ -127,10 +131,10 @@ def carry_over(flushed: Flushed) -> tuple[GrowingSegment, SegmentView | None]:
 
 
 class DeleteVectorStore:
-    """Checkpoints delete vectors; one that the manifest names as it is now is not written again.
+    """Writes delete vectors as objects, except those that the present manifest already names.
 
-    Only what a manifest names is ever named again: an object that was written for a manifest
-    that never came to be may have been collected meanwhile (INV-5).
+    An object of an earlier attempt is never used again: no manifest names it, so it may have been
+    deleted meanwhile as unreferenced (INV-5).
     """
 
     def __init__(
@@ -144,7 +148,7 @@ class DeleteVectorStore:
     async def checkpoint(
         self, views: Sequence[SegmentView], present: Manifest
     ) -> list[DeleteVectorEntry]:
-        """Store the delete vectors of `views`; return the entries of those with dead rows."""
+        """Write the delete vectors of the views that have dead rows; return their entries."""
         known = {entry.segment_id: entry for entry in present.delete_vectors}
         return [
             await self._entry(view, known.get(view.segment.id))
@@ -154,7 +158,7 @@ class DeleteVectorStore:
 
     async def _entry(self, view: SegmentView, known: DeleteVectorEntry | None) -> DeleteVectorEntry:
         if known is not None and known.dead_rows == view.deletes.dead_count:
-            return known  # dead rows only ever grow, so an equal count is an equal vector
+            return known  # rows never become live again, so equal counts mean equal vectors
         body = encode_delete_vector(view.deletes)
         segment_id = view.segment.id
         key = delete_vector_key(self._collection_id, self._shard, segment_id, unique=self._new_id())

@@ -1,4 +1,4 @@
-"""What every shard of a node shares."""
+"""What all shards of a node share."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from annheal.shard_node.owner.manifest_store import ManifestStore
 
 @dataclass(frozen=True, slots=True)
 class ShardDependencies:
-    """Stores, threads, directories, disks, and where time, chance and names come from.
+    """Stores, lanes, directories, disks, and the sources of time, random numbers and ids.
 
-    `writer` is 16 random bytes of this process. `clock` never goes back; `boottime` also goes on
-    while the machine sleeps; `now_s` is since the epoch.
+    `writer` is 16 random bytes of this process. `clock` is monotonic; `boottime` is, too, and runs
+    on while the machine is suspended; `now_s` is in seconds since 1970.
     """
 
     objects: ObjectStore

@@ -1,4 +1,4 @@
-"""The one path that reads and changes a manifest: read, change purely, compare-and-swap."""
+"""Reads and compare-and-swaps of manifests; the only module that does them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from annheal.model.topology.shard import ShardId
 
 @dataclass(frozen=True, slots=True)
 class StoredManifest:
-    """A manifest and the revision it was read at; revision 0 means it is not stored yet."""
+    """A manifest and the revision of its key; 0: not stored yet."""
 
     manifest: Manifest
     revision: int
@@ -35,10 +35,10 @@ class ManifestStore:
         return StoredManifest(decode_value(stored.value, Manifest, key=key), stored.mod_revision)
 
     async def publish(self, manifest: Manifest, *, expected_revision: int) -> StoredManifest:
-        """Store `manifest` if the key still has `expected_revision`; raises `Conflict`.
+        """Store `manifest` if its key still has `expected_revision`; raises `Conflict` otherwise.
 
-        A lost answer is settled by reading back: the epoch, version and content say whose it is.
-        Raises `UnknownOutcome` or `Unavailable` when that cannot be done now.
+        After an unknown outcome the stored manifest is read and compared with `manifest`. Raises
+        `UnknownOutcome` when it was not changed yet, `Unavailable` when it cannot be read.
         """
         key = manifest_key(manifest.collection_id, manifest.shard)
         try:
@@ -51,5 +51,5 @@ class ManifestStore:
                 return stored
             if stored.revision == expected_revision:
                 raise
-            raise Conflict(f"manifest {key} was changed by somebody else") from None
+            raise Conflict(f"manifest {key} was changed by another writer") from None
         return StoredManifest(manifest, revision)

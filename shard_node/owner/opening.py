@@ -1,4 +1,4 @@
-"""Taking a shard over: load, replay, fence the log, take the manifest (docs/adr/0008)."""
+"""Taking over a shard: load, replay, fence the log, write the manifest (docs/adr/0008)."""
 
 from __future__ import annotations
 
@@ -36,10 +36,11 @@ async def open_shard(
 ) -> OwnedShard:
     """Load the shard, replay its log, and take it over by a fence in the next log slot.
 
-    The former owner serves until the fence; from then on it cannot acknowledge anything (INV-4).
-    The manifest is taken by compare-and-swap before this returns, so a fence that was put into a
-    stale place (the log was trimmed meanwhile) is never written behind. Raises `Conflict` when
-    others keep winning, `DataCorruption` when stored bytes are damaged or missing.
+    The former owner serves until the fence; after it, it cannot acknowledge a write (INV-4). The
+    manifest gets the new epoch by compare-and-swap before this returns. If the log was trimmed
+    meanwhile, so that the fence is in a slot that was already used, the swap fails and no write
+    follows the fence. Raises `Conflict` when other owners won `OPEN_ATTEMPTS_MAX` times,
+    `DataCorruption` when stored bytes are damaged or missing.
     """
     shard_id = ShardId(collection.id, number)
     for attempt in range(OPEN_ATTEMPTS_MAX):
@@ -49,7 +50,7 @@ async def open_shard(
                 collection, number, stored, assignment_epoch=assignment_epoch, shared=shared
             )
         except NotFound as error:
-            # A reader may be overtaken by a trim or a compaction, but then the manifest moved on.
+            # A trim or a compaction deletes objects while they are read, but after a new manifest.
             present = await shared.manifests.read(shard_id)
             if present.revision == stored.revision:
                 raise DataCorruption(
@@ -59,7 +60,7 @@ async def open_shard(
                 ) from error
             _log.info("opening %s again: %s", shard_id, error)
         except Conflict as error:
-            # The former owner published meanwhile, or somebody else took over.
+            # The former owner published meanwhile, or another node took over.
             _log.info("opening %s again: %s", shard_id, error)
         await asyncio.sleep(OPEN_RETRY_S * attempt * shared.jitter())
     raise Conflict(f"shard {shard_id} could not be taken over in {OPEN_ATTEMPTS_MAX} attempts")
@@ -102,10 +103,10 @@ async def _open(
 async def _fence(
     shard: Shard, position: LogPosition, assignment_epoch: int, *, shared: ShardDependencies
 ) -> WalWriter:
-    """Put an empty object with a new epoch into the next free slot, replaying what comes before.
+    """Put an empty object with a new epoch into the next free slot, replaying taken slots.
 
-    Against a busy owner each lost slot is read and the next one tried at once, without a listing:
-    the opener is then as fast as the owner, and wins a slot soon.
+    While the former owner writes, each slot that it took first is read and the next one is tried,
+    without listing the log: that is as fast as the owner writes, so a slot is won soon.
     """
     name = f"{shard.collection.name}/{shard.number}"
     while True:

@@ -1,4 +1,4 @@
-"""One shard that this node owns: written, flushed, compacted, and at last lost or released."""
+"""One shard that this node owns: writes, flushes, publications, and its end."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from annheal.shard_node.rows.shard import Shard
 from annheal.shard_node.rows.view import ShardView
 
 CHECKPOINT_SLOTS_MAX = 512
-"""Log objects that may gather before a checkpoint, whatever they hold."""
+"""Log objects since the last checkpoint after which growing rows are sealed."""
 IDLE_SEAL_S = 3.0
-"""Growing rows are sealed early when no write came for this long: they should get an index."""
+"""After this long without a write growing rows are sealed, so that they soon get a graph."""
 IDLE_SEAL_ROWS_MIN = 1_000
 MAINTENANCE_INTERVAL_S = 0.5
 FLUSH_RETRY_MAX_S = 30.0
@@ -37,7 +37,7 @@ _log = logging.getLogger(__name__)
 
 
 class OwnedShard:
-    """A shard in one epoch. Create it with `opening.open_shard`; run `run` until it ends."""
+    """A shard in one epoch of this owner. `opening.open_shard` makes it; its task is `run`."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class OwnedShard:
         self._wal = wal
         self._changed = asyncio.Event()
         self._last_write_s = shared.clock()
-        # Rows that were replayed wait for their flush like rows written now.
+        # Replayed rows are flushed after the same time as rows written now.
         self._growing_since_s = self._last_write_s if shard.growing_rows else None
         self._publishing: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -81,27 +81,27 @@ class OwnedShard:
 
     @property
     def collection(self) -> Collection:
-        """Its collection, with the settings of now."""
+        """The collection, with its present settings."""
         return self._shard.collection
 
     def change_settings(self, collection: Collection) -> None:
-        """Go on with what was changed of the collection, from the next search and write on."""
+        """Use the changed settings of `collection` from the next search and write on."""
         present = self._shard.collection
         changed = present.with_changes_of(collection)
         if changed != present:
             self._shard.collection = changed
-            self._changed.set()  # a shorter age, for one, may ask for a flush now
+            self._changed.set()  # with a shorter `seal_age_s` a flush may be due
 
     @property
     def view(self) -> ShardView:
-        """The rows as of now; raises `Fenced` once they were let go of."""
+        """The present rows; raises `Fenced` after `release`."""
         if self._released:
             raise Fenced(f"shard {self.id} was released by this node")
         return self._shard.view
 
     @property
     def epoch(self) -> int:
-        """The fencing number that this node owns the shard by."""
+        """The epoch in which this node owns the shard."""
         return self._wal.epoch
 
     @property
@@ -111,7 +111,7 @@ class OwnedShard:
 
     @property
     def deposed(self) -> bool:
-        """Whether this node learnt that a newer owner took over."""
+        """Whether a newer owner is known to have taken over."""
         return self._wal.deposed
 
     async def write(self, operation: WriteOperation, *, timeout_s: float) -> WriteAnswer:
@@ -119,7 +119,7 @@ class OwnedShard:
         return await self._writes.submit(operation, timeout_s=timeout_s)
 
     async def verify_owner(self) -> None:
-        """Raise `Fenced` unless nobody took over up to now; before strong reads."""
+        """Raise `Fenced` if a newer owner took over before this call; for strong reads."""
         try:
             await self._wal.verify_owner()
         except Fenced:
@@ -127,15 +127,15 @@ class OwnedShard:
             raise
 
     async def flush(self) -> None:
-        """Make all rows hot segments, checkpoint delete vectors, and trim the log."""
+        """Write all growing rows as hot segments, checkpoint delete vectors, trim the log."""
         await self._publish(self._publication.flush(seal=True))
 
     async def publish_compaction(self, task: CompactionTask) -> None:
-        """Swap a finished task's sources for its output (INV-2, INV-6); idempotent."""
+        """Replace the sources of a finished task by its output; see `Publication.swap`."""
         await self._publish(self._publication.swap(task))
 
     async def run(self) -> None:
-        """Commit writes and keep the shard flushed until it is lost, closed or cancelled."""
+        """Commit writes and flush rows until the shard is lost, closed or cancelled."""
         try:
             async with asyncio.TaskGroup() as group:
                 maintenance = group.create_task(self._maintain())
@@ -149,21 +149,21 @@ class OwnedShard:
                 await asyncio.wait(self._publishing)
 
     def close(self) -> None:
-        """Refuse further writes and let `run` end; what is not acknowledged was not promised."""
+        """Refuse further writes and end `run`. Writes that wait are not acknowledged."""
         self._closed = True
         self._writes.close(Fenced(f"shard {self.id} was released by this node"))
 
     def release(self) -> None:
-        """Let go of the rows, after `run` has ended.
+        """Drop the rows, after `run` has ended.
 
-        Tracebacks of its cancelled tasks keep this object until the next garbage collection; mapped
-        files, deleted long since, must not stay on the disk for so long.
+        Tracebacks of cancelled tasks refer to this object until the next garbage collection. Mapped
+        files that are deleted must not take disk space until then.
         """
         self._released = True
         self._shard.release()
 
     def state(self) -> ShardState:
-        """Describe the shard."""
+        """Return the state that the node reports of the shard."""
         return describe(
             self.id,
             self.view,
@@ -174,9 +174,9 @@ class OwnedShard:
         )
 
     async def _publish(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run a change of the manifest to its end, even when the caller is cancelled.
+        """Run a change of the manifest to its end, even if the caller is cancelled.
 
-        Half a change (stored, but not taken over in memory) would cost the shard.
+        After half a change, stored but not made in memory, the shard would have to be opened again.
         """
         if self._closed:
             work.close()
@@ -188,7 +188,7 @@ class OwnedShard:
             await asyncio.wait([task])
         finally:
             if not task.done():
-                _log.info("a change of %s goes on without its caller", self.id)
+                _log.info("a change of %s continues without its caller", self.id)
         if task.cancelled():
             raise Fenced(f"shard {self.id} was released by this node")
         task.result()
@@ -203,7 +203,7 @@ class OwnedShard:
             self._wal.deposed = True
             self.close()
         elif error is not None and not isinstance(error, AnnhealError):
-            # A bug, perhaps with the manifest changed and the rows not: start again from it.
+            # A bug, perhaps after the manifest was changed and before the rows were: open it again.
             _log.error("shard %s broke", self.id, exc_info=error)
             self.close()
 
@@ -217,7 +217,7 @@ class OwnedShard:
             self._changed.set()
 
     async def _maintain(self) -> None:
-        """Seal and flush by size, age and idleness."""
+        """Seal and flush growing rows by their size, their age, and when no writes come."""
         failures = 0
         while not self._closed:
             with contextlib.suppress(TimeoutError):

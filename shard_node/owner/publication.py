@@ -1,4 +1,4 @@
-"""Changes of a shard's manifest: flushes and compactions, in turn, by compare-and-swap."""
+"""Changes of a shard's manifest by flushes and compactions, one after the other."""
 
 from __future__ import annotations
 
@@ -22,7 +22,12 @@ from annheal.model.topology.shard import ShardId
 from annheal.model.topology.task import CompactionTask
 from annheal.runtime.fail_points import fail_point
 from annheal.segment import DeleteVector
-from annheal.shard_node.owner.checkpoint import DeleteVectorStore, Flushed, Flusher, carry_over
+from annheal.shard_node.owner.checkpoint import (
+    DeleteVectorStore,
+    Flushed,
+    Flusher,
+    with_new_dead_rows,
+)
 from annheal.shard_node.owner.dependencies import ShardDependencies
 from annheal.shard_node.owner.manifest_store import StoredManifest
 from annheal.shard_node.owner.replay import SegmentLoader
@@ -35,22 +40,23 @@ ResultT = TypeVar("ResultT")
 
 MANIFEST_RETRY_S = 0.5
 PUBLISH_WITHIN_S = 600.0
-"""A manifest that could not be stored for this long is given up, and built again with new objects.
+"""A manifest that could not be stored for this long is dropped; its change is begun again, with new
+objects.
 
-What it names was uploaded before; objects that nothing names are collected after an hour, and a
-manifest must never name one that is gone (INV-5).
+Its objects are not referenced yet. Unreferenced objects are deleted after an hour, and a manifest
+must never name a deleted object (INV-5).
 """
 
 _log = logging.getLogger(__name__)
 
 
 class Publication:
-    """The durable side of one owned shard.
+    """Changes the manifest of one owned shard, and trims its log.
 
-    `mutation` guards the rows in memory; the lock of this class orders the changes of the
-    manifest. The log is trimmed up to, and without, the object of the checkpoint slot: that one
-    stays until the next checkpoint, so that a log never looks empty to a reader of an older
-    manifest (metadata restored from a backup): it finds a gap and says so.
+    The lock `mutation` guards the rows in memory; a lock of this class orders changes of the
+    manifest. Log objects before the checkpoint slot are deleted, that of the slot itself after the
+    next checkpoint. So a log is never empty for a reader of an older manifest (metadata restored
+    from a backup): it finds a gap and fails.
     """
 
     def __init__(
@@ -72,7 +78,7 @@ class Publication:
         self._loader = loader
         self._mutation = mutation
         self.data_slots = data_slots
-        self._turn = asyncio.Lock()
+        self._manifest_lock = asyncio.Lock()
         self._deletes = DeleteVectorStore(
             shared.objects, self._id.collection_id, self._id.number, new_id=shared.new_id
         )
@@ -93,10 +99,10 @@ class Publication:
     async def flush(self, *, seal: bool) -> None:
         """Write sealed rows as hot segments, checkpoint delete vectors, trim the log.
 
-        `seal`: the growing rows too. Each sealed segment is published by itself, so that what
-        one attempt achieved is not repeated by the next.
+        `seal`: the growing rows are sealed first. Each hot segment is published alone, so that a
+        repeated flush writes only those that are missing.
         """
-        async with self._turn:
+        async with self._manifest_lock:
             if seal:
                 async with self._mutation:
                     self._shard.seal()
@@ -109,11 +115,11 @@ class Publication:
             fail_point("shard_node.trimmed")
 
     async def _publish_checkpoint(self, flushed: Flushed, *, started_s: float) -> None:
-        # Taken in one moment: every delete of the log up to the checkpoint is in these views.
+        # All taken now, when every delete up to the checkpoint has been applied.
         views = list(self._shard.view.segments)
-        _, carried = carry_over(flushed)
-        if carried is not None:
-            views.append(carried)
+        _, view = with_new_dead_rows(flushed)
+        if view is not None:
+            views.append(view)
         await self._commit(
             transitions.checkpoint(
                 self.manifest,
@@ -127,11 +133,11 @@ class Publication:
         )
         fail_point("shard_node.checkpointed")
         async with self._mutation:
-            # Rows that died since are in the log behind the checkpoint, and are dead here.
-            await self._change(lambda: self._shard.replace_sealed([carry_over(flushed)]))
+            # Deletes since then are in the log after the checkpoint; here their rows die too.
+            await self._change(lambda: self._shard.replace_sealed([with_new_dead_rows(flushed)]))
 
     async def _trim(self) -> None:
-        """Delete log objects before the checkpoint's; what fails is left for the next time."""
+        """Delete log objects before the checkpoint slot; the next flush repeats a failed delete."""
         gone = [slot for slot in self.data_slots if slot < self.manifest.checkpoint_slot]
         if not gone:
             return
@@ -146,15 +152,19 @@ class Publication:
         self.data_slots[:] = [slot for slot in self.data_slots if slot not in done]
 
     async def swap(self, task: CompactionTask) -> None:
-        """Put a finished task's output in the place of its sources (INV-2, INV-6); idempotent."""
-        async with self._turn:
+        """Replace the sources of a finished task by its output (INV-2, INV-6); idempotent.
+
+        Raises `FailedPrecondition` when the sources are not all there, or when output and sources
+        differ in their number of live rows.
+        """
+        async with self._manifest_lock:
             output = task.output
-            held = {entry.segment_id for entry in self.manifest.segments}
-            if output is not None and output.segment_id in held:
+            present = {entry.segment_id for entry in self.manifest.segments}
+            if output is not None and output.segment_id in present:
                 return
-            if output is None and not held & set(task.sources):
+            if output is None and not present & set(task.sources):
                 return
-            # Checks that the sources are all there before anything is loaded.
+            # Raises if a source is missing, before anything is loaded.
             transitions.swap_segments(
                 self.manifest,
                 epoch=self._epoch,
@@ -196,14 +206,14 @@ class Publication:
         return await self._shared.lanes.change(lambda _: work(), collection_id=collection_id)
 
     async def _commit(self, manifest: Manifest, *, started_s: float) -> None:
-        """Store `manifest`, whose new objects were not uploaded before `started_s` of the clock."""
+        """Store `manifest`, whose new objects were uploaded after `started_s` of `boottime`."""
         cause: Exception | None = None
         while self._shared.boottime() - started_s <= PUBLISH_WITHIN_S:
             try:
                 self._stored = await self._publish(manifest)
                 return
             except (Unavailable, UnknownOutcome) as error:
-                # Should it have been stored after all, the next change finds that out (Conflict).
+                # If it was stored nevertheless, the next attempt ends with a Conflict and reads it.
                 _log.warning("manifest of %s cannot be stored yet: %s", self._id, error)
                 cause = error
             await asyncio.sleep(MANIFEST_RETRY_S)
@@ -219,14 +229,14 @@ class Publication:
         except Conflict:
             present = await self._shared.manifests.read(self._id)
             if present.manifest == manifest:
-                return present  # an earlier attempt had been stored
+                return present  # stored by an earlier attempt with an unknown outcome
             raise Fenced(
                 f"the manifest of {self._id} was changed by epoch {present.manifest.epoch}"
             ) from None
 
 
 class DeleteCarrier:
-    """Carries deaths of the sources of a compaction over to its output, each only once."""
+    """Marks rows of a compaction's output dead whose source rows died, each source row once."""
 
     def __init__(self, shard: Shard, sources: set[str]) -> None:
         self.sources = sources
@@ -234,18 +244,18 @@ class DeleteCarrier:
         self._seen: dict[str, DeleteVector] = {}
 
     def carry(self, output: SegmentView | None) -> SegmentView | None:
-        """Return `output` with every row dead whose source row has died since the last call.
+        """Return `output` with every row dead whose source row died since the last call.
 
-        Runs where changes run, so no row dies meanwhile.
+        Runs in the lane of changes, so no row dies meanwhile.
         """
         for view in self._source_views():
             output = self._carry_from(view, output)
         return output
 
     def first_carry(self, output: SegmentView | None) -> SegmentView | None:
-        """Return what `carry` does; refuse an output that lost or invented rows (INV-6).
+        """Return the result of `carry`, after checking the number of live rows (INV-6).
 
-        Raises `FailedPrecondition` unless as many rows live in the output as in its sources.
+        Raises `FailedPrecondition` unless the output has as many live rows as its sources.
         """
         carried = self.carry(output)
         live = sum(view.live_count for view in self._source_views())
@@ -274,4 +284,4 @@ class DeleteCarrier:
 
 
 RETRYABLE = (Unavailable, UnknownOutcome, Conflict, ResourceExhausted)
-"""What a flush may fail with and be repeated after."""
+"""Errors after which a flush is repeated."""

@@ -1,4 +1,4 @@
-"""What a node says about a shard that it serves."""
+"""The states of shards that a node reports."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from annheal.shard_node.search.recall_curves import measured_visits, plain_ef
 
 
 @dataclass(frozen=True, slots=True)
-class SegmentNote:
-    """What was measured of a segment on live queries, in the band that is worst off.
+class MeasuredSegment:
+    """What was measured of a segment with live queries, in the band of lowest recall.
 
-    `visited`: rows that a query without a filter compares, 0 where it is not known.
+    `rebuild`: the controller asks for a rebuild. `visited`: rows that a query without a filter
+    compares, 0 where it is not known.
     """
 
     recall: float
@@ -29,11 +30,12 @@ class SegmentNote:
     visited: float = 0.0
 
 
-def with_recall(state: ShardState, notes: Mapping[str, SegmentNote]) -> ShardState:
-    """Return `state` with what was measured of its segments, `notes` by segment id."""
-    if not notes:
+def with_recall(state: ShardState, measured: Mapping[str, MeasuredSegment]) -> ShardState:
+    """Return `state` with what was `measured` of its segments, by segment id."""
+    if not measured:
         return state
-    return replace(state, segments=tuple(_noted(one, notes) for one in state.segments))
+    segments = tuple(_with_measured(one, measured.get(one.segment_id)) for one in state.segments)
+    return replace(state, segments=segments)
 
 
 def describe(
@@ -45,7 +47,7 @@ def describe(
     epoch: int,
     wal_slots: int,
 ) -> ShardState:
-    """Describe a served shard; `wal_slots` are the log slots behind its checkpoint."""
+    """Return the state of a served shard; `wal_slots` are its log slots after the checkpoint."""
     return ShardState(
         collection_id=shard.collection_id,
         shard=shard.number,
@@ -59,7 +61,10 @@ def describe(
         wal_slots=wal_slots,
         memory_bytes=view.memory_bytes,
         segments=(
-            *(_of_segment(shard.number, held, collection) for held in view.segments),
+            *(
+                _of_segment(shard.number, segment_view, collection)
+                for segment_view in view.segments
+            ),
             *(
                 _of_growing(shard.number, growing, position, collection.model.name)
                 for position, growing in enumerate(view.growing)
@@ -69,7 +74,7 @@ def describe(
 
 
 def describe_unserved(shard: ShardId, *, node_id: str, error: str) -> ShardState:
-    """Describe a shard that is being opened, or that failed with `error`."""
+    """Return the state of a shard that is being opened, or that failed with `error`."""
     phase = ShardPhase.FAILED if error else ShardPhase.LOADING
     return ShardState(
         collection_id=shard.collection_id,
@@ -87,36 +92,36 @@ def describe_unserved(shard: ShardId, *, node_id: str, error: str) -> ShardState
     )
 
 
-def _noted(segment: SegmentState, notes: Mapping[str, SegmentNote]) -> SegmentState:
-    note = notes.get(segment.segment_id)
-    if note is None:
+def _with_measured(segment: SegmentState, measured: MeasuredSegment | None) -> SegmentState:
+    if measured is None:
         return segment
     return replace(
         segment,
-        recall=note.recall,
-        ef=note.ef,
-        rebuild=note.rebuild,
-        stuck=note.stuck,
-        visited=note.visited,
+        recall=measured.recall,
+        ef=measured.ef,
+        rebuild=measured.rebuild,
+        stuck=measured.stuck,
+        visited=measured.visited,
     )
 
 
-def _of_segment(number: int, held: SegmentView, collection: Collection) -> SegmentState:
-    entry = held.segment.entry
-    goal = collection.settings
+def _of_segment(number: int, segment_view: SegmentView, collection: Collection) -> SegmentState:
+    segment = segment_view.segment
+    entry = segment.entry
+    settings = collection.settings
     ef, baseline = 0, 0.0
-    if held.segment.kind is IndexKind.HNSW:
-        curve = held.segment.recall_curve
-        ef = plain_ef(curve, k=goal.recall_k, objective=goal.recall_objective) or 0
-        baseline = measured_visits(curve, k=goal.recall_k, ef=ef)
+    if segment.kind is IndexKind.HNSW:
+        curve = segment.recall_curve
+        ef = plain_ef(curve, k=settings.recall_k, objective=settings.recall_objective) or 0
+        baseline = measured_visits(curve, k=settings.recall_k, ef=ef)
     return SegmentState(
         shard=number,
         segment_id=entry.segment_id,
         tier=entry.tier.value,
         model=entry.model,
-        index_kind=held.segment.kind.value,
-        rows=held.segment.rows,
-        dead_rows=held.deletes.dead_count,
+        index_kind=segment.kind.value,
+        rows=segment.rows,
+        dead_rows=segment_view.deletes.dead_count,
         size_bytes=entry.size_bytes,
         generation=entry.generation,
         created_at_s=entry.created_at_s,
@@ -125,8 +130,8 @@ def _of_segment(number: int, held: SegmentView, collection: Collection) -> Segme
         recall=RECALL_UNKNOWN,
         ef=ef,
         visited_baseline=baseline,
-        built_for=held.segment.meta.build.reason,
-        without_kernels=held.segment.kind is IndexKind.HNSW and not held.segment.index.walk_ready,
+        built_for=segment.meta.build.reason,
+        without_kernels=segment.kind is IndexKind.HNSW and not segment.index.walk_ready,
     )
 
 

@@ -29,7 +29,7 @@ from annheal.model.topology.task import TaskReason
 from annheal.runtime.clock import Clock, monotonic_s, wall_s
 from annheal.segment import Segment
 from annheal.shard_node.lanes import Lanes
-from annheal.shard_node.owner.shard_state import SegmentNote
+from annheal.shard_node.owner.shard_state import MeasuredSegment
 from annheal.shard_node.recall.ef_control import QUERIES_MIN, EfController, EfState, next_state
 from annheal.shard_node.recall.keeper import RecallKeeper
 from annheal.shard_node.recall.latency_history import LatencyHistory
@@ -38,8 +38,8 @@ from annheal.shard_node.recall.result import (
     ShardResult,
     band_recalls,
     filter_recalls,
+    measured_segments,
     segment_estimates,
-    segment_notes,
     segment_walks,
     with_seen,
 )
@@ -242,10 +242,10 @@ class RecallMonitor:
         counts = self.sampler.seen_by_band(collection_id)
         return {slot: queries for slot, queries in counts.items() if slot[0] in held}
 
-    def notes(self, shard: ShardId) -> dict[str, SegmentNote]:
+    def measured_segments(self, shard: ShardId) -> dict[str, MeasuredSegment]:
         """Return the measurements of the shard's segments by segment id."""
         result = self._results.get(shard)
-        return {} if result is None else segment_notes(result)
+        return {} if result is None else measured_segments(result)
 
     async def _restore_new(self) -> None:
         """Restore the recall memories of shards that are newly open here."""

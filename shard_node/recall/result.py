@@ -17,7 +17,7 @@ from annheal.model.measures.recall import (
     SelectivityBand,
     ShardBandRecall,
 )
-from annheal.shard_node.owner.shard_state import SegmentNote
+from annheal.shard_node.owner.shard_state import MeasuredSegment
 from annheal.shard_node.recall.measure import GroupFinding, Recalls, SegmentFinding, estimate_of
 
 WALKS_MIN = 8
@@ -138,24 +138,27 @@ def segment_walks(found: Iterable[GroupFinding], *, k: int) -> dict[str, float]:
     }
 
 
-def segment_notes(result: ShardResult) -> dict[str, SegmentNote]:
-    """Return by segment id recall and ef of its worst band, and whether any asks for a rebuild."""
-    notes: dict[str, SegmentNote] = {}
+def measured_segments(result: ShardResult) -> dict[str, MeasuredSegment]:
+    """Return, by segment id, recall and ef of the band of lowest recall.
+
+    `rebuild` and `stuck` are true if they are of any band.
+    """
+    measured: dict[str, MeasuredSegment] = {}
     for one in result.segments:
-        before = notes.get(one.segment_id)
-        note = SegmentNote(one.estimate.recall, one.ef, one.rebuild, one.stuck)
+        before = measured.get(one.segment_id)
+        present = MeasuredSegment(one.estimate.recall, one.ef, one.rebuild, one.stuck)
         if before is not None:
-            worst = min(before, note, key=lambda each: each.recall)
-            note = SegmentNote(
+            worst = min(before, present, key=lambda each: each.recall)
+            present = MeasuredSegment(
                 worst.recall,
                 worst.ef,
-                before.rebuild or note.rebuild,
-                before.stuck or note.stuck,
+                before.rebuild or present.rebuild,
+                before.stuck or present.stuck,
             )
-        notes[one.segment_id] = note
+        measured[one.segment_id] = present
     return {
-        segment_id: replace(note, visited=result.walks.get(segment_id, 0.0))
-        for segment_id, note in notes.items()
+        segment_id: replace(segment, visited=result.walks.get(segment_id, 0.0))
+        for segment_id, segment in measured.items()
     }
 
 

@@ -184,7 +184,7 @@ async def test_a_restart_goes_on_where_it_was(world: ShardWorld, lanes: Lanes) -
     assert [(one.segment_id, one.band, one.estimate.queries) for one in told.segments] == slots
     assert [one.band for one in told.shards] == [one.band for one in known.shards]
     assert all(one.estimate.measured_at_s > 0 for one in told.segments)
-    assert after.monitor.notes(SHARD).keys() == {"s1"}
+    assert after.monitor.measured_segments(SHARD).keys() == {"s1"}
     kept = after.monitor.sampler.sample(SHARD.collection_id)
     assert sum(one.filter == SMALL for one in kept) == 40
     assert {one.vector.tobytes() for one in kept} == {row.tobytes() for row in QUERIES[:140]}

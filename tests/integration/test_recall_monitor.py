@@ -219,16 +219,16 @@ async def test_measured_recall_raises_ef_until_the_objective_is_met(
     for _ in range(12):
         await monitor.measure(SHARD)
         runs.append(monitor.recall()[0].segments[0])
-        visited.append(monitor.notes(SHARD)["s1"].visited)
+        visited.append(monitor.measured_segments(SHARD)["s1"].visited)
     assert runs[0].estimate.high < COLLECTION.settings.recall_objective
     assert 10 < runs[0].ef <= runs[-1].ef < EF_CONTROL_MAX
     assert runs[-1].estimate.recall > runs[0].estimate.high
     assert runs[-1].estimate.recall >= COLLECTION.settings.recall_objective
     assert not any(run.rebuild or run.stuck for run in runs)
-    (noted,) = monitor.notes(SHARD).values()
+    (noted,) = monitor.measured_segments(SHARD).values()
     assert (noted.recall, noted.ef) == (runs[-1].estimate.recall, runs[-1].ef)
     assert 10 < visited[0] < visited[-1] <= ROWS, "wider walks compare more rows"
-    (state,) = with_recall(owner.shard.state(), monitor.notes(SHARD)).segments
+    (state,) = with_recall(owner.shard.state(), monitor.measured_segments(SHARD)).segments
     assert (state.visited, state.visited_baseline, state.built_for) == (visited[-1], 40.0, "merge")
     assert true_recall(owner, queries[128:1_000], None) < runs[-1].estimate.low  # unscaled
 
@@ -284,7 +284,7 @@ async def test_a_segment_that_a_rebuild_did_not_help_is_reported_and_left_alone(
         await world.close()
     (segment,) = monitor.recall("c1")[0].segments
     assert (segment.ef, segment.rebuild, segment.stuck) == (EF_CONTROL_MAX, False, True)
-    assert monitor.notes(SHARD)["s1"].stuck
+    assert monitor.measured_segments(SHARD)["s1"].stuck
     (said,) = [record for record in caplog.records if "INV-7" in record.message]
     assert said.levelname == "ERROR"
 
