@@ -30,6 +30,7 @@ from annheal.rpc.abilities import abilities_reported
 from annheal.rpc.port import ShardNode
 from annheal.rpc.shard_node import RemoteShardNode
 from annheal.runtime.host.allocator import return_freed_memory
+from annheal.runtime.host.imports import keep_pandas_from_arrow
 from annheal.runtime.logging import configure_logging
 from annheal.shard_node.serving import run_shard_node
 from annheal.shard_node.settings import ShardNodeSettings
@@ -45,6 +46,7 @@ Role = Callable[[asyncio.Event], Coroutine[Any, Any, None]]
 def run(role: Role, *, process: ProcessSettings, constants: dict[str, str]) -> None:
     """Run `role` until SIGTERM or SIGINT, or until it fails."""
     return_freed_memory()
+    keep_pandas_from_arrow()
     configure_logging(process.log_level, constants=constants)
 
     async def main() -> None:

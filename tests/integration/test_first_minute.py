@@ -73,6 +73,9 @@ async def test_writes_searches_and_leases_go_on_while_kernels_are_compiled(tmp_p
             assert [hit.id for hit in found] == ["id-7"]
             found = await client.search("int8", vectors[8], k=1)
             assert [hit.id for hit in found] == ["id-8"]
+        loaded = Path(f"/proc/{server.process.pid}/maps").read_text()
+        assert "pyarrow" in loaded
+        assert "pandas" not in loaded, "the first write imported pandas on the event loop"
         text = scraped(port)
         missing = set(Kernel) - set(_LOADED.findall(text))
         assert missing, "all kernels were there: nothing was tested"
