@@ -120,7 +120,7 @@ async def _fence(
             jitter=shared.jitter,
             log=PartTracker(PartKind.LOG, process=shared.node_id, place=name),
         )
-        body = wal.encode([], last_sequence=shard.sequence)
+        body = wal.encode([], slot=wal.next_slot, last_sequence=shard.sequence)
         try:
             slot = await wal.put(body)
         except Fenced:

@@ -54,10 +54,10 @@ class WalWriter:
         self.deposed = False
         self._served = False
 
-    def encode(self, entries: list[WalEntry], *, last_sequence: int) -> bytes:
-        """Return the next slot's object with `entries`."""
+    def encode(self, entries: list[WalEntry], *, slot: int, last_sequence: int) -> bytes:
+        """Return the object of `slot` with `entries`."""
         return encode_wal_object(
-            WalObject(self.epoch, self.next_slot, self._writer, last_sequence, tuple(entries))
+            WalObject(self.epoch, slot, self._writer, last_sequence, tuple(entries))
         )
 
     @property

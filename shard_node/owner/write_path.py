@@ -2,13 +2,17 @@
 
 One put is in flight per shard. While it is, further writes gather; they form the next group. A
 write is acknowledged only after its log object is durable and its rows are visible (INV-1).
+
+Three steps follow one another for each group: encode, put, apply. A put mostly waits for the
+store, so meanwhile the group before is applied, and the next is encoded once much of it waits.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -36,6 +40,9 @@ from annheal.shards.wal import DeleteEntry, UpsertEntry, WalEntry
 
 GROUP_BYTES_MAX = 16 << 20
 GROUP_OPERATIONS_MAX = 1_024
+EARLY_GROUP_BYTES_MIN = 2 << 20
+"""From so much on the next group is closed and encoded during a put: that takes milliseconds. Less
+is encoded when the put has ended, with whatever else has come by then."""
 WAITING_BYTES_MAX = 256 << 20
 WAITING_OPERATIONS_MAX = 16_384
 DELETE_MATCHES_MAX = 1_000_000
@@ -54,6 +61,23 @@ class _Waiting:
     size_bytes: int
     done: asyncio.Future[WriteAnswer] = field(repr=False)
     begun: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Encoded:
+    """Writes in their order, as entries of the log object `body` of a slot."""
+
+    writes: tuple[tuple[_Waiting, WalEntry], ...]
+    slot: int
+    body: bytes
+
+    @property
+    def entries(self) -> list[WalEntry]:
+        return [entry for _, entry in self.writes]
+
+    @property
+    def waiting(self) -> list[_Waiting]:
+        return [waiting for waiting, _ in self.writes]
 
 
 class WritePath:
@@ -77,7 +101,12 @@ class WritePath:
         self._on_applied = on_applied
         self._waiting: deque[_Waiting] = deque()
         self._waiting_bytes = 0
-        self._arrived = asyncio.Event()
+        self._changed = asyncio.Event()
+        self._sequence = 0
+        self._unlogged = 0
+        self._unapplied = 0
+        self._encoded: asyncio.Queue[_Encoded | None] = asyncio.Queue(1)
+        self._logged: asyncio.Queue[_Encoded | None] = asyncio.Queue(1)
         self._closed: AnnhealError | None = None
 
     async def submit(self, operation: WriteOperation, *, timeout_s: float) -> WriteAnswer:
@@ -97,7 +126,7 @@ class WritePath:
         waiting = _Waiting(operation, size_bytes, asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
         self._waiting_bytes += size_bytes
-        self._arrived.set()
+        self._changed.set()
         try:
             async with asyncio.timeout(timeout_s - min(ANSWER_MAX_S, ANSWER_SHARE * timeout_s)):
                 return await waiting.done
@@ -152,15 +181,16 @@ class WritePath:
     async def run(self) -> None:
         """Commit groups until the shard is lost or closed; then return."""
         try:
-            while self._closed is None:
-                await self._arrived.wait()
-                self._arrived.clear()
-                while self._waiting:
-                    await self._commit(self._next_group())
-        except Fenced as error:
-            self.close(error)
+            async with asyncio.TaskGroup() as steps:
+                steps.create_task(self._encode_groups())
+                steps.create_task(self._log_groups())
+                steps.create_task(self._apply_groups())
         finally:
             self.close(Fenced(f"shard {self._shard.number} is closed on this node"))
+            for queue in (self._encoded, self._logged):
+                while not queue.empty():
+                    if (group := queue.get_nowait()) is not None:
+                        _fail_all(group.waiting, _broken())
 
     def close(self, error: AnnhealError) -> None:
         """Refuse what waits and what comes (nothing of it was written), and let `run` end."""
@@ -169,9 +199,67 @@ class WritePath:
         while self._waiting:
             _fail(self._waiting.popleft(), error)
         self._waiting_bytes = 0
-        self._arrived.set()
+        self._changed.set()
 
-    def _next_group(self) -> list[_Waiting]:
+    async def _encode_groups(self) -> None:
+        while (group := await self._next_group()) is not None:
+            with self._answered(group):
+                encoded = await self._encode(group)
+                if encoded is not None:
+                    await self._encoded.put(encoded)
+                    continue
+            self._unlogged -= 1
+            self._unapplied -= 1
+        await self._encoded.put(None)
+
+    async def _log_groups(self) -> None:
+        while (group := await self._encoded.get()) is not None:
+            with self._answered(group.waiting):
+                logged = await self._log(group)
+                self._unlogged -= 1
+                if logged is None:
+                    self._unapplied -= 1
+                self._changed.set()
+                if logged is not None:
+                    await self._logged.put(logged)
+        await self._logged.put(None)
+
+    async def _apply_groups(self) -> None:
+        while (group := await self._logged.get()) is not None:
+            with self._answered(group.waiting):
+                await self._apply(group)
+            self._unapplied -= 1
+            self._changed.set()
+
+    @contextmanager
+    def _answered(self, group: list[_Waiting]) -> Iterator[None]:
+        """Tell the callers when a step breaks or is cancelled."""
+        try:
+            yield
+        except BaseException:
+            # The log object may be durable although its rows were not applied: the process goes
+            # on without this shard, and whoever opens it next replays the log.
+            _fail_all(group, _broken())
+            raise
+
+    async def _next_group(self) -> list[_Waiting] | None:
+        """Wait until it is time for the next group; None when the shard is closed."""
+        while self._closed is None:
+            if self._waiting and self._may_begin():
+                self._unlogged += 1
+                self._unapplied += 1
+                return self._take_group()
+            self._changed.clear()
+            await self._changed.wait()
+        return None
+
+    def _may_begin(self) -> bool:
+        if isinstance(self._waiting[0].operation, DeleteWhere):
+            return not self._unapplied
+        early = self._unlogged == 1 and self._waiting_bytes >= EARLY_GROUP_BYTES_MIN
+        return not self._unlogged or early
+
+    def _take_group(self) -> list[_Waiting]:
         """Take what waits, up to the limits; a delete by filter starts a group of its own.
 
         Its matches are those of the moment it is ordered, so everything before it is applied.
@@ -187,63 +275,83 @@ class WritePath:
 
     def _take(self) -> _Waiting:
         waiting = self._waiting.popleft()
-        waiting.begun = True
         self._waiting_bytes -= waiting.size_bytes
         return waiting
 
-    async def _commit(self, group: list[_Waiting]) -> None:
-        group = [waiting for waiting in group if not waiting.done.done()]
-        if not group:
-            return
-        try:
-            await self._write_group(group)
-        except ResourceExhausted as error:
-            _fail_all(group, error)
-        except Fenced as error:
-            _fail_all(group, error)
-            raise
-        except BaseException:
-            # The log object may be durable although its rows were not applied: the process goes
-            # on without this shard, and whoever opens it next replays the log.
-            _fail_all(group, UnknownOutcome("the write path broke; repeat the write to be sure"))
-            raise
+    async def _encode(self, group: list[_Waiting]) -> _Encoded | None:
+        """Order and encode a group for the slot it should get; None when nothing of it is left."""
+        slot = self._wal.next_slot + self._unlogged - 1
+        first = max(self._sequence, self._shard.sequence) + 1
+        kept = [waiting for waiting in group if not waiting.done.done()]
 
-    async def _write_group(self, group: list[_Waiting]) -> None:
-        def encode(
-            checkpoint: Checkpoint,
-        ) -> tuple[list[tuple[_Waiting, WalEntry]], dict[int, AnnhealError], bytes]:
-            ordered, refused = self._entries(group, checkpoint)
-            entries = [entry for _, entry in ordered]
-            if not entries:
-                return ordered, refused, b""
-            body = self._wal.encode(entries, last_sequence=entries[-1].last_sequence)
-            return ordered, refused, body
+        def encode(checkpoint: Checkpoint) -> tuple[_Encoded | None, dict[int, AnnhealError]]:
+            writes, refused = self._entries(kept, first, checkpoint)
+            return self._as_object(writes, slot) if writes else None, refused
 
-        collection_id = self._shard.collection.id
-        ordered, refused, body = await self._lanes.change(encode, collection_id=collection_id)
+        encoded, refused = await self._lanes.change(encode, collection_id=self._shard.collection.id)
         for position, error in refused.items():
-            _fail(group[position], error)
-        if not ordered:
-            return
-        slot = await self._wal.put(body)
-        entries = [entry for _, entry in ordered]
+            _fail(kept[position], error)
+        if encoded is not None:
+            self._sequence = encoded.entries[-1].last_sequence
+        return encoded
+
+    def _as_object(self, writes: Sequence[tuple[_Waiting, WalEntry]], slot: int) -> _Encoded:
+        entries = [entry for _, entry in writes]
+        body = self._wal.encode(entries, slot=slot, last_sequence=entries[-1].last_sequence)
+        return _Encoded(tuple(writes), slot, body)
+
+    async def _log(self, group: _Encoded) -> _Encoded | None:
+        """Put a group into the log; None when nothing was written, and the callers were told.
+
+        It is encoded again where a write of it is not waited for any more, or the group before did
+        not take its slot. Sequence numbers may be left out, slots never.
+        """
+        writes = [(waiting, entry) for waiting, entry in group.writes if not waiting.done.done()]
+        if self._closed is not None:
+            _fail_all(group.waiting, self._closed)
+            return None
+        if not writes:
+            return None
+        for waiting, _ in writes:
+            waiting.begun = True
+        slot = self._wal.next_slot
+        if len(writes) < len(group.writes) or group.slot != slot:
+            group = await self._lanes.change(
+                lambda _: self._as_object(writes, slot), collection_id=self._shard.collection.id
+            )
+        try:
+            await self._wal.put(group.body)
+        except ResourceExhausted as error:
+            _fail_all(group.waiting, error)
+            return None
+        except Fenced as error:
+            _fail_all(group.waiting, error)
+            self.close(error)
+            return None
+        return group
+
+    async def _apply(self, group: _Encoded) -> None:
+        """Make a logged group visible and acknowledge it."""
+        entries = group.entries
         async with self._mutation:
             killed = await self._lanes.change(
                 lambda _: self._shard.apply(
-                    entries, slot=slot, last_sequence=entries[-1].last_sequence
+                    entries, slot=group.slot, last_sequence=entries[-1].last_sequence
                 ),
-                collection_id=collection_id,
+                collection_id=self._shard.collection.id,
             )
         self._on_applied()
-        for (waiting, entry), count in zip(ordered, killed, strict=True):
+        for (waiting, entry), count in zip(group.writes, killed, strict=True):
             if not waiting.done.done():
                 waiting.done.set_result(_answer(entry, count))
 
     def _entries(
-        self, group: list[_Waiting], checkpoint: Checkpoint
+        self, group: list[_Waiting], sequence: int, checkpoint: Checkpoint
     ) -> tuple[list[tuple[_Waiting, WalEntry]], dict[int, AnnhealError]]:
-        """Give sequence numbers: one per row written, one per delete. Refuse what is not valid."""
-        sequence = self._shard.sequence + 1
+        """Give numbers from `sequence` on: one per row written, one per delete.
+
+        Refuse what is not valid.
+        """
         ordered: list[tuple[_Waiting, WalEntry]] = []
         refused: dict[int, AnnhealError] = {}
         for position, waiting in enumerate(group):
@@ -288,6 +396,10 @@ def _answer(entry: WalEntry, killed: int) -> WriteAnswer:
     if isinstance(entry, UpsertEntry):
         return WriteAnswer(entry.last_sequence, upserted=len(entry.batch))
     return WriteAnswer(entry.last_sequence, deleted=killed)
+
+
+def _broken() -> UnknownOutcome:
+    return UnknownOutcome("the write path broke; repeat the write to be sure")
 
 
 def _fail(waiting: _Waiting, error: AnnhealError) -> None:

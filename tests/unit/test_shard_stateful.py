@@ -29,7 +29,7 @@ from annheal.metastore.keys import manifest_key
 from annheal.model.topology.manifest import Manifest
 from annheal.model.topology.task import CompactionTask, TaskReason
 from annheal.runtime import fail_points
-from annheal.shard_node.owner import publication, wal_writer
+from annheal.shard_node.owner import publication, wal_writer, write_path
 from tests.support.healing_machine import HealingMachine
 from tests.support.shards import (
     ShardWorld,
@@ -55,6 +55,7 @@ def small_graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(build, "HNSW_ROWS_MIN", GRAPH_ROWS_MIN)
     monkeypatch.setattr(publication, "MANIFEST_RETRY_S", 0.002)
     monkeypatch.setattr(wal_writer, "RETRY_FIRST_S", 0.001)
+    monkeypatch.setattr(write_path, "EARLY_GROUP_BYTES_MIN", 1)
     yield
     fail_points.disarm()
 
