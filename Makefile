@@ -73,8 +73,8 @@ test-unit: setup ## unit and contract tests only
 test-integration: setup ## tests over real processes, etcd and S3
 	@$(PYTEST) $(PYTEST_ARGS) tests/integration
 
-test-chaos: setup ## kill processes at random moments and check the invariants
-	@$(PYTEST) $(PYTEST_ARGS) tests/chaos
+test-chaos: setup ## kill processes at random moments and at every crash point, and check the invariants
+	@ANNHEAL_CHAOS_EVERY_POINT=1 $(PYTEST) $(PYTEST_ARGS) tests/chaos
 
 soak: setup ## random histories of a shard for SOAK_MINUTES (10), new ones each time (SOAK_SEED=N repeats)
 	@ANNHEAL_SOAK_S=$$(($(SOAK_MINUTES) * 60)) ANNHEAL_SOAK_SEED=$(SOAK_SEED) ANNHEAL_STATEFUL_STEPS=$(SOAK_STEPS) \

@@ -9,7 +9,7 @@ import pytest
 
 ENV_SEED = "ANNHEAL_CHAOS_SEED"
 ENV_KILLS = "ANNHEAL_CHAOS_KILLS"
-KILLS_DEFAULT = 20
+KILLS_DEFAULT = 12
 
 
 @pytest.fixture

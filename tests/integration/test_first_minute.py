@@ -41,6 +41,10 @@ def late_share(text: str, *, bound_s: float) -> float:
     return 1 - buckets[str(bound_s)] / buckets["+Inf"]
 
 
+def libraries_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/maps").read_text()
+
+
 async def test_writes_searches_and_leases_go_on_while_kernels_are_compiled(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     vectors = rng.standard_normal((ROWS, DIMENSION), dtype=np.float32)
@@ -73,7 +77,7 @@ async def test_writes_searches_and_leases_go_on_while_kernels_are_compiled(tmp_p
             assert [hit.id for hit in found] == ["id-7"]
             found = await client.search("int8", vectors[8], k=1)
             assert [hit.id for hit in found] == ["id-8"]
-        loaded = Path(f"/proc/{server.process.pid}/maps").read_text()
+        loaded = libraries_of(server.process.pid)
         assert "pyarrow" in loaded
         assert "pandas" not in loaded, "the first write imported pandas on the event loop"
         text = scraped(port)
