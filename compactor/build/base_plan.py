@@ -74,17 +74,17 @@ def plan_base(
     sources: Sequence[BaseCandidate],
     *,
     rows: int,
-    rebuild: bool,
+    rebuild_why: str,
     allowed: Sequence[IndexSettings],
     recall_k: int,
 ) -> BasePlan:
     """Return the base of a merge with `rows` rows: the source with the largest graph, if it is fit.
 
-    `rebuild` forces a rebuild. `allowed` are the settings that a graph of the collection may have
+    `rebuild_why`, unless it is empty, forces a rebuild and says why. `allowed` are the settings that a graph of the collection may have
     now; `recall_k` is the k of its recall objective.
     """
-    if rebuild:
-        return BasePlan(None, "a rebuild was requested")
+    if rebuild_why:
+        return BasePlan(None, rebuild_why)
     if rows < BASE_ROWS_MIN:
         return BasePlan(None, "few rows")
     graphs = [n for n, source in enumerate(sources) if source.settings is not None]

@@ -143,7 +143,7 @@ def build_segment(
         hold_out=held_out_rows,
         allowed=_allowed_settings(order.collection),
         collection_settings=order.collection.settings,
-        rebuild=order.rebuild or order.reason in REBUILD_REASONS or not _can_merge(sources, order),
+        rebuild_why=_rebuild_why(sources, order),
     )
     rows = gather_rows(
         chosen.sources,
@@ -193,14 +193,19 @@ def first_strength(segments: Sequence[Segment]) -> int:
     return 0 if any(map(is_damaged, segments)) else 1
 
 
-def _can_merge(sources: Sequence[Source], order: BuildOrder) -> bool:
-    """Wait for the kernels that extend a graph; return whether they are loaded.
+def _rebuild_why(sources: Sequence[Source], order: BuildOrder) -> str:
+    """Return why no source's graph may be extended, "" when one may be.
 
-    False at once if no source has a graph.
+    Waits for the kernels that extend a graph if a source has one.
     """
-    if not any(is_base(source.segment.index) for source in sources):
-        return False
-    return _has_kernels(MERGE_KERNELS, order, done=0.0)
+    if order.rebuild:
+        return "a rebuild was requested"
+    if order.reason in REBUILD_REASONS:
+        return f"the task is a rewrite for {order.reason.value}"
+    has_graph = any(is_base(source.segment.index) for source in sources)
+    if has_graph and not _has_kernels(MERGE_KERNELS, order, done=0.0):
+        return f"the kernels that extend a graph ({', '.join(MERGE_KERNELS)}) are missing"
+    return ""
 
 
 def _has_kernels(kernels: Sequence[Kernel], order: BuildOrder, *, done: float) -> bool:

@@ -106,14 +106,15 @@ def choose_base(
     hold_out: Callable[[int], npt.NDArray[np.int64]],
     allowed: Sequence[IndexSettings],
     collection_settings: CollectionSettings,
-    rebuild: bool,
+    rebuild_why: str,
 ) -> BaseChoice:
     """Return the base, as `plan_base` chooses it, of a merge of the rows `kept` of each source.
 
     `kept` are row numbers, int64, `labels` those of their vectors (`vector_labels`). `hold_out`
     says which of so many rows with different vectors are held out: random rows of all sources, so
     that the queries resemble all of the output and not only its new rows. Those of the base are
-    removed from its graph like dead rows, and added again after the measurement.
+    removed from its graph like dead rows, and added again after the measurement. `rebuild_why`
+    forces a rebuild unless it is empty.
     """
     distinct = [len(np.unique(of_source)) for of_source in labels]
     rows = len(np.unique(np.concatenate(labels)))
@@ -125,7 +126,7 @@ def choose_base(
     plan = plan_base(
         candidates,
         rows=rows,
-        rebuild=rebuild,
+        rebuild_why=rebuild_why,
         allowed=allowed,
         recall_k=collection_settings.recall_k,
     )

@@ -27,11 +27,11 @@ GRAPH = BaseCandidate(100_000, 95_000, IndexSettings(), reference=CURVE)
 FLAT = BaseCandidate(5_000, 5_000, None)
 
 
-def plan(*sources: BaseCandidate, rebuild: bool = False, k: int = 10) -> BasePlan:
+def plan(*sources: BaseCandidate, rebuild_why: str = "", k: int = 10) -> BasePlan:
     return plan_base(
         sources,
         rows=sum(source.kept_rows for source in sources),
-        rebuild=rebuild,
+        rebuild_why=rebuild_why,
         allowed=[IndexSettings(), IndexSettings(32, 200)],
         recall_k=k,
     )
@@ -46,7 +46,7 @@ def test_the_source_with_the_largest_graph_is_the_base() -> None:
 @pytest.mark.parametrize(
     ("sources", "options", "why"),
     [
-        ((GRAPH, FLAT), {"rebuild": True}, "a rebuild was requested"),
+        ((GRAPH, FLAT), {"rebuild_why": "kernels are missing"}, "kernels are missing"),
         ((GRAPH, FLAT), {"k": 20}, "not measured at the collection's k"),
         ((FLAT, replace(FLAT, rows=90_000, kept_rows=90_000)), {}, "no source has a graph"),
         ((replace(GRAPH, rows=5_000, kept_rows=5_000),), {}, "few rows"),

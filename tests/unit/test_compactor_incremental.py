@@ -16,6 +16,8 @@ from annheal.compactor.build.calibrate import held_out_count, meets_objective
 from annheal.compactor.build.incremental import Base
 from annheal.compactor.fetch import Source
 from annheal.index import VectorIndex
+from annheal.index.kernels import loaded
+from annheal.index.kernels.catalog import MERGE_KERNELS
 from annheal.model.collection import CollectionSettings, IndexSettings, VectorStorage
 from annheal.model.records import EVERYTHING
 from annheal.model.topology.manifest import IndexKind, Tier
@@ -72,6 +74,36 @@ def with_dead(segment: Segment, dead: npt.NDArray[np.int64]) -> Source:
 @pytest.fixture
 def graph(tmp_path: Path) -> Segment:
     return merge(tmp_path, "graph", [flat(tmp_path, "first", sample_rows(ROWS))])
+
+
+@pytest.mark.parametrize(
+    ("reason", "why"),
+    [
+        (
+            TaskReason.MERGE,
+            "the kernels that extend a graph (carry-links, mark-reached) are missing",
+        ),
+        (TaskReason.RECALL, "the task is a rewrite for recall"),
+    ],
+)
+def test_the_log_says_why_the_graph_is_rebuilt(
+    tmp_path: Path,
+    graph: Segment,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    reason: TaskReason,
+    why: str,
+) -> None:
+    missing = {
+        kernel: code for kernel, code in loaded._loaded.items() if kernel not in MERGE_KERNELS
+    }
+    monkeypatch.setattr(loaded, "_loaded", missing)
+    monkeypatch.setattr(loaded, "_suppliers", 0)
+    new = flat(tmp_path, "new", sample_rows(NEW, first=ROWS))
+    with caplog.at_level("INFO"):
+        made = merge(tmp_path, "made", [with_dead(graph, np.arange(0)), new], reason)
+    assert made.meta.build.graph.kind is GraphKind.FULL
+    assert f"the graph of {ROWS + NEW} rows is rebuilt: {why}" in caplog.text
 
 
 def test_a_quantized_base_is_extended_and_nothing_of_its_codes_is_kept(
