@@ -360,7 +360,7 @@ class VectorIndex:
         """Memory that `make_shortlist` took, or the most that it may take."""
         if self._shortlist is not None:
             return self._shortlist.size_bytes
-        return size_bytes_max(self.rows, self.dimension) + (4 * self.rows if self._is_l2 else 0)
+        return size_bytes_max(self.rows, self.dimension, l2=self._is_l2)
 
     def make_shortlist(self, checkpoint: Callable[[], None] = lambda: None) -> Shortlist:
         """Encode all vectors in 8 bits for `search_shortlisted`, unless that was done.

@@ -57,11 +57,14 @@ class LoggedQuery:
 class RecallMemory:
     """The recall memory of a shard, written at `written_at_s` (seconds since the epoch).
 
-    `vectors` (n, d) float32 are those of `queries`, of the model named `model`.
+    `vectors` (n, d) float32 are those of `queries`, of the model named `model`. `objective` and `k`
+    are those that the states and measurements are about; 0 in a memory of 0.1, which has none.
     """
 
     model: str
     written_at_s: float
+    objective: float = 0.0
+    k: int = 0
     ef: tuple[EfMemory, ...] = ()
     segments: tuple[SegmentRecall, ...] = ()
     bands: tuple[ShardBandRecall, ...] = ()
@@ -83,6 +86,8 @@ class _Facts:
 
     model: str
     written_at_s: float
+    objective: float = 0.0
+    k: int = 0
     ef: tuple[EfMemory, ...] = ()
     segments: tuple[SegmentRecall, ...] = ()
     bands: tuple[ShardBandRecall, ...] = ()
@@ -106,6 +111,8 @@ def encode_memory(memory: RecallMemory) -> bytes:
         _Facts(
             memory.model,
             memory.written_at_s,
+            memory.objective,
+            memory.k,
             memory.ef,
             memory.segments,
             memory.bands,
@@ -146,6 +153,8 @@ def decode_memory(stored: bytes, *, key: str) -> RecallMemory:
     return RecallMemory(
         facts.model,
         facts.written_at_s,
+        facts.objective,
+        facts.k,
         facts.ef,
         facts.segments,
         facts.bands,

@@ -80,8 +80,8 @@ def plan_base(
 ) -> BasePlan:
     """Return the base of a merge with `rows` rows: the source with the largest graph, if it is fit.
 
-    `rebuild_why`, unless it is empty, forces a rebuild and says why. `allowed` are the settings that a graph of the collection may have
-    now; `recall_k` is the k of its recall objective.
+    `rebuild_why`, unless it is empty, forces a rebuild and says why. `allowed` are the settings
+    that a graph of the collection may have now; `recall_k` is the k of its recall objective.
     """
     if rebuild_why:
         return BasePlan(None, rebuild_why)

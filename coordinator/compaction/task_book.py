@@ -171,7 +171,8 @@ class TaskBook:
             for other in self._catalog.tasks():
                 one = other.value
                 shared = set(one.sources) & set(task.sources)
-                if one.phase in UNFINISHED and shared and one.shard == task.shard:
+                same_shard = (one.collection_id, one.shard) == (task.collection_id, task.shard)
+                if one.phase in UNFINISHED and shared and same_shard:
                     raise FailedPrecondition(
                         f"segment {min(shared)} of task {task_id} is in task {one.id} already",
                         reason="SEGMENT_BUSY",

@@ -19,7 +19,7 @@ from annheal.coordinator.compaction.task_book import TaskBook
 from annheal.coordinator.data_path.router import Router, reroutable
 from annheal.coordinator.election import Leadership
 from annheal.coordinator.leader.gc import GarbageCollector
-from annheal.coordinator.leader.observation import Observation, observe_shards
+from annheal.coordinator.leader.observation import Observation, WriteWatch, observe_shards
 from annheal.coordinator.placement.topology import Topology
 from annheal.coordinator.settings import CoordinatorSettings
 from annheal.errors import AnnhealError, DeadlineExceeded, FailedPrecondition, NotFound
@@ -260,7 +260,7 @@ class _Compaction:
         self._settings = settings
         self._term = term
         self._node_rows = node_rows
-        self._sequences: dict[ShardId, tuple[int, float]] = {}
+        self._writes = WriteWatch()
 
     async def run_round(self) -> None:
         tasks, observation = await self._plan()
@@ -283,7 +283,11 @@ class _Compaction:
             )
             for node, states in observation.by_node.items():
                 self._node_rows[node] = sum(state.live_rows for state in states)
-            quiet_s = self._quiet_s(observation)
+            quiet_s = self._writes.quiet_s(
+                observation.states,
+                present={one.value.id for one in parts.catalog.assignments()},
+                now_s=parts.clock(),
+            )
             planned: list[CompactionTask] = []
             for collection in parts.catalog.collections():
                 if not (rules.automatic and collection.settings.compaction_automatic):
@@ -300,19 +304,6 @@ class _Compaction:
             if allowed:
                 await parts.tasks.add(allowed, term=self._term)
         return tasks, observation
-
-    def _quiet_s(self, observation: Observation) -> dict[ShardId, float]:
-        """Return the seconds since each shard's sequence last grew, as seen in this term."""
-        now = self._parts.clock()
-        sequences: dict[ShardId, tuple[int, float]] = {}
-        for shard, state in observation.states.items():
-            known = self._sequences.get(shard)
-            same = known is not None and known[0] == state.applied_sequence
-            sequences[shard] = (
-                known if known is not None and same else (state.applied_sequence, now)
-            )
-        self._sequences = sequences
-        return {shard: now - since for shard, (_, since) in sequences.items()}
 
     def _stale_reason(self, task: CompactionTask, observation: Observation) -> str:
         """Return why a pending task can never be done; "" when it can, or when it is not known."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
 from annheal.coordinator.catalog.catalog import Catalog
@@ -29,6 +29,33 @@ class Observation:
     def state(self, shard: ShardId) -> ShardState | None:
         """Return the state of `shard`, None when its owner did not report it."""
         return self.states.get(shard)
+
+
+class WriteWatch:
+    """Since when each shard has had no write, as far as one leader has seen.
+
+    A new leader has seen no pause yet: it counts from its first look at a shard, so at first it
+    takes every shard for busy, and merges that wait for a pause begin later than they could.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[ShardId, tuple[int, float]] = {}
+
+    def quiet_s(
+        self, states: Mapping[ShardId, ShardState], *, present: Set[ShardId], now_s: float
+    ) -> dict[ShardId, float]:
+        """Return the seconds since the sequence of each shard in `states` last grew.
+
+        A shard whose node did not answer this time keeps its count as long as it is `present`: an
+        equal sequence later shows that it had no write in between. `now_s` is of a monotonic clock.
+        """
+        for gone in [shard for shard in self._seen if shard not in present]:
+            del self._seen[gone]
+        for shard, state in states.items():
+            known = self._seen.get(shard)
+            if known is None or known[0] != state.applied_sequence:
+                self._seen[shard] = (state.applied_sequence, now_s)
+        return {shard: now_s - self._seen[shard][1] for shard in states}
 
 
 async def observe_shards(

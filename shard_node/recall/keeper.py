@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -28,7 +28,7 @@ from annheal.recall import (
     queries_max,
     store_memory,
 )
-from annheal.shard_node.recall.ef_control import EfController, EfState
+from annheal.shard_node.recall.ef_control import EfController, EfState, for_changed_goal
 from annheal.shard_node.recall.result import ShardResult
 from annheal.shard_node.recall.sampler import RecallSampler, SampledQuery
 from annheal.shard_node.recall.watched import WatchedShard
@@ -93,8 +93,10 @@ class RecallKeeper:
     async def restore(self, shard: ShardId, owned: WatchedShard) -> ShardResult | None:
         """Load the memory of the former owner; return its measurements of present segments.
 
-        Loaded states and queries do not replace those that this process has already. None without
-        a memory. Raises `Unavailable` when the store cannot be read.
+        Loaded states and queries do not replace those that this process has already. If the
+        collection's objective or k differs from the memory's, the conclusions from the old one are
+        dropped. None without a memory of the collection's k. Raises `Unavailable` when the store
+        cannot be read.
         """
         memory = await load_memory(self._objects, shard.collection_id, shard.number)
         # This owner has written nothing yet, so the first measurement is written without a wait.
@@ -106,19 +108,30 @@ class RecallKeeper:
             self._sampler.restore(shard.collection_id, _sampled(memory, collection))
         version = self._sampler.version(shard.collection_id)
         present = {held.segment.id for held in owned.view.segments}
+        settings = collection.settings
+        same_goal = (memory.objective, memory.k) == (settings.recall_objective, settings.recall_k)
         for one in memory.ef:
             known = self._controller.state(one.segment_id, one.band)
             if one.segment_id in present and known == EfState():
-                self._controller.store(one.segment_id, one.band, _state(one, version))
+                state = _state(one, version)
+                kept = state if same_goal else for_changed_goal(state)
+                self._controller.store(one.segment_id, one.band, kept)
         _log.info(
             "shard %s: restored its recall memory: %d states, %d queries",
             shard,
             len(memory.ef),
             len(memory.queries),
         )
+        if memory.k not in (0, settings.recall_k):
+            return None  # recall of another k
+        segments = [one for one in memory.segments if one.segment_id in present]
+        if not same_goal:
+            segments = [replace(one, rebuild=False, stuck=False) for one in segments]
         return ShardResult(
             bands=memory.bands,
-            segments=tuple(one for one in memory.segments if one.segment_id in present),
+            segments=tuple(segments),
+            objective=settings.recall_objective,
+            k=settings.recall_k,
         )
 
     async def save(
@@ -144,6 +157,8 @@ class RecallKeeper:
         memory = RecallMemory(
             owned.collection.model.name,
             self._now_s(),
+            objective=result.objective,
+            k=result.k,
             ef=ef,
             segments=_worst(result.segments),
             bands=result.bands,

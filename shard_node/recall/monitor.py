@@ -179,8 +179,7 @@ class RecallMonitor:
             _Goal.of(collection.settings),
             settled=False,
         )
-        last = self._runs.get(shard)
-        if last is not None and last.goal != started.goal:
+        if self._known_goal(shard) not in (None, started.goal):
             self.controller.change_goal(started.segment_ids)
         sample = self.sampler.sample(shard.collection_id)
         groups = group_queries(sample, dimension=collection.model.dimension)
@@ -198,6 +197,13 @@ class RecallMonitor:
         self._results[shard] = result
         below = any(one.estimate.recall < started.goal.objective for one in result.segments)
         self._runs[shard] = replace(started, settled=not below)
+
+    def _known_goal(self, shard: ShardId) -> _Goal | None:
+        """Return what the controller's states of the shard are about; None: nothing is known."""
+        last, restored = self._runs.get(shard), self._results.get(shard)
+        if last is not None:
+            return last.goal
+        return None if restored is None else _Goal(restored.objective, restored.k)
 
     async def save_leaving(self) -> None:
         """Store the recall memory of every shard, before the node leaves."""
@@ -348,6 +354,8 @@ class RecallMonitor:
             ),
             filters=filter_recalls(shard.number, found),
             walks=segment_walks(found, k=goal.k),
+            objective=goal.objective,
+            k=goal.k,
         )
 
     def _of_segment(

@@ -26,13 +26,18 @@ WALKS_MIN = 8
 
 @dataclass(frozen=True, slots=True)
 class ShardResult:
-    """The result of a shard's latest measurement."""
+    """The result of a shard's latest measurement; `objective` and `k` are those it was made for.
+
+    `objective` is 0 where it is not known.
+    """
 
     bands: tuple[ShardBandRecall, ...] = ()
     segments: tuple[SegmentRecall, ...] = ()
     filters: tuple[FilterRecall, ...] = ()
     walks: Mapping[str, float] = field(default_factory=dict)
     """Mean walk cost of queries without a filter, by segment id."""
+    objective: float = 0.0
+    k: int = 0
 
 
 def segment_estimates(

@@ -256,6 +256,53 @@ async def test_queries_are_kept_only_where_that_is_wanted(world: ShardWorld, lan
     assert after.monitor.sampler.sample(SHARD.collection_id) == ()
 
 
+async def test_conclusions_about_another_objective_are_not_restored(
+    world: ShardWorld, lanes: Lanes
+) -> None:
+    """The objective was changed while no node had the shard: a rebuild may not be needed now."""
+    before = await learnt(world, lanes)
+    learnt_state = replace(before.state(), floor=1.2, floor_runs=3, rebuild=True)
+    before.monitor.controller.store("s1", UNFILTERED, learnt_state)
+    result = before.monitor._results[SHARD]
+    wanted = tuple(replace(one, rebuild=True) for one in result.segments)
+    before.now_s += STATE_GAP_S
+    assert await before.keeper.save(SHARD, before.owner.shard, replace(result, segments=wanted))
+
+    same = Process(await world.open(), world.objects, lanes)
+    await same.look()
+    assert same.state().rebuild
+    assert any(one.rebuild for one in same.monitor.recall()[0].segments)
+
+    for changes in ({"recall_objective": 0.5}, {"recall_k": 5}):
+        other = Process(await world.open(), world.objects, lanes)
+        was = other.owner.shard.collection
+        now = replace(was, settings=replace(was.settings, **changes))
+        other.owner.shard.change_settings(now)
+        found = await other.keeper.restore(SHARD, other.owner.shard)
+        assert other.state() == EfState(scale=learnt_state.scale)
+        if "recall_k" in changes:
+            assert found is None  # recall@10 says nothing of recall@5
+        else:
+            assert found is not None
+            assert found.segments
+            assert not any(one.rebuild for one in found.segments)
+
+
+async def test_a_memory_without_a_goal_concludes_nothing(world: ShardWorld, lanes: Lanes) -> None:
+    """Version 0.1 did not write what its states were about."""
+    before = await learnt(world, lanes)
+    memory = await load_memory(world.objects, SHARD.collection_id, 0)
+    assert memory is not None
+    assert (memory.objective, memory.k) == (0.95, 10)
+    stuck = tuple(replace(one, stuck=True) for one in memory.ef)
+    old = replace(memory, objective=0.0, k=0, ef=stuck)
+    await store_memory(world.objects, SHARD.collection_id, 0, old, epoch=10**6, number=1)
+    after = Process(await world.open(), world.objects, lanes)
+    await after.look()
+    assert after.state() == EfState(scale=before.state().scale)
+    assert after.monitor.recall()[0].segments
+
+
 async def test_a_store_that_is_away_is_asked_again(
     world: ShardWorld, lanes: Lanes, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Set
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from annheal.coordinator.leader.observation import WriteWatch
 from annheal.errors import FailedPrecondition, InvalidArgument, NotFound
 from annheal.metastore import keys
 from annheal.metastore.codec import encode_value
 from annheal.metastore.protocol import Put
 from annheal.model.topology.cluster import CompactionOrder
 from annheal.model.topology.manifest import Tier
-from annheal.model.topology.shard import ShardId
+from annheal.model.topology.shard import ShardId, ShardPhase
+from annheal.model.topology.state import ShardState
 from annheal.model.topology.task import CompactionTask, TaskPhase, TaskReason
 from tests.support.memory_cluster import (
     MemoryCluster,
     eventually,
     memory_cluster,
     soon,
+    spec,
     started,
     with_segments,
 )
@@ -112,6 +116,42 @@ async def test_a_task_is_not_released_while_another_one_has_its_segments(cluster
     assert set((await coordinator.admin.task(other)).sources) == {"s0", "s1"}
     with pytest.raises(FailedPrecondition, match=f"s0 of task t1 is in task {other}"):
         await coordinator.admin.retry_task("t1", deadline=soon())
+
+
+async def test_segments_of_another_collection_keep_no_task_back(cluster: MemoryCluster):
+    """Ids of segments are not compared across collections: a copied data set may repeat them."""
+    coordinator, collection = await started(cluster, "a", shard_count=1, automatic=False)
+    wanted = replace(spec("other", shard_count=1), settings=collection.settings)
+    other = await coordinator.collections.create(wanted, deadline=soon())
+    with_segments(cluster, 10)
+    tasks = [
+        CompactionTask("t1", collection.id, 0, ("s0",), "warm", TaskReason.MERGE, TaskPhase.FAILED),
+        CompactionTask("t2", other.id, 0, ("s0",), "warm", TaskReason.MERGE),
+    ]
+    for task in tasks:
+        finished = replace(task, finished_at_s=time.time())
+        await cluster.meta.commit([Put(keys.task_key(task.id), encode_value(finished))])
+    await eventually(lambda: len(coordinator.catalog.tasks()) == 2)
+    released = await coordinator.admin.retry_task("t1", deadline=soon())
+    assert released.phase is TaskPhase.PENDING
+
+
+def test_a_pause_is_counted_through_looks_in_which_a_node_was_silent() -> None:
+    watch, shard, other = WriteWatch(), ShardId("c", 0), ShardId("c", 1)
+    state = ShardState("c", 0, "a", ShardPhase.SERVING, 1, 0, 0, 0, 5, 0, 0)
+
+    def quiet_s(now_s: float, *states: ShardState, present: Set[ShardId]) -> dict[ShardId, float]:
+        seen = {ShardId(one.collection_id, one.shard): one for one in states}
+        return watch.quiet_s(seen, present=present, now_s=now_s)
+
+    both = {shard, other}
+    assert quiet_s(10, state, present=both) == {shard: 0.0}
+    assert quiet_s(12, present=both) == {}  # its node did not answer
+    assert quiet_s(15, state, present=both) == {shard: 5.0}
+    written = replace(state, applied_sequence=6)
+    assert quiet_s(16, written, present=both) == {shard: 0.0}
+    assert quiet_s(18, present={other}) == {}  # dropped
+    assert quiet_s(20, written, present=both) == {shard: 0.0}
 
 
 async def test_a_collection_can_be_left_to_its_operator(cluster: MemoryCluster):

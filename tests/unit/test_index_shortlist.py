@@ -326,6 +326,14 @@ def test_wrong_shapes_are_refused() -> None:
         index.search_shortlisted(unit_vectors(3, 8), matching=other, k=10)
 
 
+@pytest.mark.parametrize("l2", [False, True])
+@pytest.mark.parametrize("rows", [500, row_codes.AXES_ROWS])
+def test_codes_take_no_more_memory_than_is_reckoned_with(rows: int, l2: bool) -> None:
+    codes = row_codes.RowCodes(decaying(rows, 256), l2=l2)
+    assert len(codes.norms) == (rows if l2 else 0)
+    assert 0.95 < codes.size_bytes / row_codes.size_bytes_max(rows, 256, l2=l2) <= 1.0
+
+
 def test_the_book_makes_codes_within_its_memory_and_gives_it_back() -> None:
     maker = CodeMaker(bytes_max=25_000, offer=do_now)
     first, second = (

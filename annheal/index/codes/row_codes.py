@@ -76,10 +76,10 @@ Scaled: TypeAlias = tuple[npt.NDArray[np.int16], Floats]
 """Int8s of vectors (n, width) and what a code of one stands for, (n,)."""
 
 
-def size_bytes_max(rows: int, dimension: int) -> int:
+def size_bytes_max(rows: int, dimension: int, *, l2: bool) -> int:
     """Return the memory that `RowCodes` of so many vectors may take."""
     parts = 1 if rows < AXES_ROWS else 1 + len(PART_VARIANCES)
-    return rows * (dimension + 8 * parts + 1)
+    return rows * (dimension + 8 * parts + 1 + (4 if l2 else 0))
 
 
 class RowCodes:
