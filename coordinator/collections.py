@@ -244,6 +244,7 @@ async def forget_shards(store: MetaStore, collection_id: str) -> None:
     for prefix in (
         keys.collection_shards_prefix(collection_id),
         keys.collection_manifests_prefix(collection_id),
+        keys.collection_collected_prefix(collection_id),
     ):
         snapshot = await store.list(prefix)
         for batch in _batches([Delete(item.key) for item in snapshot.items]):

@@ -12,7 +12,7 @@ from annheal.metastore import keys
 from annheal.model.collection import Collection
 from annheal.model.names import checked_name
 from annheal.model.topology.checks import check_manifest, check_task
-from annheal.model.topology.manifest import Manifest
+from annheal.model.topology.manifest import CollectedObjects, Manifest
 from annheal.model.topology.shard import Assignment, NodeRegistration, NodeSettings
 from annheal.model.topology.task import CompactionTask, TaskClaim
 
@@ -59,6 +59,8 @@ def _check(value: object, key: str) -> None:
         case Manifest():
             own = keys.manifest_key(value.collection_id, value.shard)
             check_manifest(value)
+        case CollectedObjects():
+            own = keys.collected_key(value.collection_id, value.shard)
         case CompactionTask():
             own = keys.task_key(value.id)
             check_task(value)

@@ -6,6 +6,7 @@ key                                value                                        
 ``collections/<name>``             the collection's definition                     no
 ``shards/<collection_id>/<shard>`` assignment: owner, epoch, target                no
 ``manifests/<collection_id>/...``  the shard's segments, delete vectors, WAL end   no
+``collected/<collection_id>/...``  its objects that garbage collection deletes     no
 ``nodes/<node_id>``                a shard node that is alive                      yes
 ``node-settings/<node_id>``        what an operator set for it (drain)             no
 ``coordinators/<id>``              a coordinator that is alive                     yes
@@ -26,6 +27,7 @@ from annheal.model.names import SHARD_DIGITS, checked_shard
 COLLECTIONS_PREFIX = "collections/"
 SHARDS_PREFIX = "shards/"
 MANIFESTS_PREFIX = "manifests/"
+COLLECTED_PREFIX = "collected/"
 NODES_PREFIX = "nodes/"
 NODE_SETTINGS_PREFIX = "node-settings/"
 COORDINATORS_PREFIX = "coordinators/"
@@ -50,6 +52,11 @@ def manifest_key(collection_id: str, shard: int) -> str:
     return f"{collection_manifests_prefix(collection_id)}{_shard_part(shard)}"
 
 
+def collected_key(collection_id: str, shard: int) -> str:
+    """Return the key of the objects of a shard that garbage collection deletes."""
+    return f"{collection_collected_prefix(collection_id)}{_shard_part(shard)}"
+
+
 def collection_shards_prefix(collection_id: str) -> str:
     """Return the prefix of all assignments of one collection."""
     return f"{SHARDS_PREFIX}{_part('collection_id', collection_id)}/"
@@ -58,6 +65,11 @@ def collection_shards_prefix(collection_id: str) -> str:
 def collection_manifests_prefix(collection_id: str) -> str:
     """Return the prefix of all manifests of one collection."""
     return f"{MANIFESTS_PREFIX}{_part('collection_id', collection_id)}/"
+
+
+def collection_collected_prefix(collection_id: str) -> str:
+    """Return the prefix of the collected objects of all shards of one collection."""
+    return f"{COLLECTED_PREFIX}{_part('collection_id', collection_id)}/"
 
 
 def node_key(node_id: str) -> str:

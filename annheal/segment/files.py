@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from annheal.errors import DataCorruption
+from annheal.errors import DataCorruption, NotFound
 from annheal.model.names import checked_name
 from annheal.model.topology.manifest import DeleteVectorEntry, SegmentEntry
 from annheal.segment.checksum import checksum_of, checksum_of_file
@@ -97,7 +97,10 @@ async def fetch_segment(
         cached.unlink(missing_ok=True)
         key = segment_key(collection_id, shard, entry.segment_id, name)
         path = await store.fetch(key, cached)
-        return path, await asyncio.to_thread(verify, path)
+        try:
+            return path, await asyncio.to_thread(verify, path)
+        except FileNotFoundError as error:  # of a local store, deleted since it was fetched
+            raise NotFound(f"object {key} is not in the store any more") from error
 
     meta_path, meta = await fetch(META_FILE, partial(_read_meta, entry=entry))
     paths = {META_FILE: meta_path}

@@ -3,7 +3,10 @@
 `plan_garbage`, a pure function, decides from a listing, the manifests and tasks read *after* it,
 and the time at which this leader first saw each object unreferenced. An object is deleted once the
 same leader has seen it unreferenced for the whole grace period: a reader of an older manifest has
-finished by then. Objects of a collection that does not exist are deleted only if a `dropped/`
+finished by then. Before it deletes objects of a shard, the collector stores their names in the
+metadata store, in a transaction that fails if the manifest has changed (`CollectedObjects`): an
+owner that has uploaded objects and not stored its manifest yet finds them there, and makes new ones
+(INV-5). Objects of a collection that does not exist are deleted only if a `dropped/`
 marker says that the collection was dropped.
 """
 
@@ -12,17 +15,19 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection as AnyOf
+from dataclasses import dataclass, field, replace
 
 from annheal.coordinator.catalog.catalog import Catalog
 from annheal.coordinator.collections import forget_shards
-from annheal.errors import DataCorruption, InvalidArgument
+from annheal.errors import Conflict, DataCorruption, InvalidArgument
 from annheal.metastore import keys
-from annheal.metastore.codec import decode_value
-from annheal.metastore.protocol import MetaStore
+from annheal.metastore.codec import decode_value, encode_value
+from annheal.metastore.protocol import Compare, MetaStore, Put
+from annheal.metastore.table import Stored
 from annheal.model.collection import Collection
 from annheal.model.topology.cluster import GarbageKind, GarbageReport
-from annheal.model.topology.manifest import Manifest
+from annheal.model.topology.manifest import CollectedObjects, Manifest
 from annheal.model.topology.task import CompactionTask, TaskPhase
 from annheal.objectstore.protocol import ObjectStat, ObjectStore
 from annheal.runtime.fail_points import fail_point
@@ -37,6 +42,8 @@ DELETE_BATCH = 1_000
 """Objects of one delete call."""
 UNREFERENCED_MAX = 1_000_000
 """Units (objects and segment directories) that are remembered as unreferenced."""
+COLLECTED_MAX = 1_000
+"""Units of one shard in `CollectedObjects`; what exceeds it is deleted in a later round."""
 _CLOCK_SKEW_S = 300.0
 
 
@@ -128,7 +135,7 @@ def _unit_of(key: ObjectKey) -> str:
     """Return what is deleted or kept as a whole: a segment's directory, or the object itself."""
     if key.kind is not ObjectKind.SEGMENT:
         return key.key
-    return segment_prefix(key.collection_id, key.shard, key.segment_id).removesuffix("/")
+    return segment_prefix(key.collection_id, key.shard, key.segment_id)
 
 
 def _is_referenced(manifest: Manifest, key: ObjectKey) -> bool:
@@ -195,7 +202,7 @@ class GarbageCollector:
             return GarbageReport(dry_run=dry_run, grace_s=self._grace_s)
         garbage = plan_garbage(
             listing,
-            manifests,
+            {shard: stored.value for shard, stored in manifests.items()},
             tasks,
             collections=collections,
             dropped=dropped - collections,
@@ -204,9 +211,10 @@ class GarbageCollector:
             grace_s=self._grace_s,
             needs_space=self._needs_space(),
         )
-        report = report_of(garbage, listing, dry_run=dry_run, grace_s=self._grace_s)
         if dry_run:
-            return report
+            return report_of(garbage, listing, dry_run=dry_run, grace_s=self._grace_s)
+        garbage = await self._announced(garbage, listing, manifests)
+        report = report_of(garbage, listing, dry_run=dry_run, grace_s=self._grace_s)
         self._unreferenced_since = garbage.unreferenced_since
         await self._delete_shards(dropped - collections)
         for first in range(0, len(garbage.delete), DELETE_BATCH):
@@ -217,6 +225,73 @@ class GarbageCollector:
             _log.info("deleted %d unreferenced objects", len(garbage.delete))
         await self._delete_markers(dropped - collections, listing, garbage.delete)
         return report
+
+    async def _announced(
+        self,
+        garbage: Garbage,
+        listing: Iterable[ObjectStat],
+        manifests: Mapping[tuple[str, int], Stored[Manifest]],
+    ) -> Garbage:
+        """Return `garbage`, less what must not be deleted in this round.
+
+        Deleted are objects of dropped collections, and those that `CollectedObjects` has: no
+        manifest can reference them any more.
+        """
+        parsed = [parse_key(stat.key) for stat in listing]
+        listed = {_unit_of(key) for key in parsed if key is not None}
+        by_shard: dict[tuple[str, int], dict[str, list[str]]] = {}
+        delete: list[str] = []
+        for name in garbage.delete:
+            key = parse_key(name)
+            assert key is not None, name
+            shard = (key.collection_id, key.shard)
+            if shard in manifests:
+                by_shard.setdefault(shard, {}).setdefault(_unit_of(key), []).append(name)
+            else:
+                delete.append(name)
+        waiting, since = list(garbage.waiting), dict(garbage.unreferenced_since)
+        for shard, units in by_shard.items():
+            announced = await self._announce(shard, manifests[shard], units, listed)
+            for unit, names in units.items():
+                if unit in announced:
+                    delete += names
+                else:
+                    waiting += names
+                    since[unit] = self._unreferenced_since.get(unit, self._wall_clock())
+        return replace(
+            garbage, delete=tuple(delete), waiting=tuple(waiting), unreferenced_since=since
+        )
+
+    async def _announce(
+        self,
+        shard: tuple[str, int],
+        manifest: Stored[Manifest],
+        units: Iterable[str],
+        listed: AnyOf[str],
+    ) -> AnyOf[str]:
+        """Store that `units` are collected; return those of the shard that are.
+
+        Fewer than all are stored beyond `COLLECTED_MAX`, and none if the manifest has changed.
+        """
+        key = keys.collected_key(*shard)
+        item = await self._store.get(key)
+        before = () if item is None else decode_value(item.value, CollectedObjects, key=key).units
+        kept = [unit for unit in before if unit in listed]
+        new = [unit for unit in units if unit not in set(kept)][: COLLECTED_MAX - len(kept)]
+        if not new:
+            return kept
+        try:
+            await self._store.commit(
+                [Put(key, encode_value(CollectedObjects(*shard, units=(*kept, *new))))],
+                compares=[
+                    Compare(manifest.key, manifest.mod_revision),
+                    Compare(key, 0 if item is None else item.mod_revision),
+                ],
+            )
+        except Conflict:
+            _log.info("garbage of shard %s/%05d waits: its manifest has changed", *shard)
+            return kept
+        return {*kept, *new}
 
     async def _delete_shards(self, dropped: frozenset[str]) -> None:
         """Delete what an interrupted drop, or a late owner, left in the metadata store."""
@@ -260,9 +335,9 @@ class GarbageCollector:
             _log.error("no garbage is collected: %s", error.message)
             return None
 
-    async def _manifests(self) -> dict[tuple[str, int], Manifest]:
+    async def _manifests(self) -> dict[tuple[str, int], Stored[Manifest]]:
         """Return the manifests by shard; a shard whose manifest is unreadable is left out."""
-        manifests: dict[tuple[str, int], Manifest] = {}
+        manifests: dict[tuple[str, int], Stored[Manifest]] = {}
         for item in (await self._store.list(keys.MANIFESTS_PREFIX)).items:
             shard = _shard_of_manifest(item.key)
             if shard is None:
@@ -272,7 +347,7 @@ class GarbageCollector:
             except DataCorruption as error:
                 _log.error("no garbage of one shard is collected: %s", error.message)
                 continue
-            manifests[shard] = manifest
+            manifests[shard] = Stored(item.key, manifest, item.mod_revision)
         return manifests
 
     async def _tasks(self) -> list[CompactionTask] | None:

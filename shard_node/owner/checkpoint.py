@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from annheal.errors import Unavailable
+from annheal.errors import DataCorruption, NotFound, Unavailable
 from annheal.model.topology.manifest import DeleteVectorEntry, Manifest, SegmentEntry, Tier
 from annheal.objectstore.protocol import ObjectStore
 from annheal.runtime.clock import Clock, NewId
@@ -68,7 +68,8 @@ class Flusher:
         """Write the live rows of `sealed` as a hot segment, upload it, and map it.
 
         Raises `Unavailable` when the scratch directory cannot be written, on a full disk for
-        example. The rows stay in memory and in the log, so the flush can be repeated.
+        example, or the segment cannot be read back. The rows stay in memory and in the log, so the
+        flush can be repeated.
         """
         rows = sealed.view()
         kept = np.flatnonzero(rows.live_mask()).astype(np.int64)
@@ -89,7 +90,12 @@ class Flusher:
                 lambda: shutil.rmtree(directory, ignore_errors=True),
                 collection_id=shard.collection.id,
             )
-        return Flushed(sealed, kept, await self._loader.load_view(entry, None), entry)
+        try:
+            view = await self._loader.load_view(entry, None)
+        except (DataCorruption, NotFound) as error:
+            # Damaged in the store, or already deleted as garbage: a repeated flush uploads it anew.
+            raise Unavailable(f"a flushed segment could not be read back: {error}") from error
+        return Flushed(sealed, kept, view, entry)
 
 
 def _write(

@@ -29,22 +29,22 @@ from annheal.shard_node.owner.checkpoint import (
     with_new_dead_rows,
 )
 from annheal.shard_node.owner.dependencies import ShardDependencies
-from annheal.shard_node.owner.manifest_store import StoredManifest
+from annheal.shard_node.owner.manifest_store import Collected, StoredManifest
 from annheal.shard_node.owner.replay import SegmentLoader
 from annheal.shard_node.rows.shard import Shard, rows_to_kill
 from annheal.shard_node.rows.view import SegmentView
 from annheal.shards import transitions
-from annheal.shards.object_keys import wal_key
+from annheal.shards.object_keys import segment_prefix, wal_key
 
 ResultT = TypeVar("ResultT")
 
 MANIFEST_RETRY_S = 0.5
+OBJECT_COLLECTED = "OBJECT_COLLECTED"
 PUBLISH_WITHIN_S = 600.0
 """A manifest that could not be stored for this long is dropped; its change is begun again, with new
 objects.
 
-Its objects are not referenced yet. Unreferenced objects are deleted after an hour, and a manifest
-must never name a deleted object (INV-5).
+A leader of version 0.1 deletes unreferenced objects, after an hour, without `CollectedObjects`.
 """
 
 _log = logging.getLogger(__name__)
@@ -78,6 +78,8 @@ class Publication:
         self._loader = loader
         self._mutation = mutation
         self.data_slots = data_slots
+        # As last read. Revision 0: none yet; if that is wrong, the first commit fails and reads it.
+        self._collected = Collected()
         self._manifest_lock = asyncio.Lock()
         self._deletes = DeleteVectorStore(
             shared.objects, self._id.collection_id, self._id.number, new_id=shared.new_id
@@ -100,7 +102,9 @@ class Publication:
         """Write sealed rows as hot segments, checkpoint delete vectors, trim the log.
 
         `seal`: the growing rows are sealed first. Each hot segment is published alone, so that a
-        repeated flush writes only those that are missing.
+        repeated flush writes only those that are missing. Raises `Conflict`, after which a flush
+        can be repeated, when garbage collection deleted an object before the manifest referenced
+        it.
         """
         async with self._manifest_lock:
             if seal:
@@ -110,7 +114,12 @@ class Publication:
                 started_s = self._shared.boottime()
                 flushed = await self._flusher.flush(self._shard, sealed)
                 fail_point("shard_node.flushed")
-                await self._publish_checkpoint(flushed, started_s=started_s)
+                try:
+                    await self._publish_checkpoint(flushed, started_s=started_s)
+                except FailedPrecondition as error:
+                    if error.reason != OBJECT_COLLECTED:
+                        raise
+                    raise Conflict(error.message, reason=OBJECT_COLLECTED) from error
             await self._trim()
             fail_point("shard_node.trimmed")
 
@@ -189,6 +198,7 @@ class Publication:
                     delete_vector=entries[0] if entries else None,
                 ),
                 started_s=started_s,
+                by_compactor=True,
             )
 
             fail_point("shard_node.swapped")
@@ -205,9 +215,17 @@ class Publication:
         collection_id = self._id.collection_id
         return await self._shared.lanes.change(lambda _: work(), collection_id=collection_id)
 
-    async def _commit(self, manifest: Manifest, *, started_s: float) -> None:
-        """Store `manifest`, whose new objects were uploaded after `started_s` of `boottime`."""
+    async def _commit(
+        self, manifest: Manifest, *, started_s: float, by_compactor: bool = False
+    ) -> None:
+        """Store `manifest`, whose new objects were uploaded after `started_s` of `boottime`.
+
+        `by_compactor`: one was uploaded before, by a compactor. Raises `FailedPrecondition`, reason
+        OBJECT_COLLECTED, when garbage collection deletes one of the new objects.
+        """
         cause: Exception | None = None
+        if by_compactor:
+            await self._check_not_collected(manifest)
         while self._shared.boottime() - started_s <= PUBLISH_WITHIN_S:
             try:
                 self._stored = await self._publish(manifest)
@@ -222,17 +240,52 @@ class Publication:
         ) from cause
 
     async def _publish(self, manifest: Manifest) -> StoredManifest:
-        try:
-            return await self._shared.manifests.publish(
-                manifest, expected_revision=self._stored.revision
-            )
-        except Conflict:
-            present = await self._shared.manifests.read(self._id)
+        manifests = self._shared.manifests
+        while True:
+            try:
+                return await manifests.publish(
+                    manifest,
+                    expected_revision=self._stored.revision,
+                    collected_revision=self._collected.revision,
+                )
+            except Conflict:
+                present = await manifests.read(self._id)
             if present.manifest == manifest:
                 return present  # stored by an earlier attempt with an unknown outcome
-            raise Fenced(
-                f"the manifest of {self._id} was changed by epoch {present.manifest.epoch}"
-            ) from None
+            if present.revision != self._stored.revision:
+                raise Fenced(
+                    f"the manifest of {self._id} was changed by epoch {present.manifest.epoch}"
+                )
+            # The garbage collector has stored what it deletes: perhaps an object of `manifest`.
+            self._collected = await manifests.collected(self._id)
+            await self._check_not_collected(manifest)
+
+    async def _check_not_collected(self, manifest: Manifest) -> None:
+        """Raise `FailedPrecondition` if garbage collection deletes a new object of `manifest`.
+
+        If it was deleted in an earlier round, `self._collected` may not have it any more, but then
+        the object does not exist.
+        """
+        known = {entry.segment_id for entry in self.manifest.segments}
+        units = [
+            segment_prefix(self._id.collection_id, self._id.number, entry.segment_id)
+            for entry in manifest.segments
+            if entry.segment_id not in known
+        ]
+        referenced = {entry.key for entry in self.manifest.delete_vectors}
+        units += [one.key for one in manifest.delete_vectors if one.key not in referenced]
+        for unit in units:
+            if unit in self._collected.units or not await self._exists(unit):
+                raise FailedPrecondition(
+                    f"{unit} was deleted as garbage before the manifest of {self._id} was stored",
+                    reason=OBJECT_COLLECTED,
+                    metadata={"object": unit},
+                )
+
+    async def _exists(self, unit: str) -> bool:
+        async for _ in self._shared.objects.list(unit):
+            return True
+        return False
 
 
 class DeleteCarrier:

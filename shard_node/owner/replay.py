@@ -56,12 +56,20 @@ class SegmentLoader:
         self._directory = cache / shard_part(collection.id, number)
 
     async def load(self, entry: SegmentEntry) -> Segment:
-        """Fetch, verify (INV-5) and map a segment; raises `DataCorruption` that names the file."""
+        """Fetch, verify (INV-5) and map a segment.
+
+        Raises `DataCorruption` that names the file, `NotFound` when the segment was deleted.
+        """
         async with self._loading:
             files = await fetch_segment(
                 self._objects, self._collection.id, self._number, entry, cache_dir=self._cache
             )
-            return await self._maintain(lambda: Segment.open(files, entry))
+            try:
+                return await self._maintain(lambda: Segment.open(files, entry))
+            except (FileNotFoundError, RuntimeError) as error:  # FAISS raises RuntimeError
+                if all(path.exists() for path in files.paths.values()):
+                    raise
+                raise NotFound(f"segment {entry.segment_id} is not stored any more") from error
 
     async def load_view(
         self, entry: SegmentEntry, deletes: DeleteVectorEntry | None

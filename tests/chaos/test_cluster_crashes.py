@@ -49,9 +49,6 @@ CRASH_MODULE = "tests.support.crash_points"
 CRASH_TIMEOUT_S = 90.0
 TAKEOVER_TIMEOUT_S = 90.0
 
-COLLECTION_GRACE_S = "20"
-"""Above the longest time from the upload of a segment to its manifest, on a busy machine too."""
-
 NODE_CRASH_POINTS = (
     "objects put_if_absent before wal/ 4",
     "objects put_if_absent after wal/ 4",
@@ -117,7 +114,7 @@ async def chaotic_cluster(
         metadata_url=etcd.url(name),
         object_store_url=s3.url(prefix=name),
         environment=s3.environment(),
-        settings={**EAGER_SETTINGS, "collection_grace_s": COLLECTION_GRACE_S},
+        settings=EAGER_SETTINGS,
     )
     cluster.add_coordinator("coordinator-0")
     for number in range(2):

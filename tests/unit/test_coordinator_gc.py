@@ -100,12 +100,12 @@ def test_a_segment_that_was_named_in_between_starts_its_grace_anew():
 
 def test_young_objects_protect_their_whole_segment():
     young = [*LISTING, stat("segments/c1/00000/dead/rows.arrow", NOW)]
-    late = plan(young, now_s=NOW + GRACE - 1, before=Garbage((), {"segments/c1/00000/dead": 0.0}))
+    late = plan(young, now_s=NOW + GRACE - 1, before=Garbage((), {"segments/c1/00000/dead/": 0.0}))
     assert not [key for key in late.delete if "/dead/" in key]
 
 
 def test_shards_without_a_manifest_and_unknown_collections_are_left_alone():
-    unreferenced = {"segments/c1/00000/dead": 0.0, "segments/c9/00000/x": 0.0}
+    unreferenced = {"segments/c1/00000/dead/": 0.0, "segments/c9/00000/x": 0.0}
     before = Garbage((), unreferenced)
     assert plan(LISTING, before=before, manifests={}).delete == ()
     unknown = [stat("segments/c9/00000/x/segment.json")]
@@ -137,7 +137,7 @@ def test_the_output_of_an_unfinished_task_is_kept():
     building = CompactionTask(
         "t", "c1", 0, ("live",), "warm", TaskReason.MERGE, created_at_s=OLD - 10
     )
-    before = Garbage((), {"segments/c1/00000/dead": 0.0})
+    before = Garbage((), {"segments/c1/00000/dead/": 0.0})
     for phase in (TaskPhase.PENDING, TaskPhase.BUILT):
         kept = plan(LISTING, before=before, tasks=(replace(building, phase=phase),))
         assert not [key for key in kept.delete if "/dead/" in key]

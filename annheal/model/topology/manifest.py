@@ -55,6 +55,24 @@ class DeleteVectorEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class CollectedObjects:
+    """Objects of a shard that garbage collection deletes, or has deleted.
+
+    Stored under `collected/<collection_id>/<shard>` before the first of them is deleted, and only
+    if the manifest is still the one that does not reference them. The owner stores a manifest only
+    if this value has not changed since it knew that the objects of the manifest are not in it. So
+    a manifest never references an object that is deleted, however short the grace period is.
+
+    `units` are prefixes of segments (with the slash at the end) and keys of delete vectors. A unit
+    stays in it until a later round, which finds the unit in no listing any more, stores others.
+    """
+
+    collection_id: str
+    shard: int
+    units: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """One shard's state on durable storage, stored under `manifests/<collection_id>/<shard>`.
 
