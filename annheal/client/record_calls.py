@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -32,6 +32,7 @@ from annheal.client.public_api import ReadFreshness
 from annheal.client.results import Records, WriteResult
 from annheal.errors import AnnhealError, InvalidArgument
 from annheal.model.answer_size import ANSWER_TOO_LARGE
+from annheal.model.collection import Collection
 from annheal.model.limits import GET_IDS_MAX, REQUEST_BYTES_MAX, SCAN_PAGE_ROWS_MAX, WRITE_ROWS_MAX
 from annheal.model.records import RecordSet
 from annheal.model.search import Consistency
@@ -88,6 +89,35 @@ class _Rows:
         return self.vectors.size * 4 + columns + payloads + 24 * len(self)
 
 
+class _Coding:
+    """The attributes of one upsert call as columns of the collection's schema.
+
+    Made again from what the caller gave when the name belongs to another collection by now.
+    """
+
+    def __init__(self, given: AttributesInput, *, rows: int, collection: Collection) -> None:
+        self._given = given
+        self._rows = rows
+        self._adopt(collection)
+
+    def _adopt(self, collection: Collection) -> None:
+        self.columns: dict[str, Any] = as_attributes(
+            self._given, rows=self._rows, schema=collection.schema
+        )
+        self.collection_id = collection.id
+
+    def change_to(self, collection: Collection) -> None:
+        """Make the columns again if `collection` is another one; raises `InvalidArgument`."""
+        if collection.id != self.collection_id:
+            self._adopt(collection)
+
+    def coded(self, rows: _Rows) -> _Rows:
+        """Return `rows` with their attributes in the present coding."""
+        index: Any = pa.array(rows.places)
+        columns = {name: column.take(index) for name, column in self.columns.items()}
+        return replace(rows, attributes=columns)
+
+
 class RecordCalls:
     """Part of `AsyncClient`."""
 
@@ -124,6 +154,9 @@ class RecordCalls:
             progress: called with (rows acknowledged, n) after every request.
             timeout_s: time for each request; the client's by default.
 
+        If the collection was dropped and created again with another schema since this client last
+        saw it, a request that the server refuses is sent once more, by the new schema.
+
         Raises:
             InvalidArgument: something does not fit; the field has the row as the caller counts it.
                 Nothing was written if it was found here.
@@ -135,9 +168,17 @@ class RecordCalls:
         as_count(concurrency, "concurrency", least=1, most=CONCURRENCY_MAX)
         tag = "" if model is None else as_text(model, "model")
         deadline = self._connection.deadline(timeout_s)
-        rows = await self._rows(collection, ids, vectors, attributes, payloads, deadline=deadline)
-        if not len(rows):
+        names = as_ids(ids, ordered=True)
+        matrix = as_matrix(vectors)
+        if len(matrix) != len(names):
+            raise InvalidArgument.of("vectors", f"has {len(matrix)} rows for {len(names)} ids")
+        if not names:
+            as_payloads(payloads, rows=0)
             return WriteResult(0, self._connection.session(collection))
+        coding = await self._coding(collection, attributes, rows=len(names), deadline=deadline)
+        texts = as_payloads(payloads, rows=len(names))
+        rows = _last_of_each(_Rows(names, matrix, coding.columns, texts, np.arange(len(names))))
+        first_coding = coding.collection_id
         total, done = len(rows), 0
         pending = _requests(rows, batch_rows)
 
@@ -145,8 +186,13 @@ class RecordCalls:
             nonlocal done
             # All senders draw from one iterator: whoever is free takes the next request.
             for request in pending:
-                await self._upsert_once(
-                    collection, request, tag, deadline=self._connection.deadline(timeout_s)
+                changed = coding.collection_id != first_coding
+                await self._upsert_request(
+                    collection,
+                    coding.coded(request) if changed else request,
+                    tag,
+                    coding,
+                    deadline=self._connection.deadline(timeout_s),
                 )
                 done += len(request)
                 if progress is not None:
@@ -155,42 +201,36 @@ class RecordCalls:
         await _all(send() for _ in range(concurrency))
         return WriteResult(done, self._connection.session(collection))
 
-    async def _rows(
-        self,
-        collection: str,
-        ids: Iterable[str],
-        vectors: Any,
-        attributes: AttributesInput,
-        payloads: PayloadsInput,
-        *,
-        deadline: Deadline,
-    ) -> _Rows:
-        """Return what the caller gave as the columns that travel, the last row of each id."""
-        names = as_ids(ids, ordered=True)
-        matrix = as_matrix(vectors)
-        if len(matrix) != len(names):
-            raise InvalidArgument.of("vectors", f"has {len(matrix)} rows for {len(names)} ids")
-        columns = {}
-        if names:
-            columns = await self._attributes(
-                collection, attributes, rows=len(names), deadline=deadline
-            )
-        texts = as_payloads(payloads, rows=len(names))
-        return _last_of_each(_Rows(names, matrix, columns, texts, np.arange(len(names))))
-
-    async def _attributes(
+    async def _coding(
         self, collection: str, given: AttributesInput, *, rows: int, deadline: Deadline
-    ) -> dict[str, Any]:
-        """Return the columns that travel, by the schema that the collection has now."""
+    ) -> _Coding:
+        """Return the attributes as columns of the schema that the collection has now."""
         known = await self._connection.collection(collection, deadline=deadline)
         try:
-            return as_attributes(given, rows=rows, schema=known.schema)
+            return _Coding(given, rows=rows, collection=known)
         except InvalidArgument:
             current = await self._connection.current_collection(collection, deadline=deadline)
             if current.id == known.id:
                 raise
             # What was known is a collection that was dropped; this one has its name.
-            return as_attributes(given, rows=rows, schema=current.schema)
+            return _Coding(given, rows=rows, collection=current)
+
+    async def _upsert_request(
+        self, collection: str, rows: _Rows, model: str, coding: _Coding, *, deadline: Deadline
+    ) -> None:
+        """Send `rows`; once more if they were refused by the schema of another collection.
+
+        The server validates a whole request before it writes a row, so a refused one wrote nothing.
+        """
+        coded_for = coding.collection_id
+        try:
+            await self._upsert_once(collection, rows, model, deadline=deadline)
+        except InvalidArgument:
+            current = await self._connection.current_collection(collection, deadline=deadline)
+            if current.id == coded_for:
+                raise
+            coding.change_to(current)
+            await self._upsert_once(collection, coding.coded(rows), model, deadline=deadline)
 
     async def _upsert_once(
         self, collection: str, rows: _Rows, model: str, *, deadline: Deadline

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import math
 import uuid
@@ -14,7 +15,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from annheal import AsyncClient
+from annheal import AsyncClient, Client
 from annheal.errors import AnnhealError, InvalidArgument
 from annheal.model.filter import And, Comparison, ComparisonOp, Filter, Not
 from annheal.model.values.payloads import PAYLOAD_BYTES_MAX
@@ -220,6 +221,36 @@ async def test_a_client_that_only_writes_learns_that_the_collection_was_created_
         # What it remembers has no genre: the refusal comes from old knowledge, so it looks again.
         await client.upsert(name, ["a"], ONE, attributes={"genre": ["sf"]})
         assert (await other.get(name, ["a"]))[0].attributes == {"genre": "sf"}
+        await other.drop_collection(name)
+
+
+async def test_rows_are_encoded_again_for_a_collection_that_was_created_anew(
+    client: AsyncClient, embedded_server: EmbeddedServer
+) -> None:
+    """By the old schema 1 is an int64, which the server refuses for the float64 of the new one."""
+    name, ids = "refuse-encoded-again", ["a", "b", "a", "c", "d"]
+    async with AsyncClient(embedded_server.address) as other:
+        await other.create_collection(name, 4, attributes={"year": "int64"})
+        with Client(embedded_server.address) as blocking:
+            await client.upsert(name, ["a"], ONE, attributes={"year": [1]})
+            await asyncio.to_thread(blocking.upsert, name, ["a"], ONE, attributes={"year": [1]})
+            await other.drop_collection(name)
+            await other.create_collection(name, 4, attributes={"year": "float64"})
+            years = {"year": [1, 2, 3, 4, 5]}
+            written = await client.upsert(name, ids, ONE * 5, attributes=years, batch_rows=1)
+            assert written.count == 4
+            await asyncio.to_thread(blocking.upsert, name, ["e"], ONE, attributes={"year": [6]})
+        found = {one.id: one.attributes async for page in other.scan(name) for one in page}
+        assert found == {
+            row: {"year": year}
+            for row, year in zip("abcde", (3.0, 2.0, 4.0, 5.0, 6.0), strict=True)
+        }
+        # A value that the new schema does not take either is refused, by the caller's row.
+        await other.drop_collection(name)
+        await other.create_collection(name, 4, attributes={"year": "timestamp"})
+        with pytest.raises(InvalidArgument) as caught:
+            await client.upsert(name, ["a"], ONE, attributes={"year": [1]})
+        assert [one.field for one in caught.value.violations] == ["attributes.year[0]"]
         await other.drop_collection(name)
 
 
