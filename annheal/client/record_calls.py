@@ -52,13 +52,17 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """Columns of one upsert call, cut into requests by slicing; `places` are the caller's rows."""
+    """Columns of one upsert call, cut into requests by slicing; `places` are the caller's rows.
+
+    `attributes` are coded for the schema of the collection with the id `coded_for`.
+    """
 
     ids: list[str]
     vectors: npt.NDArray[Any]
     attributes: dict[str, Any]
     payloads: pa.BinaryArray | None
     places: npt.NDArray[np.int64]
+    coded_for: str = ""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -70,6 +74,7 @@ class _Rows:
             {name: column.slice(start, stop - start) for name, column in self.attributes.items()},
             None if self.payloads is None else self.payloads.slice(start, stop - start),
             self.places[start:stop],
+            self.coded_for,
         )
 
     def take(self, rows: npt.NDArray[np.int64]) -> _Rows:
@@ -80,6 +85,7 @@ class _Rows:
             {name: column.take(index) for name, column in self.attributes.items()},
             None if self.payloads is None else self.payloads.take(index),
             self.places[rows],
+            self.coded_for,
         )
 
     @property
@@ -113,9 +119,11 @@ class _Coding:
 
     def coded(self, rows: _Rows) -> _Rows:
         """Return `rows` with their attributes in the present coding."""
-        index: Any = pa.array(rows.places)
-        columns = {name: column.take(index) for name, column in self.columns.items()}
-        return replace(rows, attributes=columns)
+        columns = self.columns
+        if len(rows) != self._rows:
+            index: Any = pa.array(rows.places)
+            columns = {name: column.take(index) for name, column in columns.items()}
+        return replace(rows, attributes=columns, coded_for=self.collection_id)
 
 
 class RecordCalls:
@@ -168,17 +176,11 @@ class RecordCalls:
         as_count(concurrency, "concurrency", least=1, most=CONCURRENCY_MAX)
         tag = "" if model is None else as_text(model, "model")
         deadline = self._connection.deadline(timeout_s)
-        names = as_ids(ids, ordered=True)
-        matrix = as_matrix(vectors)
-        if len(matrix) != len(names):
-            raise InvalidArgument.of("vectors", f"has {len(matrix)} rows for {len(names)} ids")
-        if not names:
-            as_payloads(payloads, rows=0)
+        rows = _uncoded(ids, vectors, payloads)
+        if not len(rows):
             return WriteResult(0, self._connection.session(collection))
-        coding = await self._coding(collection, attributes, rows=len(names), deadline=deadline)
-        texts = as_payloads(payloads, rows=len(names))
-        rows = _last_of_each(_Rows(names, matrix, coding.columns, texts, np.arange(len(names))))
-        first_coding = coding.collection_id
+        coding = await self._coding(collection, attributes, rows=len(rows), deadline=deadline)
+        rows = _last_of_each(coding.coded(rows))
         total, done = len(rows), 0
         pending = _requests(rows, batch_rows)
 
@@ -186,13 +188,9 @@ class RecordCalls:
             nonlocal done
             # All senders draw from one iterator: whoever is free takes the next request.
             for request in pending:
-                changed = coding.collection_id != first_coding
+                request_deadline = self._connection.deadline(timeout_s)
                 await self._upsert_request(
-                    collection,
-                    coding.coded(request) if changed else request,
-                    tag,
-                    coding,
-                    deadline=self._connection.deadline(timeout_s),
+                    collection, request, tag, coding, deadline=request_deadline
                 )
                 done += len(request)
                 if progress is not None:
@@ -222,12 +220,13 @@ class RecordCalls:
 
         The server validates a whole request before it writes a row, so a refused one wrote nothing.
         """
-        coded_for = coding.collection_id
+        if rows.coded_for != coding.collection_id:
+            rows = coding.coded(rows)
         try:
             await self._upsert_once(collection, rows, model, deadline=deadline)
         except InvalidArgument:
             current = await self._connection.current_collection(collection, deadline=deadline)
-            if current.id == coded_for:
+            if current.id == rows.coded_for:
                 raise
             coding.change_to(current)
             await self._upsert_once(collection, coding.coded(rows), model, deadline=deadline)
@@ -439,6 +438,15 @@ def _halved(rows: _Rows) -> Iterator[_Rows]:
     middle = len(rows) // 2
     yield from _halved(rows.cut(0, middle))
     yield from _halved(rows.cut(middle, len(rows)))
+
+
+def _uncoded(ids: Iterable[str], vectors: Any, payloads: PayloadsInput) -> _Rows:
+    """Return what the caller gave, without the attributes."""
+    names = as_ids(ids, ordered=True)
+    matrix = as_matrix(vectors)
+    if len(matrix) != len(names):
+        raise InvalidArgument.of("vectors", f"has {len(matrix)} rows for {len(names)} ids")
+    return _Rows(names, matrix, {}, as_payloads(payloads, rows=len(names)), np.arange(len(names)))
 
 
 def _last_of_each(rows: _Rows) -> _Rows:

@@ -27,13 +27,14 @@ class TestKeys:
     def test_layout(self) -> None:
         assert keys.shard_key("c1", 7) == "shards/c1/00007"
         assert keys.manifest_key("c1", 99_999) == "manifests/c1/99999"
+        assert keys.collected_key("c1", 7) == "collected/c1/00007"
         assert keys.collection_key("news") == "collections/news"
         assert keys.node_settings_key("n1") == "node-settings/n1"
         assert keys.claim_key("t1") == "claims/t1"
 
     def test_no_prefix_holds_the_keys_of_another(self) -> None:
         prefixes = [value for name, value in vars(keys).items() if name.endswith("_PREFIX")]
-        assert len(prefixes) == 9
+        assert len(prefixes) == 10
         assert not any(a != b and a.startswith(b) for a in prefixes for b in prefixes)
         assert not any(keys.LEADER_KEY.startswith(prefix) for prefix in prefixes)
 
