@@ -17,6 +17,8 @@ from annheal.index.kernels.supply import KernelSupply
 from annheal.metastore.protocol import MetaStore
 from annheal.model.topology.shard import WorkerRegistration, WorkerRole
 from annheal.objectstore.protocol import ObjectStore
+from annheal.objectstore.store_watch import StoreWatch
+from annheal.runtime.host.disk import NEW_TASKS, DiskWatch
 from annheal.runtime.tasks import TaskScope
 
 _log = logging.getLogger(__name__)
@@ -64,6 +66,14 @@ async def _run(
     address: str,
     on_ready: Callable[[], Awaitable[None]] | None,
 ) -> None:
+    scope = TaskScope(f"compactor {settings.worker_id}")
+    stores = StoreWatch(settings.worker_id, meta, objects, scope=scope)
+    disks = DiskWatch(
+        [settings.worker_dir],
+        reserve_bytes=settings.disk_reserve_bytes,
+        process=settings.worker_id,
+        refused=NEW_TASKS,
+    )
     registration = WorkerRegistration(
         worker_id=settings.worker_id,
         role=WorkerRole.COMPACTOR,
@@ -71,12 +81,17 @@ async def _run(
         started_at_s=time.time(),
         version=metadata.version("annheal"),
     )
-    worker = Worker(settings, meta, objects)
-    scope = TaskScope(f"compactor {settings.worker_id}")
+    worker = Worker(settings, stores.meta, stores.objects, disks=disks)
     scope.start(worker.tasks.run(), name="tasks")
     scope.start(worker.claims.run(), name="claims")
     scope.start(
-        run_registration(meta, registration, ttl_s=settings.lease_ttl_s), name="registration"
+        run_registration(
+            meta,
+            registration,
+            ttl_s=settings.lease_ttl_s,
+            parts=lambda: (*stores.parts, *disks.health()),
+        ),
+        name="registration",
     )
     if kernels is not None:
         scope.start(kernels.run(), name="kernels")

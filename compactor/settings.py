@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from annheal.errors import InvalidArgument
+from annheal.runtime.host.disk import RESERVE_BYTES
 
 LEASE_TTL_MIN_S = 1.0
 POLL_INTERVAL_MIN_S = 0.01
@@ -25,6 +26,8 @@ class CompactorSettings:
         disk_bytes_max: the same for scratch disk; 0 means nine tenths of the free disk.
         threads: threads of all builds together; 0 means all cores.
         nice: priority of these threads, 0 to 19, so that queries on the same machine run first.
+        disk_reserve_bytes: no task is begun while less than this, or a quarter of the disk, is free
+            where `scratch_dir` lies; 0: tasks are always begun.
         transfer_bytes_per_s: bytes read from and written to the object store; 0: no limit.
         poll_interval_s: seconds between two reads of an unchanged queue. A task whose backoff after
             a failure ends becomes due without a change of the queue.
@@ -36,6 +39,7 @@ class CompactorSettings:
     scratch_dir: Path = Path("var/compactor")
     memory_bytes_max: int = 8 << 30
     disk_bytes_max: int = 0
+    disk_reserve_bytes: int = RESERVE_BYTES
     threads: int = 0
     nice: int = 10
     transfer_bytes_per_s: int = 0
@@ -51,6 +55,8 @@ class CompactorSettings:
             raise InvalidArgument.of("memory_bytes_max", "must be positive")
         if self.disk_bytes_max < 0:
             raise InvalidArgument.of("disk_bytes_max", "must be 0 (what is free) or more")
+        if self.disk_reserve_bytes < 0:
+            raise InvalidArgument.of("disk_reserve_bytes", "must be 0 (no reserve) or more")
         if self.threads < 0:
             raise InvalidArgument.of("threads", "must be 0 (all cores) or more")
         if not 0 <= self.nice <= NICE_MAX:

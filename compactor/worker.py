@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import shutil
 from collections.abc import Coroutine
 from typing import Any
 
@@ -23,13 +22,14 @@ from annheal.model.topology.task import ATTEMPTS_MAX, CompactionTask, TaskPhase
 from annheal.objectstore.protocol import ObjectStore
 from annheal.runtime.clock import Clock, wall_s
 from annheal.runtime.fail_points import fail_point
+from annheal.runtime.host.disk import DiskWatch, room_at
 
 RELEASE_TIMEOUT_S = 2.0
 ERROR_CHARACTERS_MAX = 1_000
 ATTEMPTS_AT_ONCE_MAX = 64
 """Attempts of one worker at the same time, whatever its budget."""
 DISK_FREE_SHARE = 0.9
-"""Share of the free disk that is the budget when `disk_bytes_max` is 0."""
+"""Share of the free disk that is the budget, at most, when `disk_bytes_max` is 0."""
 LEFT_IN_QUEUE_ERRORS = (Unavailable, UnknownOutcome, LeaseExpired)
 """Errors after which a task stays in the queue, without a stored outcome; it is claimed again."""
 
@@ -39,7 +39,8 @@ _log = logging.getLogger(__name__)
 class Worker:
     """Works on as many tasks at the same time as its budget of memory and disk allows.
 
-    While `run` runs, the caller runs `Mirror.run` of `tasks` and of `claims` as tasks of their own.
+    Below the reserve of `disks` no task is begun, and tasks that run go on. While `run` runs, the
+    caller runs `Mirror.run` of `tasks` and of `claims` as tasks of their own.
     """
 
     def __init__(
@@ -48,9 +49,11 @@ class Worker:
         meta: MetaStore,
         objects: ObjectStore,
         *,
+        disks: DiskWatch,
         now_s: Clock = wall_s,
     ) -> None:
         self._settings = settings
+        self._disks = disks
         self._meta = meta
         self._objects = ThrottledStore(objects, bytes_per_s=settings.transfer_bytes_per_s)
         self._slots = BuildSlots(settings.build_threads)
@@ -70,7 +73,8 @@ class Worker:
                 versions = self.tasks.version, self.claims.version
                 self._forget_ended()
                 total = await self._budget()
-                while (queued := self._next_task(total)) is not None:
+                room = self._disks.low()
+                while room is None and (queued := self._next_task(total)) is not None:
                     self._start(queued)
                 await self._wait_change(*versions)
         finally:
@@ -117,8 +121,11 @@ class Worker:
         if settings.disk_bytes_max:
             self._disk_bytes = settings.disk_bytes_max
         elif not self._running:  # running tasks have used a part of the free disk already
-            usage = await asyncio.to_thread(shutil.disk_usage, settings.scratch_dir)
-            self._disk_bytes = int(DISK_FREE_SHARE * usage.free)
+            room = await asyncio.to_thread(
+                room_at, settings.scratch_dir, reserve_bytes=settings.disk_reserve_bytes
+            )
+            above_reserve = max(0, room.free_bytes - room.reserve_bytes)
+            self._disk_bytes = min(int(DISK_FREE_SHARE * room.free_bytes), above_reserve)
         return Budget(settings.memory_bytes_max, self._disk_bytes)
 
     async def work_on(self, queued: QueuedTask) -> bool:

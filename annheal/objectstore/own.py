@@ -12,6 +12,7 @@ from annheal.shards.object_keys import parse_key
 
 FOREIGN_REMEMBERED_MAX = 1_000
 """Foreign keys that are remembered as said; beyond them none is named any more."""
+SHOWN_CHARACTERS_MAX = 300
 
 _log = logging.getLogger(__name__)
 
@@ -28,6 +29,16 @@ class OwnObjects:
         self._store = store
         self._metrics = metrics
         self._known: set[str] = set()
+
+    @property
+    def foreign(self) -> str:
+        """Say in a sentence what foreign objects listings have found; empty: none."""
+        if not self._known:
+            return ""
+        count, first = len(self._known), min(self._known)[:SHOWN_CHARACTERS_MAX]
+        more = "at least " if count >= FOREIGN_REMEMBERED_MAX else ""
+        named = f"object {first}" if count == 1 else f"{more}{count:,} objects, such as {first},"
+        return f"{named} {'is' if count == 1 else 'are'} not Annheal's and ignored: remove them"
 
     async def put_if_absent(self, key: str, body: bytes | memoryview) -> None:
         """Create `key` with `body`."""
@@ -66,4 +77,7 @@ class OwnObjects:
             return
         self._known.add(key)
         self._metrics.foreign_objects.add(1, key.partition("/")[0])
-        _log.warning("object %s is not one of Annheal's; it is passed over, remove it", key[:300])
+        _log.warning(
+            "object %s is not one of Annheal's; it is passed over, remove it",
+            key[:SHOWN_CHARACTERS_MAX],
+        )

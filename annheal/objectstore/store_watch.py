@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import replace
 from typing import Final
 
 from annheal.errors import AlreadyExists, AnnhealError, NotFound
 from annheal.metastore.protocol import MetaStore
 from annheal.model.measures.part_health import PartHealth, PartKind
+from annheal.objectstore.own import OwnObjects
 from annheal.objectstore.protocol import ObjectStore
 from annheal.objectstore.watched import WatchedMetaStore, WatchedObjectStore
 from annheal.runtime.clock import Clock, monotonic_s, wall_s
@@ -54,6 +56,7 @@ class StoreWatch:
         self._metadata = PartTracker(PartKind.METADATA, process=process, wall_clock=wall_clock)
         self._reads = PartTracker(PartKind.OBJECT_READS, process=process, wall_clock=wall_clock)
         self._writes = PartTracker(PartKind.OBJECT_WRITES, process=process, wall_clock=wall_clock)
+        self._store = objects
         self.meta: MetaStore = WatchedMetaStore(meta, tracker=self._metadata)
         self.objects: ObjectStore = WatchedObjectStore(
             objects, reads=self._reads, writes=self._writes
@@ -71,7 +74,9 @@ class StoreWatch:
     @property
     def parts(self) -> tuple[PartHealth, ...]:
         """What the calls so far say; costs nothing."""
-        return self._metadata.health, self._writes.health, self._reads.health
+        foreign = self._store.foreign if isinstance(self._store, OwnObjects) else ""
+        reads = replace(self._reads.health, note=foreign)
+        return self._metadata.health, self._writes.health, reads
 
     @property
     def writable(self) -> bool:

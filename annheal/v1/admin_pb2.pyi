@@ -335,20 +335,22 @@ class ShardMove(_message.Message):
     def __init__(self, collection: _Optional[str] = ..., shard: _Optional[int] = ..., source: _Optional[str] = ..., target: _Optional[str] = ...) -> None: ...
 
 class PartHealth(_message.Message):
-    __slots__ = ("part", "process", "place", "failing_since_s", "error", "succeeded_at_s")
+    __slots__ = ("part", "process", "place", "failing_since_s", "error", "succeeded_at_s", "note")
     PART_FIELD_NUMBER: _ClassVar[int]
     PROCESS_FIELD_NUMBER: _ClassVar[int]
     PLACE_FIELD_NUMBER: _ClassVar[int]
     FAILING_SINCE_S_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
     SUCCEEDED_AT_S_FIELD_NUMBER: _ClassVar[int]
+    NOTE_FIELD_NUMBER: _ClassVar[int]
     part: Part
     process: str
     place: str
     failing_since_s: float
     error: str
     succeeded_at_s: float
-    def __init__(self, part: _Optional[_Union[Part, str]] = ..., process: _Optional[str] = ..., place: _Optional[str] = ..., failing_since_s: _Optional[float] = ..., error: _Optional[str] = ..., succeeded_at_s: _Optional[float] = ...) -> None: ...
+    note: str
+    def __init__(self, part: _Optional[_Union[Part, str]] = ..., process: _Optional[str] = ..., place: _Optional[str] = ..., failing_since_s: _Optional[float] = ..., error: _Optional[str] = ..., succeeded_at_s: _Optional[float] = ..., note: _Optional[str] = ...) -> None: ...
 
 class CheckHealthRequest(_message.Message):
     __slots__ = ()

@@ -460,6 +460,7 @@ def encode_part(part: PartHealth) -> pb.PartHealth:
         failing_since_s=part.failing_since_s,
         error=part.error,
         succeeded_at_s=part.succeeded_at_s,
+        note=part.note,
     )
 
 
@@ -473,6 +474,7 @@ def decode_parts(messages: Iterable[pb.PartHealth]) -> tuple[PartHealth, ...]:
             failing_since_s=message.failing_since_s,
             error=message.error,
             succeeded_at_s=message.succeeded_at_s,
+            note=message.note,
         )
         for message in messages
         if (kind := PART_KIND.known(message.part)) is not None

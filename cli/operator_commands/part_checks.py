@@ -34,7 +34,9 @@ _QUESTIONS = (
 
 def examine_parts(health: ClusterHealth, *, now_s: float) -> tuple[Finding, ...]:
     """Return whether the cluster can write and read, and whether its stores and disks are there."""
-    silent = "; ".join(f"{node} does not say: {why}" for node, why in sorted(health.errors.items()))
+    silent = "; ".join(
+        f"no answer from {name}: {why}" for name, why in sorted(health.errors.items())
+    )
     findings: list[Finding] = []
     for question, kinds, advice in _QUESTIONS:
         parts = [part for part in health.parts if part.kind in kinds]
@@ -56,7 +58,8 @@ def _finding(
     processes = len({one.process for one in parts})
     written_s = max((one.succeeded_at_s for one in parts if one.kind is PartKind.LOG), default=0.0)
     wrote = f"; the last write was logged {_age(now_s - written_s)} ago" if written_s else ""
-    return Finding(question, Health.GOOD, f"yes, say {processes:,} processes{wrote}")
+    noted = "".join(f"; note: {note}" for note in sorted({one.note for one in parts if one.note}))
+    return Finding(question, Health.GOOD, f"yes, say {processes:,} processes{wrote}{noted}")
 
 
 def _failure(part: PartHealth, now_s: float) -> str:

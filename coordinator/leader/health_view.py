@@ -7,12 +7,19 @@ import asyncio
 from annheal.coordinator.catalog.catalog import Catalog
 from annheal.coordinator.data_path.ask_nodes import ask_nodes
 from annheal.coordinator.data_path.router import Router
-from annheal.model.measures.part_health import ClusterHealth
+from annheal.errors import Unavailable
+from annheal.metastore.keys import COMPACTORS_PREFIX
+from annheal.metastore.table import readable
+from annheal.model.measures.part_health import ClusterHealth, PartHealth
+from annheal.model.topology.shard import WorkerRegistration
 from annheal.objectstore.store_watch import StoreWatch
 
 
 class HealthView:
-    """Probes the coordinator's own stores and asks every node to probe its parts."""
+    """Probes the coordinator's own stores and asks every node to probe its parts.
+
+    A compactor is not called: it registers the state of its parts with itself.
+    """
 
     def __init__(
         self, stores: StoreWatch, catalog: Catalog, router: Router, *, timeout_s: float
@@ -32,5 +39,16 @@ class HealthView:
             timeout_s=self._timeout_s,
             what="say how it is",
         )
-        parts = [*await own, *(part for found in asked.answers.values() for part in found)]
-        return ClusterHealth(tuple(parts), asked.errors)
+        compactors, errors = await self._of_compactors()
+        of_nodes = (part for found in asked.answers.values() for part in found)
+        return ClusterHealth((*await own, *of_nodes, *compactors), {**asked.errors, **errors})
+
+    async def _of_compactors(self) -> tuple[list[PartHealth], dict[str, str]]:
+        """Return the parts that compactors have registered, and why they are not known."""
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                snapshot = await self._stores.meta.list(COMPACTORS_PREFIX)
+        except (Unavailable, TimeoutError) as error:
+            return [], {"compactors": f"the metadata store does not answer: {error}"}
+        found = readable(snapshot.items, WorkerRegistration)
+        return [part for one in found for part in one.value.parts], {}

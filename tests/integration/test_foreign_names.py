@@ -19,6 +19,7 @@ from annheal.metastore.codec import encode_value
 from annheal.metastore.keys import collection_key, shard_key
 from annheal.metastore.protocol import Put
 from annheal.metastore.sqlite import SqliteMetaStore
+from annheal.model.measures.part_health import PartKind
 from annheal.model.topology.shard import Assignment
 from annheal.model.topology.state import ShardState
 from annheal.model.write import CountRequest, DeleteIds, Upsert, WriteRequest
@@ -137,6 +138,9 @@ async def test_strangers_stop_no_shard_and_are_never_deleted(
             assert await node.count(CountRequest("c1", 0)) == 2
             await node.write(WriteRequest("c1", 0, Upsert(record_batch(["b"], version=1))))
             await node.flush("c1", 0)
+            notes = {one.kind: one.note for one in await node.health()}
+            reported = notes[PartKind.OBJECT_READS]
+            assert ("not Annheal's and ignored" in reported) is (used is objects), reported
         assert await load_memory(used, "c1", 0) is not None
         await store_memory(used, "c1", 0, memory, epoch=2 + (used is store), number=1)
         await collect(meta, used)

@@ -45,6 +45,7 @@ from annheal.model.topology.manifest import Manifest, SegmentEntry
 from annheal.model.topology.task import CompactionTask, TaskPhase
 from annheal.objectstore.local import LocalObjectStore
 from annheal.objectstore.protocol import ObjectStat
+from annheal.runtime.host.disk import DiskWatch
 from annheal.runtime.tasks import TaskScope
 from annheal.segment import Segment
 from annheal.shard_node.lanes import Lanes
@@ -316,6 +317,7 @@ class HealingWorld(ShardWorld):
             CompactorSettings(f"w{next(self._workers)}", self.compactor_dir, threads=1, nice=0),
             HookedMeta(self.meta, reins),  # type: ignore[arg-type]
             HookedObjects(self.objects, reins),  # type: ignore[arg-type]
+            disks=DiskWatch([], reserve_bytes=0, process="test"),
             now_s=self.clock,
         )
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import threading
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -24,10 +25,12 @@ from annheal.metastore.codec import decode_value
 from annheal.metastore.keys import claim_key, compactor_key
 from annheal.metastore.protocol import Delete
 from annheal.metastore.sqlite import SqliteMetaStore
+from annheal.model.measures.part_health import PartHealth, PartKind
 from annheal.model.topology.manifest import IndexKind, Tier
 from annheal.model.topology.shard import WorkerRegistration, WorkerRole
 from annheal.model.topology.task import ATTEMPTS_MAX, TaskClaim, TaskPhase
 from annheal.objectstore.local import LocalObjectStore
+from annheal.runtime.host import disk
 from annheal.segment.meta import INDEX_FILE
 from annheal.shards.object_keys import segment_key
 from tests.support.compaction import COLLECTION_ID, DEADLINE_S, SHARD, Workplace, merge_task
@@ -51,6 +54,7 @@ async def compactor(
     memory_bytes_max: int = 1 << 30,
     lease_ttl_s: float = 5.0,
     threads: int = 1,
+    disk_reserve_bytes: int = 0,
 ) -> AsyncIterator[asyncio.Event]:
     settings = CompactorSettings(
         worker_id=worker_id,
@@ -59,6 +63,7 @@ async def compactor(
         poll_interval_s=0.05,
         lease_ttl_s=lease_ttl_s,
         memory_bytes_max=memory_bytes_max,
+        disk_reserve_bytes=disk_reserve_bytes,
     )
     stop = asyncio.Event()
     running = asyncio.create_task(run_compactor(settings, place.meta, place.objects, stop=stop))
@@ -118,6 +123,42 @@ async def test_merge_is_built_from_the_live_rows_and_reported(place: Workplace) 
     }
     _, rows = segment.index.search(segment.index.reconstruct(np.arange(50)), k=1, ef=128)
     assert rows[:, 0].tolist() == list(range(50))
+
+
+async def test_below_the_reserve_no_task_is_begun_and_the_registration_says_so(
+    place: Workplace, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The share of the disk that the reserve may be is raised above it, and lowered to nothing."""
+    monkeypatch.setattr(disk, "RESERVE_SHARE_MAX", 10.0)
+    await place.add_segment("a", sample_rows(50), dead=range(5))
+    await place.add_task(merge_task("a"))
+
+    async def disk_part() -> PartHealth | None:
+        stored = await place.meta.get(compactor_key("w1"))
+        if stored is None:
+            return None
+        found = decode_value(stored.value, WorkerRegistration, key=compactor_key("w1"))
+        return next((one for one in found.parts if one.kind is PartKind.DISK), None)
+
+    async def reported(*, works: bool) -> PartHealth:
+        async with asyncio.timeout(DEADLINE_S):
+            while (part := await disk_part()) is None or part.works is not works:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        return part
+
+    began_s = time.time()
+    async with compactor(place, disk_reserve_bytes=1 << 60):
+        low = await reported(works=False)
+        assert low.process == "w1"
+        assert began_s <= low.failing_since_s <= time.time()
+        assert "new tasks need" in low.error
+        assert "new tasks need" in caplog.text
+        task = await place.task()
+        assert (task.phase, task.attempts) == (TaskPhase.PENDING, 0)
+        monkeypatch.setattr(disk, "RESERVE_SHARE_MAX", 0.0)
+        done = await place.wait_task(TaskPhase.BUILT, TaskPhase.FAILED)
+        assert done.phase is TaskPhase.BUILT, done.error
+        await reported(works=True)
 
 
 async def test_sources_without_live_rows_give_no_segment(place: Workplace) -> None:

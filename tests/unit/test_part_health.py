@@ -12,14 +12,19 @@ import pytest
 from annheal.cli.operator_commands.health_checks import Health
 from annheal.cli.operator_commands.part_checks import examine_parts
 from annheal.errors import AlreadyExists, NotFound, Unavailable
+from annheal.metastore.codec import encode_value
+from annheal.metastore.keys import compactor_key
 from annheal.metastore.protocol import Compare, Put
 from annheal.metastore.sqlite import SqliteMetaStore
 from annheal.model.measures.part_health import ClusterHealth, PartHealth, PartKind
+from annheal.model.topology.shard import WorkerRegistration, WorkerRole
 from annheal.objectstore import store_watch as module
 from annheal.objectstore.local import LocalObjectStore
 from annheal.objectstore.store_watch import StoreWatch
 from annheal.runtime.part_tracker import TELL_INTERVAL_S, PartTracker
 from annheal.runtime.tasks import TaskScope
+from annheal.wire.admin import decode_cluster_health, encode_cluster_health
+from tests.support.memory_cluster import memory_cluster
 
 AWAY = Unavailable("the bucket is away")
 
@@ -178,3 +183,23 @@ def test_a_node_that_does_not_say_leaves_its_parts_unknown() -> None:
     assert "node-1" in found["can it write?"].answer
     found = by_question(ClusterHealth((log,)))
     assert "the last write was logged 70 s ago" in found["can it write?"].answer
+
+
+def test_foreign_objects_are_a_note_and_no_failure() -> None:
+    note = "object segments/.DS_Store is not Annheal's and ignored: remove it"
+    reads = [PartHealth(PartKind.OBJECT_READS, name, note=note) for name in ("node-0", "node-1")]
+    found = by_question(ClusterHealth(tuple(reads)))["can it read?"]
+    assert found.health is Health.GOOD
+    assert found.answer == f"yes, say 2 processes; note: {note}"
+
+
+async def test_compactors_are_asked_through_the_metadata_store(tmp_path: Path) -> None:
+    low = PartHealth(PartKind.DISK, "w1", "/scratch", failing_since_s=5.0, error="full", note="n")
+    worker = WorkerRegistration("w1", WorkerRole.COMPACTOR, parts=(low,))
+    async with memory_cluster(tmp_path) as cluster:
+        await cluster.add_node("a")
+        coordinator = await cluster.add_coordinator()
+        await cluster.meta.commit([Put(compactor_key("w1"), encode_value(worker))])
+        found = await coordinator.health.look()
+        assert low in found.parts
+        assert decode_cluster_health(encode_cluster_health(found)) == found

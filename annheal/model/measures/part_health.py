@@ -23,7 +23,8 @@ class PartHealth:
 
     `process` names who says so, `place` the shard of a log or the folder of a disk. Times are
     seconds since the epoch: `failing_since_s` is 0 while the part works, `succeeded_at_s` is 0 when
-    it has not been used yet. `error` is what it failed with, empty while it works.
+    it has not been used yet. `error` is what it failed with, empty while it works. `note` is what
+    an operator should know of it although it works.
     """
 
     kind: PartKind
@@ -32,6 +33,7 @@ class PartHealth:
     failing_since_s: float = 0.0
     error: str = ""
     succeeded_at_s: float = 0.0
+    note: str = ""
 
     @property
     def works(self) -> bool:
@@ -41,7 +43,7 @@ class PartHealth:
 
 @dataclass(frozen=True, slots=True)
 class ClusterHealth:
-    """What the processes of a cluster depend on; `errors` says which nodes did not answer, why."""
+    """What the processes of a cluster depend on; `errors` says who did not answer, and why."""
 
     parts: tuple[PartHealth, ...]
     errors: Mapping[str, str] = field(default_factory=dict)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from annheal.model.measures.part_health import PartHealth
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class ShardId:
@@ -68,13 +70,17 @@ class WorkerRole(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class WorkerRegistration:
-    """A live coordinator or compactor, stored under its role's prefix with its lease."""
+    """A live coordinator or compactor, stored under its role's prefix with its lease.
+
+    `parts` are the stores and disks of a compactor; coordinators answer calls about theirs.
+    """
 
     worker_id: str
     role: WorkerRole
     address: str = ""
     started_at_s: float = 0.0
     version: str = ""
+    parts: tuple[PartHealth, ...] = ()
 
 
 class ShardPhase(StrEnum):

@@ -30,6 +30,8 @@ BALLAST_BYTES_MAX: Final = 16 << 20
 LOOK_INTERVAL_S: Final = 1.0
 RETRY_AFTER_S: Final = 5.0
 BALLAST_FILE: Final = "ballast"
+NEW_ROWS: Final = "new rows"
+NEW_TASKS: Final = "new tasks"
 
 _log = logging.getLogger(__name__)
 
@@ -41,25 +43,26 @@ class Room:
     path: Path
     free_bytes: int
     reserve_bytes: int
+    refused: str = NEW_ROWS
 
     @property
     def low(self) -> bool:
-        """Whether new rows are refused."""
+        """Whether `refused`, new rows or new tasks, are refused."""
         return self.free_bytes < self.reserve_bytes
 
     def __str__(self) -> str:
         return (
-            f"the disk of {self.path} has {_mebibytes(self.free_bytes)} of free space, new rows"
-            f" need {_mebibytes(self.reserve_bytes)} (disk_reserve_bytes)"
+            f"the disk of {self.path} has {_mebibytes(self.free_bytes)} of free space,"
+            f" {self.refused} need {_mebibytes(self.reserve_bytes)} (disk_reserve_bytes)"
         )
 
 
-def room_at(path: Path, *, reserve_bytes: int) -> Room:
+def room_at(path: Path, *, reserve_bytes: int, refused: str = NEW_ROWS) -> Room:
     """Return the room on the disk of `path`; the reserve is at most a share of the disk."""
     found = os.statvfs(path)
     free_bytes = found.f_bavail * found.f_frsize
     share_bytes = int(RESERVE_SHARE_MAX * found.f_blocks * found.f_frsize)
-    return Room(path, free_bytes, min(reserve_bytes, share_bytes))
+    return Room(path, free_bytes, min(reserve_bytes, share_bytes), refused)
 
 
 class DiskWatch:
@@ -67,8 +70,9 @@ class DiskWatch:
 
     Args:
         paths: folders that exist; of those on one disk the first stands for it.
-        reserve_bytes: what must be free for new rows; 0: nothing.
+        reserve_bytes: what must be free for new rows or tasks; 0: nothing.
         process: the name under which this process reports.
+        refused: what the process refuses below the reserve, for messages.
         wall_clock: seconds since the epoch.
     """
 
@@ -78,9 +82,11 @@ class DiskWatch:
         *,
         reserve_bytes: int,
         process: str,
+        refused: str = NEW_ROWS,
         wall_clock: Clock = wall_s,
     ) -> None:
         self._wall_clock = wall_clock
+        self._refused = refused
         by_disk = {path.stat().st_dev: path for path in reversed(paths)}
         self._paths = tuple(reversed(by_disk.values()))
         self._reserve_bytes = reserve_bytes
@@ -126,14 +132,19 @@ class DiskWatch:
         return [free, reserve]
 
     def _look(self) -> list[Room]:
-        rooms = [room_at(path, reserve_bytes=self._reserve_bytes) for path in self._paths]
+        rooms = [
+            room_at(path, reserve_bytes=self._reserve_bytes, refused=self._refused)
+            for path in self._paths
+        ]
         for room in rooms:
             if not room.low:
                 if self._low_since_s.pop(room.path, None) is not None:
-                    _log.info("the disk of %s has room again: new rows are taken", room.path)
+                    _log.info(
+                        "the disk of %s has room again: %s are accepted", room.path, self._refused
+                    )
             elif room.path not in self._low_since_s:
                 self._low_since_s[room.path] = self._wall_clock()
-                _log.warning("%s; new rows are refused until then", room)
+                _log.warning("%s; they are refused until then", room)
         return rooms
 
 
