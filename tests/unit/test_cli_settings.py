@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from annheal.cli.app import app
 from annheal.cli.exit_codes import CONFIGURATION, ExitCode, exit_code_of
 from annheal.cli.server.roles import embedded_settings, settings_source, shard_node_settings
 from annheal.cli.server.settings import (
@@ -211,3 +213,39 @@ def test_the_manual_names_every_key_with_its_default() -> None:
 def kind_id(kind: type) -> str:
     """Return the field that has no default: the identity."""
     return next(key for key in setting_keys(kind) if key.endswith("_id"))
+
+
+GIVEN_OPTIONS = {
+    "metadata_url": "sqlite:///x/meta.sqlite",
+    "object_store_url": "file:///x/objects",
+    "listen": "127.0.0.1:1",
+    "advertise": "host:2",
+    "node_id": "n9",
+    "data_dir": "/x/data",
+    "zone": "z9",
+    "capacity": "2.5",
+    "log_level": "debug",
+}
+
+
+@pytest.mark.parametrize(
+    ("role", "lacks"),
+    [
+        ("coordinator", {"data_dir", "zone", "capacity"}),
+        ("shard-node", set[str]()),
+        ("compactor", {"advertise", "zone", "capacity"}),
+    ],
+)
+def test_every_option_of_a_role_reaches_its_settings(role: str, lacks: set[str]) -> None:
+    options = {key: value for key, value in GIVEN_OPTIONS.items() if key not in lacks}
+    flags = [
+        text for key, value in options.items() for text in (f"--{key.replace('_', '-')}", value)
+    ]
+    printed = CliRunner().invoke(app, ["serve", role, *flags, "--print-config"])
+    assert printed.exit_code == 0, printed.output
+    values = {str(value) for value in tomllib.loads(printed.stdout).values()}
+    assert set(options.values()) <= values
+    for key in lacks:
+        flag = f"--{key.replace('_', '-')}"
+        refused = CliRunner().invoke(app, ["serve", role, flag, GIVEN_OPTIONS[key]])
+        assert refused.exit_code == 2
