@@ -1,4 +1,4 @@
-"""Making indexes: flat ones, graphs, copies beside a graph, and graphs over quantized vectors."""
+"""Building indexes: flat ones, graphs, copies beside a graph, graphs over quantized vectors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from annheal.model.records import Float32Matrix
 from annheal.model.topology.manifest import IndexKind
 
 BUILD_BATCH_ROWS = 2_500
-"""Rows per FAISS `add`, about a second: between two of them a build can be cancelled."""
+"""Rows per FAISS `add`, which takes about a second; a build can be cancelled between two."""
 
 
 def build_flat(vectors: Float32Matrix, *, metric: Metric) -> VectorIndex:
@@ -38,10 +38,10 @@ def build_hnsw(
 ) -> VectorIndex:
     """Return an HNSW index over a copy of `vectors`, (n, d) float32.
 
-    Takes `threads` OpenMP threads of the calling thread until it returns; the graph does not depend
-    on their number. `on_progress` is called in this thread with the rows done so far; what it
-    raises ends the build. `probe` is called once with the index of all but the last `probe_rows`
-    rows, which are then queries that the graph has not seen; it must not keep the index.
+    Uses `threads` OpenMP threads; the graph does not depend on their number. `on_progress` is
+    called in the calling thread with the rows added so far, and ends the build by raising. `probe`
+    is called once with the index of all but the last `probe_rows` rows, so that these can serve as
+    queries that are not in the graph; it must not keep the index.
     """
     index = faiss.IndexHNSWFlat(vectors.shape[1], settings.m, FAISS_METRIC[metric])
     index.hnsw.efConstruction = settings.ef_construction
@@ -62,10 +62,11 @@ def build_hnsw(
 
 
 def add_copies(index: VectorIndex, vectors: Float32Matrix, originals: Rows) -> VectorIndex:
-    """Return a float32 HNSW `index`, which has none, with copies; `index` must not be used again.
+    """Return `index`, a float32 HNSW index without copies, with copies added.
 
-    `vectors` (c, d) are equal to those of the rows `originals` (c,), which ascend; copies of the
-    same row should be in the order of their ids.
+    `index` must not be used afterwards. Copy i has the vector `vectors[i]` (c, d) float32, equal to
+    that of row `originals[i]` (c,) int64. `originals` ascend; copies of the same row should be in
+    the order of their ids. Raises ValueError for an index without a graph or with copies.
     """
     if not len(originals):
         return index
@@ -79,10 +80,11 @@ def add_copies(index: VectorIndex, vectors: Float32Matrix, originals: Rows) -> V
 def quantized(
     index: VectorIndex, *, storage: VectorStorage, sample: Float32Matrix | None = None
 ) -> VectorIndex:
-    """Return an index with the links of a float32 HNSW `index` over codes of its vectors.
+    """Return an index with the links of a float32 HNSW `index` over its vectors in lossy `storage`.
 
-    Shares the float32 vectors with `index`, and copies its links. `sample` (n, d) stands for the
-    vectors when the range of each dimension is learned, where `index` is a part of the whole.
+    Shares the float32 vectors with `index`, and copies its links. The value range of each dimension
+    is taken from `sample` (n, d) float32, if given, else from the vectors of `index`. Raises
+    ValueError for another kind of index.
     """
     if index.kind is not IndexKind.HNSW or index.storage is not VectorStorage.FLOAT32:
         raise ValueError(f"a {index.kind} index of {index.storage} has no float32 graph")

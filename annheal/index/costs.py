@@ -1,4 +1,4 @@
-"""What the ways to answer a query cost on this machine, measured on a segment's own rows."""
+"""The cost of comparisons and walks on this machine, measured with the rows of an index."""
 
 from __future__ import annotations
 
@@ -16,22 +16,24 @@ SAMPLE_ROWS = 4_096
 SAMPLE_QUERIES = 16
 SAMPLE_EF = 64
 SAMPLE_SHARE = 0.02
-"""Share of rows in the bitmap of the filtered walk: few comparisons, many tests of bits."""
+"""Share of matching rows in the measured filtered walk: few comparisons, many tests of bits."""
 REPEATS = 3
 CHECK_NS_MIN = 0.2
 ROWS_MIN = 64
-"""With fewer rows only the cost of the call would be measured."""
+"""Below this number of rows the cost of the call hides all others."""
 
 
 @dataclass(frozen=True, slots=True)
 class WalkCosts:
-    """Nanoseconds of one thread, measured beside whatever else the machine was doing.
+    """Costs in nanoseconds of one thread.
 
-    exact_row_ns: comparing one row, wherever it lies, in `search_matching` or `search_rows`.
-    walk_row_ns: comparing one row in a walk, with everything around it (`WalkResult.visited`).
-    check_ns: testing whether one row matches in a walk (`WalkResult.checked`).
-    call_ns: one call of a kernel, whatever it does.
-    A flat index has no walk: the two are zero.
+    Attributes:
+        exact_row_ns: comparing one scattered row in `search_matching` or `search_rows`.
+        walk_row_ns: comparing one row in a walk (`WalkResult.visited`), its share of all other work
+            included; 0 for a flat index.
+        check_ns: testing in a walk whether one row matches (`WalkResult.checked`); 0 for a flat
+            index.
+        call_ns: calling a kernel.
     """
 
     exact_row_ns: float
@@ -40,19 +42,19 @@ class WalkCosts:
     call_ns: float
 
     def exact_ns(self, matching_rows: int) -> float:
-        """Return the cost of comparing a query with so many rows."""
+        """Return the cost of comparing a query with `matching_rows` rows."""
         return self.call_ns + self.exact_row_ns * matching_rows
 
     def walk_ns(self, *, visited: float, checked: float) -> float:
-        """Return the cost of a walk that compares and tests so many rows."""
+        """Return the cost of a walk that compares `visited` rows and tests `checked` rows."""
         return self.call_ns + self.walk_row_ns * visited + self.check_ns * checked
 
 
 def measure_costs(index: VectorIndex) -> WalkCosts | None:
-    """Measure `index` in about ten milliseconds; None when it is too small to measure.
+    """Return the costs of `index`; None if it has fewer than `ROWS_MIN` rows.
 
-    Only once the kernels are loaded (`VectorIndex.walk_ready`). The fastest of `REPEATS` counts,
-    because whatever else runs can only add.
+    Takes about 10 ms. The kernels must be loaded (`VectorIndex.walk_ready`). Each time is the least
+    of `REPEATS`: other work on the machine only adds to it.
     """
     if index.rows < ROWS_MIN:
         return None

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 
 class ForeignMemory:
-    """What a view of FAISS's memory has as its base, so that the index outlives the view."""
+    """The base object of a numpy view of FAISS's memory; it keeps `owner`, the index, alive."""
 
     def __init__(self, address: int, *, shape: tuple[int, ...], typestr: str, owner: Any) -> None:
         self.owner = owner
@@ -25,11 +25,14 @@ class ForeignMemory:
 
 @dataclass(frozen=True, slots=True)
 class HnswGraph:
-    """The links of an HNSW graph, read-only and in place.
+    """The links of an HNSW graph: read-only views of FAISS's arrays.
 
-    neighbors: int32; the links of row i begin at offsets[i], those of level 0 first, padded with
-    -1. In a mapped index they may be unaligned. offsets: (rows + 1,) int64. layout: int64, see
-    `walk_layout`. width: links of level 0.
+    Attributes:
+        neighbors: int32; the links of row i begin at offsets[i], those of level 0 first, padded
+            with -1. In a mapped index they may be unaligned.
+        offsets: (rows + 1,) int64.
+        layout: int64, see `walk_layout`.
+        width: the number of places for links of a row on level 0.
     """
 
     neighbors: npt.NDArray[np.int32]
@@ -39,9 +42,9 @@ class HnswGraph:
 
 
 def graph_of(index: Any, *, rows: int) -> HnswGraph:
-    """Return the views of an HNSW index with at least one row; they keep it alive.
+    """Return the graph of a FAISS HNSW index with at least one row; the views keep it alive.
 
-    Its first `rows` rows are in the graph.
+    The first `rows` rows of the index are in the graph.
     """
     hnsw = index.hnsw
     starts = faiss.vector_to_array(hnsw.cum_nneighbor_per_level).astype(np.int64)

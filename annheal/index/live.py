@@ -1,4 +1,4 @@
-"""Which rows of an index may be returned: a packed bitmap with its FAISS selector made once."""
+"""Bitmaps of the rows of an index that a search may return."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class LiveBitmap:
     """An immutable set of rows of one index: those that are live, or live and match a filter.
 
     Bit `row % 8` (little-endian order) of byte `row // 8` says whether a row is in the set; the
-    padding bits of the last byte are zero. The FAISS selector over these bytes is made once, here,
-    and only read by searches, so one bitmap serves any number of threads and queries.
+    padding bits of the last byte are zero. Searches only read it and its FAISS selector, so any
+    number of threads may use it.
 
     Attributes:
         rows: rows of the index that it describes.
@@ -27,7 +27,7 @@ class LiveBitmap:
     __slots__ = ("_selector", "count", "packed", "rows")
 
     def __init__(self, packed: npt.NDArray[np.uint8], *, rows: int, count: int) -> None:
-        """Wrap `packed` without copying it; use the constructors below unless `count` is known."""
+        """Wrap `packed` without copying it. The class methods below count the rows."""
         if packed.dtype != np.uint8 or packed.shape != ((rows + 7) // 8,):
             raise ValueError(f"{packed.dtype} {packed.shape} is no bitmap of {rows} rows")
         self.rows = rows
@@ -45,12 +45,12 @@ class LiveBitmap:
 
     @classmethod
     def from_packed(cls, packed: npt.NDArray[np.uint8], *, rows: int) -> LiveBitmap:
-        """Return the set given as bits, counting them; padding bits must be zero."""
+        """Return the set of the rows whose bits are set; padding bits must be zero."""
         return cls(packed, rows=rows, count=int(np.bitwise_count(packed).sum()))
 
     @classmethod
     def from_rows(cls, members: npt.NDArray[np.int64], *, rows: int) -> LiveBitmap:
-        """Return the set of the given row numbers; repeated ones count once."""
+        """Return the set of the row numbers `members`, which may repeat."""
         mask = np.zeros(rows, dtype=np.bool_)
         mask[members] = True
         return cls.from_mask(mask)
@@ -61,7 +61,7 @@ class LiveBitmap:
         return self._selector
 
     def mask(self) -> npt.NDArray[np.bool_]:
-        """Return (rows,) bool."""
+        """Return (rows,) bool, True for rows in the set."""
         return np.unpackbits(self.packed, count=self.rows, bitorder="little").view(np.bool_)
 
     def members(self) -> npt.NDArray[np.int64]:
@@ -69,7 +69,7 @@ class LiveBitmap:
         return np.flatnonzero(self.mask()).astype(np.int64, copy=False)
 
     def contains(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-        """Return for each of `rows` (all in range) whether it is in the set."""
+        """Return (n,) bool, True for those of `rows` (n,) that are in the set; all must exist."""
         inside: npt.NDArray[np.bool_] = (self.packed[rows >> 3] & _BIT_OF_ROW[rows & 7]) != 0
         return inside
 

@@ -1,8 +1,8 @@
-"""Lossy storage of the vectors in a graph: FAISS's scalar quantizers, and exact re-ranking.
+"""Lossy storage of the vectors of a graph: FAISS's scalar quantizers, and exact re-ranking.
 
-A graph is always built over float32 vectors; its links are then laid over the codes. So it is the
-same graph for every storage, and a walk over it loses only what the codes cannot tell apart. Those
-few rows are compared again with the float32 vectors, which a segment keeps beside the graph.
+A graph is always built over float32 vectors. For lossy storage its links are kept and its vectors
+are quantized, so all storages have the same graph. The best rows of a walk over quantized vectors
+are compared again with the float32 vectors, which a segment keeps in a file of their own.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from annheal.model.collection import Metric, VectorStorage
 from annheal.model.records import Float32Matrix
 
 RERANK_TIMES, RERANK_MORE, RERANK_SHARE = 1.5, 8, 0.25
-"""How many of the best rows of a walk are compared again: so many times k, so many more than k, or
-this share of the beam, whichever is most. On 100,000 x 384 and k 10, 12 rows of int8 gave the
-recall of all 64 of the beam. Where codes tell less, a wider beam compares more again, so ef can
-still be chosen to meet an objective."""
+"""How many of the best rows of a walk are compared again: the largest of `RERANK_TIMES` times k,
+`RERANK_MORE` more than k, and `RERANK_SHARE` of ef. On 100,000 x 384 with k 10 and int8, 12 rows
+gave the recall of all 64 in the beam. As the number grows with ef, a larger ef also raises recall
+where quantization loses more."""
 FP16_MAX = 65_504.0
 
 _QUANTIZERS = {
@@ -39,11 +39,14 @@ _STEPS = 255.0
 
 
 @dataclass(frozen=True, slots=True)
-class Codes:
-    """The codes of a graph in place, for the walk kernel.
+class QuantizedVectors:
+    """Views of the quantized vectors of a graph, for the walk kernel.
 
-    stored: flat, one element per row and dimension: uint16 with the bits of halves, or uint8.
-    low, step: (d,) float32, what `int8` decodes with: low + step * byte; None for `fp16`.
+    Attributes:
+        storage: FP16 or INT8.
+        stored: (rows * d,), row after row: uint16 with the bits of float16 numbers, or uint8.
+        low: (d,) float32; a byte b of `int8` stands for low + step * b. None for `fp16`.
+        step: (d,) float32, None for `fp16`.
     """
 
     storage: VectorStorage
@@ -52,11 +55,11 @@ class Codes:
     step: npt.NDArray[np.float32] | None
 
     def prepared(self, queries: Float32Matrix, *, l2: bool) -> npt.NDArray[np.float32]:
-        """Return the queries as the kernel compares them with codes, flat.
+        """Return the queries (n, d) as the walk kernel takes them, flat float32.
 
-        For bytes the work of decoding is done here, once for each query instead of once for each
-        row. Inner products lose a constant, which no order depends on. For L2 the steps
-        follow behind the last query.
+        For `int8`, decoding is done here once for each query, instead of for each row. For inner
+        products a query is multiplied by `step`; a constant is left out that does not change the
+        order of rows. For L2 `low` is subtracted from it, and `step` follows the last query.
         """
         if self.low is None or self.step is None:
             return queries.reshape(-1)
@@ -67,23 +70,23 @@ class Codes:
 
 @dataclass(frozen=True, slots=True)
 class RawVectors:
-    """The float32 vectors behind lossy codes: a flat FAISS index, and what owns its memory."""
+    """The float32 vectors of a lossy index: a flat FAISS index, and the owner of its memory."""
 
     index: Any
     owner: Any
 
 
 def can_store(vectors: Float32Matrix, storage: VectorStorage) -> bool:
-    """Return whether every value of `vectors` (n, d), at least one, has a finite code."""
+    """Return whether `storage` has a finite value for each of `vectors` (n, d), n at least 1."""
     if storage is not VectorStorage.FP16:
         return True
     return float(vectors.max()) <= FP16_MAX and float(vectors.min()) >= -FP16_MAX
 
 
 def quantize_graph(index: Any, storage: VectorStorage, *, sample: Float32Matrix | None) -> Any:
-    """Return a FAISS index with the links of an `IndexHNSWFlat` over codes of its vectors.
+    """Return an `IndexHNSWSQ` with the links and the quantized vectors of an `IndexHNSWFlat`.
 
-    The range of each dimension is that of `sample` (n, d), by default of the vectors themselves.
+    The value range of each dimension is that of `sample` (n, d), by default of the vectors.
     """
     flat = faiss.downcast_index(index.storage)
     lossy = faiss.IndexHNSWSQ(index.d, _QUANTIZERS[storage], 2, index.metric_type)
@@ -100,33 +103,33 @@ def quantize_graph(index: Any, storage: VectorStorage, *, sample: Float32Matrix 
     return lossy
 
 
-def codes_of(index: Any) -> Codes:
-    """Return the codes of an `IndexHNSWSQ` without a copy; they keep it alive.
+def quantized_vectors(index: Any) -> QuantizedVectors:
+    """Return views of the quantized vectors of an `IndexHNSWSQ`, which they keep alive.
 
     Raises ValueError for a quantizer that Annheal does not write.
     """
-    held = faiss.downcast_index(index.storage)
-    storage = _STORAGES.get(held.sq.qtype)
+    codes = faiss.downcast_index(index.storage)
+    storage = _STORAGES.get(codes.sq.qtype)
     if storage is None:
-        raise ValueError(f"unknown scalar quantizer {held.sq.qtype}")
+        raise ValueError(f"unknown scalar quantizer {codes.sq.qtype}")
     memory = ForeignMemory(
-        int(held.codes.data()),
-        shape=(held.ntotal * index.d,),
+        int(codes.codes.data()),
+        shape=(codes.ntotal * index.d,),
         typestr=_TYPES[storage],
         owner=index,
     )
-    stored = np.asarray(memory) if held.ntotal else np.empty(0, dtype=_TYPES[storage])
+    stored = np.asarray(memory) if codes.ntotal else np.empty(0, dtype=_TYPES[storage])
     if storage is VectorStorage.FP16:
-        return Codes(storage, stored, None, None)
-    trained = faiss.vector_to_array(held.sq.trained)
+        return QuantizedVectors(storage, stored, None, None)
+    trained = faiss.vector_to_array(codes.sq.trained)
     step = trained[index.d :] / np.float32(_STEPS)
-    return Codes(storage, stored, trained[: index.d] + step / 2, step)
+    return QuantizedVectors(storage, stored, trained[: index.d] + step / 2, step)
 
 
 def reranked_rows(k: int, *, ef: int) -> int:
-    """Return how many rows of a walk with beam `ef` are compared again."""
-    wanted = max(RERANK_TIMES * k, k + RERANK_MORE, RERANK_SHARE * ef)
-    return min(max(ef, k), math.ceil(wanted))
+    """Return how many rows of a walk with `ef` are compared again."""
+    candidates = max(RERANK_TIMES * k, k + RERANK_MORE, RERANK_SHARE * ef)
+    return min(max(ef, k), math.ceil(candidates))
 
 
 def rerank(
@@ -137,9 +140,10 @@ def rerank(
     k: int,
     metric: Metric,
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-    """Compare each query with its own `rows` (n, m), padded with -1, over a flat FAISS index.
+    """Compare each query (n, d) with its own `rows` (n, m) int64 of `raw`, a flat FAISS index.
 
-    Returns FAISS's distances (n, k) and the rows, best first; -1 where there are fewer than k.
+    Rows of -1 are left out. Returns FAISS's distances (n, k) float32 and rows (n, k) int64, best
+    first, with rows of -1 where there are fewer than k.
     """
     n, candidates = rows.shape
     distances = np.empty((n, k), dtype=np.float32)
@@ -163,10 +167,10 @@ def rerank(
 
 
 def map_raw(path: Path) -> RawVectors:
-    """Open a flat FAISS index by a map of our own, that reads no more than what is touched.
+    """Map the file of a flat FAISS index without read-ahead.
 
-    Few scattered rows are read of it: the usual read-ahead would fill memory with their neighbours.
-    Raises RuntimeError or ValueError when it is no index.
+    Reads of it are few and scattered; read-ahead would fill memory with rows beside them. Raises
+    RuntimeError or ValueError if the file is not such an index.
     """
     with path.open("rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -176,5 +180,5 @@ def map_raw(path: Path) -> RawVectors:
     index = faiss.read_index(reader)
     if not isinstance(index, faiss.IndexFlat):
         raise ValueError(f"it holds a {type(index).__name__}, not a flat index")
-    # The index refers to the map without holding it.
+    # FAISS does not keep the map alive.
     return RawVectors(index, (index, content))

@@ -57,10 +57,10 @@ def status(context: typer.Context, cache: CacheOption = None) -> None:
     """Say where compiled kernels are kept, and which are there."""
     found = open_cache(cache)
     entries = [KernelEntry(kernel.value, found.has(kernel)) for kernel in Kernel]
-    if found.private:
+    if found.private_because:
         shutil.rmtree(found.directory, ignore_errors=True)
     state_of(context).output.show(
-        KernelReport(str(found.directory), found.private, entries), _render
+        KernelReport(str(found.directory), found.private_because, entries), _render
     )
 
 
@@ -72,10 +72,10 @@ def build(context: typer.Context, cache: CacheOption = None) -> None:
     without the kernels meanwhile.
     """
     output, found = state_of(context).output, open_cache(cache)
-    if found.private:
+    if found.private_because:
         shutil.rmtree(found.directory, ignore_errors=True)
         raise FailedPrecondition(
-            f"there is nowhere to keep kernels: {found.private}; give --cache DIRECTORY",
+            f"there is nowhere to keep kernels: {found.private_because}; give --cache DIRECTORY",
             reason="KERNEL_CACHE",
         )
     if found.missing():

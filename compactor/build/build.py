@@ -213,7 +213,7 @@ def _has_kernels(kernels: Sequence[Kernel], order: BuildOrder, *, done: float) -
 
     On a new machine it takes a minute or two to compile them.
     """
-    if wait_loaded(kernels, interval_s=KERNEL_WAIT_S, tell=lambda: order.on_progress(done)):
+    if wait_loaded(kernels, interval_s=KERNEL_WAIT_S, on_wait=lambda: order.on_progress(done)):
         return True
     _log.warning(
         "segment %s is built without %s, which could not be compiled",

@@ -53,7 +53,7 @@ def test_build_compiles_what_is_missing_and_nothing_else(tmp_path: Path) -> None
         cache.folder(kernel).mkdir()
         for path in shared.folder(kernel).iterdir():
             (cache.folder(kernel) / path.name).write_bytes(path.read_bytes())
-        cache.complete(kernel)
+        cache.mark_complete(kernel)
     assert cache.missing() == [Kernel.MARK_REACHED]
     built = reported("build", "--cache", str(tmp_path))
     assert not cache.missing()

@@ -163,11 +163,11 @@ def test_halves_are_decoded_as_numpy_decodes_them() -> None:
     index = quantized(graph(vectors, Metric.INNER_PRODUCT), storage=VectorStorage.FP16)
     from annheal.index.walk import filtered_walk
 
-    assert index._codes is not None
+    assert index._quantized is not None
     ones = np.ones((1, 8), dtype=np.float32)
     walked = filtered_walk.walk(
         index._graph,
-        index._codes,
+        index._quantized,
         ones,
         l2=False,
         k=8,

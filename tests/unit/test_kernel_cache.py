@@ -19,7 +19,7 @@ def completed(cache: KernelCache, *kernels: Kernel) -> KernelCache:
     for kernel in kernels:
         cache.folder(kernel).mkdir(parents=True)
         (cache.folder(kernel) / "code.nbc").write_bytes(kernel.value.encode())
-        cache.complete(kernel)
+        cache.mark_complete(kernel)
     return cache
 
 
@@ -28,18 +28,18 @@ def test_a_kernel_is_there_once_its_list_was_written_and_fits_its_files(tmp_path
     cache.folder(Kernel.WALK).mkdir()
     (cache.folder(Kernel.WALK) / "code.nbc").write_bytes(b"half")
     assert not cache.has(Kernel.WALK)  # its process was killed
-    cache.complete(Kernel.WALK)
+    cache.mark_complete(Kernel.WALK)
     assert cache.has(Kernel.WALK)
     assert Kernel.WALK not in cache.missing()
     (cache.folder(Kernel.WALK) / "code.nbc").write_bytes(b"torn")
     assert not cache.has(Kernel.WALK)
-    cache.forget(Kernel.WALK)
+    cache.discard(Kernel.WALK)
     assert cache.missing() == list(Kernel)
 
 
 def test_a_list_of_no_files_is_no_kernel(tmp_path: Path) -> None:
     cache = KernelCache(tmp_path)
-    cache.complete(Kernel.WALK)
+    cache.mark_complete(Kernel.WALK)
     assert not cache.has(Kernel.WALK)
 
 
@@ -66,7 +66,7 @@ def test_a_folder_that_others_may_write_to_is_refused(tmp_path: Path) -> None:
     refused = open_cache(tmp_path)
     try:
         assert refused.directory != first.directory
-        assert "others may write" in refused.private
+        assert "others may write" in refused.private_because
         assert stat.S_IMODE(refused.directory.stat().st_mode) == 0o700
     finally:
         shutil.rmtree(refused.directory)
@@ -76,7 +76,7 @@ def test_a_folder_that_cannot_be_written_gives_way_to_a_private_one(tmp_path: Pa
     (tmp_path / "file").write_text("not a folder")
     cache = open_cache(tmp_path / "file")
     try:
-        assert "cannot be written" in cache.private
+        assert "cannot be written" in cache.private_because
         assert cache.directory.is_dir()
     finally:
         shutil.rmtree(cache.directory)
@@ -89,7 +89,7 @@ def test_code_that_came_with_the_installation_is_used_where_it_is_complete(
     monkeypatch.setenv("ANNHEAL_KERNEL_CACHE", str(tmp_path / "users"))
     shipped = completed(KernelCache(tmp_path / "prefix" / SHIPPED / cache_key()), *Kernel)
     assert open_cache().directory == shipped.directory
-    shipped.forget(Kernel.WALK)
+    shipped.discard(Kernel.WALK)
     assert open_cache().directory == tmp_path / "users" / cache_key()
 
 

@@ -74,7 +74,7 @@ def copy_of(kernel: Kernel, source: KernelCache, target: KernelCache) -> None:
     target.folder(kernel).mkdir(exist_ok=True)
     for path in source.folder(kernel).iterdir():
         (target.folder(kernel) / path.name).write_bytes(path.read_bytes())
-    target.complete(kernel)
+    target.mark_complete(kernel)
 
 
 async def test_machine_code_that_does_not_fit_is_compiled_again(
@@ -85,7 +85,7 @@ async def test_machine_code_that_does_not_fit_is_compiled_again(
         copy_of(kernel, shared, cache)
     for path in cache.folder(Kernel.MARK_REACHED).glob("*.nbi"):
         path.unlink()
-    cache.complete(Kernel.MARK_REACHED)  # complete, and yet it is not there
+    cache.mark_complete(Kernel.MARK_REACHED)  # complete, and yet it is not there
     own = KernelSupply(tmp_path, nice=0, retry_s=0.01)
     await own.run()
     assert own.state.phase is SupplyPhase.READY
@@ -156,7 +156,7 @@ def test_waiting_ends_when_the_last_supply_ends_and_when_the_waiter_is_told_to(
         raise InterruptedError
 
     with supplying(), pytest.raises(InterruptedError):
-        wait_loaded([Kernel.WALK], interval_s=0.01, tell=told)
+        wait_loaded([Kernel.WALK], interval_s=0.01, on_wait=told)
 
 
 def test_importing_the_package_does_not_import_numba() -> None:

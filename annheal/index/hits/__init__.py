@@ -1,1 +1,1 @@
-"""Hits of a search: their scores, their order, and merging several lists of them."""
+"""Scores of hits, their order, and merging of lists of hits."""

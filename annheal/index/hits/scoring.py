@@ -1,8 +1,8 @@
-"""The score that a hit is returned with, whichever search found it.
+"""The scores that hits are returned with.
 
-Searches compute distances in the way that is fastest for them: matrix products for several queries,
-codes, four rows at a time. The last bits of one pair's score then depend on what else is computed.
-So every hit is scored once more by one routine that looks at nothing but its query and its row.
+Searches compute distances in different ways: by matrix products for several queries, by codes, four
+rows at a time. The rounding of a score then depends on the other rows and queries. So each hit is
+scored once more, by a routine whose result depends on its query and its row alone.
 """
 
 from __future__ import annotations
@@ -19,17 +19,18 @@ Rows = npt.NDArray[np.int64]
 
 _ZERO, _ONE = np.float32(0), np.float32(1)
 ROUNDING = 32 * float(np.finfo(np.float32).eps)
-"""Error of a float32 score, relative to the lengths of its vectors; several times what is seen."""
+"""Largest error of a float32 score, relative to the product of the lengths of its vectors: several
+times the errors that were seen."""
 
 
 def scores_of(
     vectors: Float32Matrix, queries: Float32Matrix, rows: Rows, *, metric: Metric
 ) -> Scores:
-    """Return the score of each query (n, d) with its own `rows` (n, m), -inf where a row is -1.
+    """Return the scores (n, m) float32 of each query (n, d) with its own `rows` (n, m) int64.
 
-    Higher is better: inner products, in [-1, 1] for cosine, or negated squared distances. A score
-    depends on the two vectors alone, not on n, m or the place of the row. `vectors` (rows, d) may
-    be unaligned. Costs 8 us for one query and 11 rows of 384 floats, 28 us for 32 queries.
+    Higher is better: inner products, in [-1, 1] for cosine, or negated squared distances; -inf
+    where a row is -1. A score depends on the two vectors alone. `vectors` (rows, d) may be
+    unaligned. Takes 8 us for one query and 11 rows of 384 floats, 28 us for 32 queries.
     """
     n, m = rows.shape
     scores = np.empty((n, m), dtype=np.float32)
@@ -48,7 +49,7 @@ def scores_of(
         m,
     )
     if l2:
-        np.subtract(_ZERO, scores, out=scores)  # not negated: the best score is 0, not -0
+        np.subtract(_ZERO, scores, out=scores)  # not np.negative, which makes -0 of 0
     elif metric is Metric.COSINE:
         np.minimum(scores, _ONE, out=scores)
         np.maximum(scores, -_ONE, out=scores)
@@ -61,17 +62,17 @@ def scores_of(
 def score_errors(
     queries: Float32Matrix, scores: Scores, *, metric: Metric, from_products: bool
 ) -> npt.NDArray[np.float64] | float:
-    """Return how far a search's own value of a score near `scores` (n,) may be off, (n,) or one.
+    """Return the largest rounding error of scores near `scores` (n,) in a search, (n,) or a float.
 
-    `from_products`: squared distances were computed as |a|^2 - 2ab + |b|^2, whose error grows with
-    the distance from the origin. An inner product is taken to be at least a tenth of the product of
-    the lengths, as those of near vectors are.
+    `from_products`: the search computes squared distances as |a|^2 - 2ab + |b|^2, whose error grows
+    with the distance of the vectors from the origin. Inner products are assumed to be at least a
+    tenth of the product of the lengths, as they are for near vectors.
     """
     if metric is Metric.COSINE:
         return ROUNDING
-    sizes = np.abs(scores.astype(np.float64))
-    sizes[~np.isfinite(sizes)] = 0.0
+    magnitudes = np.abs(scores.astype(np.float64))
+    magnitudes[~np.isfinite(magnitudes)] = 0.0
     if metric is Metric.L2 and from_products:
         squares = np.einsum("ij,ij->i", queries, queries).astype(np.float64)
-        sizes = squares + (np.sqrt(squares) + np.sqrt(sizes)) ** 2
-    return ROUNDING * sizes
+        magnitudes = squares + (np.sqrt(squares) + np.sqrt(magnitudes)) ** 2
+    return ROUNDING * magnitudes

@@ -1,4 +1,4 @@
-"""Merging ranked results of segments and shards."""
+"""Merging of ranked hits of segments and shards."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ from annheal.index.hits.ranking import IdsOf, best_columns
 from annheal.index.walk.filtered_walk import ROW_MISSING, SCORE_MISSING
 
 PartIds = Callable[[int, npt.NDArray[np.int64]], Sequence[str]]
-"""Returns the ids of rows of the part with the given position."""
+"""Returns the ids of rows (n,) of the part at a position."""
 
 
 @dataclass(frozen=True, slots=True)
 class TopK:
-    """The best k of several results for n queries, best first; all three are (n, k).
+    """The best k hits of n queries in several parts, best first.
 
-    scores: float32, -inf where there is no result. parts: int32, the position of the part that
-    the result came from; rows: int64, its row there; both -1 where there is none.
+    Attributes:
+        scores: (n, k) float32, -inf where there is no hit.
+        parts: (n, k) int32, the position of the part with the hit, -1 where there is none.
+        rows: (n, k) int64, the row of the hit in its part, -1 where there is none.
     """
 
     scores: npt.NDArray[np.float32]
@@ -29,7 +31,7 @@ class TopK:
 
     @property
     def counts(self) -> npt.NDArray[np.int64]:
-        """Results of each query, (n,) int64."""
+        """The number of hits of each query, (n,) int64."""
         counts: npt.NDArray[np.int64] = np.count_nonzero(self.rows >= 0, axis=1)
         return counts
 
@@ -41,11 +43,11 @@ def merge_topk(
     queries: int,
     ids_of: PartIds | None = None,
 ) -> TopK:
-    """Return the best `k` of `parts`, each (scores (queries, k_i), rows (queries, k_i)).
+    """Return the best `k` hits of `parts`, each (scores (queries, k_i), rows (queries, k_i)).
 
     Each part is sorted best first and padded with -inf and -1, as `VectorIndex.search` returns it.
-    Equal scores are ordered by id, without `ids_of` by part, then as the part has them; of a single
-    part the order is kept.
+    Equal scores are ordered by id; without `ids_of`, by the position of the part, then as in the
+    part. The order of a single part is kept.
     """
     if not parts:
         return _empty(queries, k)
@@ -54,18 +56,20 @@ def merge_topk(
     scores = np.concatenate([part[0] for part in parts], axis=1)
     rows = np.concatenate([part[1] for part in parts], axis=1)
     numbers = np.repeat(np.arange(len(parts), dtype=np.int32), [part[0].shape[1] for part in parts])
-    named = None if ids_of is None else _ids_of(ids_of, numbers, rows)
-    order = best_columns(scores, k=k, ids_of=named)
+    ids_of_hits = None if ids_of is None else _ids_of_hits(ids_of, numbers, rows)
+    order = best_columns(scores, k=k, ids_of=ids_of_hits)
     best_rows = np.take_along_axis(rows, order, axis=1)
     best_parts = numbers[order]
     best_parts[best_rows < 0] = ROW_MISSING
     return _pad(np.take_along_axis(scores, order, axis=1), best_parts, best_rows, k=k)
 
 
-def _ids_of(ids_of: PartIds, numbers: npt.NDArray[np.int32], rows: npt.NDArray[np.int64]) -> IdsOf:
-    """Return what names the hits in columns, of which `numbers` says the part."""
+def _ids_of_hits(
+    ids_of: PartIds, numbers: npt.NDArray[np.int32], rows: npt.NDArray[np.int64]
+) -> IdsOf:
+    """Return a function from (query, column) of hits to ids; `numbers` are the columns' parts."""
 
-    def named(
+    def ids_of_hits(
         queries: npt.NDArray[np.int64], columns: npt.NDArray[np.int64]
     ) -> npt.NDArray[np.object_]:
         ids = np.empty(len(queries), dtype=object)
@@ -75,7 +79,7 @@ def _ids_of(ids_of: PartIds, numbers: npt.NDArray[np.int32], rows: npt.NDArray[n
             ids[where] = ids_of(part, rows[queries[where], columns[where]])
         return ids
 
-    return named
+    return ids_of_hits
 
 
 def _single(scores: npt.NDArray[np.float32], rows: npt.NDArray[np.int64], *, k: int) -> TopK:

@@ -1,5 +1,6 @@
-"""Machine code of the hot loops: compiled by a process of its own, kept on disk, loaded when ready.
+"""Machine code of the hot loops: compiled by a separate process, kept on disk, loaded when ready.
 
-`catalog` names the kernels, `cache` says where machine code lies, `compile` is the process that
-makes it, `supply` runs that process and loads what is ready, and `loaded` is what this process has.
+`catalog` lists the kernels, `cache` finds the folder of their machine code, `compile` is the
+process that compiles them, `supply` starts it and loads machine code when it is ready, and `loaded`
+has the kernels that this process has loaded.
 """

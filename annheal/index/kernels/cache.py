@@ -1,7 +1,7 @@
-"""Where machine code lies on disk: one folder a user, version, processor and state of the sources.
+"""Folders of machine code: one for each user, version, processor and state of the sources.
 
-A kernel is complete once its list of checksums is there, which is written last. numba is not
-imported here, so that asking costs nothing.
+A kernel is complete once its file of checksums exists, which is written last. This module does not
+import numba, which takes half a second.
 """
 
 from __future__ import annotations
@@ -25,54 +25,54 @@ from annheal.index.kernels.catalog import SOURCES, Kernel
 
 ENV_CACHE: Final = "ANNHEAL_KERNEL_CACHE"
 SHIPPED: Final = Path("share", "annheal", "kernels")
-"""Below `sys.prefix`: machine code that came with the installation, such as a container's image."""
+"""Below `sys.prefix`: machine code that was installed, for example in a container image."""
 
 _PACKAGE: Final = Path(__file__).parents[2]
 _GENERATOR: Final = ("annheal.index.kernels.machine_code", "annheal.index.kernels.signatures")
 _IMPORT: Final = re.compile(r"^from (annheal\.index[\w.]*) import", re.MULTILINE)
 _CPU_LINES: Final = re.compile(r"^(?:model name|flags|Features|CPU part)\s*:.*$", re.MULTILINE)
-_HARMLESS: Final = frozenset({"NUMBA_CACHE_DIR", "NUMBA_NUM_THREADS"})
-"""Settings of numba that do not change the code it makes."""
+_WITHOUT_EFFECT: Final = frozenset({"NUMBA_CACHE_DIR", "NUMBA_NUM_THREADS"})
+"""Settings of numba that do not change machine code."""
 
 
 @dataclass(frozen=True, slots=True)
 class KernelCache:
-    """The folder of machine code that fits this program on this machine.
+    """The folder of machine code for this program on this machine.
 
-    `private` says why it is a temporary folder of this process, whose owner removes it; empty for a
-    folder that other processes of this user share.
+    `private_because` is empty for a folder that other processes share. Otherwise it is the reason
+    why the folder is a temporary one of this process; who opened the cache removes it.
     """
 
     directory: Path
-    private: str = ""
+    private_because: str = ""
 
     def folder(self, kernel: Kernel) -> Path:
-        """Return where the files of `kernel` lie."""
+        """Return the folder of the files of `kernel`."""
         return self.directory / kernel.value
 
     def has(self, kernel: Kernel) -> bool:
-        """Return whether `kernel` was compiled and its files are what was written."""
+        """Return whether `kernel` is complete and its files have their checksums."""
         try:
-            expected = self._list(kernel).read_text(encoding="utf-8")
+            expected = self._checksum_file(kernel).read_text(encoding="utf-8")
             return bool(expected) and expected == self._checksums(kernel)
         except OSError:
             return False
 
     def missing(self) -> list[Kernel]:
-        """Return the kernels that have to be compiled, in the order of `Kernel`."""
+        """Return the kernels that must be compiled, in the order of `Kernel`."""
         return [kernel for kernel in Kernel if not self.has(kernel)]
 
-    def complete(self, kernel: Kernel) -> None:
-        """Note that the files of `kernel` are complete."""
-        made = self._list(kernel).with_suffix(f".{os.getpid()}")
-        made.write_text(self._checksums(kernel), encoding="utf-8")
-        made.replace(self._list(kernel))
+    def mark_complete(self, kernel: Kernel) -> None:
+        """Write the checksums of the files of `kernel`, all of which exist."""
+        written = self._checksum_file(kernel).with_suffix(f".{os.getpid()}")
+        written.write_text(self._checksums(kernel), encoding="utf-8")
+        written.replace(self._checksum_file(kernel))
 
-    def forget(self, kernel: Kernel) -> None:
-        """Have `kernel` compiled again."""
-        self._list(kernel).unlink(missing_ok=True)
+    def discard(self, kernel: Kernel) -> None:
+        """Remove the checksums of `kernel`, so that it is compiled again."""
+        self._checksum_file(kernel).unlink(missing_ok=True)
 
-    def _list(self, kernel: Kernel) -> Path:
+    def _checksum_file(self, kernel: Kernel) -> Path:
         return self.directory / f"{kernel.value}.sha256"
 
     def _checksums(self, kernel: Kernel) -> str:
@@ -82,19 +82,19 @@ class KernelCache:
         )
 
 
-def open_cache(chosen: Path | None = None) -> KernelCache:
-    """Return where machine code is looked for, and written if it is not there.
+def open_cache(parent: Path | None = None) -> KernelCache:
+    """Return the folder from which machine code is loaded, and into which it is compiled.
 
-    What came with the installation is used where it is complete for this machine. Else it is
-    `chosen`, `ANNHEAL_KERNEL_CACHE`, or the user's cache directory: the first of these that is
-    given. Code is run, so a folder is refused that others own or may write to. Where
-    it is refused or cannot be written, a temporary folder of this process takes its place.
+    That of the installation is used if it is complete for this machine. Otherwise the folder is in
+    `parent`, in `ANNHEAL_KERNEL_CACHE` or in the user's cache directory, the first of these that is
+    given. Machine code is executed, so a folder that other users own or may write to is refused. If
+    the folder is refused or cannot be written, a temporary folder of this process is returned.
     """
     key = cache_key()
     shipped = KernelCache(Path(sys.prefix) / SHIPPED / key)
     if _is_trusted(shipped.directory) and not shipped.missing():
         return shipped
-    parent = chosen or _users_cache()
+    parent = parent or _user_cache_directory()
     if parent is None:
         return _private("there is no home directory to keep them in")
     directory = parent / key
@@ -105,7 +105,7 @@ def open_cache(chosen: Path | None = None) -> KernelCache:
     except OSError as error:
         cache = KernelCache(directory)
         if _is_trusted(directory) and not cache.missing():
-            return cache  # read-only, and nothing has to be written
+            return cache  # read-only, but complete
         return _private(f"{directory} cannot be written: {error.strerror or error}")
     if not _is_trusted(directory):
         return _private(f"{directory} belongs to another user, or others may write to it")
@@ -115,7 +115,7 @@ def open_cache(chosen: Path | None = None) -> KernelCache:
 def cache_key() -> str:
     """Return the name of the folder for this version, Python, processor and state of the sources.
 
-    Two checkouts with the same sources share one, whatever their paths and times.
+    Two checkouts with equal sources share it; paths and times of files do not matter.
     """
     digest = hashlib.sha256()
     for path in _source_files():
@@ -134,14 +134,14 @@ def cache_key() -> str:
 
 
 @contextlib.contextmanager
-def built_alone(cache: KernelCache) -> Iterator[None]:
-    """Wait until no other process of this machine compiles into `cache`, and keep others out."""
+def compile_lock(cache: KernelCache) -> Iterator[None]:
+    """Hold the lock of `cache`: one process of this machine compiles into it at a time."""
     with (cache.directory / "lock").open("ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
-def _users_cache() -> Path | None:
+def _user_cache_directory() -> Path | None:
     if chosen := os.environ.get(ENV_CACHE):
         return Path(chosen)
     if home := os.environ.get("XDG_CACHE_HOME"):
@@ -151,12 +151,12 @@ def _users_cache() -> Path | None:
     return None
 
 
-def _private(why: str) -> KernelCache:
-    return KernelCache(Path(tempfile.mkdtemp(prefix="annheal-kernels-")), private=why)
+def _private(because: str) -> KernelCache:
+    return KernelCache(Path(tempfile.mkdtemp(prefix="annheal-kernels-")), private_because=because)
 
 
 def _is_trusted(directory: Path) -> bool:
-    """Return whether only this user, or root, may write to a folder that exists."""
+    """Return whether a folder exists that no other user but root may write to."""
     try:
         found = directory.stat()
     except OSError:
@@ -166,7 +166,7 @@ def _is_trusted(directory: Path) -> bool:
 
 
 def _source_files() -> list[Path]:
-    """Return the files of kernels, and of what they import of this package."""
+    """Return the files of the kernels, and those that they import from this package."""
     waiting = [*(source.module for source in SOURCES.values()), *_GENERATOR]
     found: set[Path] = set()
     while waiting:
@@ -179,13 +179,13 @@ def _source_files() -> list[Path]:
 
 
 def _file_of(module: str) -> Path | None:
-    """Return the file of a module; None for a package, whose `__init__` holds no kernels."""
+    """Return the file of a module; None for a package, whose `__init__` has no kernels."""
     path = _PACKAGE.joinpath(*module.split(".")[1:]).with_suffix(".py")
     return path if path.is_file() else None
 
 
 def _processor() -> str:
-    """Return what machine code may depend on: the model and the instructions of the processor."""
+    """Return the model of the processor and its instruction sets."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -197,7 +197,7 @@ def _numba_settings() -> Sequence[str]:
     return [
         f"{name}={value}"
         for name, value in sorted(os.environ.items())
-        if name.startswith("NUMBA_") and name not in _HARMLESS
+        if name.startswith("NUMBA_") and name not in _WITHOUT_EFFECT
     ]
 
 

@@ -1,7 +1,8 @@
-"""`python -m annheal.index.kernels.compile FOLDER NICE`: the process that compiles what is missing.
+"""`python -m annheal.index.kernels.compile FOLDER NICE`: the process that compiles missing kernels.
 
-It says `ready KERNEL SECONDS` on its output for each kernel, those included that were there or that
-another process compiled meanwhile. One at a time works on a folder.
+It writes a line `ready KERNEL SECONDS` to its output for each kernel, also for those that were
+complete already or that another process compiled meanwhile. One process at a time compiles into a
+folder.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ import time
 from pathlib import Path
 from typing import Final
 
-from annheal.index.kernels.cache import KernelCache, built_alone
+from annheal.index.kernels.cache import KernelCache, compile_lock
 from annheal.index.kernels.catalog import Kernel
 
 READY: Final = "ready"
 
 
 def main(directory: Path, *, nice: int) -> None:
-    """Compile what is missing in the folder of a cache."""
+    """Compile the kernels that are missing in the folder of a cache."""
     os.nice(nice)
     cache = KernelCache(directory)
     for kernel in Kernel:
@@ -27,8 +28,8 @@ def main(directory: Path, *, nice: int) -> None:
 
 
 def compile_missing(kernel: Kernel, cache: KernelCache) -> float:
-    """Compile `kernel` unless it is there; return the seconds that took."""
-    with built_alone(cache):
+    """Compile `kernel` unless it is complete; return the seconds that took, 0 if it was."""
+    with compile_lock(cache):
         if cache.has(kernel):
             return 0.0
         started_s = time.perf_counter()
@@ -36,10 +37,10 @@ def compile_missing(kernel: Kernel, cache: KernelCache) -> float:
 
         folder = cache.folder(kernel)
         folder.mkdir(exist_ok=True, mode=0o700)
-        for leftover in folder.iterdir():  # of a process that was killed
+        for leftover in folder.iterdir():  # from a process that was killed
             leftover.unlink()
         compile_kernel(kernel, folder)
-        cache.complete(kernel)
+        cache.mark_complete(kernel)
         return time.perf_counter() - started_s
 
 

@@ -1,7 +1,7 @@
 """The kernels whose machine code this process has loaded.
 
-Like imported modules they belong to the process: there is one copy, it never changes, and any
-thread may call it. `supply` puts them here; searches ask and never wait.
+Like imported modules they belong to the process: each is loaded once, never changes, and may be
+called by any thread. `supply` loads them. Searches use those that are loaded, and never wait.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ _loaded: dict[Kernel, MachineCode] = {}
 _suppliers = 0
 _changed = threading.Condition()
 _loading = threading.Lock()
-"""Two servers in one process load in threads of their own."""
+"""Held while a kernel is loaded: two servers in one process load in different threads."""
 
 
 class KernelNotLoaded(RuntimeError):
-    """A kernel was called before it was loaded: the caller did not ask whether it is there."""
+    """A kernel was called that is not loaded; callers must check `is_loaded` first."""
 
 
 def is_loaded(*kernels: Kernel) -> bool:
@@ -37,12 +37,15 @@ def loaded_kernels() -> list[Kernel]:
 
 
 def can_walk(storage: VectorStorage) -> bool:
-    """Return whether everything that filtered searches over vectors of `storage` use is there."""
+    """Return whether all kernels that searches of vectors in `storage` use are loaded."""
     return is_loaded(*SEARCH_KERNELS, walk_over(storage))
 
 
 def machine_code(kernel: Kernel) -> MachineCode:
-    """Return the function, with the arguments of its source; raises `KernelNotLoaded`."""
+    """Return the compiled function, which takes the arguments of its source.
+
+    Raises `KernelNotLoaded`.
+    """
     try:
         return _loaded[kernel]
     except KeyError:
@@ -50,26 +53,26 @@ def machine_code(kernel: Kernel) -> MachineCode:
 
 
 def wait_loaded(
-    kernels: Collection[Kernel], *, interval_s: float, tell: Callable[[], None] | None = None
+    kernels: Collection[Kernel], *, interval_s: float, on_wait: Callable[[], None] | None = None
 ) -> bool:
-    """Wait until all of `kernels` are loaded; False once no thread is loading any.
+    """Wait until all of `kernels` are loaded and return True; False once no kernel is being loaded.
 
-    For threads that work in the background. `tell` is called about every `interval_s`; what it
-    raises ends the wait.
+    Blocks: for background threads. `on_wait` is called about every `interval_s`, and ends the wait
+    by raising.
     """
     with _changed:
         while not is_loaded(*kernels):
             if not _suppliers:
                 return False
             _changed.wait(interval_s)
-            if tell is not None:
-                tell()
+            if on_wait is not None:
+                on_wait()
     return True
 
 
 @contextlib.contextmanager
 def supplying() -> Iterator[None]:
-    """Announce that kernels are going to be loaded: `wait_loaded` waits only for these."""
+    """Let `wait_loaded` wait while this context is entered: kernels are being loaded."""
     global _suppliers
     with _changed:
         _suppliers += 1
@@ -82,7 +85,7 @@ def supplying() -> Iterator[None]:
 
 
 def load_once(kernel: Kernel, load: Callable[[], MachineCode]) -> None:
-    """Let `kernel` be called, with what `load` returns; does nothing where it is loaded already."""
+    """Make the result of `load` the function of `kernel`, unless the kernel is loaded."""
     with _loading:
         if kernel in _loaded:
             return

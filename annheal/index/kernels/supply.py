@@ -1,4 +1,4 @@
-"""Has the kernels compiled by a process of its own, and loads each as soon as it is ready."""
+"""Starts the process that compiles kernels, and loads each kernel when it is ready."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ from annheal.index.kernels.loaded import (
 
 ATTEMPTS_MAX: Final = 3
 NICE: Final = 10
-"""As compactors: searches and writes go first, and beside a build compiling still moves on."""
+"""The same as of compactors: searches and writes go first, and builds do not stop compilation."""
 RETRY_S: Final = 10.0
-"""Before the second attempt; twice as long before the third."""
+"""The delay before the second attempt; that before the third is twice as long."""
 END_TIMEOUT_S: Final = 1.0
-"""How long the compiling process may take to end before it is killed."""
+"""Time for the compiling process to end before it is killed."""
 ERROR_CHARACTERS_MAX: Final = 500
 _PAGE_IN_BYTES: Final = 1 << 20
 _ROOT: Final = Path(__file__).parents[3]
-"""Where the package `annheal` lies, for the process that compiles."""
+"""The folder of the package `annheal`, for the import path of the compiling process."""
 
 ResultT = TypeVar("ResultT")
 Pause = Callable[[float], Awaitable[object]]
@@ -47,7 +47,7 @@ _log = logging.getLogger(__name__)
 
 
 class SupplyPhase(StrEnum):
-    """How far the kernels of a process are."""
+    """The phase of compiling and loading the kernels of a process."""
 
     WAITING = "waiting"
     COMPILING = "compiling"
@@ -57,10 +57,10 @@ class SupplyPhase(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SupplyState:
-    """Where things stand.
+    """The state of compiling and loading.
 
-    `loaded` can be called. `failures` counts the attempts that ended with an error, of which
-    `error` was the last. FAILED is final: this process goes on without what is not loaded.
+    `loaded` are the kernels that can be called. `failures` is the number of failed attempts,
+    `error` the message of the last. FAILED is final: this process runs without the other kernels.
     """
 
     phase: SupplyPhase
@@ -71,31 +71,31 @@ class SupplyState:
 
 
 class _AttemptFailed(Exception):
-    """Kernels could not be compiled or not be loaded; never leaves this module."""
+    """Kernels could not be compiled or loaded; caught in this module."""
 
 
 class KernelSupply:
-    """Brings the kernels into this process; its owner runs `run` as a supervised task.
+    """Compiles and loads the kernels of this process; its owner runs `run` as a supervised task.
 
-    Nothing waits for it on an event loop. Machine code is loaded in a thread, one kernel at a time:
-    nothing in that holds the interpreter for more than about 10 ms.
+    It does not block the event loop: machine code is loaded in a thread, one kernel at a time, and
+    the GIL is held for about 10 ms at most.
 
     Args:
-        chosen: the folder to keep machine code in, else as `open_cache` says.
-        nice: how far the compiling process stands back behind others, 0 to 19.
-        retry_s: how long to wait after the first attempt that failed.
-        pause: waits for so many seconds.
+        parent: where the folder of machine code is; see `open_cache`.
+        nice: nice value of the compiling process, 0 to 19.
+        retry_s: delay after the first failed attempt.
+        pause: waits for a number of seconds.
     """
 
     def __init__(
         self,
-        chosen: Path | None = None,
+        parent: Path | None = None,
         *,
         nice: int = NICE,
         retry_s: float = RETRY_S,
         pause: Pause = asyncio.sleep,
     ) -> None:
-        self._chosen = chosen
+        self._parent = parent
         self._nice = nice
         self._retry_s = retry_s
         self._pause = pause
@@ -106,19 +106,19 @@ class KernelSupply:
 
     @property
     def state(self) -> SupplyState:
-        """Where things stand."""
+        """The present state."""
         loaded = tuple(loaded_kernels())
         return SupplyState(self._phase, loaded, self._failures, self._error, self._directory)
 
     async def wait_ended(self) -> SupplyState:
-        """Return once all kernels are loaded, or once nothing more is tried."""
+        """Wait until all kernels are loaded or the last attempt failed; return the state then."""
         await self._ended.wait()
         return self.state
 
     async def run(self) -> None:
-        """Return when all kernels are loaded, or after `ATTEMPTS_MAX` attempts that failed.
+        """Compile and load all kernels; return then, or after `ATTEMPTS_MAX` failed attempts.
 
-        A cancellation ends the compiling process too.
+        Cancelling it ends the compiling process too.
         """
         loop = asyncio.get_running_loop()
         started_s = loop.time()
@@ -129,19 +129,19 @@ class KernelSupply:
         _log.info("all kernels are loaded after %.1f s", loop.time() - started_s)
 
     async def _supply(self) -> bool:
-        """Return whether all kernels are loaded at last."""
-        async with _loader(self._chosen) as loader:
+        """Return True when all kernels are loaded, False after the last failed attempt."""
+        async with _loader(self._parent) as loader:
             self._directory = loader.cache.directory
             while not is_loaded(*Kernel):
                 try:
                     await self._attempt(loader)
                 except _AttemptFailed as error:
-                    if not await self._tries_again(str(error)):
+                    if not await self._wait_to_retry(str(error)):
                         return False
         return True
 
     async def _attempt(self, loader: _Loader) -> None:
-        """Load what is there, compile the rest, and load each when it is ready."""
+        """Load the complete kernels, compile the others, and load each when it is ready."""
         for kernel in await loader.complete():
             await loader.load(kernel)
         if is_loaded(*Kernel):
@@ -152,7 +152,8 @@ class KernelSupply:
             async for kernel in ready:
                 await loader.load(kernel)
 
-    async def _tries_again(self, error: str) -> bool:
+    async def _wait_to_retry(self, error: str) -> bool:
+        """Return True after the delay before the next attempt, False if there is none."""
         self._failures, self._error = self._failures + 1, error
         if self._failures >= ATTEMPTS_MAX:
             _log.error(
@@ -173,8 +174,8 @@ class KernelSupply:
         self._ended.set()
 
 
-def warm_up(chosen: Path | None = None) -> None:
-    """Load every kernel, compiling what is missing; waits for it. Raises RuntimeError without.
+def warm_up(parent: Path | None = None) -> None:
+    """Compile and load all kernels and wait for them; raises RuntimeError if that fails.
 
     For tests, benchmarks and tools. Servers run a `KernelSupply`.
     """
@@ -182,7 +183,7 @@ def warm_up(chosen: Path | None = None) -> None:
         return
 
     async def supply() -> SupplyState:
-        own = KernelSupply(chosen, nice=0, retry_s=0.1)
+        own = KernelSupply(parent, nice=0, retry_s=0.1)
         await own.run()
         return own.state
 
@@ -190,22 +191,22 @@ def warm_up(chosen: Path | None = None) -> None:
     with ThreadPoolExecutor(1) as pool:
         state = pool.submit(lambda: asyncio.run(supply())).result()
     if state.phase is not SupplyPhase.READY:
-        raise RuntimeError(f"the kernels cannot be had: {state.error}")
+        raise RuntimeError(f"the kernels could not be loaded: {state.error}")
 
 
 class _Loader:
-    """Loads machine code from one cache, in a thread: files and the dynamic linker wait."""
+    """Loads machine code from one cache in a thread, as files and the dynamic linker block."""
 
     def __init__(self, cache: KernelCache, pool: ThreadPoolExecutor) -> None:
         self.cache = cache
         self._pool = pool
 
     async def complete(self) -> list[Kernel]:
-        """Return the kernels whose machine code is there."""
+        """Return the kernels that are complete in the cache."""
         return await self._run(lambda: [one for one in Kernel if self.cache.has(one)])
 
     async def load(self, kernel: Kernel) -> None:
-        """Load one kernel that is complete; raises `_AttemptFailed` when it does not fit."""
+        """Load a complete kernel; raises `_AttemptFailed` if its machine code does not fit."""
         if not is_loaded(kernel):
             await self._run(lambda: load_once(kernel, lambda: _load(kernel, self.cache)))
 
@@ -214,20 +215,20 @@ class _Loader:
 
 
 @contextlib.asynccontextmanager
-async def _loader(chosen: Path | None) -> AsyncIterator[_Loader]:
+async def _loader(parent: Path | None) -> AsyncIterator[_Loader]:
     pool = ThreadPoolExecutor(1, thread_name_prefix="kernel-load")
     try:
-        cache = await asyncio.get_running_loop().run_in_executor(pool, open_cache, chosen)
-        if cache.private:
+        cache = await asyncio.get_running_loop().run_in_executor(pool, open_cache, parent)
+        if cache.private_because:
             _log.warning(
                 "kernels are compiled for this process alone: %s; ANNHEAL_KERNEL_CACHE names"
                 " another folder",
-                cache.private,
+                cache.private_because,
             )
         try:
             yield _Loader(cache, pool)
         finally:
-            if cache.private:
+            if cache.private_because:
                 pool.submit(shutil.rmtree, cache.directory, ignore_errors=True)
     finally:
         pool.shutdown(wait=False)
@@ -241,16 +242,16 @@ def _load(kernel: Kernel, cache: KernelCache) -> MachineCode:
         try:
             return load_kernel(kernel, cache.folder(kernel))
         except KernelMissing as error:
-            cache.forget(kernel)
+            cache.discard(kernel)
             raise _AttemptFailed(str(error)) from error
 
 
 @contextlib.contextmanager
 def _collector_paused() -> Iterator[None]:
-    """Keep Python's cyclic collector from running while numba makes its many objects.
+    """Disable Python's garbage collector while numba creates its many objects.
 
-    It would look at all objects of the process, three times in a second, each time with the
-    interpreter held: 95 ms where the longest hold is 5 ms without it.
+    The collector would visit all objects of the process three times a second, holding the GIL for
+    95 ms each time; the longest hold without it is 5 ms.
     """
     paused = gc.isenabled()
     gc.disable()
@@ -262,10 +263,10 @@ def _collector_paused() -> Iterator[None]:
 
 
 def _page_in_llvm() -> None:
-    """Read LLVM's library, so that the dynamic linker finds it in memory.
+    """Read LLVM's library into the page cache.
 
-    The linker waits for the disk with the interpreter held: 215 ms on a machine that had not used
-    the library since its start, 10 ms otherwise.
+    The dynamic linker holds the GIL while it reads the library: 215 ms if it is not in the page
+    cache, 10 ms otherwise.
     """
     found = None if "llvmlite" in sys.modules else importlib.util.find_spec("llvmlite")
     for folder in (found and found.submodule_search_locations) or ():
@@ -276,9 +277,9 @@ def _page_in_llvm() -> None:
 
 
 async def _compiled(cache: KernelCache, *, nice: int) -> AsyncGenerator[Kernel, None]:
-    """Run the compiling process; yield each kernel when it is complete. Ends the process at last.
+    """Run the compiling process; yield each kernel when it is complete. Ends the process at close.
 
-    Raises `_AttemptFailed` with the end of what it said when it fails.
+    Raises `_AttemptFailed` with the last of its error output if it fails.
     """
     paths = [os.fspath(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     process = await asyncio.create_subprocess_exec(
@@ -294,7 +295,7 @@ async def _compiled(cache: KernelCache, *, nice: int) -> AsyncGenerator[Kernel, 
     )
     assert process.stdout is not None
     assert process.stderr is not None
-    saying = asyncio.create_task(_last_of(process.stderr))
+    error_output = asyncio.create_task(_read_tail(process.stderr))
     try:
         async for line in process.stdout:
             words = line.decode(errors="replace").split()
@@ -303,23 +304,23 @@ async def _compiled(cache: KernelCache, *, nice: int) -> AsyncGenerator[Kernel, 
                 yield Kernel(words[1])
         status = await process.wait()
         if status:
-            raise _AttemptFailed(f"the compiling process ended with {status}: {await saying}")
+            raise _AttemptFailed(f"the compiling process ended with {status}: {await error_output}")
     finally:
-        await _ended(process)
-        saying.cancel()
-        await asyncio.gather(saying, return_exceptions=True)
+        await _terminate(process)
+        error_output.cancel()
+        await asyncio.gather(error_output, return_exceptions=True)
 
 
-async def _last_of(stream: asyncio.StreamReader) -> str:
-    """Read a stream to its end, and return the end of it."""
+async def _read_tail(stream: asyncio.StreamReader) -> str:
+    """Read a stream to its end; return its last `ERROR_CHARACTERS_MAX` bytes as text."""
     last = b""
     while part := await stream.read(1 << 16):
         last = (last + part)[-ERROR_CHARACTERS_MAX:]
     return last.decode(errors="replace").strip()
 
 
-async def _ended(process: asyncio.subprocess.Process) -> None:
-    """End the process if it runs, and wait for it."""
+async def _terminate(process: asyncio.subprocess.Process) -> None:
+    """End the process if it is running, and wait for it."""
     if process.returncode is not None:
         return
     with contextlib.suppress(ProcessLookupError):

@@ -1,1 +1,1 @@
-"""The filtered walk over FAISS's HNSW graph, as compiled kernels."""
+"""The filtered walk of FAISS's HNSW graphs, as compiled kernels."""

@@ -1,4 +1,4 @@
-"""Calls of the compiled kernels: memory of each thread, arguments, results."""
+"""Calls of the kernels of walks and exact comparison: scratch memory, arguments, results."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from annheal.index.graph import HnswGraph
 from annheal.index.kernels.catalog import Kernel, walk_over
 from annheal.index.kernels.loaded import machine_code
 from annheal.index.live import LiveBitmap
-from annheal.index.quantized import Codes
+from annheal.index.quantized import QuantizedVectors
 from annheal.index.walk import walk_layout as layout
 from annheal.model.collection import VectorStorage
 from annheal.model.records import Float32Matrix
@@ -20,9 +20,9 @@ from annheal.model.records import Float32Matrix
 SCORE_MISSING = np.float32(-np.inf)
 ROW_MISSING = -1
 EF_WALK_MAX = 16_384
-"""The widest pool of a walk; inserting into it is linear."""
+"""The largest beam width of a walk; inserting into the beam takes time linear in it."""
 EXACT_BLOCK_ROWS = 256
-"""Rows compared with all queries of a call before the next ones: 384 KiB of 384 floats."""
+"""Rows of a block, which is compared with all queries before the next: 384 KiB at 384 floats."""
 
 Scores = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
@@ -34,13 +34,16 @@ _NO_LIMIT = np.iinfo(np.int64).max
 
 @dataclass(frozen=True, slots=True)
 class WalkResult:
-    """What a walk found for n queries.
+    """The hits of a walk for n queries.
 
-    scores: (n, k) float32, best first, -inf where nothing was found; rows: (n, k) int64, -1 there.
-    visited: (n,) int32, vectors compared. checked: (n,) int32, rows whose bit was tested.
-    ef: (n,) int32, the beam used. status: (n,) uint8, one of `walk_layout.OK`, `STARVED`,
-    `ABORTED`; results of a query that is not OK are real rows with their scores, but better rows
-    may be missing.
+    Attributes:
+        scores: (n, k) float32, best first, -inf where there is no hit.
+        rows: (n, k) int64, -1 where there is no hit.
+        visited: (n,) int32, rows compared.
+        checked: (n,) int32, rows tested against the bitmap.
+        ef: (n,) int32, the beam width used.
+        status: (n,) uint8, one of `walk_layout.OK`, `STARVED`, `ABORTED`. Hits of a query that is
+            not OK are matching rows with their scores, but better rows may be missing.
     """
 
     scores: Scores
@@ -52,7 +55,7 @@ class WalkResult:
 
 
 class _WalkScratch(threading.local):
-    """Memory of the calling thread, grown to the largest index and beam it has seen."""
+    """Scratch memory of the calling thread, as large as its largest index and beam needed."""
 
     def __init__(self) -> None:
         self.marks = np.zeros(0, dtype=np.uint8)
@@ -66,7 +69,7 @@ class _WalkScratch(threading.local):
 
     def fit(self, *, rows: int, ef: int, buffered: int) -> None:
         if len(self.marks) < rows:
-            # A mark of zero is older than every epoch, so the epoch counter goes on.
+            # Zero is below every stamp, so the counter of stamps need not begin again.
             self.marks = np.zeros(rows, dtype=np.uint8)
         if len(self.pool) < ef:
             self.pool = np.zeros(ef, dtype=np.int64)
@@ -80,7 +83,7 @@ _scratch = _WalkScratch()
 
 def walk(
     graph: HnswGraph | None,
-    stored: npt.NDArray[np.float32] | Codes,
+    stored: npt.NDArray[np.float32] | QuantizedVectors,
     queries: Float32Matrix,
     *,
     l2: bool,
@@ -92,10 +95,11 @@ def walk(
     work_max: int | None,
     kept: int,
 ) -> WalkResult:
-    """Walk `graph` over the flat `stored` vectors; see `VectorIndex.walk_filtered`.
+    """Walk `graph` over the `stored` vectors, (rows * d,) float32 or quantized.
 
-    The result has the best `kept` rows, at least k. With codes its scores are neither exact nor
-    comparable between queries.
+    See `VectorIndex.walk_filtered`. The result has the best `kept` rows of each query, `kept` at
+    least k. Scores with quantized vectors are approximate, and those of different queries cannot be
+    compared.
     """
     n, rows = len(queries), 0 if graph is None else int(graph.layout[layout.ROWS])
     matches = rows if matching is None else matching.count
@@ -106,20 +110,20 @@ def walk(
     if graph is not None and n and matches:
         beam = _beam(ef, k=k, matches=matches)
         beam_far = beam if ef_far is None else ef_far and _beam(ef_far, k=k, matches=matches)
-        work = _NO_LIMIT if work_max is None else work_max
-        starts = _NO_SEEDS if seeds is None else seeds
+        work_limit = _NO_LIMIT if work_max is None else work_max
+        given_seeds = _NO_SEEDS if seeds is None else seeds
         scratch = _scratch
-        # Rows to compare: at most the new ones of a full look-through and of the last list in it,
-        # or the seeds and the entry; then one list of rows to look through.
-        buffered = max(3 * graph.width, len(starts) + layout.SEEDS_MAX + 1) + graph.width
+        # Rows to compare: at most those of one expansion, which may exceed `width` by the links of
+        # the last row looked through, or the seeds and the entry. Then rows to look through.
+        buffered = max(3 * graph.width, len(given_seeds) + layout.SEEDS_MAX + 1) + graph.width
         scratch.fit(rows=rows, ef=max(beam, beam_far), buffered=buffered)
         settings = [0] * layout.SETTINGS
         settings[layout.L2], settings[layout.K] = l2, k
         settings[layout.EF], settings[layout.EF_FAR] = beam, beam_far
-        settings[layout.MATCHES], settings[layout.WORK_MAX] = matches, work
+        settings[layout.MATCHES], settings[layout.WORK_MAX] = matches, work_limit
         settings[layout.START], settings[layout.STOP] = 0, n
         storage, elements, flat_queries = VectorStorage.FLOAT32, stored, queries.reshape(-1)
-        if isinstance(stored, Codes):
+        if isinstance(stored, QuantizedVectors):
             storage, elements = stored.storage, stored.stored
             flat_queries = stored.prepared(queries, l2=l2)
         machine_code(walk_over(storage))(
@@ -129,7 +133,7 @@ def walk(
             elements,
             flat_queries,
             _NO_BITMAP if matching is None else matching.packed,
-            starts.astype(np.int32),
+            given_seeds.astype(np.int32),
             np.array(settings, dtype=np.int64),
             scratch.marks,
             scratch.pool,
@@ -147,7 +151,7 @@ def walk(
 
 
 def _beam(ef: int, *, k: int, matches: int) -> int:
-    """Return the beam width to walk with: it holds k, and no more than there can be."""
+    """Return the beam width to walk with: at least k, at most the number of matching rows."""
     return max(1, min(max(ef, k), matches, EF_WALK_MAX))
 
 
@@ -159,7 +163,10 @@ def compare_bitmap(
     k: int,
     matching: LiveBitmap,
 ) -> tuple[Scores, Rows]:
-    """Compare the queries with the rows of a bitmap; as `VectorIndex.search_matching`."""
+    """Compare queries with the rows of a bitmap; see `VectorIndex.search_matching`.
+
+    `stored`: the vectors of all rows, flat float32.
+    """
     whole = len(matching.packed) // 8 * 8
     scores, found, pools, sizes = _exact_results(len(queries), k)
     machine_code(Kernel.COMPARE_BITMAP)(
@@ -182,7 +189,7 @@ def compare_bitmap(
 def compare_rows(
     stored: npt.NDArray[np.float32], queries: Float32Matrix, *, l2: bool, k: int, rows: Rows
 ) -> tuple[Scores, Rows]:
-    """Compare the queries with the given rows; as `VectorIndex.search_rows`."""
+    """Compare queries with the given rows; see `VectorIndex.search_rows`."""
     scores, found, pools, sizes = _exact_results(len(queries), k)
     machine_code(Kernel.COMPARE_ROWS)(
         stored,
