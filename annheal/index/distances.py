@@ -1,12 +1,12 @@
 """Distances between a query and stored rows, for the compiled kernels of this package.
 
-Lower is better here: negated inner products or squared Euclidean distances. Rows lie one after the
-other in a flat array, so a row is the position of its first element. All positions are unsigned,
-because numba makes every signed index wrap around and LLVM then gives up on wide loads.
+Lower is better: negated inner products or squared Euclidean distances. The vectors of all rows are
+one flat array, `stored`; a row is given by the position of its first element. Queries are another,
+`queries`; `query` is the position where one begins. Positions are unsigned: numba lets a negative
+index count from the end, and LLVM does not use wide loads for such code.
 
-The type of the array says how vectors are stored: float32; uint16, the bits of halves; or uint8,
-for which `annheal.index.quantized.Codes.prepared` has done the work of decoding on the query. numba
-compiles each caller once for each type.
+The type of `stored` is float32, uint16 for the bits of float16 numbers, or uint8, with queries from
+`annheal.index.quantized.QuantizedVectors.prepared`. numba compiles each caller once for each type.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ REORDER_SUMS = {"reassoc", "contract", "nsz"}
 
 PREFETCH_AHEAD_ROWS = 8
 LINE_BYTES = 64
-HALVES_IN_HARDWARE = bool(get_host_cpu_features().get("f16c"))
-"""Elsewhere LLVM would call a function that nobody provides."""
+FLOAT16_IN_HARDWARE = bool(get_host_cpu_features().get("f16c"))
+"""Without it LLVM calls a conversion function that does not exist."""
 PREFETCH_LINES = 4
-"""Cache lines of a row that are asked for ahead; the processor then sees the stream by itself.
+"""Cache lines of a row that are prefetched; the processor prefetches the others by itself.
 
 Reading 20,000 scattered rows of 384 floats took 1.7 ms with prefetching and 2.8 ms without.
 """
 
 
 def _prefetching(locality: int) -> Any:
-    """Return a call that asks for the cache line of `array[position]`; numba itself has none.
+    """Return an intrinsic that prefetches the cache line of `array[position]`; numba has none.
 
-    `locality` 3 keeps the line in all levels of the cache, 0 lets it go after its first use.
+    With `locality` 3 the line is kept in all levels of the cache, with 0 it is used once.
     """
 
     def prefetching(typing_context: Any, array: Any, position: Any) -> Any:
@@ -68,7 +68,7 @@ prefetch_once: Any = _prefetching(0)
 
 
 def _element(typing_context: Any, stored: Any, position: Any) -> Any:
-    """Return `stored[position]` as a float32: a float, the bits of a finite half, or a byte."""
+    """Return `stored[position]`, a float32, bits of a finite float16 or a byte, as a float32."""
     signature = types.float32(stored, types.uint64)
 
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -78,21 +78,21 @@ def _element(typing_context: Any, stored: Any, position: Any) -> Any:
             return value
         if stored.dtype == types.uint8:
             return builder.uitofp(value, ir.FloatType())
-        if HALVES_IN_HARDWARE:
+        if FLOAT16_IN_HARDWARE:
             return builder.fpext(builder.bitcast(value, ir.HalfType()), ir.FloatType())
-        return _half_by_shifts(builder, value)
+        return _float16_by_shifts(builder, value)
 
     return signature, emit
 
 
-def _half_by_shifts(builder: Any, half: Any) -> Any:
-    """Return the bits of a finite half as a float32, on any processor.
+def _float16_by_shifts(builder: Any, value: Any) -> Any:
+    """Return the bits of a finite float16 as a float32, on any processor.
 
-    Moves exponent and mantissa to their places and multiplies by 2 ** (127 - 15), which is right
-    for subnormal halves too.
+    Shifts exponent and mantissa to where a float32 has them and multiplies by 2 ** (127 - 15),
+    which is correct for subnormal numbers too.
     """
     word, real = ir.IntType(32), ir.FloatType()
-    bits = builder.zext(half, word)
+    bits = builder.zext(value, word)
     magnitude = builder.shl(builder.and_(bits, word(0x7FFF)), word(13))
     scaled = builder.fmul(builder.bitcast(magnitude, real), ir.Constant(real, 2.0**112))
     sign = builder.shl(builder.and_(bits, word(0x8000)), word(16))
@@ -100,7 +100,7 @@ def _half_by_shifts(builder: Any, half: Any) -> Any:
 
 
 def _step(typing_context: Any, stored: Any, queries: Any, position: Any) -> Any:
-    """Return `queries[position]`, the step of a dimension, where bytes are stored; otherwise 1."""
+    """Return `queries[position]`, the step of a dimension, if `stored` has bytes, otherwise 1."""
     signature = types.float32(stored, queries, types.uint64)
 
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -128,7 +128,7 @@ line_elements: Any = intrinsic(_line_elements)
 
 @njit(fastmath=REORDER_SUMS, nogil=True)
 def prefetch_row(stored: Any, start: Any, dimension: Any) -> None:
-    """Ask for the first lines of the row that starts at `start`."""
+    """Prefetch the first cache lines of the row at `start`."""
     line = line_elements(stored)
     end = min(dimension, line * uint64(PREFETCH_LINES))
     offset = uint64(0)
@@ -139,7 +139,7 @@ def prefetch_row(stored: Any, start: Any, dimension: Any) -> None:
 
 @njit(fastmath=REORDER_SUMS, nogil=True)
 def one_distance(stored: Any, start: Any, queries: Any, query: Any, dimension: Any, l2: Any) -> Any:
-    """Return the distance of one row."""
+    """Return the distance of the row at `start`."""
     total = float32(0)
     if l2:
         steps = uint64(queries.size) - dimension
@@ -165,7 +165,7 @@ def four_distances(
     dimension: Any,
     l2: Any,
 ) -> Any:
-    """Return the distances of the rows that start at `a`, `b`, `c`, `d`; the query is read once."""
+    """Return the distances of the rows at `a`, `b`, `c`, `d`; the query is read once for all."""
     sum_a, sum_b, sum_c, sum_d = float32(0), float32(0), float32(0), float32(0)
     if l2:
         steps = uint64(queries.size) - dimension
@@ -200,7 +200,7 @@ def distances_of(
     l2: Any,
     distances: Any,
 ) -> None:
-    """Write the distances of `rows[:count]` into `distances`, reading ahead."""
+    """Write the distances of the row numbers `rows[:count]` into `distances`, with prefetching."""
     ahead = uint64(PREFETCH_AHEAD_ROWS)
     i = uint64(0)
     total = uint64(count)
@@ -237,7 +237,7 @@ def distances_of(
 
 @njit(nogil=True)
 def key_of(distance: Any, row: Any) -> Any:
-    """Return an int64 that orders by distance, then row; its lowest bit is free for a flag."""
+    """Return an int64 that orders by distance, then row number; its lowest bit is unused."""
     bits = np.float32(distance).view(np.int32)
     if bits < 0:
         bits ^= int32(0x7FFFFFFF)
@@ -261,9 +261,9 @@ def row_in(key: Any) -> Any:
 
 @njit(nogil=True)
 def insert(pool: Any, size: Any, capacity: Any, key: Any) -> Any:
-    """Insert `key` into the ascending `pool[:size]`, dropping its last key when it is full.
+    """Insert `key` into the ascending `pool[:size]`, dropping the last key of a full pool.
 
-    Returns its position, or `capacity` when it is worse than everything in a full pool.
+    Returns its position, or `capacity` if it was not inserted: the pool is full of lower keys.
     """
     if size == capacity:
         if key >= pool[uint64(size - 1)]:

@@ -1,6 +1,6 @@
-"""Compiled exact comparison with the rows of a bitmap or of a list, read in place.
+"""Compiled: exact comparison of queries with the rows of a bitmap or of a list.
 
-Imported where machine code is loaded: importing numba takes a good part of a second.
+Imported only where kernels are compiled or loaded: importing numba takes half a second.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from annheal.index.distances import (
 )
 
 
-def _lowest_bit_code(typing_context: Any, word: Any) -> Any:
+def _lowest_bit(typing_context: Any, word: Any) -> Any:
     """Return the position of the lowest set bit of a uint64 that is not zero."""
 
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -31,7 +31,7 @@ def _lowest_bit_code(typing_context: Any, word: Any) -> Any:
     return types.uint64(types.uint64), emit
 
 
-lowest_bit: Any = intrinsic(_lowest_bit_code)
+lowest_bit: Any = intrinsic(_lowest_bit)
 
 
 @njit(nogil=True, fastmath=REORDER_SUMS)
@@ -47,7 +47,10 @@ def _compare_block(
     pools: Any,
     sizes: Any,
 ) -> None:
-    """Compare every query with the buffered rows; a block stays in the cache for all of them."""
+    """Compare every query with the first `count` rows of `block`, which stay in the CPU cache.
+
+    Keeps the keys of the best rows of query q in `pools[q]`, of which the first `sizes[q]` are set.
+    """
     for q in range(uint64(0), uint64(sizes.size)):
         distances_of(stored, block, count, queries, q * dimension, dimension, l2, distances)
         pool = pools[q]
@@ -62,7 +65,7 @@ def _compare_block(
 
 @njit(nogil=True)
 def write_results(pools: Any, sizes: Any, scores: Any, rows: Any) -> None:
-    """Write the keys in the pools of all queries as scores and rows."""
+    """Write scores and rows of the keys in the pools of all queries."""
     for q in range(sizes.size):
         for i in range(sizes[q]):
             key = pools[q, i]
@@ -85,14 +88,15 @@ def compare_bitmap(
     scores: Any,
     rows: Any,
 ) -> None:
-    """Find the best rows of a bitmap for every query.
+    """Find the best k rows of a bitmap for each of n queries.
 
-    `words` (uint64) and then `last_bytes` (uint8, fewer than eight) are the bitmap; `pools`
-    (n, k) int64 and `sizes` (n,) int64 zeros are memory. Writes scores (n, k) float32 and
-    rows (n, k) int64; what is not found stays as it is.
+    The bitmap is `words`, uint64, and then `last_bytes`, uint8, fewer than eight. Scratch memory:
+    `block`, int32; `distances`, float32, as long; `pools` (n, k) int64; `sizes` (n,) int64, zeros.
+    Writes scores (n, k) float32 and rows (n, k) int64; where there are fewer hits than k, the last
+    columns are not written.
     """
     k = int64(pools.shape[1])
-    wide = uint64(dimension)
+    row_length = uint64(dimension)
     capacity = int64(block.size)
     count = int64(0)
     for i in range(uint64(0), uint64(words.size)):
@@ -102,19 +106,21 @@ def compare_bitmap(
             word &= word - uint64(1)
             count += 1
             if count == capacity:
-                _compare_block(stored, queries, wide, l2, k, block, count, distances, pools, sizes)
+                _compare_block(
+                    stored, queries, row_length, l2, k, block, count, distances, pools, sizes
+                )
                 count = int64(0)
     for i in range(uint64(0), uint64(last_bytes.size)):
         for bit in range(8):
             if last_bytes[i] >> uint8(bit) & uint8(1):
                 if count == capacity:
                     _compare_block(
-                        stored, queries, wide, l2, k, block, count, distances, pools, sizes
+                        stored, queries, row_length, l2, k, block, count, distances, pools, sizes
                     )
                     count = int64(0)
                 block[uint64(count)] = int64(words.size) * 64 + int64(i) * 8 + bit
                 count += 1
-    _compare_block(stored, queries, wide, l2, k, block, count, distances, pools, sizes)
+    _compare_block(stored, queries, row_length, l2, k, block, count, distances, pools, sizes)
     write_results(pools, sizes, scores, rows)
 
 
@@ -124,7 +130,7 @@ def compare_rows(
     dimension: Any,
     queries: Any,
     l2: Any,
-    wanted: Any,
+    candidates: Any,
     block: Any,
     distances: Any,
     pools: Any,
@@ -132,13 +138,13 @@ def compare_rows(
     scores: Any,
     rows: Any,
 ) -> None:
-    """Find the best of the `wanted` rows, int64, for every query; see `compare_bitmap`."""
+    """Find the best k of the `candidates`, int64 row numbers; otherwise as `compare_bitmap`."""
     k = int64(pools.shape[1])
     capacity = int64(block.size)
-    for start in range(0, wanted.size, capacity):
-        count = min(capacity, int64(wanted.size) - start)
+    for start in range(0, candidates.size, capacity):
+        count = min(capacity, int64(candidates.size) - start)
         for i in range(count):
-            block[uint64(i)] = wanted[uint64(start + i)]
+            block[uint64(i)] = candidates[uint64(start + i)]
         _compare_block(
             stored, queries, uint64(dimension), l2, k, block, count, distances, pools, sizes
         )

@@ -191,9 +191,9 @@ def test_every_half_is_read_as_numpy_reads_it(
 
     from annheal.index import distances
 
-    if in_hardware and not distances.HALVES_IN_HARDWARE:
-        pytest.skip("this processor does not know halves")
-    monkeypatch.setattr(distances, "HALVES_IN_HARDWARE", in_hardware)
+    if in_hardware and not distances.FLOAT16_IN_HARDWARE:
+        pytest.skip("this processor has no float16 instructions")
+    monkeypatch.setattr(distances, "FLOAT16_IN_HARDWARE", in_hardware)
     element = distances.element
 
     @njit

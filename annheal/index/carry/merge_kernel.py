@@ -23,10 +23,10 @@ from numba import int32, int64, njit, uint32, uint64
 from annheal.index.carry.merge_layout import (
     DEAD_ROWS_PASSED_MAX,
     DIMENSION,
-    EPOCH,
     L2,
     LINKS_MIN_DIVISOR,
     REPAIR,
+    STAMP,
     START,
     STOP,
 )
@@ -71,7 +71,7 @@ class NewRows(NamedTuple):
 class RepairMemory(NamedTuple):
     """Working memory of one thread for the repair of one row after the other.
 
-    `marks`: for each old row the epoch (number of the repair) that last met it. `stack`: dead rows
+    `marks`: for each old row the stamp (number of the repair) that last met it. `stack`: dead rows
     (old numbers) whose neighbours are collected. `found`: live rows (new numbers), the linked ones
     first; `distances`: theirs. `pool`: keys (distance, row, linked bit), nearest first. `accepted`:
     rows that the link rule has accepted.
@@ -96,18 +96,18 @@ def _collect_neighbours(
 ) -> None:
     """Append the neighbours of old row `row` that this repair has not met: live ones to `found`.
 
-    Dead ones go on the stack if `stack_dead`. `state`: [epoch, rows in `found`, rows on the stack].
+    Dead ones go on the stack if `stack_dead`. `state`: [stamp, rows in `found`, rows on the stack].
     """
     first = _first_link(old, row, level)
     last = _first_link(old, row, level + 1)
-    epoch = uint32(state[0])
+    stamp = uint32(state[0])
     for t in range(first, last):
         v = old.neighbors[t]
         if v < 0:
             break
-        if memory.marks[uint64(v)] == epoch:
+        if memory.marks[uint64(v)] == stamp:
             continue
-        memory.marks[uint64(v)] = epoch
+        memory.marks[uint64(v)] = stamp
         new = old.new_of_old[uint64(v)]
         if new >= 0:
             if state[1] < memory.found.size:
@@ -232,7 +232,7 @@ def carry_links(
     """Write the links of rows `settings[START]` to `settings[STOP]` (exclusive) of the new graph.
 
     `new_neighbors` holds -1 everywhere before. Adds to `counts` (3,) int64 the links that are kept,
-    lost and made. `settings`: see `merge_layout`; from `EPOCH` on it is the state of the repairs.
+    lost and made. `settings`: see `merge_layout`; from `STAMP` on it is the state of the repairs.
     The other arrays: see `OldGraph`, `NewRows` and `RepairMemory`; `new_offsets` and
     `new_neighbors` are the offsets and neighbors of the new graph.
     """
@@ -240,7 +240,7 @@ def carry_links(
     rows = NewRows(kept, levels, vectors)
     memory = RepairMemory(marks, stack, found, distances, pool, accepted)
     dimension, l2 = uint64(settings[DIMENSION]), settings[L2] != 0
-    state = settings[EPOCH:]
+    state = settings[STAMP:]
     for row in range(settings[START], settings[STOP]):
         old_row = kept[uint64(row)]
         for level in range(int64(levels[uint64(row)])):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-# Positions in `settings`, the arguments of a call that are numbers. From EPOCH on `settings` is the
-# state of the repairs: the epoch, the number of found rows, the number of rows on the stack.
-DIMENSION, L2, REPAIR, START, STOP, EPOCH = range(6)
+# Positions in `settings`, the arguments of a call that are numbers. From STAMP on `settings` is the
+# state of the repairs: the stamp, the number of found rows, the number of rows on the stack.
+DIMENSION, L2, REPAIR, START, STOP, STAMP = range(6)
 SETTINGS = 9
 
 DEAD_ROWS_PASSED_MAX = 64

@@ -1,4 +1,4 @@
-"""The kernels by name, where each is written, and the order in which they are compiled."""
+"""The kernels: their names, their sources, and the order in which they are compiled."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from annheal.model.collection import VectorStorage
 
 
 class Kernel(StrEnum):
-    """One compiled function. They are compiled and loaded in this order, the soonest useful first.
+    """A compiled function. Kernels are compiled and loaded in this order, the most useful first.
 
-    Comparison takes 3 s of one core of a server of 2024, everything that searches use 40 s.
+    On one core of a server of 2024 the first two take 3 s, all that searches use take 40 s.
     """
 
     COMPARE_BITMAP = "compare-bitmap"
@@ -34,14 +34,14 @@ SEARCH_KERNELS: Final = (
     Kernel.CODE_QUERIES,
     Kernel.COMPARE_CODES,
 )
-"""What a search of float32 vectors may use."""
+"""Kernels of searches of float32 vectors."""
 MERGE_KERNELS: Final = (Kernel.CARRY_LINKS, Kernel.MARK_REACHED)
-"""What carries the graph of one segment over into another."""
+"""Kernels that extend the graph of a base segment."""
 
 
 @dataclass(frozen=True, slots=True)
 class KernelSource:
-    """The Python function that is compiled. The module imports numba, which takes half a second."""
+    """The Python function that is compiled. Its module imports numba, which takes half a second."""
 
     module: str
     function: str
@@ -68,5 +68,5 @@ _WALKS: Final = {
 
 
 def walk_over(storage: VectorStorage) -> Kernel:
-    """Return the kernel that walks a graph over vectors of `storage`."""
+    """Return the kernel that walks a graph with vectors in `storage`."""
     return _WALKS[storage]

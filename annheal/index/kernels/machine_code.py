@@ -1,7 +1,7 @@
-"""Compiling a kernel into a folder, and loading it from there; imports numba.
+"""Compiles a kernel into a folder, and loads it from there; imports numba.
 
-numba's own cache keeps files under the path of the source, so that each checkout compiles anew, and
-compiles silently what it does not find. Both would be wrong here.
+numba's own cache is not used as it is: its files depend on the path of the source, so that every
+checkout compiles again, and it compiles a function that it does not find.
 """
 
 from __future__ import annotations
@@ -20,42 +20,45 @@ from annheal.index.kernels.signatures import signature_of
 
 
 class KernelMissing(Exception):
-    """The folder has no machine code for this processor and version."""
+    """The folder has no machine code of the kernel for this processor and version."""
 
 
 def compile_kernel(kernel: Kernel, folder: Path) -> None:
-    """Compile `kernel` into `folder`, which exists; takes seconds and holds the interpreter."""
+    """Compile `kernel` into `folder`, which exists. Takes seconds and holds the GIL."""
     function = _function_of(kernel)
     function._cache = _cache_in(folder, function)
     function.compile(signature_of(kernel))
 
 
 def load_kernel(kernel: Kernel, folder: Path) -> Callable[..., None]:
-    """Return `kernel` as `compile_kernel` left it in `folder`; takes some 20 ms.
+    """Return `kernel` from the files that `compile_kernel` wrote into `folder`; takes about 20 ms.
 
-    Raises `KernelMissing` instead of compiling.
+    Raises `KernelMissing` if there are none; it does not compile.
     """
     function = _function_of(kernel)
     function._cache = _cache_in(folder, function, only_read=True)
     function.compile(signature_of(kernel))
-    # Another type of argument is a mistake of the caller, not a reason to compile.
+    # Arguments of other types raise an error instead of being compiled for.
     function.disable_compile()
     code: Callable[..., None] = function
     return code
 
 
 def _function_of(kernel: Kernel) -> Any:
-    """Return the kernel's function to numba, anew each time: it holds the code of one kernel."""
+    """Return a new numba function of the kernel's source: it holds the code of one kernel only."""
     source = SOURCES[kernel]
-    written: Any = getattr(importlib.import_module(source.module), source.function)
-    return jit(**written.targetoptions)(written.py_func)
+    decorated: Any = getattr(importlib.import_module(source.module), source.function)
+    return jit(**decorated.targetoptions)(decorated.py_func)
 
 
 def _cache_in(folder: Path, function: Any, *, only_read: bool = False) -> Any:
-    """Return numba's cache of `function` with its files in `folder`."""
+    """Return a numba cache of `function` with its files in `folder`.
+
+    With `only_read` it raises `KernelMissing` for a function that it does not have.
+    """
 
     class Locator(caching.UserProvidedCacheLocator):
-        """Names `folder`, whatever the path of the source is."""
+        """Returns `folder` for every path of the source."""
 
         def __init__(self, py_func: Any, py_file: str) -> None:
             self._py_file = py_file
@@ -67,21 +70,21 @@ def _cache_in(folder: Path, function: Any, *, only_read: bool = False) -> Any:
             return cls(py_func, py_file)
 
     class Format(caching.CompileResultCacheImpl):
-        """numba's own format, in that folder."""
+        """numba's file format, in `folder`."""
 
         _locator_classes = [Locator]  # noqa: RUF012 - numba's name and type
 
     class Cache(caching.FunctionCache):
-        """Refuses to let numba go on to compile, if it is only to be read."""
+        """A cache that raises, if `only_read`, where numba would compile."""
 
         _impl_class = Format
 
         def load_overload(self, sig: Any, target_context: Any) -> Any:
-            numbas: Any = super()
-            found = numbas.load_overload(sig, target_context)
+            parent: Any = super()
+            found = parent.load_overload(sig, target_context)
             if found is None and only_read:
                 raise KernelMissing(f"{folder} has no machine code for {function.__name__}")
             return found
 
-    made: Any = Cache
-    return made(function.py_func)
+    cache: Any = Cache
+    return cache(function.py_func)

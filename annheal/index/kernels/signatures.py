@@ -18,7 +18,7 @@ Signature = tuple[Any, ...]
 
 
 def signature_of(kernel: Kernel) -> Signature:
-    """Return the types of the arguments, in the order of the function's."""
+    """Return the types of the arguments of `kernel`, in their order."""
     match kernel:
         case Kernel.COMPARE_BITMAP:
             return _compare_bitmap()
@@ -37,7 +37,7 @@ def signature_of(kernel: Kernel) -> Signature:
         case Kernel.CARRY_LINKS:
             return _carry_links()
         case Kernel.MARK_REACHED:
-            return (_given(i4), _given(i8), i8, i8, i8, _own(i4), _own(i4))
+            return (_read(i4), _read(i8), i8, i8, i8, _written(i4), _written(i4))
 
 
 i1, i2, i4, i8 = types.int8, types.int16, types.int32, types.int64
@@ -45,92 +45,104 @@ u1, u2, u4, u8 = types.uint8, types.uint16, types.uint32, types.uint64
 f4, f8 = types.float32, types.float64
 
 
-def _given(dtype: Any, dimensions: int = 1) -> Any:
-    """Return an array that is only read: what FAISS owns may be read-only and unaligned."""
+def _read(dtype: Any, dimensions: int = 1) -> Any:
+    """Return the type of an array that kernels read: FAISS's may be read-only and unaligned."""
     return types.Array(dtype, dimensions, "C", readonly=True, aligned=False)
 
 
-def _own(dtype: Any, dimensions: int = 1) -> Any:
-    """Return an array of numpy's that is written."""
+def _written(dtype: Any, dimensions: int = 1) -> Any:
+    """Return the type of an array that kernels write."""
     return types.Array(dtype, dimensions, "C")
 
 
-_results = (_own(f4, 2), _own(i8, 2))
-_compared = (_own(i4), _own(f4), _own(i8, 2), _own(i8))
-_bitmap = (_given(u8), _given(u1))
-_vectors = (_given(f4), i8, _given(f4), types.boolean)
+_results = (_written(f4, 2), _written(i8, 2))
+_block_scratch = (_written(i4), _written(f4), _written(i8, 2), _written(i8))
+_bitmap = (_read(u8), _read(u1))
+_vectors = (_read(f4), i8, _read(f4), types.boolean)
 
 
 def _compare_bitmap() -> Signature:
-    return (*_vectors, *_bitmap, *_compared, *_results)
+    return (*_vectors, *_bitmap, *_block_scratch, *_results)
 
 
 def _compare_rows() -> Signature:
-    return (*_vectors, _given(i8), *_compared, *_results)
+    return (*_vectors, _read(i8), *_block_scratch, *_results)
 
 
 def _walk(element: Any) -> Signature:
-    graph = (_given(i4), _given(i8), _given(i8), _given(element), _given(f4), _given(u1))
-    scratch = (_own(u1), _own(i8), _own(i4), _own(f4), _own(i4), _own(i8))
-    return (*graph, _given(i4), _given(i8), *scratch, *_results, _own(i8, 2), _own(u1))
+    graph = (_read(i4), _read(i8), _read(i8), _read(element), _read(f4), _read(u1))
+    scratch = (_written(u1), _written(i8), _written(i4), _written(f4), _written(i4), _written(i8))
+    return (*graph, _read(i4), _read(i8), *scratch, *_results, _written(i8, 2), _written(u1))
 
 
 def _compare_codes() -> Signature:
     row_codes = RowCodeArrays(
-        planes=_given(i1),
-        layout=_given(i8, 2),
-        scales=_given(f4, 2),
-        factors=_given(f4, 2),
-        weights=_given(f4),
-        norms=_given(f4),
-        groups=_given(u1),
-        group_bounds=_given(f8, 2),
+        planes=_read(i1),
+        layout=_read(i8, 2),
+        scales=_read(f4, 2),
+        factors=_read(f4, 2),
+        weights=_read(f4),
+        norms=_read(f4),
+        groups=_read(u1),
+        group_bounds=_read(f8, 2),
     )
     coded = CodedQueries(
-        vectors=_given(f4),
-        codes=_given(i2),
-        bytes=_given(i1),
-        sums=_given(i4, 2),
-        scales=_given(f4),
-        offsets=_given(f4),
-        rests=_given(f4, 2),
-        shares=_given(f4, 2),
-        errors=_given(f4, 2),
+        vectors=_read(f4),
+        codes=_read(i2),
+        bytes=_read(i1),
+        sums=_read(i4, 2),
+        scales=_read(f4),
+        offsets=_read(f4),
+        rests=_read(f4, 2),
+        shares=_read(f4, 2),
+        errors=_read(f4, 2),
     )
     matching = MatchingRows(
-        rows=_own(i4), products=_own(i4), shortlisted=_own(i4), upper_bounds=_own(f4)
+        rows=_written(i4),
+        products=_written(i4),
+        shortlisted=_written(i4),
+        upper_bounds=_written(f4),
     )
     candidates = Candidates(
-        rows=_own(i4),
-        products=_own(i4),
-        values=_own(f8),
-        squares=_own(f8),
-        thresholds=_own(i4),
+        rows=_written(i4),
+        products=_written(i4),
+        values=_written(f8),
+        squares=_written(f8),
+        thresholds=_written(i4),
     )
-    stored = (_given(f4), i8)
+    stored = (_read(f4), i8)
     bitmap = (types.boolean, *_bitmap)
-    return (*row_codes, *stored, *coded, *bitmap, *matching, *candidates, *_compared, *_results)
+    return (
+        *row_codes,
+        *stored,
+        *coded,
+        *bitmap,
+        *matching,
+        *candidates,
+        *_block_scratch,
+        *_results,
+    )
 
 
 def _code_queries() -> Signature:
-    axes = (_given(f4), _given(u2), _given(f4), _given(i8), f8, _given(f8))
+    axes = (_read(f4), _read(u2), _read(f4), _read(i8), f8, _read(f8))
     coded = CodedQueries(
-        vectors=_given(f4, 2),
-        codes=_own(i2, 2),
-        bytes=_own(i1, 3),
-        sums=_own(i4, 2),
-        scales=_own(f4),
-        offsets=_own(f4),
-        rests=_own(f4, 2),
-        shares=_own(f4, 2),
-        errors=_own(f4, 2),
+        vectors=_read(f4, 2),
+        codes=_written(i2, 2),
+        bytes=_written(i1, 3),
+        sums=_written(i4, 2),
+        scales=_written(f4),
+        offsets=_written(f4),
+        rests=_written(f4, 2),
+        shares=_written(f4, 2),
+        errors=_written(f4, 2),
     )
     vectors, *results = coded
     return (vectors, *axes, i8, f8, types.boolean, *results)
 
 
 def _carry_links() -> Signature:
-    graph = (_given(i4), _given(i8), _given(i8), _given(i4))
-    rows = (_given(i8), _given(i4), _given(f4), _own(i8))
-    scratch = (_own(u4), _own(i4), _own(i4), _own(f4), _own(i8), _own(i8))
-    return (*graph, *rows, *scratch, _given(i8), _own(i4), _own(i8))
+    graph = (_read(i4), _read(i8), _read(i8), _read(i4))
+    rows = (_read(i8), _read(i4), _read(f4), _written(i8))
+    scratch = (_written(u4), _written(i4), _written(i4), _written(f4), _written(i8), _written(i8))
+    return (*graph, *rows, *scratch, _read(i8), _written(i4), _written(i8))

@@ -1,18 +1,19 @@
-"""The compiled walk through an HNSW graph that returns only the rows of a bitmap.
+"""Compiled: a walk of an HNSW graph that returns only matching rows, those of a bitmap.
 
-Imported where machine code is loaded: importing numba takes a good part of a second.
+Imported only where kernels are compiled or loaded: importing numba takes half a second.
 
-The walk keeps a pool of the `ef` nearest rows of the bitmap, expands the nearest one that is not
-expanded yet, and ends when all are. Rows outside the bitmap are never compared on level 0. Where
-more than a tenth of a row's neighbours are outside, the walk looks through them: it visits their
-neighbours too, until it has found as many new rows as a row has links (the two-hop expansion of
-ACORN, arXiv 2403.04871, with Lucene's threshold). Without a bitmap every neighbour is compared, and
-the walk finds what FAISS finds.
+The walk keeps a pool of the `ef` nearest matching rows (its beam), expands the nearest row that is
+not expanded yet, and ends when all are expanded. On level 0 only matching rows are compared. If
+more than a tenth of the neighbours of a row do not match, the walk looks through these: their
+neighbours are tested too, until as many new matching rows are found as a row has links (the two-hop
+expansion of ACORN, arXiv 2403.04871, with Lucene's threshold). Without a bitmap every neighbour is
+compared, and the walk finds the rows that FAISS finds.
 
-Three things make rows reachable that are far from the query, or behind rows outside the bitmap:
-rows of the bitmap to start from ("seeds"); rows outside that were met but not looked through, which
-are looked through when the pool runs dry ("waypoints"); and a wider pool for a query in whose
-neighbourhood few rows match (`_is_far`).
+Matching rows that are far from the query, or reachable only through rows that do not match, are
+found by three additions. Seeds are matching rows from all over the index, where the walk begins
+too. Waypoints are rows that do not match and were not looked through; while the pool is not full,
+they are queued, and expanded when all rows of the pool are. And a query around which few rows match
+gets a wider pool (`_is_far`).
 """
 
 from __future__ import annotations
@@ -61,16 +62,20 @@ from annheal.index.walk.walk_layout import (
 )
 
 EXPANDED = 1
-"""The lowest bit of a key in the pool."""
-EPOCH_LAST = 252
+"""The lowest bit of a key in the pool: the row is expanded."""
+STAMP_LAST = 252
+"""The largest stamp of a query: after it marks, which are bytes, are cleared."""
 LINKS_PER_LINE = 16
+"""Links in a cache line."""
 
-# Positions in `state`, the counters of the query that is being answered.
-SIZE, CURSOR, QUEUED, TAKEN, VISITED, CHECKED, BEAM, QUERY, SEEN = range(9)
+# Positions in `state`, the numbers of the query that is being answered: keys in the pool; the first
+# key that may not be expanded; waypoints put into the queue and taken from it; rows compared; rows
+# tested against the bitmap; the largest size of the pool; where the query begins; its stamp.
+SIZE, CURSOR, QUEUED, TAKEN, VISITED, CHECKED, BEAM, QUERY, STAMP = range(9)
 
 
 class Graph(NamedTuple):
-    """FAISS's arrays, as the kernel gets them."""
+    """The arrays of a call that are read; see `walk`."""
 
     neighbors: Any
     offsets: Any
@@ -81,11 +86,17 @@ class Graph(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """Memory of one thread.
+    """Scratch memory of one thread.
 
-    `marks` has one byte for each row. Relative to the query's epoch e: below e untouched; e
-    compared (a row of the bitmap) or queued (one outside); e + 1 looked through. `buffer` holds
-    rows to compare from its beginning, and rows outside the bitmap in its last `width` places.
+    Attributes:
+        marks: (rows,) uint8. Below the query's stamp: not seen. The stamp: compared, or, for a row
+            that does not match, queued. The stamp + 1: looked through.
+        pool: int64 keys of the nearest rows, ascending.
+        buffer: int32: at its beginning rows to compare, in its last `width` places rows to look
+            through.
+        distances: float32, those of the buffered rows.
+        queue: int32, waypoints.
+        state: int64, see `SIZE` and the following.
     """
 
     marks: Any
@@ -110,7 +121,7 @@ def _prefetch_links(graph: Any, row: Any, width: Any) -> None:
 
 @njit(nogil=True, fastmath=REORDER_SUMS)
 def _compare_buffered(graph: Any, scratch: Any, count: Any, l2: Any) -> None:
-    """Compare the first `count` buffered rows and put them into the pool."""
+    """Compare the first `count` rows of the buffer and insert them into the pool."""
     state, pool, ef = scratch.state, scratch.pool, scratch.state[BEAM]
     distances_of(
         graph.stored,
@@ -134,7 +145,7 @@ def _compare_buffered(graph: Any, scratch: Any, count: Any, l2: Any) -> None:
 
 @njit(nogil=True, fastmath=REORDER_SUMS)
 def _descend(graph: Any, scratch: Any, l2: Any) -> Any:
-    """Return the row of level 0 to begin at: greedy search of the upper levels, as in FAISS."""
+    """Return the row of level 0 to begin at, by greedy search of the upper levels as in FAISS."""
     layout, state = graph.layout, scratch.state
     dimension, query = uint64(layout[DIMENSION]), uint64(state[QUERY])
     current = layout[ENTRY]
@@ -177,15 +188,15 @@ def _descend(graph: Any, scratch: Any, l2: Any) -> Any:
 @njit(nogil=True)
 def _new_neighbors(graph: Any, scratch: Any, row: Any, width: Any) -> Any:
     """Buffer the neighbours of `row` that were not compared yet; return their number."""
-    seen = uint8(scratch.state[SEEN])
+    stamp = uint8(scratch.state[STAMP])
     first = uint64(graph.offsets[uint64(row)])
     count = int64(0)
     for t in range(first, first + width):
         v = graph.neighbors[t]
         if v < 0:
             break
-        if scratch.marks[uint64(v)] < seen:
-            scratch.marks[uint64(v)] = seen
+        if scratch.marks[uint64(v)] < stamp:
+            scratch.marks[uint64(v)] = stamp
             scratch.buffer[uint64(count)] = v
             count += 1
     return count
@@ -193,21 +204,22 @@ def _new_neighbors(graph: Any, scratch: Any, row: Any, width: Any) -> Any:
 
 @njit(nogil=True)
 def _queue(scratch: Any, row: Any) -> None:
-    """Remember a row outside the bitmap as a waypoint, unless it is one or the queue is full."""
+    """Queue a row that does not match as a waypoint, unless it was seen or the queue is full."""
     state = scratch.state
-    if scratch.marks[uint64(row)] < uint8(state[SEEN]) and state[QUEUED] < scratch.queue.size:
-        scratch.marks[uint64(row)] = uint8(state[SEEN])
+    if scratch.marks[uint64(row)] < uint8(state[STAMP]) and state[QUEUED] < scratch.queue.size:
+        scratch.marks[uint64(row)] = uint8(state[STAMP])
         scratch.queue[uint64(state[QUEUED])] = row
         state[QUEUED] += 1
 
 
 @njit(nogil=True)
 def _split_neighbors(graph: Any, scratch: Any, row: Any, width: Any) -> Any:
-    """Buffer the new matching neighbours of `row` in front and the others at the end.
+    """Write new matching neighbours of `row` to the beginning of the buffer, others to its end.
 
-    Returns (new matching ones, others not looked through yet, whether to look through them).
+    Returns the number of the matching ones, the number of the others that were not looked through
+    yet, and whether to look through them.
     """
-    seen = uint8(scratch.state[SEEN])
+    stamp = uint8(scratch.state[STAMP])
     last_places = int64(scratch.buffer.size) - int64(width)
     first = uint64(graph.offsets[uint64(row)])
     count, outside, failing, degree = int64(0), int64(0), int64(0), int64(0)
@@ -217,13 +229,13 @@ def _split_neighbors(graph: Any, scratch: Any, row: Any, width: Any) -> Any:
             break
         degree += 1
         if _matches(graph.bitmap, v):
-            if scratch.marks[uint64(v)] < seen:
-                scratch.marks[uint64(v)] = seen
+            if scratch.marks[uint64(v)] < stamp:
+                scratch.marks[uint64(v)] = stamp
                 scratch.buffer[uint64(count)] = v
                 count += 1
         else:
             failing += 1
-            if scratch.marks[uint64(v)] <= seen:
+            if scratch.marks[uint64(v)] <= stamp:
                 scratch.buffer[uint64(last_places + outside)] = v
                 outside += 1
     scratch.state[CHECKED] += degree
@@ -231,30 +243,29 @@ def _split_neighbors(graph: Any, scratch: Any, row: Any, width: Any) -> Any:
 
 
 @njit(nogil=True)
-def _look_through(
-    graph: Any, scratch: Any, count: Any, outside: Any, width: Any, hungry: Any
-) -> Any:
-    """Buffer the new matching neighbours of the `outside` rows; return how many are buffered now.
+def _look_through(graph: Any, scratch: Any, count: Any, outside: Any, width: Any, fill: Any) -> Any:
+    """Buffer new matching neighbours of the `outside` rows at the end of the buffer.
 
-    Neighbours are stored nearest first, so the nearest are looked through; the rest, and rows
-    outside the bitmap behind them, become waypoints while the pool is `hungry`.
+    Returns the number of rows to compare. `outside` rows are in the order of their distance from
+    the expanded row, and the first ones are looked through. With `fill` the others, and neighbours
+    that do not match, become waypoints: the pool is not full.
     """
     state, marks = scratch.state, scratch.marks
-    seen = uint8(state[SEEN])
+    stamp = uint8(state[STAMP])
     last_places = int64(scratch.buffer.size) - int64(width)
     for i in range(min(outside, int64(LOOK_AHEAD_ROWS))):
         _prefetch_links(graph, scratch.buffer[uint64(last_places + i)], width)
     for i in range(outside):
         w = scratch.buffer[uint64(last_places + i)]
         if count >= int64(width):
-            if not hungry:
+            if not fill:
                 break
             _queue(scratch, w)
             continue
         if i + LOOK_AHEAD_ROWS < outside:
             ahead = scratch.buffer[uint64(last_places + i + LOOK_AHEAD_ROWS)]
             _prefetch_links(graph, ahead, width)
-        marks[uint64(w)] = seen + uint8(1)
+        marks[uint64(w)] = stamp + uint8(1)
         first = uint64(graph.offsets[uint64(w)])
         checked = int64(0)
         for t in range(first, first + width):
@@ -263,11 +274,11 @@ def _look_through(
                 break
             checked += 1
             if _matches(graph.bitmap, v):
-                if marks[uint64(v)] < seen:
-                    marks[uint64(v)] = seen
+                if marks[uint64(v)] < stamp:
+                    marks[uint64(v)] = stamp
                     scratch.buffer[uint64(count)] = v
                     count += 1
-            elif hungry:
+            elif fill:
                 _queue(scratch, v)
         state[CHECKED] += checked
     return count
@@ -275,9 +286,10 @@ def _look_through(
 
 @njit(nogil=True)
 def _is_far(graph: Any, scratch: Any, row: Any, width: Any, matches: Any) -> Any:
-    """Return whether rows match around `row` far more seldom than elsewhere.
+    """Return whether the share of matching rows around `row` is much smaller than elsewhere.
 
-    Looks at the neighbours of its neighbours, the query's surroundings whatever the filter.
+    Tests the neighbours of its neighbours. `row` is where level 0 begins, which does not depend on
+    the filter, so these rows are around the query.
     """
     share = matches / graph.layout[ROWS]
     if share * FAR_CHECKS < FAR_EXPECTED_MIN:
@@ -303,12 +315,12 @@ def _is_far(graph: Any, scratch: Any, row: Any, width: Any, matches: Any) -> Any
 
 @njit(nogil=True)
 def _sample_seeds(bitmap: Any, rows: Any, seeds: Any) -> Any:
-    """Write matching rows at about equal distances into `seeds`; return their number."""
+    """Write matching rows from all over the bitmap to `seeds`; return their number."""
     count, row = int64(0), int64(0)
     for i in range(int64(seeds.size)):
         row = max(row, i * rows // int64(seeds.size))
         while row < rows and not _matches(bitmap, row):
-            # Bytes without a bit are skipped as a whole.
+            # Bytes that are zero are skipped.
             row = row + 8 if row & 7 == 0 and bitmap[uint64(row >> 3)] == 0 else row + 1
         if row >= rows:
             break
@@ -320,19 +332,19 @@ def _sample_seeds(bitmap: Any, rows: Any, seeds: Any) -> Any:
 
 @njit(nogil=True)
 def _begin(scratch: Any, query: Any, ef: Any) -> None:
-    """Clear what the query before left behind."""
+    """Reset `state` and choose a stamp above the marks of earlier queries."""
     state = scratch.state
-    epoch = state[SEEN] + 2
-    if epoch > EPOCH_LAST:
+    stamp = state[STAMP] + 2
+    if stamp > STAMP_LAST:
         scratch.marks[:] = 0
-        epoch = int64(2)
+        stamp = int64(2)
     state[:] = 0
-    state[SEEN], state[BEAM], state[QUERY] = epoch, ef, query
+    state[STAMP], state[BEAM], state[QUERY] = stamp, ef, query
 
 
 @njit(nogil=True)
 def _next_in_pool(scratch: Any) -> Any:
-    """Return the nearest row of the pool not expanded yet, marking it expanded; -1 when none."""
+    """Mark the nearest row of the pool that is not expanded as expanded; return it, or -1."""
     pool, state = scratch.pool, scratch.state
     cursor = state[CURSOR]
     while cursor < state[SIZE]:
@@ -348,7 +360,7 @@ def _next_in_pool(scratch: Any) -> Any:
 
 @njit(nogil=True, fastmath=REORDER_SUMS)
 def _walk_unfiltered(graph: Any, scratch: Any, entry: Any, width: Any, l2: Any) -> Any:
-    scratch.marks[uint64(entry)] = uint8(scratch.state[SEEN])
+    scratch.marks[uint64(entry)] = uint8(scratch.state[STAMP])
     scratch.buffer[uint64(0)] = entry
     count = int64(1)
     scratch.state[VISITED] -= 1  # compared in the descent already
@@ -363,32 +375,32 @@ def _walk_unfiltered(graph: Any, scratch: Any, entry: Any, width: Any, l2: Any) 
 
 @njit(nogil=True)
 def _next_waypoint(scratch: Any, budget: Any) -> Any:
-    """Return a queued row not looked through yet; -1 when there is none, -2 over the budget."""
+    """Return the next waypoint not looked through yet; -1 if none is left, -2 over the budget."""
     state = scratch.state
     while state[TAKEN] < state[QUEUED]:
         if state[TAKEN] >= budget:
             return int64(-2)
         row = int64(scratch.queue[uint64(state[TAKEN])])
         state[TAKEN] += 1
-        if scratch.marks[uint64(row)] == uint8(state[SEEN]):
-            scratch.marks[uint64(row)] = uint8(state[SEEN] + 1)
+        if scratch.marks[uint64(row)] == uint8(state[STAMP]):
+            scratch.marks[uint64(row)] = uint8(state[STAMP] + 1)
             return row
     return int64(-1)
 
 
 @njit(nogil=True, fastmath=REORDER_SUMS)
 def _start_filtered(graph: Any, scratch: Any, entry: Any, seeds: Any, l2: Any) -> None:
-    """Put the seeds, and the entry if it matches, into the pool."""
-    seen = uint8(scratch.state[SEEN])
+    """Compare the seeds, and the entry if it matches, and insert them into the pool."""
+    stamp = uint8(scratch.state[STAMP])
     count = int64(0)
     for i in range(uint64(seeds.size)):
         v = seeds[i]
-        if scratch.marks[uint64(v)] < seen:
-            scratch.marks[uint64(v)] = seen
+        if scratch.marks[uint64(v)] < stamp:
+            scratch.marks[uint64(v)] = stamp
             scratch.buffer[uint64(count)] = v
             count += 1
-    if _matches(graph.bitmap, entry) and scratch.marks[uint64(entry)] < seen:
-        scratch.marks[uint64(entry)] = seen
+    if _matches(graph.bitmap, entry) and scratch.marks[uint64(entry)] < stamp:
+        scratch.marks[uint64(entry)] = stamp
         scratch.buffer[uint64(count)] = entry
         count += 1
     _compare_buffered(graph, scratch, count, l2)
@@ -405,7 +417,7 @@ def _walk_filtered(
         state[BEAM] = settings[EF_FAR]
     _start_filtered(graph, scratch, entry, seeds, l2)
     goal = min(state[BEAM], matches)
-    # The entry is looked at whether it matches or not: its links lead to the query.
+    # The entry is expanded even if it does not match: its links lead towards the query.
     row = entry if not _matches(graph.bitmap, entry) else _next_in_pool(scratch)
     while True:
         waypoint = row < 0
@@ -417,12 +429,12 @@ def _walk_filtered(
                 enough = row == -1 and state[SIZE] >= min(settings[K], matches)
                 return OK if enough else STARVED
         count, outside, look = _split_neighbors(graph, scratch, row, width)
-        hungry = state[SIZE] < goal
+        fill = state[SIZE] < goal
         if waypoint:
             for i in range(outside):
                 _queue(scratch, scratch.buffer[uint64(scratch.buffer.size - width + i)])
         elif look:
-            count = _look_through(graph, scratch, count, outside, width, hungry)
+            count = _look_through(graph, scratch, count, outside, width, fill)
         _compare_buffered(graph, scratch, count, l2)
         if state[VISITED] + state[CHECKED] // CHECKS_PER_COMPARISON > settings[WORK_MAX]:
             return ABORTED
@@ -452,10 +464,12 @@ def walk(
 ) -> None:
     """Answer the queries `settings[START]` to `settings[STOP]` (exclusive).
 
-    Writes scores (n, kept) float32 and rows (n, kept) int64 of the found rows, best first, where
-    kept is at least k; counts (n, 3) int64: rows compared, bits tested, beam width used; status
-    (n,) uint8. What is not found stays as it is. `layout` and `settings`: see `walk_layout`; an
-    empty bitmap means no filter.
+    Reads the graph (`annheal.index.graph.HnswGraph`); `stored`, flat vectors; `queries`, flat
+    float32; `bitmap`, uint8, empty without a filter; `given_seeds`, int32, empty to sample some;
+    `settings`, see `walk_layout`. `marks` to `state` are the fields of `Scratch`. Writes, for n
+    queries: scores (n, kept) float32 and rows (n, kept) int64, best first, with kept at least k and
+    the columns after the last hit not written; counts (n, 3) int64: rows compared, rows tested,
+    beam width used; status (n,) uint8.
     """
     graph = Graph(neighbors, offsets, layout, stored, queries, bitmap)
     scratch = Scratch(marks, pool, buffer, distances, queue, state)
@@ -464,7 +478,7 @@ def walk(
     filtered = bitmap.size > 0
     seeds = given_seeds
     if filtered and seeds.size == 0:
-        # Seeds outlive the queries of a call, so they are kept behind the queue.
+        # Sampled once for all queries of the call, into the last places of the queue.
         sampled = queue[uint64(queue.size - SEEDS_MAX) :]
         seeds = sampled[: _sample_seeds(bitmap, layout[ROWS], sampled)]
         scratch = Scratch(

@@ -1,36 +1,40 @@
-"""What the compiled walk and its callers must agree on, free of numba and FAISS."""
+"""Constants shared by the compiled walk and its callers; imports neither numba nor FAISS."""
 
 from __future__ import annotations
 
 OK, STARVED, ABORTED = 0, 1, 2
-"""Status of a query. OK: the beam was filled, or nothing more can be reached. STARVED: fewer than
-min(k, matching rows) were found, or the budget of waypoints ended before the beam was full.
-ABORTED: the work became more than the caller allowed."""
+"""Status of a query. OK: the pool became full, or no more matching row is reachable. STARVED: fewer
+than min(k, matching rows) were found, or the budget of waypoints was spent before the pool was
+full. ABORTED: the query is far and `EF_FAR` is 0, or it took more work than `WORK_MAX`."""
 
-# Positions in `layout`: the graph.
+# Positions in `layout`, the numbers of a graph.
 ENTRY, TOP_LEVEL, DIMENSION, ROWS, WIDTHS = 0, 1, 2, 3, 4
-"""From WIDTHS on: where the links of each level begin, relative to the first link of a row."""
+"""From WIDTHS on `layout` has where the links of each level begin among the links of a row."""
 
-# Positions in `settings`: the call.
+# Positions in `settings`, the arguments of a call that are numbers.
 L2, K, EF, EF_FAR, MATCHES, WORK_MAX, START, STOP = range(8)
 SETTINGS = 8
 
 STATE_SIZE = 16
 
 LOOK_THROUGH_SHARE = 0.10
-"""Neighbours are looked through when more than this share of them is outside the bitmap."""
+"""A row is expanded by two hops if more than this share of its neighbours does not match (Lucene's
+threshold)."""
 WAYPOINTS_PER_EF = 4
-"""Waypoints that a query may take, per unit of ef."""
+"""The most waypoints that a query takes from its queue, per unit of ef."""
 QUEUE_ROWS = 8192
+"""Places for waypoints in the queue of a query."""
 SEEDS_MAX = 32
+"""Seeds that are sampled if the caller gives none."""
 CHECKS_PER_COMPARISON = 32
-"""Bit tests that cost as much as one comparison of 384 floats: about 2 against 60 ns."""
+"""Bit tests that cost as much as one comparison: about 2 against 60 ns at 384 floats."""
 LOOK_AHEAD_ROWS = 4
+"""Rows whose links are prefetched ahead."""
 FAR_CHECKS = 512
-"""Rows around the query that are tested to learn how many match there."""
+"""Rows around the query that are tested to estimate the share of matching rows there."""
 FAR_SHARE, FAR_DEVIATIONS = 0.5, 4.0
-"""A query is far from its filter when rows around it match at most this share as often as
-elsewhere, or so many standard deviations less often than chance explains. With the rows farthest
-from them 93 to 95 % of the queries are noticed at every selectivity, with random rows 0 to 3 %."""
+"""A query is far if the matching rows around it are fewer than `FAR_SHARE` of those expected by the
+selectivity, or `FAR_DEVIATIONS` standard deviations fewer. Of queries whose filters match the rows
+farthest from them, 93 to 95 % are recognised at every selectivity; with random rows 0 to 3 %."""
 FAR_EXPECTED_MIN = 4.0
-"""Fewer expected matches among `FAR_CHECKS` say nothing."""
+"""With fewer matching rows expected among `FAR_CHECKS`, no query is taken for far."""
