@@ -82,7 +82,7 @@ class VectorIndex:
     that clients get. Vectors and queries of a cosine index must have unit length. Any number of
     threads may search at the same time; FAISS calls and kernels release the GIL. Walks of a lossy
     index compare quantized vectors, and then the best rows again with float32 vectors; exact
-    comparison reads float32 vectors only.
+    comparison does not read quantized vectors.
 
     An HNSW index may have copies, which are not in its graph (`annheal.index.copies`), so walks do
     not return them. Pass `graph_rows` of the rows that may be returned to every search, and its
