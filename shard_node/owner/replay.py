@@ -1,4 +1,4 @@
-"""From durable storage to memory: manifest, segments, delete vectors, then the log's tail."""
+"""Loads a shard: its manifest, segments and delete vectors, then replays the end of its log."""
 
 from __future__ import annotations
 
@@ -28,7 +28,11 @@ SLOTS_AT_ONCE = 16
 
 @dataclass(slots=True)
 class LogPosition:
-    """How far a log was read: the next slot, the highest epoch seen, slots that may be trimmed."""
+    """How far a log was read.
+
+    `epoch` is the highest of its objects, `data_slots` are the slots of objects that can be trimmed
+    later: all but fences.
+    """
 
     next_slot: int
     epoch: int
@@ -36,7 +40,7 @@ class LogPosition:
 
 
 class SegmentLoader:
-    """Loads segments of one shard, checked, mapped, each only once."""
+    """Downloads, verifies and maps segments of one shard, at most `LOADS_AT_ONCE` at a time."""
 
     def __init__(
         self,
@@ -56,9 +60,9 @@ class SegmentLoader:
         self._directory = cache / shard_part(collection.id, number)
 
     async def load(self, entry: SegmentEntry) -> Segment:
-        """Fetch, verify (INV-5) and map a segment.
+        """Download, verify (INV-5) and map a segment.
 
-        Raises `DataCorruption` that names the file, `NotFound` when the segment was deleted.
+        Raises `DataCorruption`, naming the file, and `NotFound` when the segment was deleted.
         """
         async with self._loading:
             files = await fetch_segment(
@@ -74,7 +78,7 @@ class SegmentLoader:
     async def load_view(
         self, entry: SegmentEntry, deletes: DeleteVectorEntry | None
     ) -> SegmentView:
-        """Load a segment with its checkpointed delete vector."""
+        """Load a segment with its delete vector (None: no row is dead)."""
         segment = await self.load(entry)
         if deletes is None:
             return SegmentView(segment, DeleteVector.empty(segment.rows))
@@ -83,15 +87,15 @@ class SegmentLoader:
         )
 
     async def discard(self, segment_ids: Iterable[str]) -> None:
-        """Delete the cached files of segments that are not served any more.
+        """Delete the cached files of segments that are no longer served.
 
-        Reads that still use them keep them through their maps.
+        Reads that still use them have them mapped.
         """
         paths = [self._directory / segment_id for segment_id in segment_ids]
         await self._maintain(lambda: _remove(paths))
 
     async def discard_others(self, manifest: Manifest) -> None:
-        """Delete the cached files of every segment that `manifest` does not name."""
+        """Delete the cached files of all segments of the shard that are not in `manifest`."""
         named = {entry.segment_id for entry in manifest.segments}
 
         def discard() -> None:
@@ -110,7 +114,7 @@ def _remove(paths: Iterable[Path]) -> None:
 
 
 async def load_manifest(shard: Shard, manifest: Manifest, loader: SegmentLoader) -> None:
-    """Fill `shard` with the segments of `manifest`."""
+    """Load the segments of `manifest` into `shard`; raises as `SegmentLoader.load` does."""
     deletes = {entry.segment_id: entry for entry in manifest.delete_vectors}
     views = await asyncio.gather(
         *(loader.load_view(e, deletes.get(e.segment_id)) for e in manifest.segments)
@@ -123,10 +127,10 @@ async def load_manifest(shard: Shard, manifest: Manifest, loader: SegmentLoader)
 async def replay_log(
     objects: ObjectStore, shard: Shard, position: LogPosition, *, lanes: Lanes
 ) -> None:
-    """Apply every slot from `position.next_slot` to the end of the log, and advance `position`.
+    """Apply all slots from `position.next_slot` to the end of the log, and advance `position`.
 
-    Raises `NotFound` when a slot was trimmed under this reader: the manifest has moved on and must
-    be read again.
+    Raises `NotFound` for a slot that was trimmed while the log was read: the manifest has changed
+    and must be read again. Raises `DataCorruption` for a damaged log object.
     """
     collection_id = shard.collection.id
     prefix = wal_prefix(collection_id, shard.number)
@@ -168,7 +172,7 @@ def _applier(shard: Shard, position: LogPosition, key: str, body: bytes) -> Call
 async def replay_slot(
     objects: ObjectStore, shard: Shard, position: LogPosition, *, lanes: Lanes
 ) -> None:
-    """Apply the one slot at `position`; raises `NotFound` when it was trimmed or never written."""
+    """Apply the slot at `position`; raises `NotFound` if it was trimmed or never written."""
     key = wal_key(shard.collection.id, shard.number, position.next_slot)
     body = await objects.get(key)
     await lanes.replay(_applier(shard, position, key, body), collection_id=shard.collection.id)
@@ -177,11 +181,11 @@ async def replay_slot(
 async def list_trimmable(
     objects: ObjectStore, collection_id: str, shard: int, *, checkpoint_slot: int
 ) -> list[int]:
-    """Return the data slots up to `checkpoint_slot` that a former owner left behind.
+    """Return the slots up to `checkpoint_slot` that former owners did not trim, without fences.
 
-    Fence objects are kept for ever: the slot after an owner's last one is its successor's fence,
-    so a deposed owner that wakes up late always finds its next slot taken (docs/adr/0008).
-    The object of the checkpoint itself goes with the next checkpoint: see `Publication`.
+    Fences are never deleted: the slot after an owner's last one has the fence of its successor, so
+    a put of a deposed owner fails even if it comes late (docs/adr/0008). The object of the
+    checkpoint slot is deleted after the next checkpoint, see `Publication`.
     """
     slots: list[int] = []
     async for stat in objects.list(wal_prefix(collection_id, shard)):

@@ -1,4 +1,4 @@
-"""Rows that are in memory and in the log, but not yet in a segment. Searched exactly."""
+"""Growing rows: in memory and in the log, not yet in a segment; searched exactly."""
 
 from __future__ import annotations
 
@@ -19,32 +19,41 @@ from annheal.shards.wal import empty_attributes
 _ROWS_INITIAL = 1_024
 _numbers = itertools.count()
 _PARTS_MAX = 64
-"""Column parts held before they are joined into one: single-row writes must not pile up."""
+"""Parts of columns before they are joined into one: many single-row writes make many parts."""
 SCORES_BYTES_MAX = 1 << 20
-"""Scores that one comparison of several queries with all rows may hold at a time: 262,144 of them
-take 6 ms of one core at 384 floats."""
+"""Bytes of the scores of one block of queries with all rows: 262,144 scores, which take 6 ms of one
+core at 384 floats."""
 
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Attributes and payloads of some consecutive rows, in memory of their own."""
+    """Attributes and payloads of consecutive rows, copied from what was received."""
 
     attributes: pa.RecordBatch
     payloads: pa.BinaryArray
 
     @property
     def size_bytes(self) -> int:
-        """Bytes that the two take."""
+        """Bytes of both."""
         return self.attributes.nbytes + self.payloads.nbytes
 
 
 @dataclass(frozen=True, slots=True)
 class GrowingView:
-    """An immutable view of `rows` rows. `dead` (rows,) bool or None when every row lives.
+    """An immutable view of the first `rows` rows of a growing segment.
 
-    The arrays are shared with the growing segment, which only ever writes behind `rows` and
-    replaces (never changes) `dead`. `newest` is the growing segment's own map from id to row: it
-    may name rows behind this view. `number` tells growing segments of this process apart.
+    The arrays are shared with the growing segment, which changes no row before `rows`, and replaces
+    `dead` instead of changing it.
+
+    Attributes:
+        number: the number of the growing segment in this process.
+        vectors: (rows or more, d) float32.
+        ids: ids of `rows` rows or more.
+        newest: the newest row of each id; it may be after the rows of this view.
+        sequences: (rows or more,) int64.
+        parts: attributes and payloads, in the order of the rows.
+        dead: (rows,) bool, None when no row is dead.
+        dead_count: dead rows.
     """
 
     number: int
@@ -65,17 +74,17 @@ class GrowingView:
         return self.rows - self.dead_count
 
     def live_mask(self) -> npt.NDArray[np.bool_]:
-        """Return (rows,) bool, True where the row lives."""
+        """Return (rows,) bool, True for live rows."""
         return np.ones(self.rows, dtype=np.bool_) if self.dead is None else ~self.dead
 
     def attributes(self) -> pa.RecordBatch:
-        """Return the attribute columns of all rows; joined once per view."""
+        """Return the attributes of all rows; they are joined at the first call."""
         if not self._attributes:
             self._attributes.append(_joined_attributes(self.parts))
         return self._attributes[0]
 
     def attributes_from(self, first: int) -> pa.RecordBatch:
-        """Return the attribute columns of the rows from `first` < rows on, joining no others."""
+        """Return the attributes of the rows from `first` on, which is below `rows`."""
         start, end = self.rows, len(self.parts)
         while start > first:
             end -= 1
@@ -83,11 +92,11 @@ class GrowingView:
         return _joined_attributes(self.parts[end:]).slice(first - start)
 
     def payloads(self) -> pa.BinaryArray:
-        """Return the payload column of all rows."""
+        """Return the payloads of all rows."""
         return _joined_payloads(self.parts)
 
     def take(self, rows: npt.NDArray[np.int64], projection: Projection) -> RecordSet:
-        """Return the given rows with what `projection` asks for."""
+        """Return the records of `rows` (n,) int64, with the fields of `projection`."""
         ids = self.ids
         found = [ids[row] for row in rows.tolist()]
         if projection.ids_only:
@@ -113,11 +122,11 @@ class GrowingView:
         allowed: npt.NDArray[np.bool_] | None,
         checkpoint: Checkpoint = no_checkpoint,
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-        """Compare every row; return scores (n, k') and rows (n, k'), best first, k' <= k.
+        """Compare the queries (n, d) float32 with every row that is `allowed` (rows,) bool.
 
-        Equal scores are ordered by id. `allowed` (rows,) bool limits the rows; where fewer are
-        allowed, -inf and -1 fill the rest.
-        `checkpoint` is called before each block of queries.
+        Returns scores (n, k') float32 and rows (n, k') int64, best first, equal scores by id; k' is
+        the smaller of `k` and `rows`. Fewer hits are padded with -inf and -1. `allowed` None: all
+        rows, dead ones too. `checkpoint` is called before each block of queries.
         """
         block = max(1, SCORES_BYTES_MAX // (4 * self.rows))
         found = []
@@ -150,7 +159,7 @@ class GrowingView:
         scores, rows = self._ranked(queries, rows, width, metric)
         if looked == width:
             return scores, rows
-        # Rows that the products cannot tell apart from the last hit are scored and ordered too.
+        # Rows whose products may equal that of the last hit, within their error, are scored too.
         errors = score_errors(queries, scores[:, -1], metric=metric, from_products=True)
         least = scores[:, -1] - 2 * errors
         worst = found.min(axis=1)
@@ -175,7 +184,7 @@ class GrowingView:
 def _scores_by_products(
     queries: Float32Matrix, vectors: Float32Matrix, *, metric: Metric
 ) -> npt.NDArray[np.float32]:
-    """Return the scores (n, rows) of all pairs as matrix products give them; see `score_errors`."""
+    """Return the scores (n, rows) of all pairs, computed by matrix products; see `score_errors`."""
     scores = queries @ vectors.T
     if metric is Metric.L2:
         scores *= 2.0
@@ -185,9 +194,9 @@ def _scores_by_products(
 
 
 class GrowingSegment:
-    """The writable end of a shard: append rows, kill rows, take views.
+    """The rows of a shard that are not in a segment yet, which are appended and marked dead.
 
-    Used by one writer at a time (the shard's mutation lock); views may be read by any thread.
+    One thread changes it at a time, under the shard's mutation lock; any thread may read a view.
     """
 
     def __init__(self, dimension: int) -> None:
@@ -206,11 +215,11 @@ class GrowingSegment:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of the vectors, attributes and payloads held."""
+        """Bytes of vectors, attributes and payloads."""
         return self.rows * int(self._vectors.shape[1]) * 4 + self._columns_bytes
 
     def append(self, batch: RecordBatch, *, first_sequence: int) -> None:
-        """Add rows of different ids; an older row of the same id must be killed before."""
+        """Append the rows of `batch`, whose ids differ; older rows of these ids must be dead."""
         start, end = self.rows, self.rows + len(batch)
         self._reserve(end)
         self._vectors[start:end] = batch.vectors
@@ -224,12 +233,12 @@ class GrowingSegment:
         self.rows = end
 
     def find(self, ids: list[str]) -> npt.NDArray[np.int64]:
-        """Return the newest row of each id, -1 where there is none; it may be dead."""
+        """Return the newest row of each id, (n,) int64, -1 where there is none; it may be dead."""
         newest = self._newest
         return np.fromiter((newest.get(i, -1) for i in ids), dtype=np.int64, count=len(ids))
 
     def kill(self, rows: npt.NDArray[np.int64], *, before_sequence: int) -> int:
-        """Mark rows older than `before_sequence` dead; return how many died."""
+        """Mark those of `rows` that are older than `before_sequence` dead; return how many."""
         rows = np.unique(rows[self._sequences[rows] < before_sequence])
         dead = np.zeros(self.rows, dtype=np.bool_) if self._dead is None else self._dead.copy()
         died = rows[~dead[rows]]
@@ -241,7 +250,7 @@ class GrowingSegment:
         return len(died)
 
     def view(self) -> GrowingView:
-        """Return the present rows as an immutable view."""
+        """Return an immutable view of the present rows."""
         return GrowingView(
             number=self._number,
             vectors=self._vectors,
@@ -255,8 +264,7 @@ class GrowingSegment:
         )
 
     def _add_columns(self, batch: RecordBatch) -> None:
-        # Copies: what arrives may be a slice of a whole message or log object, vectors included,
-        # and would keep all of it in memory.
+        # Copied: a slice would keep the whole message or log object in memory, vectors included.
         index = pa.array(np.arange(len(batch)), type=pa.int64())
         added = Columns(take_rows(batch.attributes, index), batch.payloads.take(index))
         self._parts.append(added)
@@ -276,7 +284,7 @@ class GrowingSegment:
 
 
 def take_rows(attributes: pa.RecordBatch, index: pa.Int64Array) -> pa.RecordBatch:
-    """Return the given rows; Arrow's own `take` loses the length of a batch without columns."""
+    """Return the rows `index`; Arrow's `take` loses the length of a batch without columns."""
     return attributes.take(index) if attributes.num_columns else empty_attributes(len(index))
 
 
