@@ -1,4 +1,4 @@
-"""Puts log objects into slots, one at a time, and learns there that it was deposed."""
+"""Puts log objects into slots, one at a time; a slot that is taken means a newer owner."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from annheal.shards.wal import WalEntry, WalObject, decode_wal_object, encode_wa
 RETRY_FIRST_S = 0.05
 RETRY_MAX_S = 2.0
 SLOW_S = 3.0
-"""A put without an answer for so long counts as failing, and is waited for all the same."""
+"""A put without an answer for this long is reported as failing, and still awaited."""
 
 
 class WalWriter:
@@ -62,15 +62,15 @@ class WalWriter:
 
     @property
     def blocked_for_s(self) -> float:
-        """For how long the object under way could not be written; 0 when nothing is in the way."""
+        """How long the present put has been failing; 0 without a put or a failure."""
         return self.log.failing_for_s if self._putting else 0.0
 
     async def put(self, body: bytes) -> int:
         """Make `body` durable in the next slot and return that slot.
 
-        Repeats while the store is away (the outcome must be known before anything else can be
-        written); raises `Fenced` when a newer owner took the slot, and `ResourceExhausted` when
-        the store is full: then nothing was written.
+        Repeats the put while the store is unavailable, because nothing else can be written before
+        its outcome is known. Raises `Fenced` when a newer owner took the slot, and
+        `ResourceExhausted` when the store is full; then nothing was written.
         """
         if self.deposed:
             raise self._fenced()
@@ -102,8 +102,8 @@ class WalWriter:
                 await self._learn_successor(key)
                 raise self._fenced() from None
             except ResourceExhausted as error:
-                # After a lost answer the object may be there, or may still arrive: this slot can
-                # take no other body, and "nothing was written" would be a guess.
+                # After an unknown outcome the object may exist or still be created: no other body
+                # may be put into this slot, and "nothing was written" may be false.
                 if settled:
                     raise
                 if await self._holds(key, body):
@@ -119,7 +119,7 @@ class WalWriter:
 
     @contextmanager
     def _noted_while_slow(self) -> Iterator[None]:
-        """Note a failure whenever another `SLOW_S` have passed without an answer."""
+        """Report a failure after each `SLOW_S` without an answer."""
         loop, began_s = asyncio.get_running_loop(), wall_s()
 
         timer: asyncio.TimerHandle
@@ -141,8 +141,8 @@ class WalWriter:
     async def verify_owner(self) -> None:
         """Raise `Fenced` if a newer owner had fenced the log before this call; for strong reads.
 
-        An object of this epoch in the next slot is our own put, still unanswered: a successor's
-        fence may stand behind it already, so the slots after it are looked at too.
+        An object of this epoch in the next slot is from a put of this writer that has no answer
+        yet. The fence of a newer owner may be in a slot after it, so these are read too.
         """
         slot = self.next_slot
         while not self.deposed:
@@ -162,11 +162,14 @@ class WalWriter:
             return False
 
     async def _learn_successor(self, key: str) -> None:
-        """Note that the slot is somebody else's; only a newer epoch can follow one that served."""
+        """Set `deposed`, as another writer took the slot.
+
+        Raises `InvariantViolation` if that has no newer epoch although this writer wrote before.
+        """
         try:
             found = decode_wal_object(await self._objects.get(key), key=key)
         except NotFound:
-            # Trimmed between the two calls: by an owner that is newer than this one.
+            # A newer owner trimmed the slot between the two calls.
             self.deposed = True
             return
         if self._served and found.epoch <= self.epoch:

@@ -1,10 +1,10 @@
-"""Group commit: what waits is written as one log object, made durable, applied, acknowledged.
+"""Group commit: waiting writes are put into one log object, applied, and acknowledged together.
 
-One put is in flight per shard. While it is, further writes gather; they form the next group. A
-write is acknowledged only after its log object is durable and its rows are visible (INV-1).
+Each shard has one put in flight. Writes that arrive meanwhile form the next group. A write is
+acknowledged only after its log object is durable and its rows are visible (INV-1).
 
-Three steps follow one another for each group: encode, put, apply. A put mostly waits for the
-store, so meanwhile the group before is applied, and the next is encoded once much of it waits.
+A group is encoded, put and applied. A put mostly waits for the store, so meanwhile the previous
+group is applied, and the next one is encoded if at least `EARLY_GROUP_BYTES_MIN` wait.
 """
 
 from __future__ import annotations
@@ -41,17 +41,18 @@ from annheal.shards.wal import DeleteEntry, UpsertEntry, WalEntry
 GROUP_BYTES_MAX = 16 << 20
 GROUP_OPERATIONS_MAX = 1_024
 EARLY_GROUP_BYTES_MIN = 2 << 20
-"""From so much on the next group is closed and encoded during a put: that takes milliseconds. Less
-is encoded when the put has ended, with whatever else has come by then."""
+"""From this size on the next group is encoded during a put, because encoding it takes milliseconds.
+A smaller one is encoded after the put, with the writes that arrive until then."""
 WAITING_BYTES_MAX = 256 << 20
 WAITING_OPERATIONS_MAX = 16_384
 DELETE_MATCHES_MAX = 1_000_000
-"""Records that one delete by filter may match: all of their ids go into one log object."""
+"""Records that one delete by filter may match: one log object has all of their ids."""
 LOG_AWAY_S = 2.0
-"""Writes are refused at once when the log could not be written for so long."""
+"""Writes are refused at once when the log could not be written for this long."""
 ANSWER_SHARE = 0.1
 ANSWER_MAX_S = 0.25
-"""Of a write's time, kept for an answer that says why; a deadline that passes says nothing."""
+"""The part of a write's timeout, at most `ANSWER_MAX_S`, that is kept for an error with the reason:
+a deadline of the call has none."""
 _BACK_PRESSURE_RETRY_S = 1.0
 
 
@@ -65,7 +66,7 @@ class _Waiting:
 
 @dataclass(frozen=True, slots=True)
 class _Encoded:
-    """Writes in their order, as entries of the log object `body` of a slot."""
+    """Writes in their order, and the log object `body` of a slot that has them as entries."""
 
     writes: tuple[tuple[_Waiting, WalEntry], ...]
     slot: int
@@ -112,10 +113,11 @@ class WritePath:
     async def submit(self, operation: WriteOperation, *, timeout_s: float) -> WriteAnswer:
         """Write `operation`; return when it is durable and visible.
 
-        Raises `ResourceExhausted` when a limit is reached (nothing written), `Unavailable` when the
-        log cannot be written at present (nothing written), `Fenced` when this node lost the shard
-        (nothing acknowledged), and `UnknownOutcome` when the write had begun but did not end within
-        `timeout_s`: it may still take effect, and repeating it is safe.
+        Raises `ResourceExhausted` at a limit and `Unavailable` while the log cannot be written (the
+        write has no effect), `InvalidArgument` for a bad operation, `FailedPrecondition` for a
+        filter that matches too many records, `Fenced` when this node lost the shard, and
+        `UnknownOutcome` when the put of the write began but the write did not end within
+        `timeout_s`: it may still take effect, and may be repeated.
         """
         if self._closed is not None:
             raise _again(self._closed)
@@ -134,7 +136,7 @@ class WritePath:
             raise self._overdue(waiting, timeout_s) from None
 
     def _overdue(self, waiting: _Waiting, timeout_s: float) -> AnnhealError:
-        """Return what became of a write whose time is over: it is known unless it had begun."""
+        """Return the error of a write after its timeout: if its put began, an unknown outcome."""
         if not waiting.begun:
             return self._away(f"the write waited {timeout_s:g} s and was not begun")
         because = f"; {self._log_problem()}" if self._wal.blocked_for_s else ""
@@ -193,7 +195,7 @@ class WritePath:
                         _fail_all(group.waiting, _broken())
 
     def close(self, error: AnnhealError) -> None:
-        """Refuse what waits and what comes (nothing of it was written), and let `run` end."""
+        """Refuse waiting and later writes with `error`; none was written. `run` then ends."""
         if self._closed is None:
             self._closed = error
         while self._waiting:
@@ -233,17 +235,17 @@ class WritePath:
 
     @contextmanager
     def _answered(self, group: list[_Waiting]) -> Iterator[None]:
-        """Tell the callers when a step breaks or is cancelled."""
+        """Fail the writes of `group` if the step fails or is cancelled."""
         try:
             yield
         except BaseException:
-            # The log object may be durable although its rows were not applied: the process goes
-            # on without this shard, and whoever opens it next replays the log.
+            # The log object may be durable although its rows were not applied. The shard is closed,
+            # and its next owner replays the log.
             _fail_all(group, _broken())
             raise
 
     async def _next_group(self) -> list[_Waiting] | None:
-        """Wait until it is time for the next group; None when the shard is closed."""
+        """Return the next group when it may be encoded; None once the shard is closed."""
         while self._closed is None:
             if self._waiting and self._may_begin():
                 self._unlogged += 1
@@ -260,9 +262,9 @@ class WritePath:
         return not self._unlogged or early
 
     def _take_group(self) -> list[_Waiting]:
-        """Take what waits, up to the limits; a delete by filter starts a group of its own.
+        """Take waiting writes up to the limits; a delete by filter is the first of its group.
 
-        Its matches are those of the moment it is ordered, so everything before it is applied.
+        It deletes the records that match when it is encoded, so all writes before it are applied.
         """
         group = [self._take()]
         size_bytes = group[0].size_bytes
@@ -279,7 +281,7 @@ class WritePath:
         return waiting
 
     async def _encode(self, group: list[_Waiting]) -> _Encoded | None:
-        """Order and encode a group for the slot it should get; None when nothing of it is left."""
+        """Order and encode a group for its expected slot; None if no write of it is left."""
         slot = self._wal.next_slot + self._unlogged - 1
         first = max(self._sequence, self._shard.sequence) + 1
         kept = [waiting for waiting in group if not waiting.done.done()]
@@ -301,10 +303,10 @@ class WritePath:
         return _Encoded(tuple(writes), slot, body)
 
     async def _log(self, group: _Encoded) -> _Encoded | None:
-        """Put a group into the log; None when nothing was written, and the callers were told.
+        """Put a group into the log; None if nothing was written and its callers have the error.
 
-        It is encoded again where a write of it is not waited for any more, or the group before did
-        not take its slot. Sequence numbers may be left out, slots never.
+        It is encoded again if a caller of it has left, or if its slot is not the next one because
+        an earlier group was not written. Sequence numbers may have gaps, slots may not.
         """
         writes = [(waiting, entry) for waiting, entry in group.writes if not waiting.done.done()]
         if self._closed is not None:
@@ -348,9 +350,9 @@ class WritePath:
     def _entries(
         self, group: list[_Waiting], sequence: int, checkpoint: Checkpoint
     ) -> tuple[list[tuple[_Waiting, WalEntry]], dict[int, AnnhealError]]:
-        """Give numbers from `sequence` on: one per row written, one per delete.
+        """Return the valid writes with entries, and the errors of the others by position.
 
-        Refuse what is not valid.
+        Sequence numbers begin at `sequence`: one for each row written, one for each delete.
         """
         ordered: list[tuple[_Waiting, WalEntry]] = []
         refused: dict[int, AnnhealError] = {}
@@ -370,7 +372,7 @@ class WritePath:
             return UpsertEntry(sequence, operation.batch)
         if isinstance(operation, DeleteIds):
             return DeleteEntry(sequence, pa.array(operation.ids, type=pa.string()))
-        pause = partial(_go_on, waiting, checkpoint)
+        pause = partial(_check_caller, waiting, checkpoint)
         matches = count_rows(self._shard.view, operation.filter, checkpoint=pause)
         if matches > DELETE_MATCHES_MAX:
             raise FailedPrecondition(
@@ -382,10 +384,10 @@ class WritePath:
         return DeleteEntry(sequence, pa.array(ids, type=pa.string()))
 
 
-def _go_on(waiting: _Waiting, checkpoint: Checkpoint) -> None:
-    """Let others have their turn; raise when nobody waits for this write, which is not in the log.
+def _check_caller(waiting: _Waiting, checkpoint: Checkpoint) -> None:
+    """Call `checkpoint`; raise `DeadlineExceeded` if the caller of this write has left.
 
-    Only a write that was not ordered yet may end so.
+    Only for a write that has no sequence number yet.
     """
     if waiting.done.done():
         raise DeadlineExceeded("the caller left before the records to delete were found")
@@ -413,7 +415,7 @@ def _fail_all(group: list[_Waiting], error: AnnhealError) -> None:
 
 
 def _again(error: AnnhealError) -> AnnhealError:
-    """Return an equal error: one object raised by many callers would gather their tracebacks."""
+    """Return a copy: one error raised to many callers would collect all their tracebacks."""
     if isinstance(error, InvalidArgument):
         return InvalidArgument(
             error.message,
