@@ -17,7 +17,7 @@ Node = Annotated[str, typer.Argument(metavar="NODE", help="A node's id; see `ann
 
 
 def status(context: typer.Context) -> None:
-    """Summarise the cluster; warnings say what to look at."""
+    """Summarise the cluster, with warnings."""
     state = state_of(context)
     with state.client() as client:
         found = client.status()
@@ -34,7 +34,9 @@ def nodes(context: typer.Context) -> None:
 
 def shards(
     context: typer.Context,
-    collection: Annotated[str, typer.Argument(metavar="[COLLECTION]", help="Only its.")] = "",
+    collection: Annotated[
+        str, typer.Argument(metavar="[COLLECTION]", help="This collection only.")
+    ] = "",
 ) -> None:
     """List shards with their owners."""
     state = state_of(context)
@@ -45,9 +47,9 @@ def shards(
 
 def rebalance(
     context: typer.Context,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would move.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the moves, order none.")] = False,
 ) -> None:
-    """Even out the shards among the nodes. Returns when the moves are ordered; see `shards`."""
+    """Even out shards over the nodes. Returns before they have moved; see `shards`."""
     state = state_of(context)
     with state.client() as client:
         moves = client.rebalance(dry_run=dry_run)
@@ -55,7 +57,7 @@ def rebalance(
 
 
 def drain(context: typer.Context, node: Node) -> None:
-    """Move every shard away from a node and give it no more."""
+    """Move all shards away from a node and place none on it."""
     state = state_of(context)
     with state.client() as client:
         moves = client.drain(node)
@@ -63,7 +65,7 @@ def drain(context: typer.Context, node: Node) -> None:
 
 
 def undrain(context: typer.Context, node: Node) -> None:
-    """Let a node have shards again."""
+    """Allow shards on a drained node again."""
     state = state_of(context)
     with state.client() as client:
         client.undrain(node)
@@ -75,7 +77,7 @@ def move(
     shard: Annotated[str, typer.Argument(metavar="COLLECTION/SHARD", help="Such as papers/3.")],
     node: Node,
 ) -> None:
-    """Move one shard to a node. Returns when the move is ordered; see `shards`."""
+    """Move one shard to a node. Returns before it has moved; see `shards`."""
     state = state_of(context)
     collection, _, number = shard.rpartition("/")
     if not collection or not number.isdecimal():

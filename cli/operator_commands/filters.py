@@ -29,7 +29,7 @@ from annheal.model.measures.recall_summary import (
 
 
 def filters(context: typer.Context, collection: Collection) -> None:
-    """Say whether the filters of live queries are answered with the recall that was promised.
+    """Show whether filtered live queries meet the recall objective.
 
     By selectivity: what share of the live queries there is, the plans that answered them, recall
     with its interval, and a verdict; then the most selective filters, one by one.

@@ -60,7 +60,9 @@ def compact(
     shard: Shard = None,
     segment: Annotated[
         list[str] | None,
-        typer.Option("--segment", metavar="ID", help="Rewrite this segment, without any rule."),
+        typer.Option(
+            "--segment", metavar="ID", help="Rewrite this segment, whatever the rules say."
+        ),
     ] = None,
     tier: Annotated[
         RewriteTier | None, typer.Option("--tier", help="Rewrite the segments of this tier.")
@@ -71,9 +73,7 @@ def compact(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the tasks and their reasons, add none.")
     ] = False,
-    wait: Annotated[
-        bool, typer.Option("--wait/--no-wait", help="Follow the tasks to their end.")
-    ] = True,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the tasks.")] = True,
 ) -> None:
     """Rewrite segments without their dead rows. Queries and writes go on."""
     state = state_of(context)

@@ -40,11 +40,13 @@ _STYLES = {
 
 def health(
     context: typer.Context,
-    collection: Annotated[str, typer.Argument(metavar="[COLLECTION]", help="Only its.")] = "",
+    collection: Annotated[
+        str, typer.Argument(metavar="[COLLECTION]", help="This collection only.")
+    ] = "",
 ) -> None:
-    """Say how healthy the cluster and its indexes are, question by question.
+    """Check processes, stores, disks and indexes, and say what to do about faults.
 
-    Exits with 13 when something is bad, so that a script can ask.
+    Exits with 13 when something is bad, for scripts.
     """
     state = state_of(context)
     with state.client() as client:
@@ -69,13 +71,15 @@ def examine_all(client: Client, collection: str) -> dict[str, tuple[Finding, ...
     """
     found = {
         "": (
-            *_asked("are all parts there?", lambda: examine_cluster(client.status())),
+            *_asked("do all processes run?", lambda: examine_cluster(client.status())),
             *_asked("can it write and read?", lambda: _examine_parts(client)),
         )
     }
     names = [collection] if collection else [one.name for one in client.list_collections()]
     for name in names:
-        found[name] = _asked("how is it?", partial(_examine_collection, client, name))
+        found[name] = _asked(
+            "is the collection in order?", partial(_examine_collection, client, name)
+        )
     return found
 
 
@@ -87,7 +91,11 @@ def _examine_parts(client: Client) -> tuple[Finding, ...]:
     try:
         return examine_parts(client.health(), now_s=wall_s())
     except Unimplemented:
-        return (Finding("can it write and read?", Health.UNKNOWN, "this server does not say"),)
+        return (
+            Finding(
+                "can it write and read?", Health.UNKNOWN, "this server is too old to report it"
+            ),
+        )
 
 
 def _asked(question: str, look: Callable[[], tuple[Finding, ...]]) -> tuple[Finding, ...]:

@@ -70,10 +70,10 @@ def examine_cluster(status: ClusterStatus) -> tuple[Finding, ...]:
         f"{len(status.nodes):,} shard nodes, {compactors:,} compactors,"
         f" {status.totals.shards_serving:,} of {status.shards:,} shards serving"
     )
-    question = "are all parts there?"
+    question = "do all processes run?"
     away = [one for one in status.warnings if one.startswith("the metadata store is away")]
     if away and not silent and status.totals.shards_serving == status.shards:
-        advice = "see the question about it"
+        advice = "see the answer about the metadata store"
         return (Finding(question, Health.UNKNOWN, f"{parts}; {away[0]}", advice),)
     if not status.leader:
         return (Finding(question, Health.BAD, f"{parts}; no coordinator leads", "start one"),)
@@ -82,7 +82,7 @@ def examine_cluster(status: ClusterStatus) -> tuple[Finding, ...]:
         advice = "see `annheal shards` and the nodes' logs"
         return (Finding(question, Health.BAD, parts + names, advice),)
     if not compactors:
-        advice = "start `annheal serve compactor`: nothing heals without one"
+        advice = "start `annheal serve compactor`: without one no segment is rewritten"
         return (Finding(question, Health.BAD, parts, advice),)
     return (Finding(question, Health.GOOD, parts),)
 
@@ -102,7 +102,7 @@ def examine(observed: Observed) -> tuple[Finding, ...]:
 
 
 def _degraded(observed: Observed) -> Finding:
-    question = "is degradation dealt with?"
+    question = "are degraded segments rewritten?"
     phases = Counter(task.phase for task in observed.tasks)
     open_tasks = sum(
         count for phase, count in phases.items() if phase in (TaskPhase.PENDING, TaskPhase.BUILT)
@@ -111,7 +111,7 @@ def _degraded(observed: Observed) -> Finding:
     failed = [task for task in observed.tasks if task.phase is TaskPhase.FAILED]
     if failed:
         advice = f"see the cause, then `annheal tasks retry {failed[0].task_id}`"
-        answer = f"{done}, {len(failed):,} given up; the last: {failed[0].error}"
+        answer = f"{done}, {len(failed):,} failed; the last: {failed[0].error}"
         return Finding(question, Health.BAD, answer, advice)
     if not observed.collection.settings.compaction_automatic:
         advice = f"run `annheal compact {observed.collection.name}`, or set compaction_automatic"
@@ -120,10 +120,10 @@ def _degraded(observed: Observed) -> Finding:
 
 
 def _segments(observed: Observed) -> Finding:
-    question = "how are the segments?"
+    question = "are the segments in order?"
     if observed.missing_shards:
         missing = ", ".join(map(str, observed.missing_shards))
-        answer = f"the owners of shards {missing} do not say"
+        answer = f"the owners of shards {missing} do not answer"
         return Finding(question, Health.BAD, answer, "see `annheal shards`")
     tiers = Counter(segment.tier for segment in observed.segments)
     with_graph = sum(s.rows for s in observed.segments if s.index_kind == IndexKind.HNSW)
@@ -146,7 +146,7 @@ def _segments(observed: Observed) -> Finding:
 
 
 def _recall(observed: Observed) -> Finding:
-    question = "is recall tracked?"
+    question = "does recall meet the objective?"
     overall, objective = observed.recall.overall, observed.recall.recall_objective
     estimate = overall.estimate
     if estimate is None or overall.verdict is RecallVerdict.UNMEASURED:
@@ -168,7 +168,7 @@ def _recall(observed: Observed) -> Finding:
 
 
 def _latency(observed: Observed) -> Finding:
-    question = "are searches watched apart from the load?"
+    question = "are searches as fast as before at the same load?"
     trends = observed.recall.latency
     compared = {node: trend for node, trend in trends.items() if trend.p50 is not None}
     if not compared:
@@ -183,7 +183,7 @@ def _latency(observed: Observed) -> Finding:
 
 
 def _dead_rows(observed: Observed) -> Finding:
-    question = "do dead rows pile up?"
+    question = "are dead rows removed?"
     settings = observed.collection.settings
     rows = sum(segment.rows for segment in observed.segments)
     dead = sum(segment.dead_rows for segment in observed.segments)
@@ -198,7 +198,7 @@ def _dead_rows(observed: Observed) -> Finding:
     ]
     if not over:
         return Finding(question, Health.GOOD, answer)
-    answer += f"; {len(over):,} segments are past {settings.tombstone_ratio_max:.0%}"
+    answer += f"; {len(over):,} segments have more than {settings.tombstone_ratio_max:.0%}"
     if settings.compaction_automatic:
         return Finding(question, Health.WATCH, answer, "a compaction is due; see `annheal tasks`")
     advice = f"run `annheal compact {observed.collection.name}`"
@@ -231,7 +231,7 @@ def _staleness(observed: Observed) -> Finding:
 
 
 def _filters(observed: Observed) -> Finding:
-    question = "are filters validated against the queries that come?"
+    question = "do filtered live queries meet the objective?"
     summary = observed.recall
     validated = validated_share(summary)
     if validated is None:
@@ -261,10 +261,10 @@ def _models(observed: Observed) -> Finding:
     strange = sorted(set(rows) - known)
     if strange:
         answer += f"; rows of {', '.join(strange)} too"
-        return Finding(question, Health.BAD, answer, "the collection does not know these models")
+        return Finding(question, Health.BAD, answer, "these models are not those of the collection")
     if len(rows) > 1:
         parts = ", ".join(f"{name} {count:,} rows" for name, count in sorted(rows.items()))
-        return Finding(question, Health.WATCH, f"{answer}; under way: {parts}")
+        return Finding(question, Health.WATCH, f"{answer}; migration in progress: {parts}")
     return Finding(question, Health.GOOD, answer)
 
 

@@ -54,7 +54,7 @@ class KernelReport:
 
 @app.command()
 def status(context: typer.Context, cache: CacheOption = None) -> None:
-    """Say where compiled kernels are kept, and which are there."""
+    """Show where compiled kernels are stored, and which exist."""
     found = open_cache(cache)
     entries = [KernelEntry(kernel.value, found.has(kernel)) for kernel in Kernel]
     if found.private_because:

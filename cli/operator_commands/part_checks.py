@@ -25,7 +25,7 @@ _QUESTIONS = (
         "free space, enlarge the disk, or drop a collection and run `annheal gc`",
     ),
     (
-        "is the metadata store there?",
+        "does the metadata store answer?",
         (PartKind.METADATA,),
         "bring it back; searches and writes go on without it, changes of the cluster do not",
     ),
@@ -54,12 +54,12 @@ def _finding(
         answer = shown + (f"; and {more} more" if more > 0 else "")
         return Finding(question, Health.BAD, answer, advice)
     if silent or not parts:
-        return Finding(question, Health.UNKNOWN, silent or "no process says so")
+        return Finding(question, Health.UNKNOWN, silent or "no process reports it")
     processes = len({one.process for one in parts})
     written_s = max((one.succeeded_at_s for one in parts if one.kind is PartKind.LOG), default=0.0)
     wrote = f"; the last write was logged {_age(now_s - written_s)} ago" if written_s else ""
     noted = "".join(f"; note: {note}" for note in sorted({one.note for one in parts if one.note}))
-    return Finding(question, Health.GOOD, f"yes, say {processes:,} processes{wrote}{noted}")
+    return Finding(question, Health.GOOD, f"yes, in all {processes:,} processes{wrote}{noted}")
 
 
 def _failure(part: PartHealth, now_s: float) -> str:

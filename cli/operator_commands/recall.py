@@ -53,11 +53,9 @@ _STYLES = {
 def recall(
     context: typer.Context,
     collection: Collection,
-    watch: Annotated[
-        bool, typer.Option("--watch", "-w", help="Show it again and again, until Ctrl-C.")
-    ] = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Update until Ctrl-C.")] = False,
     interval: Annotated[
-        float, typer.Option("--interval", min=INTERVAL_MIN_S, help="Seconds between two looks.")
+        float, typer.Option("--interval", min=INTERVAL_MIN_S, help="Seconds between two updates.")
     ] = 2.0,
     measure: Annotated[
         bool, typer.Option("--measure", help="Measure now, with stored vectors as queries.")
@@ -70,7 +68,9 @@ def recall(
     ] = None,
     ef: Annotated[int | None, typer.Option("--ef", help="Beam width of graph walks.")] = None,
     filter: Filter = None,
-    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Chooses the sample.")] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, help="Seed of the random sample.")
+    ] = None,
 ) -> None:
     """Show recall as the nodes measure it on live queries; with --measure, measure it now.
 

@@ -53,14 +53,20 @@ TaskId = Annotated[str, typer.Argument(metavar="TASK", help="The task.")]
 @app.command("list")
 def list_(
     context: typer.Context,
-    collection: Annotated[str, typer.Argument(metavar="[COLLECTION]", help="Only its.")] = "",
-    phase: Annotated[TaskPhase | None, typer.Option("--phase", help="Only these.")] = None,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="The newest.")] = 50,
+    collection: Annotated[
+        str, typer.Argument(metavar="[COLLECTION]", help="This collection only.")
+    ] = "",
+    phase: Annotated[
+        TaskPhase | None, typer.Option("--phase", help="Tasks of this phase only.")
+    ] = None,
+    limit: Annotated[
+        int, typer.Option("--limit", "-n", min=1, help="At most this many, the newest first.")
+    ] = 50,
     watch: Annotated[
-        bool, typer.Option("--watch", "-w", help="Show them with bars, until Ctrl-C.")
+        bool, typer.Option("--watch", "-w", help="Update until Ctrl-C, with progress bars.")
     ] = False,
     interval: Annotated[
-        float, typer.Option("--interval", min=INTERVAL_MIN_S, help="Seconds between two looks.")
+        float, typer.Option("--interval", min=INTERVAL_MIN_S, help="Seconds between two updates.")
     ] = 1.0,
 ) -> None:
     """List tasks, the newest first. `list` may be left out."""
@@ -86,7 +92,7 @@ def show(context: typer.Context, task_id: TaskId) -> None:
 
 @app.command()
 def cancel(context: typer.Context, task_id: TaskId) -> None:
-    """Cancel a task that is not published; its worker stops at once."""
+    """Cancel a task that is not published; its compactor stops working on it."""
     state = state_of(context)
     with state.client() as client:
         task = client.cancel_task(task_id)
@@ -95,7 +101,7 @@ def cancel(context: typer.Context, task_id: TaskId) -> None:
 
 @app.command()
 def retry(context: typer.Context, task_id: TaskId) -> None:
-    """Put a failed task back into the queue, with no attempt counted."""
+    """Put a failed task back into the queue, with five new attempts."""
     state = state_of(context)
     with state.client() as client:
         task = client.retry_task(task_id)

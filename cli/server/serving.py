@@ -26,7 +26,7 @@ OPTIONS: Final[dict[str, Any]] = {
         typer.Option("--object-store-url", help="s3://BUCKET/PREFIX or file:///PATH"),
     ],
     "listen": Annotated[
-        str | None, typer.Option("--listen", metavar="HOST:PORT", help="Where to answer.")
+        str | None, typer.Option("--listen", metavar="HOST:PORT", help="Address to listen on.")
     ],
     "advertise": Annotated[
         str | None,
@@ -41,7 +41,8 @@ OPTIONS: Final[dict[str, Any]] = {
     ],
     "zone": Annotated[str | None, typer.Option("--zone", help="Failure zone.")],
     "capacity": Annotated[
-        float | None, typer.Option("--capacity", help="Share of shards relative to others.")
+        float | None,
+        typer.Option("--capacity", help="Weight of this node when shards are distributed."),
     ],
     "log_level": Annotated[
         str | None, typer.Option("--log-level", help="debug, info, warning or error.")

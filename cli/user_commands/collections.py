@@ -42,7 +42,9 @@ def create(
         ),
     ] = None,
     shards: Annotated[int, typer.Option("--shards", help="Number of shards.")] = 1,
-    model: Annotated[str, typer.Option("--model", help="Tag of the vectors.")] = "default",
+    model: Annotated[
+        str, typer.Option("--model", help="Name of the model of the vectors.")
+    ] = "default",
     set_: Setting = None,
     m: Annotated[int | None, typer.Option("--m", help="HNSW links per node.")] = None,
     ef_construction: Annotated[
@@ -96,7 +98,7 @@ def update(
         int | None, typer.Option("--ef-construction", help="HNSW beam width while building.")
     ] = None,
 ) -> None:
-    """Change settings; `--set KEY=` sets one back to its default."""
+    """Change settings; `--set KEY=` restores a default."""
     state = state_of(context)
     index = {"m": m, "ef_construction": ef_construction}
     with state.client() as client:

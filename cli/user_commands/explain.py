@@ -40,7 +40,7 @@ def explain(
         float | None, typer.Option("--recall-objective", help="Instead of the collection's.")
     ] = None,
 ) -> None:
-    """Search once and say how each segment answered, and why."""
+    """Search once and show the plan of each segment, and why it was chosen."""
     state = state_of(context)
     require_one_query(text, id, vector_file)
     vectors = None if vector_file is None else read_queries(vector_file)

@@ -46,17 +46,13 @@ class ExportReport:
 def export(
     context: typer.Context,
     collection: Annotated[str, typer.Argument(metavar="COLLECTION", help="The collection.")],
-    output: Annotated[
-        Path, typer.Option("--output", metavar="PATH", help="The folder to be written.")
-    ],
+    output: Annotated[Path, typer.Option("--output", metavar="PATH", help="The folder to write.")],
     format: Annotated[
         ExportFormat, typer.Option("--format", help="How the records are written.")
     ] = ExportFormat.PARQUET,
-    force: Annotated[
-        bool, typer.Option("--force", help="Replace an export that is there.")
-    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
     restart: Annotated[
-        bool, typer.Option("--restart", help="Begin anew instead of going on with a partial one.")
+        bool, typer.Option("--restart", help="Start again instead of continuing a partial export.")
     ] = False,
 ) -> None:
     """Write all records with schema, settings and model to a folder, for `annheal import`.

@@ -65,7 +65,8 @@ def import_(
         ),
     ],
     collection: Annotated[
-        str | None, typer.Option("--collection", "-c", help="The collection; an export knows its.")
+        str | None,
+        typer.Option("--collection", "-c", help="The collection; by default that of the export."),
     ] = None,
     create: Annotated[
         bool, typer.Option("--create", help="Create the collection if it does not exist.")
@@ -74,7 +75,7 @@ def import_(
         str | None, typer.Option(help="Column of the ids (`id` if there is one).")
     ] = None,
     vector_column: Annotated[
-        str | None, typer.Option(help="Column of the vectors, when several could be it.")
+        str | None, typer.Option(help="Column of the vectors, if there are several.")
     ] = None,
     attributes: Annotated[
         str, typer.Option(help="Columns that filters may use: auto, none, or names with commas.")
@@ -93,23 +94,25 @@ def import_(
         Path | None, typer.Option(help="Parquet file with ids and attributes of a vector file.")
     ] = None,
     dataset: Annotated[str, typer.Option(help="HDF5 dataset.")] = "train",
-    id_prefix: Annotated[str, typer.Option(help="Put before every id.")] = "",
+    id_prefix: Annotated[str, typer.Option(help="Text to put before every id.")] = "",
     skip_rows: Annotated[
         int, typer.Option(min=0, help="Leave out the first rows, to resume an import.")
     ] = 0,
-    limit: Annotated[int | None, typer.Option("--limit", "-n", min=1, help="Rows.")] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", "-n", min=1, help="At most this many rows.")
+    ] = None,
     batch_rows: Annotated[int, typer.Option(min=1, max=10_000, help="Rows of one request.")] = (
         BATCH_ROWS
     ),
-    concurrency: Annotated[int, typer.Option(min=1, max=64, help="Requests at once.")] = (
-        CONCURRENCY
-    ),
+    concurrency: Annotated[
+        int, typer.Option(min=1, max=64, help="Requests sent at the same time.")
+    ] = (CONCURRENCY),
     metric: Annotated[
         str | None, typer.Option(help="For --create; that of the file, or cosine.")
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(help="The model that made the vectors; a collection of another refuses them."),
+        typer.Option(help="The model of the vectors; a collection of another one refuses them."),
     ] = None,
     shards: Annotated[int | None, typer.Option(help="For --create; 1.")] = None,
     set_: Annotated[

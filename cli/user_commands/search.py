@@ -53,7 +53,7 @@ def search(
         bool, typer.Option("--allow-partial", help="Answer although shards are missing.")
     ] = False,
     explain: Annotated[
-        bool, typer.Option("--explain", help="Say how each segment answered.")
+        bool, typer.Option("--explain", help="Show the plan of each segment.")
     ] = False,
 ) -> None:
     """Find the nearest records of a text, of stored records, or of the vectors in a file."""

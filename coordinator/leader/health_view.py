@@ -39,16 +39,19 @@ class HealthView:
             timeout_s=self._timeout_s,
             what="say how it is",
         )
-        compactors, errors = await self._of_compactors()
+        compactors = await self._of_compactors()
         of_nodes = (part for found in asked.answers.values() for part in found)
-        return ClusterHealth((*await own, *of_nodes, *compactors), {**asked.errors, **errors})
+        return ClusterHealth((*await own, *of_nodes, *compactors), asked.errors)
 
-    async def _of_compactors(self) -> tuple[list[PartHealth], dict[str, str]]:
-        """Return the parts that compactors have registered, and why they are not known."""
+    async def _of_compactors(self) -> list[PartHealth]:
+        """Return the parts that compactors have registered; none without the metadata store.
+
+        Its own part says then that it is away: what is known of the others is still worth telling.
+        """
         try:
             async with asyncio.timeout(self._timeout_s):
                 snapshot = await self._stores.meta.list(COMPACTORS_PREFIX)
-        except (Unavailable, TimeoutError) as error:
-            return [], {"compactors": f"the metadata store does not answer: {error}"}
+        except (Unavailable, TimeoutError):
+            return []
         found = readable(snapshot.items, WorkerRegistration)
-        return [part for one in found for part in one.value.parts], {}
+        return [part for one in found for part in one.value.parts]

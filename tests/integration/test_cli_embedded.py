@@ -181,21 +181,19 @@ def test_the_cluster_is_shown(run: Run, packages: str) -> None:
 
 def test_health_answers_an_operators_questions(run: Run, packages: str) -> None:
     shown = run("health", packages).stdout
-    assert "are all parts there?" in shown
+    assert "do all processes run?" in shown
     assert "which model made the vectors?" in shown
     found = document(run("health", packages, "-o", "json"))
     assert found["health"] in ("good", "watch")
     answers = {one["question"]: one for one in found["collections"][packages]}
-    assert answers["do dead rows pile up?"]["answer"].startswith("0 of ")
+    assert answers["are dead rows removed?"]["answer"].startswith("0 of ")
     assert answers["which model made the vectors?"]["health"] == "good"
     run("delete", packages, "--filter", "year > 0", "--yes")
     run("collection", "update", packages, "--set", "compaction_automatic=false")
     run("flush", packages)
     again = document(run("health", packages, "-o", "json"))
     [degraded] = [
-        one
-        for one in again["collections"][packages]
-        if one["question"].startswith("is degradation")
+        one for one in again["collections"][packages] if one["question"].startswith("are degraded")
     ]
     assert degraded["health"] == "watch"
     run("health", "nothing-of-this-name", code=ExitCode.NOT_FOUND)

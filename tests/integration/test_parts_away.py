@@ -110,7 +110,7 @@ def test_without_the_object_store_writes_and_health_say_so(away: Away, how: str)
         assert "node-0: object store writes: failing since" in write["answer"]
         assert "log of c/0: failing since" in write["answer"]
         assert found["can it read?"]["health"] == "bad"
-        assert found["is the metadata store there?"]["health"] == "good"
+        assert found["does the metadata store answer?"]["health"] == "good"
         parts = client.health().parts
         since = [one.failing_since_s for one in parts if not one.works]
         assert all(gone_s - 1 < one < time.time() for one in since)
@@ -140,12 +140,12 @@ def test_without_etcd_health_and_status_answer(away: Away) -> None:
             assert status.totals.live_rows == 4
         code, found = away.health()
         assert code == ExitCode.UNHEALTHY
-        metadata = found["is the metadata store there?"]
+        metadata = found["does the metadata store answer?"]
         assert metadata["health"] == "bad"
         assert "node-0: metadata store: failing since" in metadata["answer"]
         assert "coordinator-0: metadata store: failing since" in metadata["answer"]
         assert found["can it write?"]["health"] == "good"
-        assert found["are all parts there?"]["health"] == "unknown"
+        assert found["do all processes run?"]["health"] == "unknown"
     finally:
         away.etcd.resume()
     wait_until(lambda: away.health()[0] == 0, timeout_s=60, what="healthy again")

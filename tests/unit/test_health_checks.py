@@ -95,25 +95,25 @@ FAILED_TASK = replace(HEALTHY.tasks[0], phase=TaskPhase.FAILED, error="disk full
 @pytest.mark.parametrize(
     ("word", "changes", "health", "says"),
     [
-        ("degradation", {"tasks": (FAILED_TASK,)}, Health.BAD, "disk full"),
-        ("degradation", {"collection": ON_REQUEST}, Health.WATCH, "only on request"),
-        ("segments", {"missing_shards": (3,)}, Health.BAD, "shards 3"),
-        ("segments", {"segments": (replace(SEGMENT, stuck=True),)}, Health.BAD, "although rebuilt"),
+        ("rewritten", {"tasks": (FAILED_TASK,)}, Health.BAD, "disk full"),
+        ("rewritten", {"collection": ON_REQUEST}, Health.WATCH, "only on request"),
+        ("in order", {"missing_shards": (3,)}, Health.BAD, "shards 3"),
+        ("in order", {"segments": (replace(SEGMENT, stuck=True),)}, Health.BAD, "although rebuilt"),
         (
-            "segments",
+            "in order",
             {"segments": (replace(SEGMENT, without_kernels=True),)},
             Health.WATCH,
             "1 are searched without compiled kernels",
         ),
-        ("segments", {"segments": ()}, Health.GOOD, "none yet"),
-        ("recall", {"recall": recall(overall=UNMEASURED)}, Health.UNKNOWN, "none of them measured"),
-        ("recall", {"recall": recall(overall=replace(MISSED, name=""))}, Health.BAD, "0.5000"),
-        ("recall",
+        ("in order", {"segments": ()}, Health.GOOD, "none yet"),
+        ("recall meet", {"recall": recall(overall=UNMEASURED)}, Health.UNKNOWN, "none of them"),
+        ("recall meet", {"recall": recall(overall=replace(MISSED, name=""))}, Health.BAD, "0.5000"),
+        ("recall meet",
          {"recall": recall(overall=replace(MISSED, verdict=RecallVerdict.UNCLEAR))},
          Health.WATCH, "0.5000"),
-        ("watched", {"recall": recall(latency={})}, Health.UNKNOWN, "no node"),
-        ("watched", {"recall": recall(latency={"a": UNKNOWN})}, Health.UNKNOWN, "10 minutes"),
-        ("watched", {"recall": recall(latency={"a": STEADY, "b": SLOWER})}, Health.WATCH, "node b"),
+        ("load", {"recall": recall(latency={})}, Health.UNKNOWN, "no node"),
+        ("load", {"recall": recall(latency={"a": UNKNOWN})}, Health.UNKNOWN, "10 minutes"),
+        ("load", {"recall": recall(latency={"a": STEADY, "b": SLOWER})}, Health.WATCH, "node b"),
         ("dead", {"segments": (WORN,)}, Health.WATCH, "2,500 of 10,000"),
         ("dead", {"segments": (WORN,), "collection": ON_REQUEST}, Health.BAD, "25.0%"),
         ("dead", {"segments": (replace(SEGMENT, rows=1_000, dead_rows=900),)}, Health.GOOD, "900"),
@@ -123,15 +123,15 @@ FAILED_TASK = replace(HEALTHY.tasks[0], phase=TaskPhase.FAILED, error="disk full
          Health.WATCH, "300,000"),
         ("up to date", {"segments": (replace(SEGMENT, visited=1_600.0),)},
          Health.WATCH, "2.0 times"),
-        ("filters", {"recall": recall(bands=())}, Health.UNKNOWN, "no live query"),
-        ("filters", {"recall": recall(bands=(BAND, MISSED))}, Health.BAD, "0-0.1%"),
-        ("filters",
+        ("filtered", {"recall": recall(bands=())}, Health.UNKNOWN, "no live query"),
+        ("filtered", {"recall": recall(bands=(BAND, MISSED))}, Health.BAD, "0-0.1%"),
+        ("filtered",
          {"recall": recall(bands=(BAND, replace(BAND, estimate=estimate(0.96, 0.9, 1.0))))},
          Health.WATCH, "50%"),
-        ("filters",
+        ("filtered",
          {"recall": recall(filters=(FilterRecall(0, SELECTIVE, 5, 1_000, 0.96, 40, {}),))},
          Health.GOOD, "ecosystem = 'pypi'"),
-        ("model", {"segments": (SEGMENT, replace(SEGMENT, model="old"))}, Health.BAD, "old"),
+        ("which model", {"segments": (SEGMENT, replace(SEGMENT, model="old"))}, Health.BAD, "old"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said(
@@ -140,7 +140,7 @@ def test_what_is_wrong_is_said(
     found = finding(word, **changes)
     assert found.health is health
     assert says in found.answer.replace('"', "'")
-    if health in (Health.BAD, Health.WATCH) and word != "watched":
+    if health in (Health.BAD, Health.WATCH) and word != "load":
         assert found.advice
 
 
@@ -148,7 +148,7 @@ def test_a_model_that_is_being_changed_is_no_fault() -> None:
     two = replace(
         HEALTHY.collection, models=(*HEALTHY.collection.models, ModelSpec("n", 4, Metric.L2))
     )
-    found = finding("model", collection=two, segments=(SEGMENT, replace(SEGMENT, model="n")))
+    found = finding("which model", collection=two, segments=(SEGMENT, replace(SEGMENT, model="n")))
     assert found.health is Health.WATCH
     assert "n 10,000 rows" in found.answer
 

@@ -173,7 +173,7 @@ def test_what_fails_is_named_with_its_time_and_cause() -> None:
     assert "(68 s): UNAVAILABLE: s3://b away" in write.answer
     assert write.advice
     assert found["can it read?"].health is Health.GOOD
-    assert found["is the metadata store there?"].health is Health.UNKNOWN
+    assert found["does the metadata store answer?"].health is Health.UNKNOWN
 
 
 def test_a_node_that_does_not_say_leaves_its_parts_unknown() -> None:
@@ -190,7 +190,7 @@ def test_foreign_objects_are_a_note_and_no_failure() -> None:
     reads = [PartHealth(PartKind.OBJECT_READS, name, note=note) for name in ("node-0", "node-1")]
     found = by_question(ClusterHealth(tuple(reads)))["can it read?"]
     assert found.health is Health.GOOD
-    assert found.answer == f"yes, say 2 processes; note: {note}"
+    assert found.answer == f"yes, in all 2 processes; note: {note}"
 
 
 async def test_compactors_are_asked_through_the_metadata_store(tmp_path: Path) -> None:
