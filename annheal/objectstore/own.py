@@ -37,8 +37,11 @@ class OwnObjects:
             return ""
         count, first = len(self._known), min(self._known)[:SHOWN_CHARACTERS_MAX]
         more = "at least " if count >= FOREIGN_REMEMBERED_MAX else ""
-        named = f"object {first}" if count == 1 else f"{more}{count:,} objects, such as {first},"
-        return f"{named} {'is' if count == 1 else 'are'} not Annheal's and ignored: remove them"
+        if count == 1:
+            return f"object {first} is not Annheal's and ignored: remove it"
+        return (
+            f"{more}{count:,} objects, such as {first}, are not Annheal's and ignored: remove them"
+        )
 
     async def put_if_absent(self, key: str, body: bytes | memoryview) -> None:
         """Create `key` with `body`."""

@@ -54,5 +54,5 @@ def _render(found: GarbageReport) -> RenderableType:
 
     deleted = "TO DELETE" if found.dry_run else "DELETED"
     columns = ["KIND", f">{deleted}", ">SIZE", ">WAITING", ">SIZE"]
-    waits = f"what waits was named until less than {found.grace_s:g} s ago, as far as is known"
+    waits = f"waiting: seen unreferenced for less than {found.grace_s:g} s by this leader"
     return Group(table(columns, map(cells, found.kinds)), waits)

@@ -59,7 +59,8 @@ def _finding(
     written_s = max((one.succeeded_at_s for one in parts if one.kind is PartKind.LOG), default=0.0)
     wrote = f"; the last write was logged {_age(now_s - written_s)} ago" if written_s else ""
     noted = "".join(f"; note: {note}" for note in sorted({one.note for one in parts if one.note}))
-    return Finding(question, Health.GOOD, f"yes, in all {processes:,} processes{wrote}{noted}")
+    reported = f"yes ({processes:,} process{'' if processes == 1 else 'es'})"
+    return Finding(question, Health.GOOD, f"{reported}{wrote}{noted}")
 
 
 def _failure(part: PartHealth, now_s: float) -> str:

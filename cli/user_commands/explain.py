@@ -73,7 +73,7 @@ def why(entry: SegmentExplain) -> str:
 
 
 _WITHOUT_KERNELS = (
-    "; the node has not loaded its compiled kernels (yet), so filtered walks were no choice"
+    "; filtered walks were not possible, because the node has not loaded its compiled kernels yet"
 )
 
 
@@ -83,26 +83,26 @@ def _selectivity(entry: SegmentExplain) -> str:
 
 def _why_scan(entry: SegmentExplain) -> str:
     if entry.segment_id.startswith("growing"):
-        return "rows in memory have no graph yet: every one is compared"
+        return "rows in memory have no graph yet: all of them are compared"
     return (
-        "every row is compared: an exact answer is asked for, or no graph here meets the recall"
-        " objective, or the segment is too small or too new to have one"
+        "all rows are compared: the search is exact, or the segment is too small or too new for a"
+        " graph, or no graph of it met the recall objective"
     )
 
 
 def _why_graph(entry: SegmentExplain) -> str:
-    return f"all rows may be hits: a walk of the graph with ef {entry.ef} finds the nearest"
+    return f"all rows match: a walk of the graph with ef {entry.ef} finds the nearest"
 
 
 def _why_walk(entry: SegmentExplain) -> str:
     return (
-        f"{_selectivity(entry)} of the live rows may be hits: a walk with ef {entry.ef} that keeps"
-        " only those is cheaper than comparing them one by one"
+        f"{_selectivity(entry)} of the live rows match: a walk with ef {entry.ef} that returns only"
+        " these is cheaper than comparing each of them"
     )
 
 
 _REASONS: dict[str, Callable[[SegmentExplain], str]] = {
-    "skip": lambda _: "no live row matches: nothing to do",
+    "skip": lambda _: "no live row matches",
     "scan": _why_scan,
     "rows": lambda entry: (
         f"only {entry.matches:,} rows match: comparing each is cheaper than walking the graph"
@@ -113,7 +113,7 @@ _REASONS: dict[str, Callable[[SegmentExplain], str]] = {
     "graph": _why_graph,
     "selector": _why_walk,
     "in-graph": lambda entry: (
-        f"a walk that compares matching rows only and looks through the others, ef {entry.ef}"
+        f"a walk with ef {entry.ef} that passes through other rows and compares matching rows only"
     ),
     "walk": _why_walk,
 }

@@ -91,7 +91,14 @@ def test_a_full_disk_can_be_emptied_after_a_restart(disk: RealDisk | FaultyDisk)
             if isinstance(disk, FaultyDisk):
                 disk.fill(left_bytes=2 * RESERVE_BYTES)  # faults do not see what was deleted
             client.upsert("small", ids[:1], vectors[:1], timeout_s=30)
-            assert health(server.address)[1]["is there room on the disks?"]["health"] == "good"
+            # The compactor registers that its disk has room, a moment later.
+            wait_until(
+                lambda: (
+                    health(server.address)[1]["is there room on the disks?"]["health"] == "good"
+                ),
+                timeout_s=10,
+                what="room on the disks",
+            )
             disk.empty()
             wait_until((data_dir / BALLAST_FILE).exists, timeout_s=10, what="the ballast again")
         assert "Traceback" not in server.process.log()

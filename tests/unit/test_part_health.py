@@ -190,7 +190,7 @@ def test_foreign_objects_are_a_note_and_no_failure() -> None:
     reads = [PartHealth(PartKind.OBJECT_READS, name, note=note) for name in ("node-0", "node-1")]
     found = by_question(ClusterHealth(tuple(reads)))["can it read?"]
     assert found.health is Health.GOOD
-    assert found.answer == f"yes, in all 2 processes; note: {note}"
+    assert found.answer == f"yes (2 processes); note: {note}"
 
 
 async def test_compactors_are_asked_through_the_metadata_store(tmp_path: Path) -> None:
