@@ -66,7 +66,7 @@ async def compactor(
         "object-store-url": str(place.directory / "objects"),
         "scratch-dir": str(place.directory / "scratch"),
         "worker-id": worker_id,
-        "lease-ttl-s": "1",
+        "lease-ttl-s": "3",  # a busy machine misses shorter ones
         "poll-interval-s": "0.1",
         "listen": listen,
     }
@@ -76,7 +76,7 @@ async def compactor(
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
-            "compactor",
+            "annheal.compactor",
             *flags,
             cwd=ROOT,
             env=environment,
