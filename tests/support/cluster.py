@@ -32,7 +32,7 @@ EAGER_SETTINGS: dict[str, str] = {
     "compaction_interval_s": "0.2",
     "control_interval_s": "0.2",
     "collection_interval_s": "1",
-    "collection_grace_s": "3",
+    "collection_grace_s": "8",
     "orphan_grace_s": "3",
     "poll_interval_s": "0.2",
 }
