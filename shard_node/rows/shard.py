@@ -19,6 +19,9 @@ from annheal.shard_node.rows.view import SegmentView, ShardView
 from annheal.shards.routing import hash_ids
 from annheal.shards.wal import UpsertEntry, WalEntry
 
+LAST_WRITES_BYTES = 16 << 20
+"""Vectors of one log object, which may come into a growing segment that is nearly full."""
+
 
 class Shard:
     """Segments, sealed segments that wait for their flush, and the growing one."""
@@ -28,7 +31,7 @@ class Shard:
         self.number = number
         self._segments: list[SegmentView] = []
         self._sealed: list[GrowingSegment] = []
-        self._growing = GrowingSegment(collection.model.dimension)
+        self._growing = _growing_segment(collection)
         self.sequence = 0
         self.slot = -1
         self._start_slot = -1
@@ -66,7 +69,7 @@ class Shard:
     def release(self) -> None:
         """Let go of all rows; whoever holds a view keeps it. The shard must not be used again."""
         self._segments, self._sealed = [], []
-        self._growing = GrowingSegment(self.collection.model.dimension)
+        self._growing = _growing_segment(self.collection)
         self.view = ShardView()
 
     def _is_full(self) -> bool:
@@ -125,7 +128,7 @@ class Shard:
 
     def _seal(self) -> None:
         self._sealed.append(self._growing)
-        self._growing = GrowingSegment(self.collection.model.dimension)
+        self._growing = _growing_segment(self.collection)
         self._growing.last_slot = self.slot
         self._growing.last_sequence = self.sequence
         self._start_slot = self.slot
@@ -152,6 +155,14 @@ class Shard:
     def _refresh(self) -> None:
         growing = [g.view() for g in (*self._sealed, self._growing) if g.rows]
         self.view = ShardView(tuple(self._segments), tuple(growing), self.sequence)
+
+
+def _growing_segment(collection: Collection) -> GrowingSegment:
+    """Return an empty one that expects as many rows as it is sealed at, and its last writes."""
+    dimension, settings = collection.model.dimension, collection.settings
+    row_bytes = 4 * dimension
+    full = min(settings.seal_rows_max, settings.seal_bytes_max // row_bytes)
+    return GrowingSegment(dimension, sealed_at=full + LAST_WRITES_BYTES // row_bytes)
 
 
 def rows_to_kill(

@@ -16,7 +16,7 @@ from annheal.shard_node.rows import growing as growing_module
 from annheal.shard_node.rows.growing import GrowingSegment
 from annheal.shards.wal import decode_record_batch, empty_attributes, encode_record_batch
 from tests.support.model_checker import brute_force, versions_of
-from tests.support.shards import DIMENSION, record_batch
+from tests.support.shards import DIMENSION, record_batch, vector_of
 
 
 def filled(rows: int, *, per_batch: int = 7, unit: bool = False) -> GrowingSegment:
@@ -98,6 +98,20 @@ def test_columns_are_copied_and_joined() -> None:
     assert held < 500 * 64 + 64 * 512
     assert segment.size_bytes >= 500 * DIMENSION * 4
     assert len(versions_of(view.take(np.arange(500), EVERYTHING))) == 500
+
+
+def test_room_for_all_rows_is_made_once() -> None:
+    """Growing by doubling copied all vectors again and again."""
+    segment = GrowingSegment(DIMENSION, sealed_at=100_000)
+    places = set()
+    for number in range(10):
+        ids = [f"r{number}-{row}" for row in range(2_000)]
+        segment.append(record_batch(ids, version=1), first_sequence=1 + 2_000 * number)
+        places.add(segment.view().vectors.ctypes.data)
+    assert len(places) <= 4, "moved after a sixteenth of the rows were there"
+    view = segment.view()
+    assert np.array_equal(view.vectors[2_000], vector_of("r1-0", 1))
+    assert np.array_equal(view.vectors[19_999], vector_of("r9-1999", 1))
 
 
 def test_rows_without_attributes() -> None:
