@@ -147,7 +147,8 @@ class WritePath:
         )
 
     def _away(self, outcome: str) -> Unavailable:
-        problem = self._log_problem() if self._wal.blocked_for_s else "other writes are before it"
+        waited_for = "writes before it, or the count of the records to delete, took so long"
+        problem = self._log_problem() if self._wal.blocked_for_s else waited_for
         return Unavailable(
             f"{outcome}: {problem}", reason="LOG_UNAVAILABLE", retry_after_s=_BACK_PRESSURE_RETRY_S
         )

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pytest
 
-from annheal.errors import DeadlineExceeded, Fenced, Unavailable, UnknownOutcome
+from annheal.errors import DeadlineExceeded, Fenced, Unavailable
 from annheal.metastore.codec import encode_value
 from annheal.metastore.keys import collection_key, shard_key
 from annheal.metastore.protocol import Put
@@ -227,7 +227,7 @@ async def test_a_delete_by_filter_ends_when_its_caller_leaves_before_it_is_logge
         assert owner.shard.state().wal_slots == slot + 1
         monkeypatch.setattr(write_path, "count_rows", held)
         go_on.clear()
-        with pytest.raises(UnknownOutcome):
+        with pytest.raises(Unavailable, match="was not begun"):
             await owner.shard.write(write_path.DeleteWhere(anything), timeout_s=0.1)
         go_on.set()
         await owner.upsert("e")

@@ -11,7 +11,7 @@ from tests.support.cluster import is_serving
 from tests.support.ports import LOOPBACK, free_port
 from tests.support.processes import REPOSITORY, ProcessGroup, wait_until
 
-START = "To try the roles on one machine"
+START = "To run the roles on one machine"
 ROWS = 400
 
 
