@@ -2,7 +2,7 @@
 
 A neighbour counts as found if its score is at least the k-th exact score (within
 `SCORE_TOLERANCE`): of several equally near records each counts. The query's own record is left out
-of both answers. The confidence interval is the normal one over queries.
+of both answers.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from annheal.model.search import Consistency, SearchAnswer, SearchOptions
 from annheal.model.topology.cluster import RecallOptions, RecallReport, ShardRecall
 from annheal.model.validation import validate_search_options
 from annheal.model.write import ScanRequest
+from annheal.recall.interval import mean_interval
 from annheal.runtime.deadline import Deadline
 from annheal.shards.routing import hash_ids, shards_of
 
 SAMPLE_MAX = 10_000
 SCORE_TOLERANCE = 1e-6
 """Relative to the larger of 1 and the score."""
-_Z_95 = 1.959963984540054
 _QUERIES_PER_CALL = 64
 _TIMED_QUERIES = 20
 
@@ -206,15 +206,6 @@ def tally(
     return _Tally(expected, hits, shard_expected, shard_found)
 
 
-def interval_95(values: npt.NDArray[np.float64]) -> tuple[float, float, float]:
-    """Return (mean, low, high): the normal 95 % confidence interval of the mean, within [0, 1]."""
-    mean = float(values.mean())
-    if len(values) < 2:
-        return mean, 0.0, 1.0
-    half = _Z_95 * float(values.std(ddof=1)) / float(np.sqrt(len(values)))
-    return mean, max(0.0, mean - half), min(1.0, mean + half)
-
-
 def _report(
     collection: Collection,
     tallies: Sequence[_Tally],
@@ -228,13 +219,13 @@ def _report(
     counted = expected > 0
     # If no query has a true neighbour, nothing was missed: recall 1.
     values = found[counted] / expected[counted] if counted.any() else np.ones(1)
-    mean, low, high = interval_95(values)
+    interval = mean_interval(values)
     shard_expected = np.sum([one.shard_expected for one in tallies], axis=0)
     shard_found = np.sum([one.shard_found for one in tallies], axis=0)
     return RecallReport(
-        recall=mean,
-        recall_low=low,
-        recall_high=high,
+        recall=interval.mean,
+        recall_low=interval.low,
+        recall_high=interval.high,
         queries=int(counted.sum()),
         k=k,
         recall_objective=collection.settings.recall_objective,

@@ -16,7 +16,8 @@ from annheal.model.filter import Filter
 from annheal.model.measures.recall import RECALL_STEPS, RecallEstimate, SelectivityBand, band_of
 from annheal.model.records import Float32Matrix
 from annheal.model.search import SearchOptions
-from annheal.shard_node.recall.estimate import estimate_interval, query_recalls
+from annheal.recall.interval import mean_interval
+from annheal.shard_node.recall.estimate import query_recalls
 from annheal.shard_node.recall.sampler import SampledQuery
 from annheal.shard_node.rows.view import SegmentView, ShardView
 from annheal.shard_node.search.planner import PlanKind, SegmentPlan
@@ -181,8 +182,8 @@ def estimate_of(
 ) -> RecallEstimate | None:
     """Return the estimate from `recalls` of several groups; None if there is no query.
 
-    `ks` is the k of each group. The estimate's `k` is the most frequent one, its interval is
-    computed with the smallest.
+    `ks` is the k of each group. The estimate's `k` is the most frequent one. Its interval supposes
+    nothing about how recall varies between queries (`annheal/recall/interval.py`).
     """
     together = np.concatenate(recalls) if recalls else np.empty(0)
     if not len(together):
@@ -190,12 +191,12 @@ def estimate_of(
     asked: Counter[int] = Counter()
     for part, k in zip(recalls, ks, strict=True):
         asked[k] += len(part)
-    low, high = estimate_interval(together, k=min(ks))
+    interval = mean_interval(together)
     return RecallEstimate(
         k=asked.most_common(1)[0][0],
-        recall=float(together.mean()),
-        low=low,
-        high=high,
+        recall=interval.mean,
+        low=interval.low,
+        high=interval.high,
         queries=len(together),
         measured_at_s=measured_at_s,
         plans=dict(plans),

@@ -520,7 +520,9 @@ async def test_recall_of_exact_nodes_is_one(cluster: MemoryCluster):
     report = await coordinator.recall.measure(
         collection, RecallOptions(sample_size=40, k=5), deadline=soon()
     )
-    assert (report.recall, report.recall_low, report.recall_high) == (1.0, 1.0, 1.0)
+    assert (report.recall, report.recall_high) == (1.0, 1.0)
+    # 40 queries that find everything may miss one of eleven that does not.
+    assert report.recall_low == pytest.approx(0.025 ** (1 / 40), abs=1e-3)
     assert (report.queries, report.k) == (40, 5)
     assert sum(one.expected for one in report.shards) == 200
     assert {one.recall for one in report.shards} == {1.0}

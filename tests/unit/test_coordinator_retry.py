@@ -7,7 +7,7 @@ import logging
 import numpy as np
 import pytest
 
-from annheal.coordinator.recall.probe import interval_95, tally
+from annheal.coordinator.recall.probe import tally
 from annheal.errors import (
     AnnhealError,
     Conflict,
@@ -197,12 +197,3 @@ def test_a_query_without_neighbours_expects_none():
     alone = answer([(1.0, "own")])
     counted = tally(alone, alone, own=["own"], k=2, shard_count=2)
     assert counted.expected.tolist() == [0]
-
-
-def test_the_interval_narrows_with_the_sample_and_stays_in_range():
-    wide = interval_95(np.array([0.5, 1.0]))
-    narrow = interval_95(np.array([0.5, 1.0] * 500))
-    assert wide[0] == narrow[0] == 0.75
-    assert wide[2] == 1.0
-    assert narrow[2] - narrow[1] < 0.05
-    assert interval_95(np.array([1.0])) == (1.0, 0.0, 1.0)

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from annheal.model.measures.recall import RecallEstimate, SelectivityBand
+from annheal.recall.interval import mean_interval
 from annheal.shard_node.recall.ef_control import (
     ABOVE_RUNS,
     BELOW_RUNS,
@@ -20,7 +21,6 @@ from annheal.shard_node.recall.ef_control import (
     EfState,
     next_state,
 )
-from annheal.shard_node.recall.estimate import estimate_interval
 from annheal.shard_node.search.ef_scale import EF_CONTROL_MAX, scaled_ef
 
 CURVE_EF = 32
@@ -167,10 +167,10 @@ def test_a_segment_that_meets_its_objective_is_left_alone_for_long() -> None:
         for version in range(64, 64 * 1_000, 64):
             chances = rng.beta(8 * truth, 8 * (1 - truth), 64)
             sample = np.concatenate([sample, rng.binomial(10, chances) / 10])[-128:]
-            low, high = estimate_interval(sample, k=10)
+            found = mean_interval(sample)
             state = next_state(
                 state,
-                estimate=measured(float(sample.mean()), low, high, queries=len(sample)),
+                estimate=measured(found.mean, found.low, found.high, queries=len(sample)),
                 sample_version=version,
                 curve_ef=CURVE_EF,
                 objective=OBJECTIVE,
