@@ -8,11 +8,11 @@ Always r = sum(w_i r_i).
   Their errors may be correlated to any degree, so the bounds are averaged like the means:
   l = sum(w_i l_i), h = sum(w_i h_i), n = max(n_i), w_i proportional to n_i. Such an interval is
   never too narrow.
-- Bands hold different queries, so their errors are independent: l = r - sqrt(sum((w_i (r_i -
-  l_i))^2)), h alike, n = sum(n_i). (G. Y. Zou and A. Donner, "Construction of confidence limits
-  about effect measures: a general approach", Statistics in Medicine 27, 2008: it keeps intervals
-  asymmetric that are.) w_i is proportional to the live queries *seen* in the band, not to those
-  sampled, because every band has a reservoir of its own and rare bands are over-represented in it.
+- Bands hold different queries, so their errors are independent: they are strata of the traffic and
+  joined as such (`annheal.recall.interval.combine_strata`), n = sum(n_i). w_i is proportional to
+  the live queries *seen* in the band, not to those sampled, because every band has a reservoir of
+  its own and rare bands are over-represented in it. A band that was searched but not measured
+  widens the interval by its weight.
 """
 
 from __future__ import annotations
@@ -44,9 +44,10 @@ from annheal.model.measures.recall_summary import (
     verdict_of,
 )
 from annheal.model.topology.shard import ShardId
+from annheal.recall.interval import Interval, Stratum, combine_strata
 
-Weighted = tuple[RecallEstimate, float]
-"""An estimate and its weight; the weights need not add up to 1."""
+Weighted = tuple[RecallEstimate | None, float]
+"""An estimate, None if nothing was measured, and its weight; the weights need not add up to 1."""
 
 PartT = TypeVar("PartT")
 KeyT = TypeVar("KeyT", bound=Hashable)
@@ -179,27 +180,35 @@ def join_dependent(parts: Iterable[RecallEstimate]) -> RecallEstimate | None:
 
 
 def join_independent(parts: Iterable[Weighted]) -> RecallEstimate | None:
-    """Return one estimate from weighted parts that measured different queries; None without a part.
+    """Return one estimate from weighted parts with different queries; None if none is measured.
 
-    If all weights are 0, each part has its number of queries as weight.
+    If the weights of all measured parts are 0, each has its number of queries as weight, and parts
+    that are not measured are left out.
     """
-    measured = [(part, weight) for part, weight in parts if part.queries]
+    every = list(parts)
+    measured = [(part, weight) for part, weight in every if part is not None and part.queries]
+    unknown = math.fsum(weight for part, weight in every if part is None or not part.queries)
     if not any(weight for _, weight in measured):
-        measured = [(part, float(part.queries)) for part, _ in measured]
-    total = math.fsum(weight for _, weight in measured)
-    if not total:
+        measured, unknown = [(part, float(part.queries)) for part, _ in measured], 0.0
+    joined = combine_strata(
+        [
+            *(
+                Stratum(weight, Interval(part.recall, part.low, part.high))
+                for part, weight in measured
+            ),
+            Stratum(unknown, None),
+        ]
+    )
+    if joined is None:
         return None
-    shares = [(part, weight / total) for part, weight in measured]
-    recall = math.fsum(w * part.recall for part, w in shares)
-    below = math.sqrt(math.fsum((w * (part.recall - part.low)) ** 2 for part, w in shares))
-    above = math.sqrt(math.fsum((w * (part.high - part.recall)) ** 2 for part, w in shares))
+    total = math.fsum(weight for _, weight in measured)
     return _estimate(
         [part for part, _ in measured],
-        recall=recall,
-        low=max(0.0, recall - below),
-        high=min(1.0, recall + above),
+        recall=joined.mean,
+        low=joined.low,
+        high=joined.high,
         queries=sum(part.queries for part, _ in measured),
-        weights=[weight for _, weight in shares],
+        weights=[weight / total for _, weight in measured],
     )
 
 
@@ -253,9 +262,8 @@ def _bands(shards: Sequence[ShardBandRecall], objective: float) -> tuple[RecallS
 def _overall(shards: Sequence[ShardBandRecall], objective: float) -> RecallSlice:
     seen = seen_by_band(shards)
     parts = [
-        (joined, float(seen[band]))
+        (join_dependent(one.estimate for one in held), float(seen[band]))
         for band, held in _grouped(shards, lambda one: one.band).items()
-        if (joined := join_dependent(one.estimate for one in held)) is not None
     ]
     return _slice(
         "",
@@ -286,9 +294,8 @@ def _of_segments(
     found = []
     for key, held in sorted(_grouped(segments, name).items()):
         parts = [
-            (joined, float(seen.get(band, 0)))
+            (join_dependent(one.estimate for one in same), float(seen.get(band, 0)))
             for band, same in _grouped(held, lambda one: one.band).items()
-            if (joined := join_dependent(one.estimate for one in same)) is not None
         ]
         found.append(_slice(key, join_independent(parts), objective))
     return tuple(found)
