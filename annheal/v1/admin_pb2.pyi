@@ -85,6 +85,7 @@ class RecallVerdict(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     RECALL_VERDICT_UNCLEAR: _ClassVar[RecallVerdict]
     RECALL_VERDICT_MISSED: _ClassVar[RecallVerdict]
     RECALL_VERDICT_MET_WITH_BAD_TAIL: _ClassVar[RecallVerdict]
+    RECALL_VERDICT_UNKNOWN: _ClassVar[RecallVerdict]
 
 class TrendVerdict(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -140,6 +141,7 @@ RECALL_VERDICT_MET: RecallVerdict
 RECALL_VERDICT_UNCLEAR: RecallVerdict
 RECALL_VERDICT_MISSED: RecallVerdict
 RECALL_VERDICT_MET_WITH_BAD_TAIL: RecallVerdict
+RECALL_VERDICT_UNKNOWN: RecallVerdict
 TREND_VERDICT_UNSPECIFIED: TrendVerdict
 TREND_VERDICT_UNKNOWN: TrendVerdict
 TREND_VERDICT_STEADY: TrendVerdict

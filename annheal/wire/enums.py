@@ -163,6 +163,7 @@ BAND = EnumCodec(
 RECALL_VERDICT = EnumCodec(
     {
         RecallVerdict.UNMEASURED: admin_pb2.RECALL_VERDICT_UNMEASURED,
+        RecallVerdict.UNKNOWN: admin_pb2.RECALL_VERDICT_UNKNOWN,
         RecallVerdict.MET: admin_pb2.RECALL_VERDICT_MET,
         RecallVerdict.UNCLEAR: admin_pb2.RECALL_VERDICT_UNCLEAR,
         RecallVerdict.MISSED: admin_pb2.RECALL_VERDICT_MISSED,

@@ -64,6 +64,8 @@ def sentence(one: RecallSlice, objective: float) -> str:
             f"{one.name}: met, with a bad tail; {found} on {queries}, {tail:.1%} of which find less"
             " than half"
         )
+    if one.verdict is RecallVerdict.UNKNOWN:
+        return f"{one.name}: unknown; {found}, {queries} are too few to tell"
     if one.verdict is RecallVerdict.MET:
         return (
             f"{one.name}: met so far; {found}, but {queries} are too few to be sure of"

@@ -157,6 +157,8 @@ def _recall(observed: Observed) -> Finding:
         f"recall@{estimate.k} {estimate.recall:.4f} ({estimate.low:.4f} to {estimate.high:.4f}) on"
         f" {estimate.queries:,} live queries; the objective is {objective:g}"
     )
+    if overall.verdict is RecallVerdict.UNKNOWN:
+        return Finding(question, Health.UNKNOWN, f"{answer}; these are too few to tell")
     health = {RecallVerdict.MET: Health.GOOD, RecallVerdict.UNCLEAR: Health.WATCH}.get(
         overall.verdict, Health.BAD
     )

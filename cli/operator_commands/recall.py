@@ -47,6 +47,7 @@ _STYLES = {
     RecallVerdict.UNCLEAR: "yellow",
     RecallVerdict.MISSED: "bold red",
     RecallVerdict.UNMEASURED: "dim",
+    RecallVerdict.UNKNOWN: "dim",
 }
 
 

@@ -15,7 +15,12 @@ from annheal.coordinator.service import services
 from annheal.errors import Unavailable
 from annheal.model.collection import Collection, Metric, ModelSpec
 from annheal.model.measures.recall import SelectivityBand
-from annheal.model.measures.recall_summary import ALL_SHARDS, RecallVerdict, verdict_of
+from annheal.model.measures.recall_summary import (
+    ALL_SHARDS,
+    QUERIES_KNOWN_MIN,
+    RecallVerdict,
+    verdict_of,
+)
 from annheal.rpc import methods
 from annheal.rpc.channel import Connection
 from annheal.rpc.server import RpcServer
@@ -54,6 +59,14 @@ def test_verdicts_need_the_whole_interval_below_the_objective() -> None:
     assert verdict_of(estimate(0.89, 0.8, 0.899), 0.9) is RecallVerdict.MISSED
 
 
+def test_few_queries_show_that_an_objective_is_missed_but_not_that_it_is_met() -> None:
+    few = QUERIES_KNOWN_MIN - 1
+    assert verdict_of(estimate(1.0, 0.78, 1.0, queries=few), 0.9) is RecallVerdict.UNKNOWN
+    assert verdict_of(estimate(0.8, 0.6, 0.93, queries=few), 0.9) is RecallVerdict.UNKNOWN
+    assert verdict_of(estimate(0.2, 0.1, 0.5, queries=few), 0.9) is RecallVerdict.MISSED
+    assert verdict_of(estimate(1.0, 0.79, 1.0, queries=few + 1), 0.9) is RecallVerdict.MET
+
+
 def test_parts_with_the_same_queries_have_their_bounds_averaged_by_queries() -> None:
     joined = join_dependent(
         [
@@ -84,6 +97,14 @@ def test_parts_with_queries_of_their_own_pool_their_intervals() -> None:
     )
     assert unweighted is not None
     assert unweighted.recall == pytest.approx(0.7)
+    # Of 10 queries one is of a band that was not measured.
+    partly = join_independent(
+        [(estimate(0.9, 0.8, 0.95), 9.0), (None, 0.5), (estimate(0, 0, 1, queries=0), 0.5)]
+    )
+    assert partly is not None
+    assert (partly.recall, partly.low) == pytest.approx((0.9, 0.72))
+    assert partly.high == pytest.approx(0.1 + 0.9 * 0.95)
+    assert partly.queries == 100
     assert join_independent([]) is None
 
 

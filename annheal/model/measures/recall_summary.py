@@ -16,17 +16,23 @@ ALL_SHARDS = -1
 TAIL_RECALL, TAIL_SHARE_MAX = 0.5, 0.01
 """More than one query in a hundred that finds less than half is more than chance: at a mean of 0.95
 and independent misses it happens to three in a million, for k 10."""
+QUERIES_KNOWN_MIN = 16
+"""Fewer queries do not show that an objective is met: if all of them found everything, the interval
+still begins below 0.8."""
 
 
 class RecallVerdict(StrEnum):
     """How measured recall compares with the objective.
 
-    `unclear`: the estimate is below it, the upper end of its interval is not. `missed`: even the
-    upper end is below. `met, with a bad tail`: the estimate is not below it, but more than
-    `TAIL_SHARE_MAX` of the queries find less than `TAIL_RECALL` of what they should.
+    `unmeasured`: no query was measured. `unknown`: fewer than `QUERIES_KNOWN_MIN` were, and they do
+    not show that it is missed. `unclear`: the estimate is below it, the upper end of its interval
+    is not. `missed`: even the upper end is below. `met, with a bad tail`: the estimate is not below
+    it, but more than `TAIL_SHARE_MAX` of the queries find less than `TAIL_RECALL` of what they
+    should.
     """
 
     UNMEASURED = "unmeasured"
+    UNKNOWN = "unknown"
     MET = "met"
     MET_WITH_BAD_TAIL = "met, with a bad tail"
     UNCLEAR = "unclear"
@@ -37,11 +43,15 @@ def verdict_of(estimate: RecallEstimate | None, objective: float) -> RecallVerdi
     """Return how `estimate` compares with `objective`."""
     if estimate is None or estimate.queries == 0:
         return RecallVerdict.UNMEASURED
+    if estimate.high < objective:
+        return RecallVerdict.MISSED
+    if estimate.queries < QUERIES_KNOWN_MIN:
+        return RecallVerdict.UNKNOWN
     if estimate.recall >= objective:
         tail = estimate.share_below(TAIL_RECALL)
         bad = tail is not None and tail > TAIL_SHARE_MAX
         return RecallVerdict.MET_WITH_BAD_TAIL if bad else RecallVerdict.MET
-    return RecallVerdict.UNCLEAR if estimate.high >= objective else RecallVerdict.MISSED
+    return RecallVerdict.UNCLEAR
 
 
 @dataclass(frozen=True, slots=True)
