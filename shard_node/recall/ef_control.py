@@ -35,8 +35,12 @@ ABOVE_RUNS = 5
 FRESH_SHARE = 0.5
 """A sample is fresh if this share of its queries is new since the last fresh one."""
 ABOVE_MARGIN = 0.25
-"""Recall is well above the objective if the lower end of its interval is, by this share of the
-misses that the objective allows."""
+"""Recall is well above the objective if it probably is by this share of the misses that the
+objective allows."""
+ABOVE_SHARE = 0.6
+"""It probably is if the point at this share of the way from the mean to the lower end of the
+interval is. The lower end itself allows for 3.7 hard queries that one sample did not draw, and so
+is hardly ever well above; `ABOVE_RUNS` samples in a row leave less room for them."""
 FLOOR_RUNS = 120
 """Measurements for which the scale is not lowered again to a value that was too small."""
 
@@ -116,7 +120,8 @@ def next_state(
     if estimate.recall >= objective:
         state = replace(state, rebuild=False, stuck=False)
     state = replace(state, below_runs=0)
-    return _perhaps_above(state, low=estimate.low, objective=objective, fresh=fresh)
+    likely_low = estimate.recall - ABOVE_SHARE * (estimate.recall - estimate.low)
+    return _perhaps_above(state, low=likely_low, objective=objective, fresh=fresh)
 
 
 def _certainly_below(

@@ -158,6 +158,29 @@ def test_states_of_segments_that_are_gone_are_forgotten() -> None:
     assert controller.scale("b", SelectivityBand.FROM_50) == 1.0
 
 
+@pytest.mark.parametrize(("truth", "lowered"), [(0.985, True), (0.96, False), (0.95, False)])
+def test_ef_is_lowered_where_recall_is_well_above_the_objective(
+    truth: float, lowered: bool
+) -> None:
+    """Samples of 128 renewed by half; k 10 with correlated misses."""
+    rng = np.random.default_rng(3)
+    state, sample = EfState(scale=2.0), np.empty(0)
+    for version in range(64, 64 * 200, 64):
+        chances = rng.beta(4 * truth, 4 * (1 - truth), 64)
+        sample = np.concatenate([sample, rng.binomial(10, chances) / 10])[-128:]
+        found = mean_interval(sample)
+        state = next_state(
+            state,
+            estimate=measured(found.mean, found.low, found.high, queries=len(sample)),
+            sample_version=version,
+            curve_ef=CURVE_EF,
+            objective=OBJECTIVE,
+        )
+        if state.scale < 2.0:
+            break
+    assert (state.scale < 2.0) is lowered
+
+
 def test_a_segment_that_meets_its_objective_is_left_alone_for_long() -> None:
     """Recall 0.96, samples of 128 renewed by half: how often is ef above the curve's?"""
     rng = np.random.default_rng(11)

@@ -155,6 +155,24 @@ def test_the_interval_contains_the_truth_95_times_of_100(draw: Draw, mean: float
     assert width < 4.4 * draw(random, 10_000).std() / math.sqrt(n) + 5.0 / n
 
 
+@pytest.mark.parametrize("middle", [0.1, 0.5, 0.9])
+def test_no_distribution_of_three_values_is_missed_too_often(middle: float) -> None:
+    """All samples of 16 and their probabilities: no simulation error. Each end may miss 2.5 %."""
+    n, levels = 16, np.array([0.0, middle, 1.0])
+    counts = np.array([(a, b, n - a - b) for a in range(n + 1) for b in range(n + 1 - a)])
+    found = [mean_interval(np.repeat(levels, row)) for row in counts]
+    low, high = np.array([(one.low, one.high) for one in found]).T
+    ways = [math.lgamma(n + 1) - sum(math.lgamma(c + 1) for c in row) for row in counts.tolist()]
+    grid = np.concatenate([np.geomspace(1e-3, 0.2, 12), np.linspace(0.25, 0.95, 15)])
+    for nothing, some in itertools.product(grid, grid):
+        if nothing + some < 1.0:
+            chances = np.array([nothing, some, 1.0 - nothing - some])
+            probability = np.exp(ways + counts @ np.log(chances))
+            mean = chances @ levels
+            assert probability[low > mean].sum() <= 0.0251
+            assert probability[high < mean].sum() <= 0.0251
+
+
 def test_strata_count_by_their_traffic_and_their_errors_are_independent() -> None:
     joined = combine_strata(
         [Stratum(3.0, Interval(0.9, 0.8, 0.95)), Stratum(1.0, Interval(0.5, 0.1, 0.6))]
