@@ -18,8 +18,9 @@ Values = npt.NDArray[np.float64]
 
 _Z_95 = 1.959964
 # The root lies within these bounds for samples from 1 to some millions of values.
-_TILT_MIN, _TILT_MAX = 1e-3, 1e4
-_TILTS, _TILTS_REFINED = 25, 13
+_TILTS = np.geomspace(1e-3, 1e4, 25)
+_TILTS_BETWEEN = np.geomspace(1.0, _TILTS[1] / _TILTS[0], 13)
+"""From one tilt to the next, as factors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,10 +124,9 @@ def _lower_ends(values: Values, counts: Values) -> tuple[float, float]:
     x /= np.maximum(largest, np.finfo(np.float64).tiny)[:, None]
     weights = np.append(counts, 1.0)
     row = np.arange(2)
-    coarse = np.tile(np.geomspace(_TILT_MIN, _TILT_MAX, _TILTS), (2, 1))
-    after = _first_after(_signed_roots(x, weights, coarse)[0])
-    fine = np.geomspace(coarse[row, after - 1], coarse[row, after], _TILTS_REFINED, axis=1)
-    roots, means = _signed_roots(x, weights, fine)
+    after = _first_after(_signed_roots(x, weights, _TILTS[None, :])[0])
+    between = _TILTS[after - 1, None] * _TILTS_BETWEEN
+    roots, means = _signed_roots(x, weights, between)
     after = _first_after(roots)
     near, far = roots[row, after - 1], roots[row, after]
     part = (near + _Z_95) / (near - far)
@@ -142,7 +142,7 @@ def _first_after(roots: Values) -> npt.NDArray[np.int64]:
 
 
 def _signed_roots(x: Values, weights: Values, tilt: Values) -> tuple[Values, Values]:
-    """Return the modified signed root r* and the mean t, both (2, b), for the `tilt` (2, b).
+    """Return the modified signed root r* and the mean t, both (2, b), for tilts (1 or 2, b).
 
     `x` is (2, v) with a maximum of 1 in each row, `weights` (v,).
     """
