@@ -120,6 +120,8 @@ class IndexUnderChurn:
         wanted: float,
     ) -> Row:
         k = truth.k
+        ef, judged = self.ef, None
+        visited: float | None = None
         for ef in (self.ef,) if self.ef else FAISS_EFS:
             numbers, scores, visited = self.index.search(queries, k=k, ef=ef)
             ids = [
@@ -131,6 +133,7 @@ class IndexUnderChurn:
             judged = population.judge(queries, ids, kept, truth)
             if judged.recall >= wanted - RECALL_TOLERANCE:
                 break
+        assert judged is not None
         self.ef = ef
         some = queries[:LATENCY_QUERIES_MAX]
         took_ms = [self.index.time_each(some, k=k, ef=self.ef) for _ in range(rounds)]

@@ -30,7 +30,7 @@ from annheal.compactor.build import build
 from annheal.compactor.build.build import BuildOrder, build_segment
 from annheal.compactor.build.calibrate import measure_recall, own_recall
 from annheal.compactor.fetch import Source
-from annheal.index import VectorIndex
+from annheal.index import VectorIndex, warm_up
 from annheal.model.collection import Collection, CollectionSettings, Metric, ModelSpec
 from annheal.model.topology.manifest import SegmentEntry, Tier
 from annheal.segment import DeleteVector, Segment, SegmentRows, local_segment, write_segment
@@ -254,6 +254,7 @@ def main() -> None:
     options, churn = parse()
     report = Report("merge", options, load_dataset(options))
     console = report_console()
+    warm_up()
     measure(report, churn, lambda text: console.print(text, style="dim", highlight=False))
     print_report(
         report,

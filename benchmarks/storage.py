@@ -171,7 +171,7 @@ def _resident_bytes(path: Path) -> int:
     )
     if failed:
         raise OSError(ctypes.get_errno(), "mincore")
-    return int(np.count_nonzero(np.frombuffer(pages, dtype=np.uint8) & 1)) * page
+    return int(np.count_nonzero(np.frombuffer(bytes(pages), dtype=np.uint8) & 1)) * page
 
 
 def main() -> int:

@@ -178,7 +178,9 @@ class TwoClients:
         return Left((last_busy_s - left_s) * 1e3, before_s * 1e3)
 
     def _query(self, number: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-        return self._dataset.queries[number % len(self._dataset.queries)]
+        query: np.ndarray[tuple[int, ...], np.dtype[np.float32]]
+        query = self._dataset.queries[number % len(self._dataset.queries)]
+        return query
 
 
 async def measure(dataset: Dataset, options: Options, report: Report) -> None:

@@ -82,7 +82,7 @@ class ChurnedServer:
         longest = max(len(change.deleted_ids), len(change.upserted_ids))
         for start in range(0, longest, WRITE_ROWS):
             part = slice(start, start + WRITE_ROWS)
-            steps.append(lambda part=part: self._delete(change.deleted_ids[part]))  # type: ignore[misc]
+            steps.append(lambda part=part: self._delete(change.deleted_ids[part]))  # type: ignore[misc,arg-type]
             steps.append(lambda part=part: self._upsert(change, whole, part))  # type: ignore[misc]
         began_s = time.monotonic()
         for number, step in enumerate(steps):

@@ -34,8 +34,9 @@ T = TypeVar("T")
 class IndexUnderChurn(Protocol):
     """An index of numbered vectors of unit length, compared by inner product."""
 
-    dead: int
-    """Rows in the index that do not live."""
+    @property
+    def dead(self) -> int:
+        """Rows in the index that do not live."""
 
     def change(self, *, dead: Int64s, new: Int64s, vectors: Float32s) -> None:
         """End the rows `dead` and add `vectors` under the numbers `new`."""

@@ -6,7 +6,7 @@ import asyncio
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -16,6 +16,7 @@ from annheal.model.collection import Collection
 from annheal.model.search import SearchOptions, SearchRequest
 from annheal.model.topology.shard import ShardId
 from annheal.runtime.background import take_nothing
+from annheal.runtime.host.disk import DiskWatch
 from annheal.shard_node.lanes import Lanes
 from annheal.shard_node.node import QUERIES_PER_THREAD, Node
 from annheal.shard_node.recall.ef_control import EfController
@@ -47,6 +48,7 @@ class _Owned:
     collection: Collection
     view: ShardView
     id: ShardId
+    epoch: int = 1
 
 
 class _Held:
@@ -56,7 +58,7 @@ class _Held:
     def get(self, shard: ShardId) -> _Owned:
         return self._owned
 
-    def all(self) -> dict[ShardId, _Owned]:
+    def all(self) -> Mapping[ShardId, _Owned]:
         return {self._owned.id: self._owned}
 
 
@@ -165,6 +167,8 @@ class MonitoredNode:
             node_id="bench",
             engine=SearchEngine(cores=self._cores, exact_nice=0, offer=take_nothing),
             monitor=monitor,
+            stores=None,  # type: ignore[arg-type]  # only health checks ask for them
+            disks=DiskWatch([], reserve_bytes=0, process="bench"),
         )
 
     async def turn(self, mode: str, turns: Turns, *, cpu_s: float, slices: int) -> None:
