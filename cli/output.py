@@ -115,7 +115,7 @@ def _encode(value: Any) -> Any:
         return value.item()
     if isinstance(value, pa.RecordBatch | pa.Table):
         return rows_as_dicts(value)
-    raise NotImplementedError(type(value).__name__)
+    raise NotImplementedError(type(value).__name__)  # how a hook of msgspec refuses a type
 
 
 def printable(text: str, *, keep: str = "") -> str:

@@ -136,7 +136,7 @@ class LeaseKeeper:
         except LeaseExpired as error:
             _log.warning("the lease is lost: %s", error)
             self._lose()
-        except Exception:
+        except Exception:  # not a cancellation: the holder gives the lease back by itself then
             self._lose()
             raise
         else:

@@ -92,11 +92,6 @@ def race_in_process(root: Path, writer: int, rounds: int, barrier: object, wins:
 class ObjectStoreContract:
     """Subclasses give the fixture `store`, an empty store that the fixture closes."""
 
-    @pytest.fixture
-    def store(self) -> ObjectStore:
-        """Return an empty store."""
-        raise NotImplementedError
-
     async def test_reads_what_was_written(self, store: ObjectStore, tmp_path: Path) -> None:
         body = random.Random(1).randbytes(100_000)
         await store.put_if_absent("a/b/object.bin", body)

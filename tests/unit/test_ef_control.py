@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -158,24 +158,32 @@ def test_states_of_segments_that_are_gone_are_forgotten() -> None:
     assert controller.scale("b", SelectivityBand.FROM_50) == 1.0
 
 
+def states(
+    state: EfState, rng: np.random.Generator, *, truth: float, spread: float, runs: int
+) -> Iterator[EfState]:
+    """Yield the state after each measurement: 128 queries of recall `truth`, half of them new."""
+    sample = np.empty(0)
+    for run in range(1, runs):
+        chances = rng.beta(spread * truth, spread * (1 - truth), 64)
+        sample = np.concatenate([sample, rng.binomial(10, chances) / 10])[-128:]
+        found = mean_interval(sample)
+        state = next_state(
+            state,
+            estimate=measured(found.mean, found.low, found.high, queries=len(sample)),
+            sample_version=64 * run,
+            curve_ef=CURVE_EF,
+            objective=OBJECTIVE,
+        )
+        yield state
+
+
 @pytest.mark.parametrize(("truth", "lowered"), [(0.985, True), (0.96, False), (0.95, False)])
 def test_ef_is_lowered_where_recall_is_well_above_the_objective(
     truth: float, lowered: bool
 ) -> None:
     """Samples of 128 renewed by half; k 10 with correlated misses."""
     rng = np.random.default_rng(3)
-    state, sample = EfState(scale=2.0), np.empty(0)
-    for version in range(64, 64 * 200, 64):
-        chances = rng.beta(4 * truth, 4 * (1 - truth), 64)
-        sample = np.concatenate([sample, rng.binomial(10, chances) / 10])[-128:]
-        found = mean_interval(sample)
-        state = next_state(
-            state,
-            estimate=measured(found.mean, found.low, found.high, queries=len(sample)),
-            sample_version=version,
-            curve_ef=CURVE_EF,
-            objective=OBJECTIVE,
-        )
+    for state in states(EfState(scale=2.0), rng, truth=truth, spread=4, runs=200):
         if state.scale < 2.0:
             break
     assert (state.scale < 2.0) is lowered
@@ -186,21 +194,12 @@ def test_a_segment_that_meets_its_objective_is_left_alone_for_long() -> None:
     rng = np.random.default_rng(11)
     raised = {}
     for truth in (0.96, 0.93):
-        state, sample, above = EfState(), np.empty(0), 0
-        for version in range(64, 64 * 1_000, 64):
-            chances = rng.beta(8 * truth, 8 * (1 - truth), 64)
-            sample = np.concatenate([sample, rng.binomial(10, chances) / 10])[-128:]
-            found = mean_interval(sample)
-            state = next_state(
-                state,
-                estimate=measured(found.mean, found.low, found.high, queries=len(sample)),
-                sample_version=version,
-                curve_ef=CURVE_EF,
-                objective=OBJECTIVE,
-            )
+        above = runs = 0
+        for state in states(EfState(), rng, truth=truth, spread=8, runs=1_000):
+            runs += 1
             above += state.scale > 1.0
             if truth < OBJECTIVE and state.scale > 1.0:
                 break
-        raised[truth] = (above, version // 64)
+        raised[truth] = (above, runs)
     assert raised[0.96][0] < 300  # of 1,000 runs; a raise lasts at least 120
     assert raised[0.93][1] < 20
