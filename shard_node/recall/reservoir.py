@@ -1,0 +1,125 @@
+"""A random sample of a stream in which newer items are exponentially more likely.
+
+An item that arrived at time t has the weight w(t) = exp(t / horizon) (forward decay: Cormode,
+Shkapenyuk, Srivastava and Xu, "Forward decay: a practical time decay model for streaming systems",
+ICDE 2009). Weighted sampling without replacement gives each item the key E / w, where E is
+exponentially distributed with mean 1, and keeps the items with the `size` smallest keys
+(Efraimidis and Spirakis, "Weighted random sampling with a reservoir", Information Processing
+Letters 97, 2006). Weights of exponential decay only ever scale together, so the sample is right at
+any later time without another look at it.
+
+Keys are held as logarithms, log(E) - t / horizon, so nothing overflows however long the stream is.
+Once the reservoir is full, the weight that passes until the next item enters is exponentially
+distributed too (the exponential jumps of Efraimidis and Spirakis): a batch from which nothing
+enters costs one exp and a comparison, and no random number.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+import random
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+_EXPONENT_MAX = 700.0
+"""exp of more overflows a float; the largest threshold means that the next item enters."""
+_SMALLEST = 5e-324
+
+ItemT = TypeVar("ItemT")
+
+
+class DecayingReservoir(Generic[ItemT]):
+    """At most `size` items of a stream; the chance that one is held falls with its age.
+
+    While more than `size` items arrive in a horizon, an item of age a is held with a probability in
+    proportion to exp(-a / `horizon_s`). With fewer arrivals nearly all of the newest `size` items
+    are held.
+
+    Args:
+        size: most items, at least 1.
+        horizon_s: seconds in which the weight of an item falls by the factor e.
+        draw: source of randomness.
+    """
+
+    def __init__(self, size: int, *, horizon_s: float, draw: random.Random) -> None:
+        self.size = size
+        self.horizon_s = horizon_s
+        self._draw = draw
+        self._order = itertools.count()
+        self._held: list[tuple[float, int, ItemT]] = []
+        """A heap by the negative logarithm of the key: the first item is the next to leave."""
+        self._jump = 0.0
+        """Weight that passes until the next item enters, where an item that arrives at `_at_s`
+        has the weight 1."""
+        self._at_s = 0.0
+
+    def __len__(self) -> int:
+        """Return how many items are held."""
+        return len(self._held)
+
+    def offer(self, count: int, at_s: float, item: Callable[[int], ItemT]) -> int:
+        """Offer `count` items that arrive at `at_s`; return how many entered.
+
+        `item(i)`, for i from 0 to `count` - 1, is called for those that enter only. `at_s` must not
+        be earlier than at a previous call.
+        """
+        place = entered = 0
+        while len(self._held) < self.size:
+            if place == count:
+                return entered
+            self._push(self._exponential(), at_s, item(place))
+            place += 1
+            entered += 1
+            if len(self._held) == self.size:
+                self._draw_jump(at_s)
+        if at_s != self._at_s:
+            self._jump *= math.exp((self._at_s - at_s) / self.horizon_s)
+            self._at_s = at_s
+        while self._jump < count - place:
+            place += int(self._jump)
+            # The key is drawn under the condition that it is below the largest one held.
+            below = -math.expm1(-self._threshold(at_s))
+            key = -math.log1p(-below * (1.0 - self._draw.random()))
+            self._push(max(key, _SMALLEST), at_s, item(place))
+            place += 1
+            entered += 1
+            self._draw_jump(at_s)
+        self._jump -= count - place
+        return entered
+
+    def add_earlier(self, item: ItemT, *, arrived_s: float, now_s: float) -> None:
+        """Offer an item of the past, such as one that was stored; `now_s` as in `offer`."""
+        self._push(self._exponential(), arrived_s, item)
+        if len(self._held) == self.size:
+            self._draw_jump(now_s)
+
+    def items(self) -> list[ItemT]:
+        """Return the items. The first m of them are a sample of size m by the same weights."""
+        return [item for _, _, item in sorted(self._held, key=lambda held: (-held[0], held[1]))]
+
+    def chance(self, at_s: float) -> float:
+        """Return the probability with which an item that arrives at `at_s` enters."""
+        if len(self._held) < self.size:
+            return 1.0
+        return -math.expm1(-self._threshold(at_s))
+
+    def _push(self, key: float, at_s: float, item: ItemT) -> None:
+        """Add an item with `key`, relative to the weights of `at_s`; drop one if there are more."""
+        held = (at_s / self.horizon_s - math.log(key), next(self._order), item)
+        if len(self._held) < self.size:
+            heapq.heappush(self._held, held)
+        else:
+            heapq.heappushpop(self._held, held)
+
+    def _threshold(self, at_s: float) -> float:
+        """Return the largest key held, for items of weight 1 at `at_s`."""
+        return math.exp(min(_EXPONENT_MAX, at_s / self.horizon_s - self._held[0][0]))
+
+    def _draw_jump(self, at_s: float) -> None:
+        self._jump = self._exponential() / self._threshold(at_s)
+        self._at_s = at_s
+
+    def _exponential(self) -> float:
+        return max(-math.log(1.0 - self._draw.random()), _SMALLEST)
