@@ -99,7 +99,7 @@ class Coordinator:
         self.search = Fanout(self.router, partial_patience_s=settings.partial_patience_s)
         self.recall = RecallMeter(self.reads, self.search)
         self.recall_view = RecallView(
-            self.catalog, self.router, timeout_s=settings.observe_timeout_s
+            self.catalog, self.router, timeout_s=settings.observe_timeout_s, now_s=wall_clock
         )
         self.health = HealthView(
             self.stores, self.catalog, self.router, timeout_s=settings.observe_timeout_s

@@ -198,7 +198,10 @@ def _monitor(
     shared: ShardDependencies,
     metrics: Metrics,
 ) -> RecallMonitor:
-    sampler, controller = RecallSampler(settings.recall_sample_share), EfController()
+    sampler = RecallSampler(
+        settings.recall_sample_share, interval_s=settings.recall_interval_s, now_s=shared.now_s
+    )
+    controller = EfController()
     return RecallMonitor(
         lambda: ownership.held,
         sampler=sampler,

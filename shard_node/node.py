@@ -120,7 +120,9 @@ class Node:
             answer, match_counts = await self.lanes.search(
                 work, collection_id=request.collection_id, exact=exact, deadline=deadline
             )
-        self._monitor.sampler.note(request.collection_id, queries, request.options, match_counts)
+        self._monitor.sampler.note(
+            request.collection_id, queries, request.options, match_counts, answer
+        )
         band = band_of(
             sum(match_count.matches for match_count in match_counts),
             sum(match_count.live_rows for match_count in match_counts),

@@ -19,10 +19,11 @@ class ShardNodeSettings:
     the segment cache and scratch files; losing it loses nothing. `search_threads` is the number of
     threads that FAISS uses for one batch of queries; 0 means all cores.
 
-    Recall is measured on a share `recall_sample_share` of the live queries (0: not at all), every
-    `recall_interval_s` and after a share `recall_changed_share` of a shard's rows changed, with at
-    most a share `recall_cpu_share` of one core. `recall_keep_queries`: sampled queries are kept in
-    the object store, over restarts and for the compactor.
+    Recall is measured on a sample of the live queries, at most a share `recall_sample_share` of
+    them (0: not at all), every `recall_interval_s` and after a share `recall_changed_share` of a
+    shard's rows changed, with at most a share `recall_cpu_share` of one core.
+    `recall_keep_queries`: sampled queries are kept in the object store, over restarts and for the
+    compactor.
 
     New rows are refused while less than `disk_reserve_bytes` (at most a quarter of the disk) is
     free where `data_dir`, or the object store if it is a directory, lies; 0 refuses none.
@@ -38,7 +39,7 @@ class ShardNodeSettings:
     search_threads: int = 0
     shards_opening_max: int = 4
     drain_timeout_s: float = 30.0
-    recall_sample_share: float = 0.01
+    recall_sample_share: float = 1.0
     recall_interval_s: float = 60.0
     recall_changed_share: float = 0.1
     recall_cpu_share: float = 0.02

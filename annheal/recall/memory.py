@@ -45,12 +45,17 @@ class EfMemory:
 
 @dataclass(frozen=True, slots=True)
 class LoggedQuery:
-    """A sampled live query without its vector. It contains what a user sent."""
+    """A sampled live query without its vector. It contains what a user sent.
+
+    `objective` and `ef` are those that the user set, None where the collection's settings hold.
+    """
 
     k: int
     band: SelectivityBand
     sampled_at_s: float
     filter: Filter | None = None
+    objective: float | None = None
+    ef: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +83,8 @@ class _Query:
     band: SelectivityBand
     sampled_at_s: float
     filter: str = ""
+    objective: float | None = None
+    ef: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +124,14 @@ def encode_memory(memory: RecallMemory) -> bytes:
             memory.segments,
             memory.bands,
             tuple(
-                _Query(one.k, one.band, one.sampled_at_s, _filter_text(one.filter))
+                _Query(
+                    one.k,
+                    one.band,
+                    one.sampled_at_s,
+                    _filter_text(one.filter),
+                    one.objective,
+                    one.ef,
+                )
                 for one in memory.queries
             ),
         )
@@ -142,7 +156,14 @@ def decode_memory(stored: bytes, *, key: str) -> RecallMemory:
     try:
         facts = _DECODER.decode(body[_HEADER.size : start])
         queries = tuple(
-            LoggedQuery(one.k, one.band, one.sampled_at_s, _filter_of(one.filter))
+            LoggedQuery(
+                one.k,
+                one.band,
+                one.sampled_at_s,
+                _filter_of(one.filter),
+                one.objective,
+                one.ef,
+            )
             for one in facts.queries
         )
     except (msgspec.DecodeError, UnicodeDecodeError, InvalidArgument) as error:

@@ -86,6 +86,7 @@ class RecallVerdict(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     RECALL_VERDICT_MISSED: _ClassVar[RecallVerdict]
     RECALL_VERDICT_MET_WITH_BAD_TAIL: _ClassVar[RecallVerdict]
     RECALL_VERDICT_UNKNOWN: _ClassVar[RecallVerdict]
+    RECALL_VERDICT_NOT_JUDGED: _ClassVar[RecallVerdict]
 
 class TrendVerdict(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -142,6 +143,7 @@ RECALL_VERDICT_UNCLEAR: RecallVerdict
 RECALL_VERDICT_MISSED: RecallVerdict
 RECALL_VERDICT_MET_WITH_BAD_TAIL: RecallVerdict
 RECALL_VERDICT_UNKNOWN: RecallVerdict
+RECALL_VERDICT_NOT_JUDGED: RecallVerdict
 TREND_VERDICT_UNSPECIFIED: TrendVerdict
 TREND_VERDICT_UNKNOWN: TrendVerdict
 TREND_VERDICT_STEADY: TrendVerdict
@@ -578,7 +580,7 @@ class ShardRecall(_message.Message):
     def __init__(self, shard: _Optional[int] = ..., recall: _Optional[float] = ..., expected: _Optional[int] = ...) -> None: ...
 
 class RecallEstimate(_message.Message):
-    __slots__ = ("k", "recall", "low", "high", "queries", "measured_at", "plans", "recall_shares")
+    __slots__ = ("k", "recall", "low", "high", "queries", "measured_at", "plans", "recall_shares", "window_begin", "window_end", "valid_until", "distinct")
     class PlansEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -594,6 +596,10 @@ class RecallEstimate(_message.Message):
     MEASURED_AT_FIELD_NUMBER: _ClassVar[int]
     PLANS_FIELD_NUMBER: _ClassVar[int]
     RECALL_SHARES_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_BEGIN_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_END_FIELD_NUMBER: _ClassVar[int]
+    VALID_UNTIL_FIELD_NUMBER: _ClassVar[int]
+    DISTINCT_FIELD_NUMBER: _ClassVar[int]
     k: int
     recall: float
     low: float
@@ -602,7 +608,11 @@ class RecallEstimate(_message.Message):
     measured_at: _timestamp_pb2.Timestamp
     plans: _containers.ScalarMap[str, int]
     recall_shares: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, k: _Optional[int] = ..., recall: _Optional[float] = ..., low: _Optional[float] = ..., high: _Optional[float] = ..., queries: _Optional[int] = ..., measured_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., plans: _Optional[_Mapping[str, int]] = ..., recall_shares: _Optional[_Iterable[float]] = ...) -> None: ...
+    window_begin: _timestamp_pb2.Timestamp
+    window_end: _timestamp_pb2.Timestamp
+    valid_until: _timestamp_pb2.Timestamp
+    distinct: int
+    def __init__(self, k: _Optional[int] = ..., recall: _Optional[float] = ..., low: _Optional[float] = ..., high: _Optional[float] = ..., queries: _Optional[int] = ..., measured_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., plans: _Optional[_Mapping[str, int]] = ..., recall_shares: _Optional[_Iterable[float]] = ..., window_begin: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., window_end: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., valid_until: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., distinct: _Optional[int] = ...) -> None: ...
 
 class SegmentRecall(_message.Message):
     __slots__ = ("shard", "segment_id", "tier", "model", "band", "estimate", "ef", "ef_limit", "rebuild", "stuck")
@@ -654,18 +664,20 @@ class FilterRecall(_message.Message):
     def __init__(self, shard: _Optional[int] = ..., filter: _Optional[_Union[_filter_pb2.Filter, _Mapping]] = ..., matches: _Optional[int] = ..., live_rows: _Optional[int] = ..., recall: _Optional[float] = ..., queries: _Optional[int] = ..., plans: _Optional[_Mapping[str, int]] = ...) -> None: ...
 
 class RecallSlice(_message.Message):
-    __slots__ = ("name", "verdict", "estimate", "stability", "seen")
+    __slots__ = ("name", "verdict", "estimate", "stability", "seen", "served")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERDICT_FIELD_NUMBER: _ClassVar[int]
     ESTIMATE_FIELD_NUMBER: _ClassVar[int]
     STABILITY_FIELD_NUMBER: _ClassVar[int]
     SEEN_FIELD_NUMBER: _ClassVar[int]
+    SERVED_FIELD_NUMBER: _ClassVar[int]
     name: str
     verdict: RecallVerdict
     estimate: RecallEstimate
     stability: float
     seen: int
-    def __init__(self, name: _Optional[str] = ..., verdict: _Optional[_Union[RecallVerdict, str]] = ..., estimate: _Optional[_Union[RecallEstimate, _Mapping]] = ..., stability: _Optional[float] = ..., seen: _Optional[int] = ...) -> None: ...
+    served: RecallEstimate
+    def __init__(self, name: _Optional[str] = ..., verdict: _Optional[_Union[RecallVerdict, str]] = ..., estimate: _Optional[_Union[RecallEstimate, _Mapping]] = ..., stability: _Optional[float] = ..., seen: _Optional[int] = ..., served: _Optional[_Union[RecallEstimate, _Mapping]] = ...) -> None: ...
 
 class TrendRatio(_message.Message):
     __slots__ = ("now", "ratio", "low", "high")
@@ -708,7 +720,7 @@ class GetRecallRequest(_message.Message):
     def __init__(self, collection: _Optional[str] = ...) -> None: ...
 
 class GetRecallResponse(_message.Message):
-    __slots__ = ("collection", "collection_id", "recall_objective", "sampled_share", "overall", "bands", "shards", "tiers", "models", "segments", "filters", "errors", "latency")
+    __slots__ = ("collection", "collection_id", "recall_objective", "sampled_share", "overall", "bands", "shards", "tiers", "models", "segments", "filters", "errors", "latency", "own")
     class ErrorsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -736,6 +748,7 @@ class GetRecallResponse(_message.Message):
     FILTERS_FIELD_NUMBER: _ClassVar[int]
     ERRORS_FIELD_NUMBER: _ClassVar[int]
     LATENCY_FIELD_NUMBER: _ClassVar[int]
+    OWN_FIELD_NUMBER: _ClassVar[int]
     collection: str
     collection_id: str
     recall_objective: float
@@ -749,7 +762,8 @@ class GetRecallResponse(_message.Message):
     filters: _containers.RepeatedCompositeFieldContainer[FilterRecall]
     errors: _containers.ScalarMap[str, str]
     latency: _containers.MessageMap[str, LatencyTrend]
-    def __init__(self, collection: _Optional[str] = ..., collection_id: _Optional[str] = ..., recall_objective: _Optional[float] = ..., sampled_share: _Optional[float] = ..., overall: _Optional[_Union[RecallSlice, _Mapping]] = ..., bands: _Optional[_Iterable[_Union[RecallSlice, _Mapping]]] = ..., shards: _Optional[_Iterable[_Union[RecallSlice, _Mapping]]] = ..., tiers: _Optional[_Iterable[_Union[RecallSlice, _Mapping]]] = ..., models: _Optional[_Iterable[_Union[RecallSlice, _Mapping]]] = ..., segments: _Optional[_Iterable[_Union[SegmentRecall, _Mapping]]] = ..., filters: _Optional[_Iterable[_Union[FilterRecall, _Mapping]]] = ..., errors: _Optional[_Mapping[str, str]] = ..., latency: _Optional[_Mapping[str, LatencyTrend]] = ...) -> None: ...
+    own: _containers.RepeatedCompositeFieldContainer[RecallSlice]
+    def __init__(self, collection: _Optional[str] = ..., collection_id: _Optional[str] = ..., recall_objective: _Optional[float] = ..., sampled_share: _Optional[float] = ..., overall: _Optional[_Union[RecallSlice, _Mapping]] = ..., bands: _Optional[_Iterable[_Union[RecallSlice, _Mapping]]] = ..., shards: _Optional[_Iterable[_Union[RecallSlice, _Mapping]]] = ..., tiers: _Optional[_Iterable[_Union[RecallSlice, _Mapping]]] = ..., models: _Optional[_Iterable[_Union[RecallSlice, _Mapping]]] = ..., segments: _Optional[_Iterable[_Union[SegmentRecall, _Mapping]]] = ..., filters: _Optional[_Iterable[_Union[FilterRecall, _Mapping]]] = ..., errors: _Optional[_Mapping[str, str]] = ..., latency: _Optional[_Mapping[str, LatencyTrend]] = ..., own: _Optional[_Iterable[_Union[RecallSlice, _Mapping]]] = ...) -> None: ...
 
 class RebalanceRequest(_message.Message):
     __slots__ = ("dry_run",)

@@ -246,7 +246,7 @@ class ReportRecallResponse(_message.Message):
     def __init__(self, collections: _Optional[_Iterable[_Union[CollectionRecall, _Mapping]]] = ...) -> None: ...
 
 class CollectionRecall(_message.Message):
-    __slots__ = ("collection_id", "recall_objective", "sampled_share", "shards", "segments", "filters", "latency")
+    __slots__ = ("collection_id", "recall_objective", "sampled_share", "shards", "segments", "filters", "latency", "own")
     COLLECTION_ID_FIELD_NUMBER: _ClassVar[int]
     RECALL_OBJECTIVE_FIELD_NUMBER: _ClassVar[int]
     SAMPLED_SHARE_FIELD_NUMBER: _ClassVar[int]
@@ -254,6 +254,7 @@ class CollectionRecall(_message.Message):
     SEGMENTS_FIELD_NUMBER: _ClassVar[int]
     FILTERS_FIELD_NUMBER: _ClassVar[int]
     LATENCY_FIELD_NUMBER: _ClassVar[int]
+    OWN_FIELD_NUMBER: _ClassVar[int]
     collection_id: str
     recall_objective: float
     sampled_share: float
@@ -261,21 +262,38 @@ class CollectionRecall(_message.Message):
     segments: _containers.RepeatedCompositeFieldContainer[_admin_pb2.SegmentRecall]
     filters: _containers.RepeatedCompositeFieldContainer[_admin_pb2.FilterRecall]
     latency: _admin_pb2.LatencyTrend
-    def __init__(self, collection_id: _Optional[str] = ..., recall_objective: _Optional[float] = ..., sampled_share: _Optional[float] = ..., shards: _Optional[_Iterable[_Union[ShardBandRecall, _Mapping]]] = ..., segments: _Optional[_Iterable[_Union[_admin_pb2.SegmentRecall, _Mapping]]] = ..., filters: _Optional[_Iterable[_Union[_admin_pb2.FilterRecall, _Mapping]]] = ..., latency: _Optional[_Union[_admin_pb2.LatencyTrend, _Mapping]] = ...) -> None: ...
+    own: _containers.RepeatedCompositeFieldContainer[OwnSettingRecall]
+    def __init__(self, collection_id: _Optional[str] = ..., recall_objective: _Optional[float] = ..., sampled_share: _Optional[float] = ..., shards: _Optional[_Iterable[_Union[ShardBandRecall, _Mapping]]] = ..., segments: _Optional[_Iterable[_Union[_admin_pb2.SegmentRecall, _Mapping]]] = ..., filters: _Optional[_Iterable[_Union[_admin_pb2.FilterRecall, _Mapping]]] = ..., latency: _Optional[_Union[_admin_pb2.LatencyTrend, _Mapping]] = ..., own: _Optional[_Iterable[_Union[OwnSettingRecall, _Mapping]]] = ...) -> None: ...
 
 class ShardBandRecall(_message.Message):
-    __slots__ = ("shard", "band", "estimate", "stability", "seen")
+    __slots__ = ("shard", "band", "estimate", "stability", "seen", "recent", "served")
     SHARD_FIELD_NUMBER: _ClassVar[int]
     BAND_FIELD_NUMBER: _ClassVar[int]
     ESTIMATE_FIELD_NUMBER: _ClassVar[int]
     STABILITY_FIELD_NUMBER: _ClassVar[int]
     SEEN_FIELD_NUMBER: _ClassVar[int]
+    RECENT_FIELD_NUMBER: _ClassVar[int]
+    SERVED_FIELD_NUMBER: _ClassVar[int]
     shard: int
     band: _admin_pb2.SelectivityBand
     estimate: _admin_pb2.RecallEstimate
     stability: float
     seen: int
-    def __init__(self, shard: _Optional[int] = ..., band: _Optional[_Union[_admin_pb2.SelectivityBand, str]] = ..., estimate: _Optional[_Union[_admin_pb2.RecallEstimate, _Mapping]] = ..., stability: _Optional[float] = ..., seen: _Optional[int] = ...) -> None: ...
+    recent: int
+    served: _admin_pb2.RecallEstimate
+    def __init__(self, shard: _Optional[int] = ..., band: _Optional[_Union[_admin_pb2.SelectivityBand, str]] = ..., estimate: _Optional[_Union[_admin_pb2.RecallEstimate, _Mapping]] = ..., stability: _Optional[float] = ..., seen: _Optional[int] = ..., recent: _Optional[int] = ..., served: _Optional[_Union[_admin_pb2.RecallEstimate, _Mapping]] = ...) -> None: ...
+
+class OwnSettingRecall(_message.Message):
+    __slots__ = ("shard", "objective", "estimate", "served")
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    OBJECTIVE_FIELD_NUMBER: _ClassVar[int]
+    ESTIMATE_FIELD_NUMBER: _ClassVar[int]
+    SERVED_FIELD_NUMBER: _ClassVar[int]
+    shard: int
+    objective: float
+    estimate: _admin_pb2.RecallEstimate
+    served: _admin_pb2.RecallEstimate
+    def __init__(self, shard: _Optional[int] = ..., objective: _Optional[float] = ..., estimate: _Optional[_Union[_admin_pb2.RecallEstimate, _Mapping]] = ..., served: _Optional[_Union[_admin_pb2.RecallEstimate, _Mapping]] = ...) -> None: ...
 
 class FlushShardRequest(_message.Message):
     __slots__ = ("collection_id", "shard")

@@ -163,11 +163,12 @@ BAND = EnumCodec(
 RECALL_VERDICT = EnumCodec(
     {
         RecallVerdict.UNMEASURED: admin_pb2.RECALL_VERDICT_UNMEASURED,
-        RecallVerdict.UNKNOWN: admin_pb2.RECALL_VERDICT_UNKNOWN,
         RecallVerdict.MET: admin_pb2.RECALL_VERDICT_MET,
         RecallVerdict.UNCLEAR: admin_pb2.RECALL_VERDICT_UNCLEAR,
         RecallVerdict.MISSED: admin_pb2.RECALL_VERDICT_MISSED,
         RecallVerdict.MET_WITH_BAD_TAIL: admin_pb2.RECALL_VERDICT_MET_WITH_BAD_TAIL,
+        RecallVerdict.UNKNOWN: admin_pb2.RECALL_VERDICT_UNKNOWN,
+        RecallVerdict.NOT_JUDGED: admin_pb2.RECALL_VERDICT_NOT_JUDGED,
     }
 )
 TREND_VERDICT = EnumCodec(

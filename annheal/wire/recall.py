@@ -9,6 +9,7 @@ from annheal.model.measures.recall import (
     RECALL_UNKNOWN,
     CollectionRecall,
     FilterRecall,
+    OwnSettingRecall,
     RecallEstimate,
     SegmentRecall,
     SelectivityBand,
@@ -41,6 +42,7 @@ def encode_recall_reports(
                 segments=[_encode_segment(one) for one in report.segments],
                 filters=[_encode_filter_recall(one) for one in report.filters],
                 latency=None if report.latency is None else encode_trend(report.latency),
+                own=[_encode_own(one) for one in report.own],
             )
             for report in reports
         ]
@@ -62,6 +64,7 @@ def decode_recall_reports(
             segments=_decode_segments(report.segments),
             filters=tuple(_decode_filter_recall(one) for one in report.filters),
             latency=decode_trend(report.latency) if report.HasField("latency") else None,
+            own=tuple(_decode_own(one) for one in report.own),
         )
         for report in message.collections
     )
@@ -83,6 +86,7 @@ def encode_recall_summary(summary: RecallSummary) -> admin_pb2.GetRecallResponse
         filters=[_encode_filter_recall(one) for one in summary.filters],
         errors=summary.errors,
         latency={node: encode_trend(trend) for node, trend in summary.latency.items()},
+        own=[_encode_slice(one) for one in summary.own],
     )
 
 
@@ -102,6 +106,7 @@ def decode_recall_summary(message: admin_pb2.GetRecallResponse) -> RecallSummary
         filters=tuple(_decode_filter_recall(one) for one in message.filters),
         errors=dict(message.errors),
         latency={node: decode_trend(trend) for node, trend in message.latency.items()},
+        own=tuple(_decode_slice(one) for one in message.own),
     )
 
 
@@ -115,7 +120,15 @@ def _encode_estimate(estimate: RecallEstimate) -> admin_pb2.RecallEstimate:
         measured_at=encode_seconds(estimate.measured_at_s),
         plans=estimate.plans,
         recall_shares=estimate.shares,
+        window_begin=encode_seconds(estimate.window_begin_s),
+        window_end=encode_seconds(estimate.window_end_s),
+        valid_until=encode_seconds(estimate.valid_until_s),
+        distinct=estimate.distinct,
     )
+
+
+def _encode_served(estimate: RecallEstimate | None) -> admin_pb2.RecallEstimate | None:
+    return None if estimate is None else _encode_estimate(estimate)
 
 
 def _decode_estimate(message: admin_pb2.RecallEstimate) -> RecallEstimate:
@@ -128,6 +141,10 @@ def _decode_estimate(message: admin_pb2.RecallEstimate) -> RecallEstimate:
         measured_at_s=decode_seconds(message.measured_at),
         plans=dict(message.plans),
         shares=tuple(message.recall_shares),
+        window_begin_s=decode_seconds(message.window_begin),
+        window_end_s=decode_seconds(message.window_end),
+        valid_until_s=decode_seconds(message.valid_until),
+        distinct=message.distinct,
     )
 
 
@@ -138,6 +155,8 @@ def _encode_shard_band(one: ShardBandRecall) -> internal_pb2.ShardBandRecall:
         estimate=_encode_estimate(one.estimate),
         stability=None if math.isnan(one.stability) else one.stability,
         seen=one.seen,
+        recent=one.recent,
+        served=_encode_served(one.served),
     )
 
 
@@ -148,6 +167,26 @@ def _decode_shard_band(message: internal_pb2.ShardBandRecall) -> ShardBandRecall
         estimate=_decode_estimate(message.estimate),
         stability=message.stability if message.HasField("stability") else math.nan,
         seen=message.seen,
+        recent=message.recent,
+        served=_decode_estimate(message.served) if message.HasField("served") else None,
+    )
+
+
+def _encode_own(one: OwnSettingRecall) -> internal_pb2.OwnSettingRecall:
+    return internal_pb2.OwnSettingRecall(
+        shard=one.shard,
+        objective=one.objective,
+        estimate=_encode_estimate(one.estimate),
+        served=_encode_served(one.served),
+    )
+
+
+def _decode_own(message: internal_pb2.OwnSettingRecall) -> OwnSettingRecall:
+    return OwnSettingRecall(
+        shard=message.shard,
+        objective=message.objective if message.HasField("objective") else None,
+        estimate=_decode_estimate(message.estimate),
+        served=_decode_estimate(message.served) if message.HasField("served") else None,
     )
 
 
@@ -216,6 +255,7 @@ def _encode_slice(one: RecallSlice) -> admin_pb2.RecallSlice:
         estimate=None if one.estimate is None else _encode_estimate(one.estimate),
         stability=one.stability,
         seen=one.seen,
+        served=_encode_served(one.served),
     )
 
 
@@ -226,4 +266,5 @@ def _decode_slice(message: admin_pb2.RecallSlice) -> RecallSlice:
         estimate=_decode_estimate(message.estimate) if message.HasField("estimate") else None,
         stability=message.stability if message.HasField("stability") else None,
         seen=message.seen,
+        served=_decode_estimate(message.served) if message.HasField("served") else None,
     )

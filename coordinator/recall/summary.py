@@ -11,8 +11,9 @@ Always r = sum(w_i r_i).
 - Bands hold different queries, so their errors are independent: they are strata of the traffic and
   joined as such (`annheal.recall.interval.combine_strata`), n = sum(n_i). w_i is proportional to
   the live queries *seen* in the band, not to those sampled, because every band has a reservoir of
-  its own and rare bands are over-represented in it. A band that was searched but not measured
-  widens the interval by its weight.
+  its own and rare bands are over-represented in it. Queries of the last window count; only where
+  no shard has any, those since the start do. A band that was searched but not measured widens the
+  interval by its weight.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from annheal.coordinator.catalog.catalog import Catalog
@@ -32,6 +34,7 @@ from annheal.model.measures.recall import (
     RECALL_UNKNOWN,
     CollectionRecall,
     FilterRecall,
+    OwnSettingRecall,
     RecallEstimate,
     SegmentRecall,
     SelectivityBand,
@@ -39,12 +42,22 @@ from annheal.model.measures.recall import (
 )
 from annheal.model.measures.recall_summary import (
     ALL_SHARDS,
+    OWN_EF,
     RecallSlice,
     RecallSummary,
+    RecallVerdict,
     verdict_of,
 )
 from annheal.model.topology.shard import ShardId
 from annheal.recall.interval import Interval, Stratum, combine_strata
+from annheal.runtime.clock import Clock, wall_s
+
+COVERED_SHARE_MIN = 0.8
+"""A collection is not said to meet its objective if bands with less than this share of the queries
+of the last window are judged."""
+
+_UNDECIDED = (RecallVerdict.UNMEASURED, RecallVerdict.UNKNOWN)
+_MET = (RecallVerdict.MET, RecallVerdict.MET_WITH_BAD_TAIL)
 
 Weighted = tuple[RecallEstimate | None, float]
 """An estimate, None if nothing was measured, and its weight; the weights need not add up to 1."""
@@ -56,7 +69,10 @@ KeyT = TypeVar("KeyT", bound=Hashable)
 class RecallView:
     """Collects the recall that nodes measured, and joins it."""
 
-    def __init__(self, catalog: Catalog, router: Router, *, timeout_s: float) -> None:
+    def __init__(
+        self, catalog: Catalog, router: Router, *, timeout_s: float, now_s: Clock = wall_s
+    ) -> None:
+        self._now_s = now_s
         self._catalog = catalog
         self._router = router
         self._timeout_s = timeout_s
@@ -94,6 +110,7 @@ class RecallView:
                     if report.collection_id == collection.id and report.latency is not None
                 },
                 errors=asked.errors,
+                now_s=self._now_s(),
             )
             for collection in collections
         ]
@@ -112,6 +129,7 @@ class RecallView:
             shards=tuple(one for one in report.shards if owned(one.shard)),
             segments=tuple(one for one in report.segments if owned(one.shard)),
             filters=tuple(one for one in report.filters if owned(one.shard)),
+            own=tuple(one for one in report.own if owned(one.shard)),
         )
 
 
@@ -121,31 +139,37 @@ def summarise(
     *,
     latency: Mapping[str, LatencyTrend] | None = None,
     errors: Mapping[str, str] | None = None,
+    now_s: float = 0.0,
 ) -> RecallSummary:
-    """Return the summary of `collection` from all nodes' reports; each shard is in one of them."""
+    """Return the summary of `collection` from all nodes' reports; each shard is in one of them.
+
+    An estimate that is too old at `now_s`, seconds since the epoch, gets the verdict `unknown`; 0
+    leaves ages out of account.
+    """
     shards = [one for report in reports for one in report.shards]
     segments = [one for report in reports for one in report.segments]
-    objective = collection.settings.recall_objective
-    seen = seen_by_band(shards)
-    bands = _bands(shards, objective)
+    judge = _Judge(collection.settings.recall_objective, now_s)
+    traffic = traffic_by_band(shards)
+    bands = _bands(shards, judge)
     return RecallSummary(
         collection=collection.name,
         collection_id=collection.id,
-        recall_objective=objective,
+        recall_objective=judge.objective,
         sampled_share=max((report.sampled_share for report in reports), default=0.0),
-        overall=_overall(shards, objective),
+        overall=_overall(shards, judge),
         bands=bands,
         shards=tuple(
-            _of_shard(shard, parts, objective)
+            _of_shard(shard, parts, judge)
             for shard, parts in sorted(_grouped(shards, lambda one: one.shard).items())
         ),
-        tiers=_of_segments(segments, lambda one: one.tier, seen, objective),
-        models=_of_segments(segments, lambda one: one.model, seen, objective),
+        tiers=_of_segments(segments, lambda one: one.tier, traffic, judge),
+        models=_of_segments(segments, lambda one: one.model, traffic, judge),
         segments=tuple(
             sorted(segments, key=lambda one: (one.shard, one.segment_id, _rank(one.band)))
         ),
         filters=_join_filters([one for report in reports for one in report.filters]),
         latency=dict(latency or {}),
+        own=_own((one for report in reports for one in report.own), now_s=now_s),
         errors=dict(errors or {}),
     )
 
@@ -156,6 +180,27 @@ def seen_by_band(shards: Iterable[ShardBandRecall]) -> dict[SelectivityBand, int
     for one in shards:
         seen[one.band] = max(seen.get(one.band, 0), one.seen)
     return seen
+
+
+def traffic_by_band(shards: Sequence[ShardBandRecall]) -> dict[SelectivityBand, float]:
+    """Return the weights of the bands: their queries of the last window, or all if it has none."""
+    recent: dict[SelectivityBand, float] = {}
+    for one in shards:
+        recent[one.band] = max(recent.get(one.band, 0.0), float(one.recent))
+    if any(recent.values()):
+        return recent
+    return {band: float(queries) for band, queries in seen_by_band(shards).items()}
+
+
+@dataclass(frozen=True, slots=True)
+class _Judge:
+    """What estimates are compared with, and when."""
+
+    objective: float
+    now_s: float
+
+    def verdict(self, estimate: RecallEstimate | None) -> RecallVerdict:
+        return verdict_of(estimate, self.objective, now_s=self.now_s)
 
 
 def join_dependent(parts: Iterable[RecallEstimate]) -> RecallEstimate | None:
@@ -175,6 +220,7 @@ def join_dependent(parts: Iterable[RecallEstimate]) -> RecallEstimate | None:
         low=mean(lambda one: one.low),
         high=mean(lambda one: one.high),
         queries=max(part.queries for part in measured),
+        distinct=max(part.distinct for part in measured),
         weights=weights,
     )
 
@@ -182,14 +228,15 @@ def join_dependent(parts: Iterable[RecallEstimate]) -> RecallEstimate | None:
 def join_independent(parts: Iterable[Weighted]) -> RecallEstimate | None:
     """Return one estimate from weighted parts with different queries; None if none is measured.
 
-    If the weights of all measured parts are 0, each has its number of queries as weight, and parts
-    that are not measured are left out.
+    Parts of weight 0 are left out. If the weights of all measured parts are 0, each has its number
+    of queries as weight, and parts that are not measured are left out.
     """
     every = list(parts)
-    measured = [(part, weight) for part, weight in every if part is not None and part.queries]
+    known = [(part, weight) for part, weight in every if part is not None and part.queries]
     unknown = math.fsum(weight for part, weight in every if part is None or not part.queries)
-    if not any(weight for _, weight in measured):
-        measured, unknown = [(part, float(part.queries)) for part, _ in measured], 0.0
+    measured = [(part, weight) for part, weight in known if weight]
+    if not measured:
+        measured, unknown = [(part, float(part.queries)) for part, _ in known], 0.0
     joined = combine_strata(
         [
             *(
@@ -208,6 +255,7 @@ def join_independent(parts: Iterable[Weighted]) -> RecallEstimate | None:
         low=joined.low,
         high=joined.high,
         queries=sum(part.queries for part, _ in measured),
+        distinct=sum(part.evidence for part, _ in measured),
         weights=[weight / total for _, weight in measured],
     )
 
@@ -219,8 +267,11 @@ def _estimate(
     low: float,
     high: float,
     queries: int,
+    distinct: int,
     weights: Sequence[float],
 ) -> RecallEstimate:
+    ages = [part.valid_until_s for part in parts if part.valid_until_s]
+    begins = [part.window_begin_s for part in parts if part.window_begin_s]
     return RecallEstimate(
         k=max(part.k for part in parts),
         recall=recall,
@@ -230,6 +281,10 @@ def _estimate(
         measured_at_s=min(part.measured_at_s for part in parts),
         plans=_plans(part.plans for part in parts),
         shares=_join_shares(parts, weights),
+        window_begin_s=min(begins, default=0.0),
+        window_end_s=max(part.window_end_s for part in parts),
+        valid_until_s=min(ages, default=0.0),
+        distinct=distinct,
     )
 
 
@@ -243,42 +298,74 @@ def _join_shares(parts: Sequence[RecallEstimate], weights: Sequence[float]) -> t
     )
 
 
-def _bands(shards: Sequence[ShardBandRecall], objective: float) -> tuple[RecallSlice, ...]:
+def _bands(shards: Sequence[ShardBandRecall], judge: _Judge) -> tuple[RecallSlice, ...]:
     grouped = _grouped(shards, lambda one: one.band)
     seen = seen_by_band(shards)
     return tuple(
         _slice(
             band.value,
             join_dependent(one.estimate for one in grouped[band]),
-            objective,
+            judge,
             stability=_stability((one.stability, one.estimate.queries) for one in grouped[band]),
             seen=seen[band],
+            served=_joined_served(grouped[band]),
         )
         for band in SelectivityBand
         if band in grouped
     )
 
 
-def _overall(shards: Sequence[ShardBandRecall], objective: float) -> RecallSlice:
-    seen = seen_by_band(shards)
+def _overall(shards: Sequence[ShardBandRecall], judge: _Judge) -> RecallSlice:
+    traffic = traffic_by_band(shards)
+    bands = _grouped(shards, lambda one: one.band)
     parts = [
-        (join_dependent(one.estimate for one in held), float(seen[band]))
-        for band, held in _grouped(shards, lambda one: one.band).items()
+        (join_dependent(one.estimate for one in held), traffic[band])
+        for band, held in bands.items()
     ]
-    return _slice(
+    served = [
+        (joined, traffic[band])
+        for band, held in bands.items()
+        if (joined := _joined_served(held)) is not None
+    ]
+    found = _slice(
         "",
         join_independent(parts),
-        objective,
+        judge,
         stability=_stability((one.stability, one.seen) for one in shards),
-        seen=sum(seen.values()),
+        seen=sum(seen_by_band(shards).values()),
+        served=join_independent(served),
     )
+    judged = sum(weight for part, weight in parts if judge.verdict(part) not in _UNDECIDED)
+    is_covered = judged >= COVERED_SHARE_MIN * sum(traffic.values())
+    if is_covered or found.verdict not in _MET:
+        return found
+    return replace(found, verdict=RecallVerdict.UNKNOWN)
 
 
-def _of_shard(shard: int, parts: Sequence[ShardBandRecall], objective: float) -> RecallSlice:
+def _joined_served(parts: Iterable[ShardBandRecall | OwnSettingRecall]) -> RecallEstimate | None:
+    """Return the recall of the answers that were given; None where no part knows it."""
+    return join_dependent(one.served for one in parts if one.served is not None)
+
+
+def _own(parts: Iterable[OwnSettingRecall], *, now_s: float) -> tuple[RecallSlice, ...]:
+    """Return a slice for each objective that clients set, and one for those that set an ef."""
+    slices: list[RecallSlice] = []
+    for objective, held in _grouped(list(parts), lambda one: one.objective).items():
+        estimate = join_dependent(one.estimate for one in held)
+        verdict = RecallVerdict.NOT_JUDGED
+        if objective is not None:
+            verdict = verdict_of(estimate, objective, now_s=now_s)
+        name = OWN_EF if objective is None else f"{objective:g}"
+        slices.append(RecallSlice(name, verdict, estimate, served=_joined_served(held)))
+    return tuple(sorted(slices, key=lambda one: one.name))
+
+
+def _of_shard(shard: int, parts: Sequence[ShardBandRecall], judge: _Judge) -> RecallSlice:
+    traffic = traffic_by_band(parts)
     return _slice(
         str(shard),
-        join_independent((one.estimate, float(one.seen)) for one in parts),
-        objective,
+        join_independent((one.estimate, traffic[one.band]) for one in parts),
+        judge,
         stability=_stability((one.stability, one.seen) for one in parts),
         seen=sum(one.seen for one in parts),
     )
@@ -287,17 +374,17 @@ def _of_shard(shard: int, parts: Sequence[ShardBandRecall], objective: float) ->
 def _of_segments(
     segments: Sequence[SegmentRecall],
     name: Callable[[SegmentRecall], str],
-    seen: Mapping[SelectivityBand, int],
-    objective: float,
+    traffic: Mapping[SelectivityBand, float],
+    judge: _Judge,
 ) -> tuple[RecallSlice, ...]:
     """Join the segments with the same `name`: first those of one band, then the bands."""
     found = []
     for key, held in sorted(_grouped(segments, name).items()):
         parts = [
-            (join_dependent(one.estimate for one in same), float(seen.get(band, 0)))
+            (join_dependent(one.estimate for one in same), traffic.get(band, 0.0))
             for band, same in _grouped(held, lambda one: one.band).items()
         ]
-        found.append(_slice(key, join_independent(parts), objective))
+        found.append(_slice(key, join_independent(parts), judge))
     return tuple(found)
 
 
@@ -329,12 +416,13 @@ def _join_filters(parts: Sequence[FilterRecall]) -> tuple[FilterRecall, ...]:
 def _slice(
     name: str,
     estimate: RecallEstimate | None,
-    objective: float,
+    judge: _Judge,
     *,
     stability: float | None = None,
     seen: int = 0,
+    served: RecallEstimate | None = None,
 ) -> RecallSlice:
-    return RecallSlice(name, verdict_of(estimate, objective), estimate, stability, seen)
+    return RecallSlice(name, judge.verdict(estimate), estimate, stability, seen, served)
 
 
 def _stability(parts: Iterable[tuple[float, int]]) -> float | None:

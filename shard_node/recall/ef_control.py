@@ -12,6 +12,9 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
+import numpy as np
+import numpy.typing as npt
+
 from annheal.model.measures.recall import RecallEstimate, SelectivityBand
 from annheal.shard_node.search.ef_scale import EF_CONTROL_MAX, scaled_ef
 
@@ -22,7 +25,8 @@ STEP_MANY_MISSES, STEP_MORE_MISSES = 4.0, 2.0
 MANY_MISSES, MORE_MISSES = 4.0, 2.0
 """They apply when more than this many times the misses that the objective allows were measured."""
 QUERIES_MIN = 16
-"""With fewer queries the state only changes if the whole interval is below the objective."""
+"""With fewer different queries the state changes only if the whole interval is below the
+objective."""
 PROBABLY_SHARE = 0.4
 """Recall is probably below the objective (about 80 %) if the point at this share of the way from
 the mean to the upper end of the interval is below it."""
@@ -53,7 +57,7 @@ class EfState:
 
     Attributes:
         scale: factor of the curve's ef, at least 1.
-        sample_version: version of the last fresh sample.
+        sample_version: serial of the newest query of the last fresh sample.
         below_runs: measurements in a row that were below the objective: certainly, or probably and
             of a fresh sample.
         above_runs: measurements of fresh samples in a row that were well above it.
@@ -86,31 +90,33 @@ def next_state(
     state: EfState,
     *,
     estimate: RecallEstimate,
-    sample_version: int,
+    serials: npt.NDArray[np.int64],
     curve_ef: int,
     objective: float,
     rebuilt: bool = False,
 ) -> EfState:
     """Return the state after one more measurement, made with the present scale.
 
-    `sample_version` grows by one with every sampled query; it tells whether the sample is fresh, as
-    measuring the same queries again is no new evidence. `curve_ef` is the ef that the curve gives
+    `serials` (n,) are those of the queries behind the estimate. They grow with every sampled query
+    and tell whether this sample is fresh, as measuring the same queries again is no new evidence.
+    `curve_ef` is the ef that the curve gives
     for the collection's k and `objective`. `rebuilt`: whether the segment was rebuilt for its
     recall, so that another rebuild would not help.
     """
-    fresh = sample_version - state.sample_version >= FRESH_SHARE * estimate.queries
+    new = int(np.count_nonzero(serials > state.sample_version))
+    fresh = new > 0 and new >= FRESH_SHARE * len(serials)
     floor_runs = max(0, state.floor_runs - 1)
     state = replace(
         state,
         floor_runs=floor_runs,
         floor=state.floor if floor_runs else 0.0,
-        sample_version=sample_version if fresh else state.sample_version,
+        sample_version=int(serials.max()) if fresh else state.sample_version,
     )
     if estimate.high < objective:
         return _certainly_below(
             state, recall=estimate.recall, curve_ef=curve_ef, objective=objective, rebuilt=rebuilt
         )
-    if estimate.queries < QUERIES_MIN:
+    if estimate.evidence < QUERIES_MIN:
         return state
     likely_high = estimate.recall + PROBABLY_SHARE * (estimate.high - estimate.recall)
     if likely_high < objective:

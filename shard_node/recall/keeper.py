@@ -214,7 +214,8 @@ class RecallKeeper:
         for place, (_, one) in enumerate(kept):
             vectors[place] = one.vector
         return tuple(
-            LoggedQuery(one.k, band, one.sampled_at_s, one.filter) for band, one in kept
+            LoggedQuery(one.k, band, one.sampled_at_s, one.filter, one.objective, one.ef)
+            for band, one in kept
         ), vectors
 
 
@@ -234,7 +235,15 @@ def _sampled(
                 continue
         elif query.band is not SelectivityBand.UNFILTERED:
             continue  # its filter was too long to be stored
-        found.append((query.band, SampledQuery(vector.copy(), query.k, wanted, query.sampled_at_s)))
+        sampled = SampledQuery(
+            vector.copy(),
+            query.k,
+            wanted,
+            query.sampled_at_s,
+            objective=query.objective,
+            ef=query.ef,
+        )
+        found.append((query.band, sampled))
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,8 @@ from annheal.model.search import SearchOptions
 from annheal.recall.interval import mean_interval
 from annheal.shard_node.recall.estimate import query_recalls
 from annheal.shard_node.recall.sampler import SampledQuery
+from annheal.shard_node.recall.served import ShardTruth, served_recalls
+from annheal.shard_node.rows.growing import GrowingView
 from annheal.shard_node.rows.view import SegmentView, ShardView
 from annheal.shard_node.search.planner import PlanKind, SegmentPlan
 from annheal.shard_node.search.run_plan import WALKS
@@ -27,8 +29,8 @@ from annheal.shard_node.search.slices import Hits
 
 GROUP_QUERIES = 32
 """Queries of one slice of work, after which the monitor pauses."""
-K_MEASURED_MAX = 1_000
-"""Queries with a larger k are not measured."""
+GROUP_HITS_MAX = 32_768
+"""Queries times k of one slice of work, unless one query alone has more."""
 _EXACT = (PlanKind.SKIP, PlanKind.SCAN, PlanKind.ROWS)
 WALK_QUERIES = 8
 """Queries of a group whose walk cost is measured, by one more walk each."""
@@ -39,12 +41,36 @@ Recalls = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class QueryGroup:
-    """Sampled queries with the same k and filter; `key` is equal for equal filters."""
+    """Sampled queries with the same k, filter, ef and objective, which are searched together.
+
+    Attributes:
+        key: equal for equal filters.
+        queries: the different queries.
+        samples: all of them, as sampled; one of the queries may have been asked several times.
+        places: (n,) for each of `samples`, the position of its query.
+        objective, ef: what the clients set; None: as the collection says.
+    """
 
     key: bytes
     k: int
     filter: Filter | None
     queries: tuple[SampledQuery, ...]
+    samples: tuple[SampledQuery, ...]
+    places: npt.NDArray[np.int64]
+    objective: float | None = None
+    ef: int | None = None
+
+    @property
+    def has_own_setting(self) -> bool:
+        """Whether the collection's objective is not what the answers were made for."""
+        return self.objective is not None or self.ef is not None
+
+    @property
+    def serials(self) -> npt.NDArray[np.int64]:
+        """For each of `queries`, the serial with which it was first sampled, (m,)."""
+        first = np.full(len(self.queries), np.iinfo(np.int64).max)
+        np.minimum.at(first, self.places, [one.serial for one in self.samples])
+        return first
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +80,9 @@ class SegmentFinding:
     Attributes:
         band: the band of the filter within the segment.
         plan: how the segment was searched.
-        recalls: (n,) recall of each query, without those for which no row matches.
+        recalls: (n,) recall of each sample, without those for which no row matches.
         work: (m,) walk cost of some of the queries; empty with a filter or without a walk.
+        serials: (n,) as in the group, for each of `recalls`.
     """
 
     segment_id: str
@@ -63,6 +90,7 @@ class SegmentFinding:
     plan: PlanKind
     recalls: Recalls
     work: Recalls
+    serials: npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +99,9 @@ class GroupFinding:
 
     Attributes:
         matches: rows that match the filter, of `live_rows`.
-        recalls: (n,) recall of each query, without those for which no row matches.
+        recalls: (n,) recall of each sample as the node would answer it now, without those for which
+            no row matches.
+        served: (m,) recall of the answers that were given, of those that are kept.
         same: queries, of `repeated`, that got the same answer twice.
     """
 
@@ -80,34 +110,73 @@ class GroupFinding:
     matches: int
     live_rows: int
     recalls: Recalls
+    served: Recalls
     same: int
     repeated: int
     segments: tuple[SegmentFinding, ...]
 
 
-def group_queries(sample: Iterable[SampledQuery], *, dimension: int) -> list[QueryGroup]:
-    """Return the sample in groups of at most `GROUP_QUERIES` with the same k and filter.
+def group_queries(
+    sample: Iterable[SampledQuery], *, dimension: int, objective: float | None = None
+) -> list[QueryGroup]:
+    """Return the sample in groups of few queries with the same k, filter, ef and objective.
 
-    Left out are queries of another dimension, which belong to an earlier model, and those with a k
-    above `K_MEASURED_MAX`.
+    A query that was sampled several times is searched once. Left out are queries of another
+    dimension, which belong to an earlier model. `objective` is that of the collection: a client
+    that sets the same one sets nothing of its own.
     """
-    together: dict[tuple[bytes, int], list[SampledQuery]] = {}
+    together: dict[_Asked, dict[bytes, list[SampledQuery]]] = {}
     for query in sample:
-        if len(query.vector) == dimension and query.k <= K_MEASURED_MAX:
+        if len(query.vector) == dimension:
+            own = None if query.objective == objective else query.objective
             key = b"" if query.filter is None else filter_key(query.filter)
-            together.setdefault((key, query.k), []).append(query)
+            same = together.setdefault((key, query.k, query.ef, own), {})
+            same.setdefault(query.vector.tobytes(), []).append(query)
     return [
-        QueryGroup(key, k, queries[0].filter, tuple(queries[start : start + GROUP_QUERIES]))
-        for (key, k), queries in together.items()
-        for start in range(0, len(queries), GROUP_QUERIES)
+        _group(asked, equal[start : start + step])
+        for asked, same in together.items()
+        for equal, step in [(list(same.values()), _step(asked[1]))]
+        for start in range(0, len(equal), step)
     ]
 
 
-def measure_group(searcher: Searcher, view: ShardView, group: QueryGroup) -> GroupFinding:
-    """Return the recall of the planned answers of `view`, for each segment and for all together."""
+_Asked = tuple[bytes, int, int | None, float | None]
+"""Key of the filter, k, ef and objective."""
+
+
+def _step(k: int) -> int:
+    """Return how many queries a group has at most."""
+    return max(1, min(GROUP_QUERIES, GROUP_HITS_MAX // k))
+
+
+def _group(asked: _Asked, equal: Sequence[Sequence[SampledQuery]]) -> QueryGroup:
+    key, k, ef, objective = asked
+    return QueryGroup(
+        key,
+        k,
+        equal[0][0].filter,
+        queries=tuple(samples[0] for samples in equal),
+        samples=tuple(one for samples in equal for one in samples),
+        places=np.repeat(np.arange(len(equal)), [len(samples) for samples in equal]),
+        objective=objective,
+        ef=ef,
+    )
+
+
+def measure_group(
+    searcher: Searcher, view: ShardView, group: QueryGroup, *, shard: int = 0, shard_count: int = 1
+) -> GroupFinding:
+    """Return the recall of the planned answers of `view`, for each segment and for all together.
+
+    Also that of the answers that were given; `shard` of `shard_count` is the number of the shard.
+    """
     queries = np.ascontiguousarray(np.stack([query.vector for query in group.queries]))
-    options = SearchOptions(k=group.k, filter=group.filter)
-    exactly = replace(options, exact=True)
+    options = SearchOptions(
+        k=group.k, filter=group.filter, ef=group.ef, recall_objective=group.objective
+    )
+    exactly = SearchOptions(k=group.k, filter=group.filter, exact=True)
+    serials = group.serials[group.places]
+    sources: list[SegmentView | GrowingView] = []
     planned: list[Hits] = []
     repeated: list[Hits] = []
     truth: list[Hits] = []
@@ -125,27 +194,37 @@ def measure_group(searcher: Searcher, view: ShardView, group: QueryGroup) -> Gro
         planned.append(found)
         repeated.append(again)
         truth.append(best)
-        recalls = query_recalls(found, best)
+        sources.append(held)
+        recalls = query_recalls(found, best)[group.places]
+        known = ~np.isnan(recalls)
         band = band_of(allowed, held.live_count, filtered=group.filter is not None)
         segments.append(
             SegmentFinding(
                 held.segment.id,
                 band,
                 plan.kind,
-                recalls[~np.isnan(recalls)],
+                recalls[known],
                 work=np.empty(0) if group.filter else walk_work(held, plan, queries, k=group.k),
+                serials=serials[known],
             )
         )
     for growing in view.growing:
         allowed, exact = searcher.search_growing(growing, queries, options)
         matches += allowed
         if exact is not None:
+            sources.append(growing)
             for parts in (planned, repeated, truth):
                 parts.append(exact)
     first, second, best_of_all = (
         merge_topk(parts, k=group.k, queries=len(queries)) for parts in (planned, repeated, truth)
     )
-    recalls = query_recalls(_keyed(first), _keyed(best_of_all))
+    recalls = query_recalls(_keyed(first), _keyed(best_of_all))[group.places]
+    served = served_recalls(
+        ShardTruth(view, sources, best_of_all, shard=shard, shard_count=shard_count),
+        [one.served for one in group.samples],
+        group.places,
+        k=group.k,
+    )
     same = (first.rows == second.rows) & (first.parts == second.parts)
     return GroupFinding(
         group=group,
@@ -153,6 +232,7 @@ def measure_group(searcher: Searcher, view: ShardView, group: QueryGroup) -> Gro
         matches=matches,
         live_rows=view.live_rows,
         recalls=recalls[~np.isnan(recalls)],
+        served=served[~np.isnan(served)],
         same=int(np.count_nonzero(same.all(axis=1))),
         repeated=len(queries),
         segments=tuple(segments),

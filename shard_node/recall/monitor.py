@@ -19,7 +19,6 @@ from annheal.index import set_search_threads
 from annheal.model.collection import CollectionSettings
 from annheal.model.measures.recall import (
     CollectionRecall,
-    RecallEstimate,
     SegmentRecall,
     SelectivityBand,
 )
@@ -35,15 +34,19 @@ from annheal.shard_node.recall.keeper import RecallKeeper
 from annheal.shard_node.recall.latency_history import LatencyHistory
 from annheal.shard_node.recall.measure import GroupFinding, QueryGroup, group_queries, measure_group
 from annheal.shard_node.recall.result import (
+    Moment,
+    SegmentEstimate,
     ShardResult,
     band_recalls,
     filter_recalls,
     measured_segments,
+    own_recalls,
     segment_estimates,
     segment_walks,
+    with_earlier,
     with_seen,
 )
-from annheal.shard_node.recall.sampler import RecallSampler
+from annheal.shard_node.recall.sampler import RecallSampler, Traffic
 from annheal.shard_node.recall.watched import WatchedShard
 from annheal.shard_node.rows.view import ShardView
 from annheal.shard_node.search.code_maker import CodeMaker
@@ -57,6 +60,10 @@ LOOK_MAX_S = 1.0
 LOOKS_PER_INTERVAL = 4
 CHANGED_GAP_S = 5.0
 """Least seconds between two measurements of a changing shard, unless the interval is shorter."""
+STRATUM_QUERIES_MIN = 16
+"""Queries of a stratum that are measured however much that costs: fewer would judge nothing."""
+COST_WEIGHT = 0.125
+"""Weight of the latest slice in the mean CPU time of measuring a query."""
 
 _log = logging.getLogger(__name__)
 
@@ -146,6 +153,7 @@ class RecallMonitor:
         self._now_s = now_s
         self._clock = clock
         self._rests_until_s = -math.inf
+        self._query_cpu_s = 0.0
         self._runs: dict[ShardId, _Run] = {}
         self._first_seen_s: dict[ShardId, float] = {}
         self._results: dict[ShardId, ShardResult] = {}
@@ -181,22 +189,39 @@ class RecallMonitor:
         )
         if self._known_goal(shard) not in (None, started.goal):
             self.controller.change_goal(started.segment_ids)
-        sample = self.sampler.sample(shard.collection_id)
-        groups = group_queries(sample, dimension=collection.model.dimension)
+        sample = self.sampler.sample(
+            shard.collection_id, queries_max=self._affordable(shard.collection_id)
+        )
+        groups = group_queries(
+            sample, dimension=collection.model.dimension, objective=started.goal.objective
+        )
         found: list[GroupFinding] = []
         try:
             for group in groups:
-                found.append(await self._slice(owned, group))
+                found.append(await self._slice(owned, group, shard=shard.number))
                 if self._held().get(shard) is not owned:
                     return
         finally:
             self._runs[shard] = started
-        result = self._result(
-            shard, owned, found, goal=started.goal, version=started.sample_version
-        )
-        self._results[shard] = result
+        result = self._result(shard, owned, found, goal=started.goal)
         below = any(one.estimate.recall < started.goal.objective for one in result.segments)
+        earlier = self._results.get(shard)
+        if earlier is not None:
+            result = with_earlier(result, earlier, segment_ids=_ids(owned.view))
+        self._results[shard] = result
         self._runs[shard] = replace(started, settled=not below)
+
+    def _affordable(self, collection_id: str) -> int | None:
+        """Return how many queries of each stratum may be measured; None: as many as there are.
+
+        A measurement of more would take longer than the window, within the share of the CPU.
+        """
+        if not self._query_cpu_s:
+            return None
+        shards = sum(shard.collection_id == collection_id for shard in self._held())
+        parts = max(1, shards) * max(1, self.sampler.strata(collection_id))
+        budget_s = self.sampler.windows.window_s * self._settings.cpu_share
+        return max(STRATUM_QUERIES_MIN, int(budget_s / self._query_cpu_s / parts))
 
     def _known_goal(self, shard: ShardId) -> _Goal | None:
         """Return what the controller's states of the shard are about; None: nothing is known."""
@@ -228,24 +253,25 @@ class RecallMonitor:
             CollectionRecall(
                 collection_id=name,
                 recall_objective=collection.settings.recall_objective,
-                sampled_share=self.sampler.share,
+                sampled_share=self.sampler.sampled_share(name),
                 shards=with_seen(
                     [one for result in results for one in result.bands],
-                    self._seen(name),
+                    self._here(name, self.sampler.seen_by_band(name)),
                     k=collection.settings.recall_k,
+                    recent=self._here(name, self.sampler.recent_by_band(name)),
                 ),
                 segments=tuple(one for result in results for one in result.segments),
                 filters=tuple(one for result in results for one in result.filters),
                 latency=self.latency.trend(name),
+                own=tuple(one for result in results for one in result.own),
             )
             for name, collection in sorted(collections.items())
             for results in [self._results_of(name)]
         )
 
-    def _seen(self, collection_id: str) -> dict[tuple[int, SelectivityBand], int]:
-        """Return the queries counted for the shards that are here."""
+    def _here(self, collection_id: str, counts: Traffic) -> Traffic:
+        """Return the counts of the shards that are here."""
         held = {shard.number for shard in self._held() if shard.collection_id == collection_id}
-        counts = self.sampler.seen_by_band(collection_id)
         return {slot: queries for slot, queries in counts.items() if slot[0] in held}
 
     def measured_segments(self, shard: ShardId) -> dict[str, MeasuredSegment]:
@@ -273,7 +299,7 @@ class RecallMonitor:
         if self._keeper is not None and owned is not None and result is not None:
             await self._keeper.save(shard, owned, result)
 
-    async def _slice(self, owned: WatchedShard, group: QueryGroup) -> GroupFinding:
+    async def _slice(self, owned: WatchedShard, group: QueryGroup, *, shard: int) -> GroupFinding:
         """Pause for the sake of the CPU share, then measure one group on the present view."""
         await asyncio.sleep(max(0.0, self._rests_until_s - self._clock()))
         searcher = Searcher(
@@ -288,11 +314,16 @@ class RecallMonitor:
         def work() -> tuple[GroupFinding, float, float]:
             began_s, began_cpu_s = time.perf_counter(), time.thread_time()
             set_search_threads(1)  # so that the time of this thread is the whole cost
-            finding = measure_group(searcher, view, group)
+            finding = measure_group(
+                searcher, view, group, shard=shard, shard_count=owned.collection.shard_count
+            )
             return finding, time.perf_counter() - began_s, time.thread_time() - began_cpu_s
 
         finding, took_s, cpu_s = await self._lanes.monitor(work, collection_id=owned.collection.id)
         self._on_cost(cpu_s)
+        query_cpu_s = cpu_s / len(group.queries)
+        known_s = self._query_cpu_s or query_cpu_s
+        self._query_cpu_s = known_s + COST_WEIGHT * (query_cpu_s - known_s)
         self._rests_until_s = self._clock() + took_s * (1.0 / self._settings.cpu_share - 1.0)
         return finding
 
@@ -336,19 +367,20 @@ class RecallMonitor:
         found: Sequence[GroupFinding],
         *,
         goal: _Goal,
-        version: int,
     ) -> ShardResult:
-        now_s = self._now_s()
+        moment = Moment(self._now_s(), self.sampler.windows.age_max_s)
         present = {held.segment.id: held.segment for held in owned.view.segments}
-        estimates = segment_estimates(found, measured_at_s=now_s)
+        own = [one for one in found if one.group.has_own_setting]
+        found = [one for one in found if not one.group.has_own_setting]
+        estimates = segment_estimates(found, moment=moment)
         seen = {
             band: self.sampler.seen(shard.collection_id, shard.number, band)
             for band in SelectivityBand
         }
         return ShardResult(
-            bands=band_recalls(shard.number, found, seen=seen, measured_at_s=now_s),
+            bands=band_recalls(shard.number, found, seen=seen, moment=moment),
             segments=tuple(
-                self._of_segment(shard, goal, present[segment_id], band, estimate, version=version)
+                self._of_segment(shard, goal, present[segment_id], band, estimate)
                 for (segment_id, band), estimate in estimates.items()
                 if segment_id in present
             ),
@@ -356,6 +388,7 @@ class RecallMonitor:
             walks=segment_walks(found, k=goal.k),
             objective=goal.objective,
             k=goal.k,
+            own=own_recalls(shard.number, own, moment=moment),
         )
 
     def _of_segment(
@@ -364,9 +397,7 @@ class RecallMonitor:
         goal: _Goal,
         segment: Segment,
         band: SelectivityBand,
-        estimate: RecallEstimate,
-        *,
-        version: int,
+        found: SegmentEstimate,
     ) -> SegmentRecall:
         """Update the controller with an estimate; return both, for reports."""
         before = after = self.controller.state(segment.id, band)
@@ -375,8 +406,8 @@ class RecallMonitor:
             curve_ef = choose_ef(segment.recall_curve, k=goal.k, objective=goal.objective)
             after = next_state(
                 before,
-                estimate=estimate,
-                sample_version=version,
+                estimate=found.estimate,
+                serials=found.serials,
                 curve_ef=curve_ef,
                 objective=goal.objective,
                 rebuilt=segment.meta.build.reason == TaskReason.RECALL,
@@ -389,7 +420,7 @@ class RecallMonitor:
             tier=segment.entry.tier.value,
             model=segment.entry.model,
             band=band,
-            estimate=estimate,
+            estimate=found.estimate,
             ef=ef,
             ef_limit=limit,
             rebuild=after.rebuild,

@@ -20,8 +20,12 @@ import heapq
 import itertools
 import math
 import random
+from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
+
+PARTS_KEPT = 2
+"""Parts of time that are held in any case: the present one, and the one before."""
 
 _EXPONENT_MAX = 700.0
 """exp of more overflows a float; the largest threshold means that the next item enters."""
@@ -59,15 +63,17 @@ class DecayingReservoir(Generic[ItemT]):
         """Return how many items are held."""
         return len(self._held)
 
-    def offer(self, count: int, at_s: float, item: Callable[[int], ItemT]) -> int:
+    def offer(
+        self, count: int, at_s: float, item: Callable[[int], ItemT], *, first: int = 0
+    ) -> int:
         """Offer `count` items that arrive at `at_s`; return how many entered.
 
-        `item(i)`, for i from 0 to `count` - 1, is called for those that enter only. `at_s` must not
-        be earlier than at a previous call.
+        `item(i)`, for i from `first` to `first` + `count` - 1, is called for those that enter only.
+        `at_s` must not be earlier than at a previous call.
         """
-        place = entered = 0
+        place, end, entered = first, first + count, 0
         while len(self._held) < self.size:
-            if place == count:
+            if place == end:
                 return entered
             self._push(self._exponential(), at_s, item(place))
             place += 1
@@ -77,7 +83,7 @@ class DecayingReservoir(Generic[ItemT]):
         if at_s != self._at_s:
             self._jump *= math.exp((self._at_s - at_s) / self.horizon_s)
             self._at_s = at_s
-        while self._jump < count - place:
+        while self._jump < end - place:
             place += int(self._jump)
             # The key is drawn under the condition that it is below the largest one held.
             below = -math.expm1(-self._threshold(at_s))
@@ -86,7 +92,7 @@ class DecayingReservoir(Generic[ItemT]):
             place += 1
             entered += 1
             self._draw_jump(at_s)
-        self._jump -= count - place
+        self._jump -= end - place
         return entered
 
     def add_earlier(self, item: ItemT, *, arrived_s: float, now_s: float) -> None:
@@ -97,7 +103,15 @@ class DecayingReservoir(Generic[ItemT]):
 
     def items(self) -> list[ItemT]:
         """Return the items. The first m of them are a sample of size m by the same weights."""
-        return [item for _, _, item in sorted(self._held, key=lambda held: (-held[0], held[1]))]
+        return [item for _, item in sorted(self.ranked(), key=_rank)]
+
+    def ranked(self) -> list[tuple[float, ItemT]]:
+        """Return the items in any order, each with a rank by which `items` sorts them.
+
+        Ranks of reservoirs with the same horizon can be compared: the first m of several together
+        are a sample of all their streams.
+        """
+        return [(-key, item) for key, _, item in self._held]
 
     def chance(self, at_s: float) -> float:
         """Return the probability with which an item that arrives at `at_s` enters."""
@@ -123,3 +137,84 @@ class DecayingReservoir(Generic[ItemT]):
 
     def _exponential(self) -> float:
         return max(-math.log(1.0 - self._draw.random()), _SMALLEST)
+
+
+class RotatingReservoir(Generic[ItemT]):
+    """A decaying sample that forgets a burst too: one reservoir for each part of time.
+
+    Weights alone do not: 10,000 queries of a second that is two horizons ago weigh more than ten
+    queries a second since. So the stream is cut into parts of `part_s`, and only the present part
+    and the one before are held, besides older ones as long as these have fewer than `enough` items.
+    Each part holds up to `size` items, so that a burst within them is weighed by its items.
+
+    Args:
+        size, horizon_s, draw: of each part's reservoir.
+        part_s: seconds of a part.
+        enough: items of newer parts with which an older one is dropped.
+    """
+
+    def __init__(
+        self, size: int, *, horizon_s: float, part_s: float, enough: int, draw: random.Random
+    ) -> None:
+        self.size = size
+        self._horizon_s = horizon_s
+        self._part_s = part_s
+        self._enough = min(enough, size)
+        self._draw = draw
+        self._parts: deque[DecayingReservoir[ItemT]] = deque([self._part()])
+        self._began_s = -math.inf
+
+    def __len__(self) -> int:
+        """Return how many items are held: below `size` * `PARTS_KEPT` + `enough` + `size`."""
+        return sum(len(part) for part in self._parts)
+
+    def offer(
+        self, count: int, at_s: float, item: Callable[[int], ItemT], *, first: int = 0
+    ) -> int:
+        """Offer items as to a `DecayingReservoir`; return how many entered."""
+        if at_s - self._began_s >= self._part_s:
+            self._rotate(at_s)
+        return self._parts[-1].offer(count, at_s, item, first=first)
+
+    def add_earlier(self, item: ItemT, *, arrived_s: float, now_s: float) -> None:
+        """Offer an item of the past, such as one that was stored; `now_s` as in `offer`."""
+        if now_s - self._began_s >= self._part_s:
+            self._rotate(now_s)
+        self._parts[-1].add_earlier(item, arrived_s=arrived_s, now_s=now_s)
+
+    def items(self) -> list[ItemT]:
+        """Return the items. The first m of those that are newer than t are a sample of size m."""
+        ranked = [pair for part in self._parts for pair in part.ranked()]
+        return [item for _, item in sorted(ranked, key=_rank)]
+
+    def chance(self, at_s: float) -> float:
+        """Return about the probability with which an item that arrives at `at_s` will be held.
+
+        That is the chance in a single reservoir of the items of the parts held.
+        """
+        ranks = sorted(rank for part in self._parts for rank, _ in part.ranked())
+        if len(ranks) < self.size:
+            return 1.0
+        threshold = ranks[self.size - 1] + at_s / self._horizon_s
+        return -math.expm1(-math.exp(min(_EXPONENT_MAX, threshold)))
+
+    def _rotate(self, at_s: float) -> None:
+        """Begin a part, and drop old ones."""
+        self._began_s = at_s
+        if not len(self._parts[-1]):
+            return
+        self._parts.append(self._part())
+        newer = 0
+        for kept, part in enumerate(reversed(self._parts)):
+            if kept >= PARTS_KEPT and newer >= self._enough:
+                while len(self._parts) > kept:
+                    self._parts.popleft()
+                return
+            newer += len(part)
+
+    def _part(self) -> DecayingReservoir[ItemT]:
+        return DecayingReservoir(self.size, horizon_s=self._horizon_s, draw=self._draw)
+
+
+def _rank(ranked: tuple[float, object]) -> float:
+    return ranked[0]

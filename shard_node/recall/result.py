@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from annheal.model.measures.recall import (
     FILTERS_REPORTED_MAX,
+    OWN_OBJECTIVES_MAX,
     FilterRecall,
+    OwnSettingRecall,
     RecallEstimate,
     SegmentRecall,
     SelectivityBand,
     ShardBandRecall,
+    band_of,
 )
 from annheal.shard_node.owner.shard_state import MeasuredSegment
-from annheal.shard_node.recall.measure import GroupFinding, Recalls, SegmentFinding, estimate_of
+from annheal.shard_node.recall.measure import (
+    GroupFinding,
+    QueryGroup,
+    Recalls,
+    SegmentFinding,
+    estimate_of,
+)
 
 WALKS_MIN = 8
 """Queries whose walk cost must have been measured before that of a segment is reported."""
@@ -38,29 +48,48 @@ class ShardResult:
     """Mean walk cost of queries without a filter, by segment id."""
     objective: float = 0.0
     k: int = 0
+    own: tuple[OwnSettingRecall, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """When a measurement ended, in seconds since the epoch, and how long it says something.
+
+    `valid_s` is the age of the newest query at which an estimate becomes too old.
+    """
+
+    measured_at_s: float
+    valid_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentEstimate:
+    """The estimate of one segment in one band, and the serials of its queries, (n,)."""
+
+    estimate: RecallEstimate
+    serials: npt.NDArray[np.int64]
 
 
 def segment_estimates(
-    found: Iterable[GroupFinding], *, measured_at_s: float
-) -> dict[tuple[str, SelectivityBand], RecallEstimate]:
+    found: Iterable[GroupFinding], *, moment: Moment
+) -> dict[tuple[str, SelectivityBand], SegmentEstimate]:
     """Return the estimate of each (segment id, band) that was searched."""
-    slices: dict[tuple[str, SelectivityBand], list[tuple[int, SegmentFinding]]] = defaultdict(list)
+    slices: dict[tuple[str, SelectivityBand], list[tuple[QueryGroup, SegmentFinding]]]
+    slices = defaultdict(list)
     for finding in found:
         for part in finding.segments:
-            slices[part.segment_id, part.band].append((finding.group.k, part))
-    estimates: dict[tuple[str, SelectivityBand], RecallEstimate] = {}
+            slices[part.segment_id, part.band].append((finding.group, part))
+    estimates: dict[tuple[str, SelectivityBand], SegmentEstimate] = {}
     for slot, parts in sorted(slices.items()):
         plans: Counter[str] = Counter()
         for _, part in parts:
             plans[part.plan.value] += len(part.recalls)
-        estimate = estimate_of(
-            [part.recalls for _, part in parts],
-            [k for k, _ in parts],
-            plans,
-            measured_at_s=measured_at_s,
+        estimate = _estimate(
+            [group for group, _ in parts], [part.recalls for _, part in parts], plans, moment
         )
         if estimate is not None:
-            estimates[slot] = estimate
+            serials = np.concatenate([part.serials for _, part in parts])
+            estimates[slot] = SegmentEstimate(estimate, serials)
     return estimates
 
 
@@ -68,8 +97,8 @@ def band_recalls(
     shard: int,
     found: Iterable[GroupFinding],
     *,
-    seen: dict[SelectivityBand, int],
-    measured_at_s: float,
+    seen: Mapping[SelectivityBand, int],
+    moment: Moment,
 ) -> tuple[ShardBandRecall, ...]:
     """Return the recall of the shard's answers in each band that has queries."""
     bands: dict[SelectivityBand, list[GroupFinding]] = defaultdict(list)
@@ -77,27 +106,88 @@ def band_recalls(
         bands[finding.band].append(finding)
     recalls: list[ShardBandRecall] = []
     for band, findings in sorted(bands.items()):
-        estimate = estimate_of(
-            [one.recalls for one in findings],
-            [one.group.k for one in findings],
-            _plans(findings),
-            measured_at_s=measured_at_s,
-        )
+        estimate, served = _planned_and_served(findings, moment)
         if estimate is not None:
             same = sum(one.same for one in findings)
             repeated = sum(one.repeated for one in findings)
             recalls.append(
-                ShardBandRecall(shard, band, estimate, same / repeated, seen.get(band, 0))
+                ShardBandRecall(
+                    shard, band, estimate, same / repeated, seen.get(band, 0), served=served
+                )
             )
     return tuple(recalls)
 
 
+def own_recalls(
+    shard: int, found: Iterable[GroupFinding], *, moment: Moment
+) -> tuple[OwnSettingRecall, ...]:
+    """Return the recall of queries with settings of their own, by the objective that they set."""
+    by_objective: dict[float | None, list[GroupFinding]] = defaultdict(list)
+    for finding in found:
+        by_objective[finding.group.objective].append(finding)
+    recalls: list[OwnSettingRecall] = []
+    for objective, findings in by_objective.items():
+        estimate, served = _planned_and_served(findings, moment)
+        if estimate is not None:
+            recalls.append(OwnSettingRecall(shard, objective, estimate, served))
+    recalls.sort(key=lambda one: (-one.estimate.queries, one.objective or 0.0))
+    return tuple(recalls[:OWN_OBJECTIVES_MAX])
+
+
+def with_earlier(
+    present: ShardResult, earlier: ShardResult, *, segment_ids: Collection[str]
+) -> ShardResult:
+    """Return `present` with those earlier estimates of which it has none.
+
+    A band without queries of late is not measured; what is known of it stays, with its window.
+    `segment_ids` are the segments that exist. Recall of another k is dropped, and conclusions from
+    another objective.
+    """
+    if earlier.k not in (0, present.k):
+        return present
+    bands = {(one.shard, one.band) for one in present.bands}
+    slots = {(one.segment_id, one.band) for one in present.segments}
+    filters = {one.filter for one in present.filters}
+    objectives = {one.objective for one in present.own}
+    same_goal = earlier.objective == present.objective
+    kept = [
+        one if same_goal else replace(one, rebuild=False, stuck=False)
+        for one in earlier.segments
+        if one.segment_id in segment_ids and (one.segment_id, one.band) not in slots
+    ]
+    rare = [
+        one
+        for one in earlier.filters
+        if one.filter not in filters
+        and (one.shard, band_of(one.matches, one.live_rows, filtered=True)) not in bands
+    ]
+    walks = {name: walk for name, walk in earlier.walks.items() if name in segment_ids}
+    return replace(
+        present,
+        bands=(
+            *present.bands,
+            *(one for one in earlier.bands if (one.shard, one.band) not in bands),
+        ),
+        segments=(*present.segments, *kept),
+        filters=(*present.filters, *rare)[:FILTERS_REPORTED_MAX],
+        walks={**walks, **present.walks},
+        own=(*present.own, *(one for one in earlier.own if one.objective not in objectives))[
+            :OWN_OBJECTIVES_MAX
+        ],
+    )
+
+
 def with_seen(
-    bands: Iterable[ShardBandRecall], seen: Mapping[tuple[int, SelectivityBand], int], *, k: int
+    bands: Iterable[ShardBandRecall],
+    seen: Mapping[tuple[int, SelectivityBand], int],
+    *,
+    k: int,
+    recent: Mapping[tuple[int, SelectivityBand], int] | None = None,
 ) -> tuple[ShardBandRecall, ...]:
     """Return `bands` with the counts of now, and those that were searched but not measured yet.
 
     Measuring waits for its interval; a count must not, or it would deny searches just made.
+    `recent` are the queries of the last window.
     """
     found = {(one.shard, one.band): one for one in bands}
     for slot, queries in seen.items():
@@ -107,6 +197,9 @@ def with_seen(
             if known is None
             else replace(known, seen=queries)
         )
+    for slot, queries in (recent or {}).items():
+        if slot in found:
+            found[slot] = replace(found[slot], recent=queries)
     return tuple(one for _, one in sorted(found.items()))
 
 
@@ -179,6 +272,36 @@ def _of_filter(shard: int, findings: Sequence[GroupFinding]) -> FilterRecall:
         recall=sum(float(one.recalls.sum()) for one in findings) / queries,
         queries=queries,
         plans=dict(_plans(findings)),
+    )
+
+
+def _planned_and_served(
+    findings: Sequence[GroupFinding], moment: Moment
+) -> tuple[RecallEstimate | None, RecallEstimate | None]:
+    """Return the estimates of answers as they would be given now, and as they were given."""
+    groups, plans = [one.group for one in findings], _plans(findings)
+    return (
+        _estimate(groups, [one.recalls for one in findings], plans, moment),
+        _estimate(groups, [one.served for one in findings], Counter(), moment),
+    )
+
+
+def _estimate(
+    groups: Sequence[QueryGroup], recalls: Sequence[Recalls], plans: Counter[str], moment: Moment
+) -> RecallEstimate | None:
+    """Return the estimate from the `recalls` of `groups`, with the window that it stands on."""
+    estimate = estimate_of(
+        recalls, [group.k for group in groups], plans, measured_at_s=moment.measured_at_s
+    )
+    if estimate is None:
+        return None
+    times = [one.sampled_at_s for group in groups for one in group.samples]
+    return replace(
+        estimate,
+        window_begin_s=min(times),
+        window_end_s=max(times),
+        valid_until_s=max(times) + moment.valid_s,
+        distinct=min(estimate.queries, sum(len(group.queries) for group in groups)),
     )
 
 

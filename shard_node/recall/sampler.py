@@ -1,15 +1,19 @@
-"""Samples live queries for measuring recall: one reservoir for each collection and band.
+"""Samples live queries for measuring recall: the sample is about now, whatever the load.
 
-A query is kept with a fixed probability. After each kept query the number of queries to skip is
-drawn, from the geometric distribution. So there is no draw for each query, and a batch without a
-kept query costs one subtraction.
+Each collection has reservoirs that decay with time (`reservoir.py`), for each band of selectivity
+and three horizons. The shortest, of half a window (a minute by default), judges recall and steers
+ef. Those of an hour and of a day only calibrate: they are stored, and compactors measure new graphs
+with them. The share of the queries that is kept follows from the load: a reservoir of 128 queries
+that forgets within half a minute gets about 128 new ones a minute from any faster load.
 """
 
 from __future__ import annotations
 
+import bisect
 import math
 import random
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,51 +22,125 @@ import numpy.typing as npt
 from annheal.model.filter import Filter
 from annheal.model.measures.recall import SelectivityBand, band_of
 from annheal.model.records import Float32Matrix
-from annheal.model.search import SearchOptions
-from annheal.runtime.clock import Clock, wall_s
+from annheal.model.search import SearchAnswer, SearchOptions
+from annheal.runtime.clock import Clock, monotonic_s, wall_s
+from annheal.shard_node.recall.reservoir import DecayingReservoir, RotatingReservoir
+from annheal.shard_node.recall.served import ServedHits, served_hits
 from annheal.shard_node.search.searcher import MatchCount
 
-RESERVOIR_QUERIES = 128
-"""Queries of one reservoir: a measured recall of 1.0 then has an interval from 0.97."""
-FIRST_QUERIES = 32
-"""First queries of a band, all kept, so that collections with few queries are measured too."""
-MEMORY_QUERIES = 8 * RESERVOIR_QUERIES
-"""A new query displaces an old one as if only this many had been kept, so old ones disappear."""
+JUDGING_QUERIES = 128
+"""Queries of a reservoir that judges: a measured recall of 1.0 then has an interval from 0.97."""
+CALIBRATING_QUERIES = 64
+"""Queries of each reservoir that calibrates."""
+WINDOW_MIN_S = 60
+"""Least seconds of the window in which queries judge; else it is the measuring interval."""
+HORIZONS_PER_WINDOW = 2
+"""The weight of a query falls by the factor e in half a window."""
+CALIBRATING_HORIZONS_S = (3_600.0, 86_400.0)
+FRESH_QUERIES = 64
+"""If the window has fewer queries, older ones judge too, up to so many."""
+WINDOWS_MAX = 10
+"""Queries older than so many windows do not judge, and estimates older than that are unknown."""
+SAMPLE_BYTES_MAX = 2_097_152
+"""Bytes of the vectors of one reservoir; of long vectors fewer than above are kept."""
+LONG_QUERIES_MIN = 16
+"""Queries of one reservoir, however long the vectors are."""
+TRAFFIC_PARTS = 6
+"""Parts of a window in which queries are counted."""
+
+Traffic = dict[tuple[int, SelectivityBand], int]
+"""Queries by shard, and by their band in that shard."""
 
 
 @dataclass(frozen=True, slots=True)
 class SampledQuery:
-    """A live query; `vector` (d,) float32 is a copy."""
+    """A live query: what was asked, when, and what was returned.
+
+    Attributes:
+        vector: (d,) float32, a copy.
+        sampled_at_s: seconds since the epoch.
+        arrived_s: the same moment by a clock that never goes back.
+        serial: grows by one with every sampled query of the collection.
+        objective, ef: what the client set for this query; None: what the collection's settings say.
+        served: the hits that were returned; None in a query of an earlier process.
+    """
 
     vector: npt.NDArray[np.float32]
     k: int
     filter: Filter | None
     sampled_at_s: float
+    arrived_s: float = 0.0
+    serial: int = 0
+    objective: float | None = None
+    ef: int | None = None
+    served: ServedHits | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """The times of sampling, in seconds.
+
+    Attributes:
+        window_s: queries of this time judge recall.
+        horizon_s: the weight of a query falls by the factor e in this time.
+        age_max_s: queries older than this do not judge.
+    """
+
+    window_s: float
+    horizon_s: float
+    age_max_s: float
+
+    @classmethod
+    def of(cls, interval_s: float) -> Windows:
+        """Return the times for a measuring interval."""
+        window_s = max(float(WINDOW_MIN_S), interval_s)
+        return cls(window_s, window_s / HORIZONS_PER_WINDOW, WINDOWS_MAX * window_s)
+
+
+Reservoir = DecayingReservoir[SampledQuery]
+Stratum = tuple[SelectivityBand, bool, int]
+"""Band; whether the client set an ef or an objective; dimension. Each has its own reservoirs."""
 
 
 @dataclass(slots=True)
-class _Band:
-    """The reservoir of one band.
+class _Reservoirs:
+    """The reservoirs of one stratum. The next `skip` of its queries are not offered to them."""
 
-    `seen` counts the queries of the band, `kept` those that were sampled; the next `skip` queries
-    are not kept.
-    """
-
-    seen: int = 0
-    kept: int = 0
+    judging: RotatingReservoir[SampledQuery]
+    calibrating: tuple[Reservoir, ...]
     skip: int = 0
-    queries: list[SampledQuery] = field(default_factory=list)
+
+    def offer(
+        self, count: int, at_s: float, item: Callable[[int], SampledQuery], *, first: int = 0
+    ) -> None:
+        """Offer queries to all of them; see `DecayingReservoir.offer`."""
+        self.judging.offer(count, at_s, item, first=first)
+        for reservoir in self.calibrating:
+            reservoir.offer(count, at_s, item, first=first)
+
+    def add_earlier(self, query: SampledQuery, *, now_s: float) -> None:
+        """Offer a stored query to all of them, by its own time."""
+        self.judging.add_earlier(query, arrived_s=query.arrived_s, now_s=now_s)
+        for reservoir in self.calibrating:
+            reservoir.add_earlier(query, arrived_s=query.arrived_s, now_s=now_s)
+
+    def items(self) -> list[SampledQuery]:
+        """Return the queries of all of them; one that several hold is there several times."""
+        calibrating = [query for reservoir in self.calibrating for query in reservoir.items()]
+        return self.judging.items() + calibrating
 
 
 @dataclass(slots=True)
 class _Samples:
-    """The reservoirs of one collection.
+    """What is held of one collection.
 
-    `seen` counts its queries by shard and band of that shard; `version` the kept queries.
+    `seen` counts its queries since the start; `parts` those of the last window, by part, with the
+    time at which each part began. `version` is the last serial.
     """
 
-    bands: dict[SelectivityBand, _Band] = field(default_factory=dict)
-    seen: dict[tuple[int, SelectivityBand], int] = field(default_factory=dict)
+    strata: dict[Stratum, _Reservoirs] = field(default_factory=dict)
+    seen: Traffic = field(default_factory=dict)
+    parts: deque[tuple[float, Traffic]] = field(default_factory=deque)
     version: int = 0
 
 
@@ -70,20 +148,27 @@ class RecallSampler:
     """Keeps a share of the live queries. Used on the event loop only.
 
     Args:
-        share: probability that a query is kept, in [0, 1]; 0 keeps none.
+        share: the largest share of the queries that may be kept, in [0, 1]; 0 keeps none.
+        interval_s: seconds between two measurements.
         draw: source of randomness.
+        clock: a monotonic clock, in seconds.
         now_s: seconds since the epoch.
     """
 
     def __init__(
         self,
-        share: float,
+        share: float = 1.0,
         *,
+        interval_s: float = 60.0,
         draw: random.Random | None = None,
+        clock: Clock = monotonic_s,
         now_s: Clock = wall_s,
     ) -> None:
         self.share = share
+        self.windows = Windows.of(interval_s)
+        self._part_s = self.windows.window_s / TRAFFIC_PARTS
         self._draw = draw or random.Random()
+        self._clock = clock
         self._now_s = now_s
         self._collections: dict[str, _Samples] = {}
 
@@ -93,84 +178,170 @@ class RecallSampler:
         queries: Float32Matrix,
         options: SearchOptions,
         match_counts: Sequence[MatchCount],
+        answer: SearchAnswer | None = None,
     ) -> None:
-        """Count the answered `queries` (n, d), and keep some of them.
+        """Count the answered `queries` (n, d), and keep some of them with what was returned.
 
-        `match_counts` has one item for each shard searched. Exact and explained searches are those
-        of operators; they are not counted.
+        `match_counts` has one item for each shard searched. Exact and explained searches are not
+        counted: the former have recall 1, the latter are questions of operators.
         """
         if not self.share or options.exact or options.explain:
             return
         samples = self._collections.get(collection_id)
         if samples is None:
             samples = self._collections[collection_id] = _Samples()
+        now_s = self._clock()
         n = len(queries)
-        filtered = options.filter is not None
-        for count in match_counts:
-            shard_band = (
-                count.shard,
-                band_of(count.matches, count.live_rows, filtered=filtered),
-            )
-            samples.seen[shard_band] = samples.seen.get(shard_band, 0) + n
-        matches = sum(count.matches for count in match_counts)
-        live_rows = sum(count.live_rows for count in match_counts)
-        name = band_of(matches, live_rows, filtered=filtered)
-        band = samples.bands.get(name)
-        if band is None:
-            band = samples.bands[name] = _Band()
-        if band.skip >= n:
-            band.skip -= n
-            band.seen += n
+        band = self._count(
+            samples, match_counts, n, filtered=options.filter is not None, at_s=now_s
+        )
+        own = options.ef is not None or options.recall_objective is not None
+        held = self._reservoirs(samples, (band, own, queries.shape[1]))
+        if held.skip >= n:
+            held.skip -= n
             return
-        self._keep(samples, band, queries, options)
+        made: dict[int, SampledQuery] = {}
 
-    def sample(self, collection_id: str) -> tuple[SampledQuery, ...]:
-        """Return the kept queries of a collection, all bands together."""
+        def made_once(place: int) -> SampledQuery:
+            """Return the query at `place`: one object, in however many reservoirs it is held."""
+            if place not in made:
+                samples.version += 1
+                made[place] = SampledQuery(
+                    vector=queries[place].copy(),
+                    k=options.k,
+                    filter=options.filter,
+                    sampled_at_s=self._now_s(),
+                    arrived_s=now_s,
+                    serial=samples.version,
+                    objective=options.recall_objective,
+                    ef=options.ef,
+                    served=None if answer is None else served_hits(answer, place),
+                )
+            return made[place]
+
+        if self.share >= 1.0:
+            held.offer(n, now_s, made_once)
+            return
+        while held.skip < n:
+            held.offer(1, now_s, made_once, first=held.skip)
+            held.skip += 1 + self._skip()
+        held.skip -= n
+
+    def sample(
+        self, collection_id: str, *, queries_max: int | None = None
+    ) -> tuple[SampledQuery, ...]:
+        """Return the queries that judge recall now, at most `queries_max` of each stratum.
+
+        They are those of the last window; if it has fewer than `FRESH_QUERIES`, the newest ones of
+        at most `WINDOWS_MAX` windows. A smaller sample has the same distribution of ages.
+        """
         samples = self._collections.get(collection_id)
         if samples is None:
             return ()
-        return tuple(query for band in samples.bands.values() for query in band.queries)
+        now_s = self._clock()
+        return tuple(
+            query
+            for held in samples.strata.values()
+            for query in _judging(held.judging, self.windows, now_s=now_s)[:queries_max]
+        )
+
+    def strata(self, collection_id: str) -> int:
+        """Return the number of strata of a collection that have a query that judges now."""
+        samples = self._collections.get(collection_id)
+        if samples is None:
+            return 0
+        oldest_s = self._clock() - self.windows.age_max_s
+        return sum(
+            any(query.arrived_s >= oldest_s for query in held.judging.items())
+            for held in samples.strata.values()
+        )
 
     def by_band(
         self, collection_id: str
     ) -> tuple[tuple[SelectivityBand, tuple[SampledQuery, ...]], ...]:
-        """Return the kept queries of a collection by band."""
+        """Return all held queries of a collection by band: of every horizon, each query once."""
         samples = self._collections.get(collection_id)
         if samples is None:
             return ()
-        return tuple((band, tuple(held.queries)) for band, held in sorted(samples.bands.items()))
+        bands: dict[SelectivityBand, dict[int, SampledQuery]] = {}
+        for (band, _, _), held in samples.strata.items():
+            bands.setdefault(band, {}).update((one.serial, one) for one in held.items())
+        return tuple((band, tuple(found.values())) for band, found in sorted(bands.items()))
 
     def restore(
         self, collection_id: str, queries: Iterable[tuple[SelectivityBand, SampledQuery]]
     ) -> None:
-        """Add queries that were sampled before a restart to the bands that have none yet.
+        """Add queries that were sampled before a restart to the strata that have none yet.
 
-        New queries displace them like other kept ones.
+        They keep their age, so they judge only if they are new enough.
         """
         if not self.share:
             return
         samples = self._collections.setdefault(collection_id, _Samples())
-        taken = {name for name, band in samples.bands.items() if band.queries}
-        for name, query in queries:
-            if name not in taken:
-                band = samples.bands.setdefault(name, _Band())
-                if len(band.queries) < RESERVOIR_QUERIES:
-                    band.queries.append(query)
-                    band.kept += 1
-                    samples.version += 1
+        taken = {stratum for stratum, held in samples.strata.items() if len(held.judging)}
+        now_s, wall_now_s = self._clock(), self._now_s()
+        for band, query in queries:
+            own = query.ef is not None or query.objective is not None
+            stratum = (band, own, len(query.vector))
+            if stratum in taken:
+                continue
+            samples.version += 1
+            arrived_s = now_s - max(0.0, wall_now_s - query.sampled_at_s)
+            known = SampledQuery(
+                query.vector,
+                query.k,
+                query.filter,
+                query.sampled_at_s,
+                arrived_s=arrived_s,
+                serial=samples.version,
+                objective=query.objective,
+                ef=query.ef,
+            )
+            self._reservoirs(samples, stratum).add_earlier(known, now_s=now_s)
 
     def seen(self, collection_id: str, shard: int, band: SelectivityBand) -> int:
         """Return how many live queries of the band this node has answered for the shard."""
         samples = self._collections.get(collection_id)
         return 0 if samples is None else samples.seen.get((shard, band), 0)
 
-    def seen_by_band(self, collection_id: str) -> dict[tuple[int, SelectivityBand], int]:
+    def seen_by_band(self, collection_id: str) -> Traffic:
         """Return how many live queries each shard has answered here in each band, as of now."""
         samples = self._collections.get(collection_id)
         return {} if samples is None else dict(samples.seen)
 
+    def recent_by_band(self, collection_id: str) -> Traffic:
+        """Return the same for about the last window."""
+        samples = self._collections.get(collection_id)
+        recent: Traffic = {}
+        if samples is None:
+            return recent
+        oldest_s = self._clock() - self.windows.window_s - self._part_s
+        for began_s, part in samples.parts:
+            if began_s >= oldest_s:
+                for slot, queries in part.items():
+                    recent[slot] = recent.get(slot, 0) + queries
+        return recent
+
+    def sampled_share(self, collection_id: str) -> float:
+        """Return the share of the queries of now that is kept to judge, over all strata."""
+        samples = self._collections.get(collection_id)
+        if samples is None or not samples.strata:
+            return self.share
+        now_s = self._clock()
+        weights: dict[SelectivityBand, int] = {}
+        for (_, band), queries in self.recent_by_band(collection_id).items():
+            weights[band] = weights.get(band, 0) + queries
+        chances = [
+            (held.judging.chance(now_s), weights.get(band, 0))
+            for (band, _, _), held in samples.strata.items()
+        ]
+        total = sum(weight for _, weight in chances)
+        if not total:
+            return self.share * max(chance for chance, _ in chances)
+        return self.share * sum(chance * weight for chance, weight in chances) / total
+
     def version(self, collection_id: str) -> int:
-        """Return how many queries of a collection were kept; it only grows."""
+        """Return the serial of the newest sampled query of a collection; it only grows."""
         samples = self._collections.get(collection_id)
         return 0 if samples is None else samples.version
 
@@ -180,36 +351,70 @@ class RecallSampler:
         for gone in [one for one in self._collections if one not in present]:
             del self._collections[gone]
 
-    def _keep(
-        self, samples: _Samples, band: _Band, queries: Float32Matrix, options: SearchOptions
-    ) -> None:
-        now_s = self._now_s()
-        position = band.skip
-        while position < len(queries):
-            kept = SampledQuery(queries[position].copy(), options.k, options.filter, now_s)
-            self._place(band, kept)
-            samples.version += 1
-            position += 1 + self._skip(band.seen + position + 1)
-        band.skip = position - len(queries)
-        band.seen += len(queries)
+    def _count(
+        self,
+        samples: _Samples,
+        match_counts: Sequence[MatchCount],
+        n: int,
+        *,
+        filtered: bool,
+        at_s: float,
+    ) -> SelectivityBand:
+        """Count `n` queries with these matches; return their band over all shards searched."""
+        parts = samples.parts
+        if not parts or at_s - parts[-1][0] >= self._part_s:
+            parts.append((at_s, {}))
+            if len(parts) > TRAFFIC_PARTS + 1:
+                parts.popleft()
+        part, seen = parts[-1][1], samples.seen
+        matches = live_rows = 0
+        for count in match_counts:
+            band = band_of(count.matches, count.live_rows, filtered=filtered)
+            slot = (count.shard, band)
+            seen[slot] = seen.get(slot, 0) + n
+            part[slot] = part.get(slot, 0) + n
+            matches += count.matches
+            live_rows += count.live_rows
+        return band_of(matches, live_rows, filtered=filtered)
 
-    def _skip(self, seen: int) -> int:
-        """Return how many queries to skip after the first `seen` ones."""
-        if seen < FIRST_QUERIES or self.share >= 1.0:
+    def _reservoirs(self, samples: _Samples, stratum: Stratum) -> _Reservoirs:
+        held = samples.strata.get(stratum)
+        if held is None:
+            fit = max(LONG_QUERIES_MIN, SAMPLE_BYTES_MAX // (4 * max(1, stratum[2])))
+
+            held = samples.strata[stratum] = _Reservoirs(
+                RotatingReservoir(
+                    min(JUDGING_QUERIES, fit),
+                    horizon_s=self.windows.horizon_s,
+                    part_s=self.windows.horizon_s,
+                    enough=FRESH_QUERIES,
+                    draw=self._draw,
+                ),
+                tuple(
+                    Reservoir(min(CALIBRATING_QUERIES, fit), horizon_s=horizon_s, draw=self._draw)
+                    for horizon_s in CALIBRATING_HORIZONS_S
+                ),
+                skip=self._skip(),
+            )
+        return held
+
+    def _skip(self) -> int:
+        """Return how many queries to skip so that a share `share` is offered."""
+        if self.share >= 1.0:
             return 0
         return int(math.log(1.0 - self._draw.random()) / math.log1p(-self.share))
 
-    def _place(self, band: _Band, query: SampledQuery) -> None:
-        """Put a query into the reservoir by Algorithm R (Vitter 1985), with a bounded count.
 
-        As the count stops at `MEMORY_QUERIES`, a new query is put into a full reservoir with a
-        probability of at least RESERVOIR_QUERIES / MEMORY_QUERIES, and the chance that an old one
-        is still there falls exponentially.
-        """
-        band.kept += 1
-        if len(band.queries) < RESERVOIR_QUERIES:
-            band.queries.append(query)
-            return
-        place = self._draw.randrange(min(band.kept, MEMORY_QUERIES))
-        if place < RESERVOIR_QUERIES:
-            band.queries[place] = query
+def _judging(
+    held: RotatingReservoir[SampledQuery], windows: Windows, *, now_s: float
+) -> list[SampledQuery]:
+    """Return a sample of the last window, or the newest `FRESH_QUERIES` that are not too old.
+
+    The first m of them are a smaller sample.
+    """
+    ranked = held.items()
+    ages = sorted(now_s - one.arrived_s for one in ranked)
+    in_window = bisect.bisect_right(ages, windows.window_s)
+    wanted = min(len(ages), max(in_window, FRESH_QUERIES))
+    oldest_s = min(ages[wanted - 1], windows.age_max_s) if wanted else 0.0
+    return [one for one in ranked if now_s - one.arrived_s <= oldest_s][: held.size]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -93,6 +93,21 @@ def get_records(
             positions.append(present.astype(np.int64))
     check_answer(found, projection, field="ids", mend=IDS_MEND, bytes_max=bytes_max)
     return join_records([_take(source, rows, projection) for source, rows in found], positions)
+
+
+def live_sequences(view: ShardView, ids: Sequence[str]) -> npt.NDArray[np.int64]:
+    """Return the sequence of the live record of each id, (n,) int64; -1 where there is none."""
+    wanted, hashes = list(ids), hash_ids(ids)
+    sequences = np.full(len(wanted), -1, dtype=np.int64)
+    for source in _sources(view):
+        if isinstance(source, GrowingView):
+            rows, held = _find_growing(source, wanted), source.sequences
+        else:
+            rows, held = source.segment.find(wanted, hashes), source.segment.sequences
+        present = np.flatnonzero(rows >= 0)
+        present = present[_is_live(source, rows[present])]
+        sequences[present] = held[rows[present]]
+    return sequences
 
 
 def scan_page(

@@ -50,7 +50,7 @@ def after(
         state = next_state(
             state,
             estimate=run,
-            sample_version=version,
+            serials=np.arange(version - run.queries, version) + 1,
             curve_ef=CURVE_EF,
             objective=OBJECTIVE,
             rebuilt=rebuilt,
@@ -138,7 +138,7 @@ def test_ef_stays_between_the_curve_and_the_limit(
         state = next_state(
             state,
             estimate=run,
-            sample_version=128 * version,
+            serials=np.arange(128) + 128 * version,
             curve_ef=curve_ef,
             objective=objective,
         )
@@ -170,7 +170,7 @@ def states(
         state = next_state(
             state,
             estimate=measured(found.mean, found.low, found.high, queries=len(sample)),
-            sample_version=64 * run,
+            serials=range(64 * run - len(sample), 64 * run),
             curve_ef=CURVE_EF,
             objective=OBJECTIVE,
         )

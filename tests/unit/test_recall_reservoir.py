@@ -56,7 +56,7 @@ def test_the_same_seed_gives_the_same_sample(batches: Batches, seed: int) -> Non
 def by_definition(
     arrivals: npt.NDArray[np.float64], *, size: int, horizon_s: float, runs: int
 ) -> npt.NDArray[np.float64]:
-    """Return how often each item is held if every item gets a key: the definition, without jumps."""
+    """Return how often each item is held if every item gets a key: as defined, without jumps."""
     rng = np.random.default_rng(7)
     weights = np.exp((arrivals - arrivals.max()) / horizon_s)
     counts = np.zeros(len(arrivals))

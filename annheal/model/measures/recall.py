@@ -53,6 +53,11 @@ class RecallEstimate:
     `measured_at_s` is seconds since the epoch. Also the plans that answered them, by count.
     `shares` has the share of the queries whose own recall is from i / `RECALL_STEPS` on and below
     the next step, and last those that found everything; empty where an older node measured.
+
+    The queries were asked from `window_begin_s` to `window_end_s`, and `distinct` of them differ: a
+    query that was asked ten times counts ten times in the mean, and once as evidence. After
+    `valid_until_s` the estimate is too old to say anything about the queries of now. These are
+    seconds since the epoch; 0 where an older node measured.
     """
 
     k: int
@@ -63,6 +68,19 @@ class RecallEstimate:
     measured_at_s: float
     plans: dict[str, int]
     shares: tuple[float, ...] = ()
+    window_begin_s: float = 0.0
+    window_end_s: float = 0.0
+    valid_until_s: float = 0.0
+    distinct: int = 0
+
+    @property
+    def evidence(self) -> int:
+        """The number of different queries, as far as it is known."""
+        return self.distinct or self.queries
+
+    def is_valid(self, now_s: float) -> bool:
+        """Return whether the estimate is about now; True if it does not say how long it is."""
+        return not self.valid_until_s or now_s <= self.valid_until_s
 
     def share_below(self, recall: float) -> float | None:
         """Return the share of the queries with less than `recall`; None where it is unknown.
@@ -130,7 +148,11 @@ class ShardBandRecall:
     """One shard's answers (all its segments merged) in one band.
 
     `stability` is the share of queries that gave the same answer twice on one view (NaN when not
-    measured); `seen` is how many live queries of the band this node has answered with the shard.
+    measured); `seen` is how many live queries of the band this node has answered with the shard,
+    `recent` those of about the last window.
+
+    `estimate` is about the answers that the node would give now, `served` about those that it gave:
+    it compares the hits that were returned with the same exact answers. None: none are kept.
     """
 
     shard: int
@@ -138,15 +160,36 @@ class ShardBandRecall:
     estimate: RecallEstimate
     stability: float
     seen: int
+    recent: int = 0
+    served: RecallEstimate | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OwnSettingRecall:
+    """One shard's answers to queries whose clients set a recall objective or an ef of their own.
+
+    They are not judged by the collection's objective: those with an `objective` are judged by it,
+    those that set only an ef (`objective` None) are not judged. `estimate` and `served` as above.
+    """
+
+    shard: int
+    objective: float | None
+    estimate: RecallEstimate
+    served: RecallEstimate | None = None
+
+
+OWN_OBJECTIVES_MAX = 20
+"""Different objectives of queries that are reported, those of the most queries."""
 
 
 @dataclass(frozen=True, slots=True)
 class CollectionRecall:
     """The recall that one node measured of one collection; the coordinator joins the nodes'.
 
-    `sampled_share` is the configured share of live queries that is sampled. `filters` are the
+    `sampled_share` is the share of live queries that is sampled at present. `filters` are the
     sampled filters, fewest matches first, at most `FILTERS_REPORTED_MAX` a shard. `latency` is the
-    trend of the node's search latency for the collection.
+    trend of the node's search latency for the collection. `own` is about queries with settings of
+    their own, which are in none of the other measurements.
     """
 
     collection_id: str
@@ -156,3 +199,4 @@ class CollectionRecall:
     segments: tuple[SegmentRecall, ...]
     filters: tuple[FilterRecall, ...] = ()
     latency: LatencyTrend | None = None
+    own: tuple[OwnSettingRecall, ...] = ()

@@ -11,41 +11,51 @@ from annheal.model.measures.recall import FilterRecall, RecallEstimate, SegmentR
 
 ALL_SHARDS = -1
 """The shard number that means all shards."""
+OWN_EF = "ef"
+"""The name of the slice of queries that set an ef and no objective."""
 
 
 TAIL_RECALL, TAIL_SHARE_MAX = 0.5, 0.01
 """More than one query in a hundred that finds less than half is more than chance: at a mean of 0.95
 and independent misses it happens to three in a million, for k 10."""
 QUERIES_KNOWN_MIN = 16
-"""Fewer queries do not show that an objective is met: if all of them found everything, the interval
-still begins below 0.8."""
+"""Fewer different queries do not show that an objective is met: if all of them found everything,
+the interval still begins below 0.8."""
 
 
 class RecallVerdict(StrEnum):
     """How measured recall compares with the objective.
 
-    `unmeasured`: no query was measured. `unknown`: fewer than `QUERIES_KNOWN_MIN` were, and they do
-    not show that it is missed. `unclear`: the estimate is below it, the upper end of its interval
-    is not. `missed`: even the upper end is below. `met, with a bad tail`: the estimate is not below
-    it, but more than `TAIL_SHARE_MAX` of the queries find less than `TAIL_RECALL` of what they
-    should.
+    `unmeasured`: nothing was measured. `unknown`: what was measured is too old, or too few queries
+    were. `not judged`: the queries have no objective, as they set an ef. `unclear`: the estimate is
+    below the objective, the upper end of its interval is not. `missed`: even the upper end is
+    below. `met, with a bad tail`: the estimate is not below it, but more than `TAIL_SHARE_MAX` of
+    the queries find less than `TAIL_RECALL` of what they should.
     """
 
     UNMEASURED = "unmeasured"
-    UNKNOWN = "unknown"
     MET = "met"
     MET_WITH_BAD_TAIL = "met, with a bad tail"
     UNCLEAR = "unclear"
     MISSED = "missed"
+    UNKNOWN = "unknown"
+    NOT_JUDGED = "not judged"
 
 
-def verdict_of(estimate: RecallEstimate | None, objective: float) -> RecallVerdict:
-    """Return how `estimate` compares with `objective`."""
+def verdict_of(
+    estimate: RecallEstimate | None, objective: float, *, now_s: float = 0.0
+) -> RecallVerdict:
+    """Return how `estimate` compares with `objective` at `now_s`, seconds since the epoch.
+
+    0 leaves the age of the estimate out of account.
+    """
     if estimate is None or estimate.queries == 0:
         return RecallVerdict.UNMEASURED
+    if not estimate.is_valid(now_s):
+        return RecallVerdict.UNKNOWN
     if estimate.high < objective:
         return RecallVerdict.MISSED
-    if estimate.queries < QUERIES_KNOWN_MIN:
+    if estimate.evidence < QUERIES_KNOWN_MIN:
         return RecallVerdict.UNKNOWN
     if estimate.recall >= objective:
         tail = estimate.share_below(TAIL_RECALL)
@@ -59,7 +69,8 @@ class RecallSlice:
     """Part of a collection's live queries: a band, a shard, a tier, a model (`name`), or all ("").
 
     `stability` is the share of queries that got the same answer twice (None: not measured); `seen`
-    counts live queries, sampled or not.
+    counts live queries, sampled or not. `estimate` is about answers as the nodes would give them
+    now, `served` about the answers that they gave (None: not known).
     """
 
     name: str
@@ -67,6 +78,7 @@ class RecallSlice:
     estimate: RecallEstimate | None = None
     stability: float | None = None
     seen: int = 0
+    served: RecallEstimate | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +86,9 @@ class RecallSummary:
     """The measured recall of a collection; `errors` has the errors of nodes without an answer.
 
     `filters` are joined over the shards (`shard` is `ALL_SHARDS`), the smallest share of matches
-    first. `latency` is by node: nodes and their other load differ, so it is not joined.
+    first. `latency` is by node: nodes and their other load differ, so it is not joined. `own` has
+    queries that set an objective (the slice's name) or only an ef ("ef"); they are in no other
+    slice.
     """
 
     collection: str
@@ -89,4 +103,5 @@ class RecallSummary:
     segments: tuple[SegmentRecall, ...] = ()
     filters: tuple[FilterRecall, ...] = ()
     latency: Mapping[str, LatencyTrend] = field(default_factory=dict)
+    own: tuple[RecallSlice, ...] = ()
     errors: Mapping[str, str] = field(default_factory=dict)
