@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 
 from annheal.coordinator.app import Coordinator
 from annheal.coordinator.leader.observation import observe_shards
-from annheal.model.measures.recall import SegmentRecall
+from annheal.model.measures.recall import RecallEstimate, SegmentRecall
 from annheal.model.measures.recall_summary import TAIL_RECALL, RecallSlice, RecallSummary
 from annheal.model.topology.shard import ShardPhase
 from annheal.model.topology.state import ShardState
@@ -213,6 +213,16 @@ def _slice_families(summaries: list[RecallSummary], *, now_s: float) -> list[Fam
     stability = Family(
         "annheal_result_stability_ratio", "Queries that got the same answer twice.", by_band
     )
+    served = Family(
+        "annheal_recall_served_ratio",
+        "Recall of the answers that were given to sampled live queries.",
+        ("collection", "band", "bound"),
+    )
+    window = Family(
+        "annheal_recall_window_end_seconds",
+        "Unix time of the newest query behind the recall.",
+        by_band,
+    )
     age = Family("annheal_recall_age_seconds", "Age of the oldest measurement.", ("collection",))
     tail = Family(
         "annheal_recall_tail_ratio",
@@ -225,22 +235,27 @@ def _slice_families(summaries: list[RecallSummary], *, now_s: float) -> list[Fam
             age.add(max(0.0, now_s - one.overall.estimate.measured_at_s), one.collection)
         for part in (one.overall, *one.bands):
             band = part.name or ALL_BANDS
-            _add_bounds(recall, part, one.collection, band)
+            _add_bounds(recall, part.estimate, one.collection, band, now_s=now_s)
+            _add_bounds(served, part.served, one.collection, band, now_s=now_s)
+            if part.estimate is not None and part.estimate.window_end_s:
+                window.add(part.estimate.window_end_s, one.collection, band)
             queries.add(part.estimate.queries if part.estimate else 0, one.collection, band)
-            _add_tail(tail, part, one, band)
+            _add_tail(tail, part, one, band, now_s=now_s)
             if part.name:
                 seen.add(part.seen, one.collection, band)
             if part.stability is not None:
                 stability.add(part.stability, one.collection, band)
         for part in one.tiers:
-            _add_bounds(tiers, part, one.collection, part.name)
+            _add_bounds(tiers, part.estimate, one.collection, part.name, now_s=now_s)
         for part in one.models:
-            _add_bounds(models, part, one.collection, part.name)
-    return [objective, recall, tail, tiers, models, queries, seen, stability, age]
+            _add_bounds(models, part.estimate, one.collection, part.name, now_s=now_s)
+    return [objective, recall, served, window, tail, tiers, models, queries, seen, stability, age]
 
 
-def _add_tail(tail: Family, part: RecallSlice, summary: RecallSummary, band: str) -> None:
-    if part.estimate is None:
+def _add_tail(
+    tail: Family, part: RecallSlice, summary: RecallSummary, band: str, *, now_s: float
+) -> None:
+    if part.estimate is None or not part.estimate.is_valid(now_s):
         return
     for measure, value in (
         ("p5", part.estimate.percentile(0.05)),
@@ -283,9 +298,12 @@ def _values(segment: SegmentRecall) -> tuple[float, float, float]:
     return segment.estimate.recall, segment.estimate.low, segment.estimate.high
 
 
-def _add_bounds(family: Family, part: RecallSlice, *labels: str) -> None:
-    if part.estimate is None:
+def _add_bounds(
+    family: Family, estimate: RecallEstimate | None, *labels: str, now_s: float
+) -> None:
+    """Add recall and its interval; no series where it is too old to be the recall of now."""
+    if estimate is None or not estimate.is_valid(now_s):
         return
-    values = (part.estimate.recall, part.estimate.low, part.estimate.high)
+    values = (estimate.recall, estimate.low, estimate.high)
     for bound, value in zip(_BOUNDS, values, strict=True):
         family.add(value, *labels, bound)

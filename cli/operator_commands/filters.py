@@ -14,6 +14,7 @@ from annheal.cli.operator_commands.recall import (
     filter_document,
     plans_text,
     render_bands,
+    window_text,
 )
 from annheal.cli.output import share, table
 from annheal.cli.state import state_of
@@ -44,7 +45,7 @@ def filters(context: typer.Context, collection: Collection) -> None:
 
 def is_validated(one: RecallSlice, objective: float) -> bool:
     """Return whether the whole interval lies at the objective or above."""
-    if one.verdict is RecallVerdict.MET_WITH_BAD_TAIL:
+    if one.verdict in (RecallVerdict.MET_WITH_BAD_TAIL, RecallVerdict.UNKNOWN):
         return False
     return one.estimate is not None and one.estimate.queries > 0 and one.estimate.low >= objective
 
@@ -56,6 +57,11 @@ def sentence(one: RecallSlice, objective: float) -> str:
         return f"{one.name}: unknown; {one.seen:,} live queries, none of them measured yet"
     found = f"recall@{estimate.k} {estimate.recall:.4f} ({estimate.low:.4f} to {estimate.high:.4f})"
     queries = f"{estimate.queries:,} sampled queries"
+    if one.verdict is RecallVerdict.UNKNOWN:
+        return (
+            f"{one.name}: unknown; {found}, but the {window_text(estimate)} are too few or too old"
+            f" to be sure of {objective:g}"
+        )
     if is_validated(one, objective):
         return f"{one.name}: validated; {found} on {queries} meets {objective:g}"
     if one.verdict is RecallVerdict.MET_WITH_BAD_TAIL:
@@ -64,8 +70,6 @@ def sentence(one: RecallSlice, objective: float) -> str:
             f"{one.name}: met, with a bad tail; {found} on {queries}, {tail:.1%} of which find less"
             " than half"
         )
-    if one.verdict is RecallVerdict.UNKNOWN:
-        return f"{one.name}: unknown; {found}, {queries} are too few to tell"
     if one.verdict is RecallVerdict.MET:
         return (
             f"{one.name}: met so far; {found}, but {queries} are too few to be sure of"
@@ -97,6 +101,10 @@ def _as_document(summary: RecallSummary) -> dict[str, Any]:
                 "low": estimate.low if estimate else None,
                 "high": estimate.high if estimate else None,
                 "queries": estimate.queries if estimate else 0,
+                "distinct": estimate.distinct if estimate else 0,
+                "window_begin_s": estimate.window_begin_s if estimate else None,
+                "window_end_s": estimate.window_end_s if estimate else None,
+                "served": one.served.recall if one.served else None,
                 "plans": estimate.plans if estimate else {},
                 "verdict": one.verdict,
                 "validated": is_validated(one, summary.recall_objective),

@@ -158,7 +158,9 @@ def _recall(observed: Observed) -> Finding:
         f" {estimate.queries:,} live queries; the objective is {objective:g}"
     )
     if overall.verdict is RecallVerdict.UNKNOWN:
-        return Finding(question, Health.UNKNOWN, f"{answer}; these are too few to tell")
+        answer += "; they are too few, too old, or not of the bands that are searched now"
+        advice = f"search, or run `annheal recall {observed.collection.name} --measure`"
+        return Finding(question, Health.UNKNOWN, answer, advice)
     health = {RecallVerdict.MET: Health.GOOD, RecallVerdict.UNCLEAR: Health.WATCH}.get(
         overall.verdict, Health.BAD
     )

@@ -29,6 +29,7 @@ from annheal.model.measures.recall import (
     SegmentRecall,
 )
 from annheal.model.measures.recall_summary import (
+    OWN_EF,
     TAIL_RECALL,
     RecallSlice,
     RecallSummary,
@@ -36,6 +37,7 @@ from annheal.model.measures.recall_summary import (
     verdict_of,
 )
 from annheal.model.topology.cluster import RECALL_SAMPLE_DEFAULT, RecallReport
+from annheal.runtime.clock import wall_s
 
 SEGMENTS_SHOWN_MAX = 20
 NOT_SEARCHED = "no search since the nodes have the shards (exact and explained ones do not count)"
@@ -48,6 +50,7 @@ _STYLES = {
     RecallVerdict.MISSED: "bold red",
     RecallVerdict.UNMEASURED: "dim",
     RecallVerdict.UNKNOWN: "dim",
+    RecallVerdict.NOT_JUDGED: "dim",
 }
 
 
@@ -109,8 +112,8 @@ def _why_unmeasured(summary: RecallSummary) -> str:
     why = NOT_SEARCHED if summary.sampled_share else NOT_SAMPLED
     if seen:
         why = (
-            f"{seen:,} {'searches' if seen > 1 else 'search'} so far, none in the measured sample"
-            f" yet ({summary.sampled_share:.2%} of them is kept)"
+            f"{seen:,} {'searches' if seen > 1 else 'search'} so far, none of them measured yet"
+            f" ({summary.sampled_share:.2%} of the present ones are sampled)"
         )
     return f"live recall is unknown: {why}. Measuring now, with stored vectors as queries"
 
@@ -177,7 +180,8 @@ def _as_line(summary: RecallSummary) -> str:
         if one.estimate is None:
             return f"{one.name or 'recall'} {one.verdict.value}"
         name = one.name or f"recall@{one.estimate.k}"
-        return f"{name} {_recall(one.estimate)} [{_interval(one.estimate)}] {one.verdict.value}"
+        found = f"{name} {_recall(one.estimate)} [{_interval(one.estimate)}] {one.verdict.value}"
+        return found if one.name else f"{found}, {window_text(one.estimate)}"
 
     time_of_day = datetime.now().astimezone().strftime("%H:%M:%S")
     parts = [words(summary.overall), f"objective {summary.recall_objective:g}"]
@@ -198,17 +202,34 @@ def render_summary(summary: RecallSummary) -> RenderableType:
         ]
     lines += [
         ("objective", _objective(summary)),
-        ("live queries", f"{overall.seen:,}; {summary.sampled_share:.2%} of them are sampled"),
+        (
+            "live queries",
+            f"{overall.seen:,}; {summary.sampled_share:.2%} of the present ones are sampled",
+        ),
     ]
+    if overall.served is not None:
+        served = overall.served
+        lines.append(
+            (
+                "as served",
+                f"{_recall(served)} ({_interval(served)}), {served.queries:,} answers that were"
+                " given, compared with exact ones of now",
+            )
+        )
     if (tail := tail_text(overall.estimate, summary.recall_objective)) is not None:
         lines.append(("worst queries", tail))
     if overall.estimate is not None:
-        lines.append(("measured", _measured(overall.estimate)))
+        lines += [
+            ("window", window_text(overall.estimate)),
+            ("measured", moment(overall.estimate.measured_at_s) or "never"),
+        ]
     if overall.stability is not None:
         lines.append(("same answer twice", f"{overall.stability:.1%}"))
     parts: list[RenderableType] = [facts(lines)]
     if summary.bands:
         parts += ["", render_bands(summary)]
+    if summary.own:
+        parts += ["", _render_own(summary.own)]
     for title, slices in (
         ("TIER", summary.tiers), ("MODEL", summary.models), ("SHARD", summary.shards)
     ):  # fmt: skip
@@ -230,8 +251,8 @@ def render_bands(summary: RecallSummary) -> RenderableType:
     """Return recall by selectivity of the filters."""
     total = sum(one.seen for one in summary.bands)
     columns = [
-        "BAND", ">QUERIES", ">SHARE", ">RECALL", "INTERVAL", ">MEASURED", ">STABLE", "PLANS",
-        "OBJECTIVE",
+        "BAND", ">QUERIES", ">SHARE", ">RECALL", "INTERVAL", ">SERVED", ">MEASURED", "UNTIL",
+        ">STABLE", "PLANS", "OBJECTIVE",
     ]  # fmt: skip
     return table(
         columns,
@@ -240,7 +261,9 @@ def render_bands(summary: RecallSummary) -> RenderableType:
                 one.name,
                 one.seen,
                 share(one.seen, total),
-                *_cells(one.estimate),
+                *_cells(one.estimate)[:2],
+                None if one.served is None else _recall(one.served),
+                *(0 if one.estimate is None else one.estimate.queries, _until(one.estimate)),
                 None if one.stability is None else f"{one.stability:.1%}",
                 plans_text(one.estimate.plans) if one.estimate else None,
                 verdict_text(one.verdict),
@@ -291,6 +314,23 @@ def _render_slices(title: str, slices: Sequence[RecallSlice]) -> RenderableType:
     )
 
 
+def _render_own(slices: Sequence[RecallSlice]) -> RenderableType:
+    """Return recall of the queries that set an objective, or only an ef."""
+    return table(
+        ["OWN SETTING", ">RECALL", "INTERVAL", ">SERVED", ">MEASURED", "OBJECTIVE"],
+        (
+            (
+                one.name if one.name == OWN_EF else f"objective {one.name}",
+                *_cells(one.estimate)[:2],
+                None if one.served is None else _recall(one.served),
+                0 if one.estimate is None else one.estimate.queries,
+                verdict_text(one.verdict),
+            )
+            for one in slices
+        ),
+    )
+
+
 def _render_segments(summary: RecallSummary) -> RenderableType:
     ranked = sorted(summary.segments, key=lambda one: one.estimate.recall)
     columns = [
@@ -308,7 +348,7 @@ def _render_segments(summary: RecallSummary) -> RenderableType:
                 *_cells(one.estimate),
                 one.ef or None,
                 one.ef_limit or None,
-                verdict_text(verdict_of(one.estimate, summary.recall_objective)),
+                verdict_text(_verdict(one, summary)),
                 "stuck" if one.stuck else "rebuild" if one.rebuild else None,
             )
             for one in ranked[:SEGMENTS_SHOWN_MAX]
@@ -319,7 +359,11 @@ def _render_segments(summary: RecallSummary) -> RenderableType:
 
 
 def _missed(one: SegmentRecall, summary: RecallSummary) -> bool:
-    return verdict_of(one.estimate, summary.recall_objective) is RecallVerdict.MISSED
+    return _verdict(one, summary) is RecallVerdict.MISSED
+
+
+def _verdict(one: SegmentRecall, summary: RecallSummary) -> RecallVerdict:
+    return verdict_of(one.estimate, summary.recall_objective, now_s=wall_s())
 
 
 def _objective(summary: RecallSummary) -> Text:
@@ -327,8 +371,21 @@ def _objective(summary: RecallSummary) -> Text:
     return words.append_text(verdict_text(summary.overall.verdict)).append(")")
 
 
-def _measured(estimate: RecallEstimate) -> str:
-    return f"{estimate.queries:,} queries, since {moment(estimate.measured_at_s) or 'never'}"
+def window_text(estimate: RecallEstimate) -> str:
+    """Return when the measured queries were asked, and how many they are."""
+    words = f"{estimate.queries:,} queries"
+    if estimate.distinct and estimate.distinct < estimate.queries:
+        words += f" ({estimate.distinct:,} different ones)"
+    if not estimate.window_end_s:
+        return f"{words}, of unknown time"
+    begin, end = moment(estimate.window_begin_s), moment(estimate.window_end_s)
+    return f"{words}, asked from {begin} to {end}"
+
+
+def _until(estimate: RecallEstimate | None) -> str | None:
+    """Return the time of day at which the last of the queries was asked."""
+    end = moment(estimate.window_end_s) if estimate is not None else None
+    return None if end is None else end.split()[-1]
 
 
 def _cells(estimate: RecallEstimate | None) -> tuple[object, object, object]:

@@ -9,6 +9,7 @@ import pty
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ from annheal.cli.app import app
 from annheal.cli.exit_codes import ExitCode
 from annheal.cli.user_commands.explain import why
 from annheal.coordinator.service import services
+from annheal.model.measures.recall import CollectionRecall, OwnSettingRecall, RecallEstimate
 from annheal.model.search import SegmentExplain
 from annheal.rpc.server import RpcServer
 from tests.support.memory_cluster import memory_cluster, soon, spec
@@ -75,9 +77,10 @@ async def test_recall_shows_slices_segments_and_what_is_done(served: Served) -> 
     shown = (await served.run("recall", "things")).stdout
     lines = {" ".join(line.split()) for line in shown.splitlines()}
     assert "objective 0.95 (met)" in lines
-    assert "live queries 10,000; 1.00% of them are sampled" in lines
-    assert "0.1-1% 1,000 10.0% 0.8000 0.7000 to 0.9000 40 50.0% selector 100% missed" in lines
-    assert "unfiltered 9,000 90.0% 0.9800 0.9700 to 0.9900 100 100.0% graph 100% met" in lines
+    assert "live queries 10,000; 1.00% of the present ones are sampled" in lines
+    assert "window 140 queries, of unknown time" in lines
+    assert "0.1-1% 1,000 10.0% 0.8000 0.7000 to 0.9000 - 40 - 50.0% selector 100% missed" in lines
+    assert "unfiltered 9,000 90.0% 0.9800 0.9700 to 0.9900 - 100 - 100.0% graph 100% met" in lines
     assert "cold 0.8000 0.7000 to 0.9000 - 40 missed" in lines
     assert any(line.startswith("segment cold-0 (shard 0, 0.1-1%): ef 512 of at") for line in lines)
     assert any("although it was rebuilt" in line for line in lines)
@@ -98,6 +101,64 @@ async def test_recall_shows_slices_segments_and_what_is_done(served: Served) -> 
         or whole["filters"][0]["filter"] == "ecosystem = 'pypi' and year >= 2024"
     )
     assert whole["filters"][1]["recall"] is None
+
+
+def asked_until(end_s: float, *, valid_s: float, served_id: str) -> CollectionRecall:
+    """Return the usual report, measured with queries of the minute before `end_s`."""
+
+    def within(estimate: RecallEstimate) -> RecallEstimate:
+        return replace(
+            estimate,
+            window_begin_s=end_s - 60.0,
+            window_end_s=end_s,
+            valid_until_s=end_s + valid_s,
+            distinct=estimate.queries - 10,
+        )
+
+    usual = report(served_id)
+    given = within(replace(usual.shards[0].estimate, recall=0.91, low=0.9, high=0.92))
+    return replace(
+        usual,
+        shards=tuple(
+            replace(one, estimate=within(one.estimate), served=given, recent=10)
+            for one in usual.shards
+        ),
+        own=(
+            OwnSettingRecall(0, 0.99, within(usual.shards[0].estimate), given),
+            OwnSettingRecall(0, None, within(usual.shards[1].estimate)),
+        ),
+    )
+
+
+async def test_recall_says_its_window_what_was_served_and_own_settings(served: Served) -> None:
+    now_s = time.time()
+    served.node.recalls.append(asked_until(now_s, valid_s=600.0, served_id=served.collection_id))
+    shown = " ".join((await served.run("recall", "things")).stdout.split())
+    assert "window 140 queries (120 different ones), asked from" in shown
+    assert "as served 0.9100 (0.90" in shown
+    assert "objective 0.99 0.9800 0.9700 to 0.9900 0.9100 100 unclear" in shown
+    assert "ef 0.8000 0.7000 to 0.9000 - 40 not judged" in shown
+    whole = document(await served.run("recall", "things", "-o", "json"))
+    estimate = whole["overall"]["estimate"]
+    assert estimate["window_end_s"] == pytest.approx(now_s, abs=1e-3)
+    assert estimate["window_end_s"] - estimate["window_begin_s"] == pytest.approx(60.0, abs=1e-3)
+    assert (estimate["queries"], estimate["distinct"]) == (140, 120)
+    assert whole["overall"]["served"]["recall"] == pytest.approx(0.91)
+    assert [one["verdict"] for one in whole["own"]] == ["unclear", "not judged"]
+    bands = document(await served.run("filters", "things", "-o", "json"))["bands"]
+    assert bands[0]["window_end_s"] == pytest.approx(now_s, abs=1e-3)
+
+
+async def test_recall_of_long_ago_is_unknown(served: Served) -> None:
+    old = asked_until(time.time() - 700.0, valid_s=600.0, served_id=served.collection_id)
+    served.node.recalls.append(old)
+    whole = document(await served.run("recall", "things", "-o", "json"))
+    assert [one["verdict"] for one in whole["bands"]] == ["unknown", "unknown"]
+    assert whole["overall"]["verdict"] == "unknown"
+    shown = " ".join((await served.run("filters", "things")).stdout.split())
+    assert "unfiltered: unknown; recall@10 0.9800" in shown
+    assert "are too few or too old to be sure of 0.95" in shown
+    assert "0.0% of the live queries are in bands that are validated" in shown
 
 
 async def test_filters_gives_a_verdict_on_every_band(served: Served) -> None:

@@ -32,6 +32,7 @@ from annheal.recall import (
     store_memory,
 )
 from annheal.shards.object_keys import ObjectKind, memory_key
+from tests.golden.write_recall_v1 import GOLDEN, golden_memory
 from tests.support.recall_reports import estimate, shard_band
 
 BAND = SelectivityBand.FROM_10
@@ -70,6 +71,27 @@ def test_a_memory_comes_back_as_it_was() -> None:
     unstable = shard_band(0, BAND, estimate(1, 1, 1), stability=math.nan)
     back = decode_memory(encode_memory(dataclasses.replace(MEMORY, bands=(unstable,))), key="k")
     assert math.isnan(back.bands[0].stability)
+
+
+def test_the_bytes_of_the_first_version_are_read() -> None:
+    """Written before queries had an objective or an ef of their own, and estimates a window."""
+    stored = (GOLDEN / "memory.recall").read_bytes()
+    found = decode_memory(stored, key="k")
+    assert same(found, golden_memory())
+    assert all((one.objective, one.ef) == (None, None) for one in found.queries)
+    estimate = found.bands[0].estimate
+    assert (estimate.window_end_s, estimate.valid_until_s, estimate.evidence) == (0.0, 0.0, 100)
+    assert found.bands[0].served is None
+
+
+def test_settings_of_queries_and_windows_of_estimates_come_back() -> None:
+    measured = dataclasses.replace(
+        estimate(0.9, 0.8, 1.0), window_begin_s=1.0, window_end_s=2.0, valid_until_s=3.0, distinct=7
+    )
+    band = dataclasses.replace(shard_band(0, BAND, measured), served=measured, recent=4)
+    queries = (LoggedQuery(10, BAND, 3.0, None, 0.99, 40),)
+    memory = dataclasses.replace(MEMORY, bands=(band,), queries=queries, vectors=MEMORY.vectors[:1])
+    assert same(decode_memory(encode_memory(memory), key="k"), memory)
 
 
 def test_a_filter_means_the_same_once_it_is_checked_again() -> None:
