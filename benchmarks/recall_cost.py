@@ -26,7 +26,7 @@ import pyarrow as pa
 from annheal.index import warm_up
 from annheal.model.measures.recall import SelectivityBand
 from annheal.shard_node.recall.measure import GROUP_QUERIES
-from annheal.shard_node.recall.sampler import RESERVOIR_QUERIES
+from annheal.shard_node.recall.sampler import JUDGING_QUERIES
 from benchmarks.harness.dataset import load_dataset
 from benchmarks.harness.options import Options, parse_options
 from benchmarks.harness.pairs import PairedRatio, paired_ratio
@@ -180,14 +180,14 @@ def row_of(
 
 def _default_core_share(slice_cpu_s: float) -> float:
     """Return the share of a core that one full reservoir at the default interval takes."""
-    run_cpu_s = slice_cpu_s * RESERVOIR_QUERIES / GROUP_QUERIES
+    run_cpu_s = slice_cpu_s * JUDGING_QUERIES / GROUP_QUERIES
     return min(run_cpu_s / DEFAULTS.recall_interval_s, DEFAULTS.recall_cpu_share)
 
 
 def sentences(rows: Sequence[Row], *, slice_cpu_s: float, scale: float) -> list[str]:
     """Return what the rows say, in words."""
     said = [
-        f"{GROUP_QUERIES} queries take the monitor {1e3 * slice_cpu_s:.1f} ms: {RESERVOIR_QUERIES}"
+        f"{GROUP_QUERIES} queries take the monitor {1e3 * slice_cpu_s:.1f} ms: {JUDGING_QUERIES}"
         f" every {DEFAULTS.recall_interval_s:g} s, the default, are"
         f" {100 * _default_core_share(slice_cpu_s):.2f} % of a core; the node kept"
         f" {rows[0]['cores']:.2f} busy, with ef {scale:.2f} times that of the curve in both modes",

@@ -21,7 +21,7 @@ from annheal.shard_node.lanes import Lanes
 from annheal.shard_node.node import QUERIES_PER_THREAD, Node
 from annheal.shard_node.recall.ef_control import EfController
 from annheal.shard_node.recall.monitor import MonitorSettings, RecallMonitor
-from annheal.shard_node.recall.sampler import RESERVOIR_QUERIES, RecallSampler
+from annheal.shard_node.recall.sampler import JUDGING_QUERIES, RecallSampler
 from annheal.shard_node.rows.view import ShardView
 from annheal.shard_node.search.engine import SearchEngine
 from annheal.shard_node.search.filter_cache import FilterCache
@@ -209,7 +209,7 @@ class MonitoredNode:
         used = Turns()
         while used.cpu_s < WARM_UP_CPU_S:
             await self.turn(ON, used, cpu_s=seconds, slices=0)
-            if len(self.sampler.sample(self._shard.collection_id)) >= RESERVOIR_QUERIES:
+            if len(self.sampler.sample(self._shard.collection_id)) >= JUDGING_QUERIES:
                 break
         await self.turn(ON, Turns(), cpu_s=seconds, slices=CALIBRATION_SLICES)
         return statistics.median(self.lanes.slices_cpu_s)

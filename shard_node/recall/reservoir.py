@@ -95,6 +95,15 @@ class DecayingReservoir(Generic[ItemT]):
         self._jump -= end - place
         return entered
 
+    @property
+    def room(self) -> int:
+        """How many more items of the time of the last call may pass before one enters."""
+        return int(self._jump) if len(self._held) == self.size else 0
+
+    def pass_over(self, count: int) -> None:
+        """Count items of the time of the last call that did not enter, at most `room`."""
+        self._jump -= count
+
     def add_earlier(self, item: ItemT, *, arrived_s: float, now_s: float) -> None:
         """Offer an item of the past, such as one that was stored; `now_s` as in `offer`."""
         self._push(self._exponential(), arrived_s, item)
@@ -175,6 +184,15 @@ class RotatingReservoir(Generic[ItemT]):
         if at_s - self._began_s >= self._part_s:
             self._rotate(at_s)
         return self._parts[-1].offer(count, at_s, item, first=first)
+
+    @property
+    def room(self) -> int:
+        """As of a `DecayingReservoir`."""
+        return self._parts[-1].room
+
+    def pass_over(self, count: int) -> None:
+        """As of a `DecayingReservoir`."""
+        self._parts[-1].pass_over(count)
 
     def add_earlier(self, item: ItemT, *, arrived_s: float, now_s: float) -> None:
         """Offer an item of the past, such as one that was stored; `now_s` as in `offer`."""

@@ -45,6 +45,8 @@ SAMPLE_BYTES_MAX = 2_097_152
 """Bytes of the vectors of one reservoir; of long vectors fewer than above are kept."""
 LONG_QUERIES_MIN = 16
 """Queries of one reservoir, however long the vectors are."""
+TICK_S = 0.5
+"""Queries of so many seconds have the same weight."""
 TRAFFIC_PARTS = 6
 """Parts of a window in which queries are counted."""
 
@@ -104,22 +106,54 @@ Stratum = tuple[SelectivityBand, bool, int]
 
 @dataclass(slots=True)
 class _Reservoirs:
-    """The reservoirs of one stratum. The next `skip` of its queries are not offered to them."""
+    """The reservoirs of one stratum.
+
+    Queries of the same tick have the same weight, so one subtraction says for all reservoirs that
+    none of a batch enters.
+
+    Attributes:
+        skip: so many of the next queries are not offered.
+        tick_s: when the present tick began.
+        room: so many queries may pass in the present tick before one enters a reservoir.
+        passed: queries that passed and that the reservoirs have not counted yet.
+    """
 
     judging: RotatingReservoir[SampledQuery]
     calibrating: tuple[Reservoir, ...]
     skip: int = 0
+    tick_s: float = -math.inf
+    room: int = 0
+    passed: int = 0
+
+    def passes(self, count: int, at_s: float) -> bool:
+        """Count queries and return True if none of them enters; else do nothing."""
+        if count > self.room or at_s - self.tick_s >= TICK_S:
+            return False
+        self.room -= count
+        self.passed += count
+        return True
 
     def offer(
         self, count: int, at_s: float, item: Callable[[int], SampledQuery], *, first: int = 0
     ) -> None:
         """Offer queries to all of them; see `DecayingReservoir.offer`."""
-        self.judging.offer(count, at_s, item, first=first)
-        for reservoir in self.calibrating:
-            reservoir.offer(count, at_s, item, first=first)
+        self._settle()
+        if at_s - self.tick_s >= TICK_S:
+            self.tick_s = at_s
+        for reservoir in (self.judging, *self.calibrating):
+            reservoir.offer(count, self.tick_s, item, first=first)
+        self.room = min(one.room for one in (self.judging, *self.calibrating))
+
+    def _settle(self) -> None:
+        """Let the reservoirs count the queries that passed."""
+        for reservoir in (self.judging, *self.calibrating):
+            reservoir.pass_over(self.passed)
+        self.room = self.passed = 0
 
     def add_earlier(self, query: SampledQuery, *, now_s: float) -> None:
         """Offer a stored query to all of them, by its own time."""
+        self._settle()
+        self.tick_s = now_s
         self.judging.add_earlier(query, arrived_s=query.arrived_s, now_s=now_s)
         for reservoir in self.calibrating:
             reservoir.add_earlier(query, arrived_s=query.arrived_s, now_s=now_s)
@@ -134,14 +168,31 @@ class _Reservoirs:
 class _Samples:
     """What is held of one collection.
 
-    `seen` counts its queries since the start; `parts` those of the last window, by part, with the
-    time at which each part began. `version` is the last serial.
+    `parts` counts the queries of the last window, by part, with the time at which each part began;
+    `past` counts those before. `version` is the last serial.
     """
 
     strata: dict[Stratum, _Reservoirs] = field(default_factory=dict)
-    seen: Traffic = field(default_factory=dict)
+    past: Traffic = field(default_factory=dict)
     parts: deque[tuple[float, Traffic]] = field(default_factory=deque)
     version: int = 0
+
+    def seen(self) -> Traffic:
+        """Return the queries since the start."""
+        counts = dict(self.past)
+        for _, part in self.parts:
+            for slot, queries in part.items():
+                counts[slot] = counts.get(slot, 0) + queries
+        return counts
+
+    def begin_part(self, at_s: float) -> Traffic:
+        """Begin to count another part of the window."""
+        if len(self.parts) > TRAFFIC_PARTS:
+            for slot, queries in self.parts.popleft()[1].items():
+                self.past[slot] = self.past.get(slot, 0) + queries
+        part: Traffic = {}
+        self.parts.append((at_s, part))
+        return part
 
 
 class RecallSampler:
@@ -199,7 +250,21 @@ class RecallSampler:
         held = self._reservoirs(samples, (band, own, queries.shape[1]))
         if held.skip >= n:
             held.skip -= n
-            return
+        elif self.share < 1.0 or not held.passes(n, now_s):
+            self._keep(samples, held, queries, options, answer, now_s=now_s)
+
+    def _keep(
+        self,
+        samples: _Samples,
+        held: _Reservoirs,
+        queries: Float32Matrix,
+        options: SearchOptions,
+        answer: SearchAnswer | None,
+        *,
+        now_s: float,
+    ) -> None:
+        """Offer queries to the reservoirs, with what is kept of them."""
+        n = len(queries)
         made: dict[int, SampledQuery] = {}
 
         def made_once(place: int) -> SampledQuery:
@@ -302,12 +367,12 @@ class RecallSampler:
     def seen(self, collection_id: str, shard: int, band: SelectivityBand) -> int:
         """Return how many live queries of the band this node has answered for the shard."""
         samples = self._collections.get(collection_id)
-        return 0 if samples is None else samples.seen.get((shard, band), 0)
+        return 0 if samples is None else samples.seen().get((shard, band), 0)
 
     def seen_by_band(self, collection_id: str) -> Traffic:
         """Return how many live queries each shard has answered here in each band, as of now."""
         samples = self._collections.get(collection_id)
-        return {} if samples is None else dict(samples.seen)
+        return {} if samples is None else samples.seen()
 
     def recent_by_band(self, collection_id: str) -> Traffic:
         """Return the same for about the last window."""
@@ -361,17 +426,19 @@ class RecallSampler:
         at_s: float,
     ) -> SelectivityBand:
         """Count `n` queries with these matches; return their band over all shards searched."""
-        parts = samples.parts
-        if not parts or at_s - parts[-1][0] >= self._part_s:
-            parts.append((at_s, {}))
-            if len(parts) > TRAFFIC_PARTS + 1:
-                parts.popleft()
-        part, seen = parts[-1][1], samples.seen
+        if samples.parts and at_s - samples.parts[-1][0] < self._part_s:
+            part = samples.parts[-1][1]
+        else:
+            part = samples.begin_part(at_s)
+        if len(match_counts) == 1:
+            (count,) = match_counts
+            band = band_of(count.matches, count.live_rows, filtered=filtered)
+            part[count.shard, band] = part.get((count.shard, band), 0) + n
+            return band
         matches = live_rows = 0
         for count in match_counts:
             band = band_of(count.matches, count.live_rows, filtered=filtered)
             slot = (count.shard, band)
-            seen[slot] = seen.get(slot, 0) + n
             part[slot] = part.get(slot, 0) + n
             matches += count.matches
             live_rows += count.live_rows

@@ -26,7 +26,7 @@ HITS_BYTES_MAX = 4_096
 """Bytes of the ids and scores that a sample keeps of an answer; those of the best hits."""
 SCORE_TOLERANCE = 1e-6
 """Scores of the same row may differ by this share of them between two ways of searching."""
-_SCORE_BYTES = 4
+_SCORE_BYTES, _UTF8_BYTES_MAX = 4, 4
 
 Source = SegmentView | GrowingView
 Recalls = npt.NDArray[np.float64]
@@ -61,20 +61,27 @@ class ShardTruth:
 
 def served_hits(answer: SearchAnswer, query: int) -> ServedHits:
     """Return what `answer` has for the query at position `query`; a copy."""
-    start = int(answer.counts[:query].sum())
-    end = start + int(answer.counts[query])
-    room, kept = HITS_BYTES_MAX, start
-    while kept < end:
-        room -= len(answer.records.ids[kept].encode()) + _SCORE_BYTES
-        if room < 0:
-            break
-        kept += 1
+    start = sum(answer.counts[:query].tolist())
+    ids = answer.records.ids[start : start + int(answer.counts[query])]
+    kept = _fitting(ids)
     return ServedHits(
-        ids=tuple(answer.records.ids[start:kept]),
-        scores=answer.scores[start:kept].copy(),
-        is_whole=kept == end,
-        sequences=answer.sequences,
+        tuple(ids[:kept]),
+        answer.scores[start : start + kept].copy(),
+        kept == len(ids),
+        answer.sequences,
     )
+
+
+def _fitting(ids: Sequence[str]) -> int:
+    """Return how many of the first ids fit, with their scores."""
+    if _UTF8_BYTES_MAX * sum(map(len, ids)) + _SCORE_BYTES * len(ids) <= HITS_BYTES_MAX:
+        return len(ids)
+    room = HITS_BYTES_MAX
+    for kept, name in enumerate(ids):
+        room -= len(name.encode()) + _SCORE_BYTES
+        if room < 0:
+            return kept
+    return len(ids)
 
 
 def served_recalls(
