@@ -9,11 +9,8 @@ multiplies the ef that the curve gives for the k and the objective of a query. `
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-
-import numpy as np
-import numpy.typing as npt
 
 from annheal.model.measures.recall import RecallEstimate, SelectivityBand
 from annheal.shard_node.search.ef_scale import EF_CONTROL_MAX, scaled_ef
@@ -90,27 +87,27 @@ def next_state(
     state: EfState,
     *,
     estimate: RecallEstimate,
-    serials: npt.NDArray[np.int64],
+    serials: Sequence[int],
     curve_ef: int,
     objective: float,
     rebuilt: bool = False,
 ) -> EfState:
     """Return the state after one more measurement, made with the present scale.
 
-    `serials` (n,) are those of the queries behind the estimate. They grow with every sampled query
+    `serials` are those of the queries behind the estimate. They grow with every sampled query
     and tell whether this sample is fresh, as measuring the same queries again is no new evidence.
     `curve_ef` is the ef that the curve gives
     for the collection's k and `objective`. `rebuilt`: whether the segment was rebuilt for its
     recall, so that another rebuild would not help.
     """
-    new = int(np.count_nonzero(serials > state.sample_version))
+    new = sum(serial > state.sample_version for serial in serials)
     fresh = new > 0 and new >= FRESH_SHARE * len(serials)
     floor_runs = max(0, state.floor_runs - 1)
     state = replace(
         state,
         floor_runs=floor_runs,
         floor=state.floor if floor_runs else 0.0,
-        sample_version=int(serials.max()) if fresh else state.sample_version,
+        sample_version=max(serials) if fresh else state.sample_version,
     )
     if estimate.high < objective:
         return _certainly_below(

@@ -19,7 +19,7 @@ from annheal.model.search import SearchOptions
 from annheal.recall.interval import mean_interval
 from annheal.shard_node.recall.estimate import query_recalls
 from annheal.shard_node.recall.sampler import SampledQuery
-from annheal.shard_node.recall.served import ShardTruth, served_recalls
+from annheal.shard_node.recall.served import ServedHits, ShardTruth, served_recalls
 from annheal.shard_node.rows.growing import GrowingView
 from annheal.shard_node.rows.view import SegmentView, ShardView
 from annheal.shard_node.search.planner import PlanKind, SegmentPlan
@@ -64,6 +64,18 @@ class QueryGroup:
     def has_own_setting(self) -> bool:
         """Whether the collection's objective is not what the answers were made for."""
         return self.objective is not None or self.ef is not None
+
+    @property
+    def options(self) -> SearchOptions:
+        """What the clients asked for."""
+        return SearchOptions(
+            k=self.k, filter=self.filter, ef=self.ef, recall_objective=self.objective
+        )
+
+    @property
+    def served(self) -> list[ServedHits | None]:
+        """For each of `samples`, what was returned."""
+        return [one.served for one in self.samples]
 
     @property
     def serials(self) -> npt.NDArray[np.int64]:
@@ -171,9 +183,7 @@ def measure_group(
     Also that of the answers that were given; `shard` of `shard_count` is the number of the shard.
     """
     queries = np.ascontiguousarray(np.stack([query.vector for query in group.queries]))
-    options = SearchOptions(
-        k=group.k, filter=group.filter, ef=group.ef, recall_objective=group.objective
-    )
+    options = group.options
     exactly = SearchOptions(k=group.k, filter=group.filter, exact=True)
     serials = group.serials[group.places]
     sources: list[SegmentView | GrowingView] = []
@@ -219,12 +229,8 @@ def measure_group(
         merge_topk(parts, k=group.k, queries=len(queries)) for parts in (planned, repeated, truth)
     )
     recalls = query_recalls(_keyed(first), _keyed(best_of_all))[group.places]
-    served = served_recalls(
-        ShardTruth(view, sources, best_of_all, shard=shard, shard_count=shard_count),
-        [one.served for one in group.samples],
-        group.places,
-        k=group.k,
-    )
+    truth_here = ShardTruth(view, sources, best_of_all, shard=shard, shard_count=shard_count)
+    served = served_recalls(truth_here, group.served, group.places, k=group.k)
     same = (first.rows == second.rows) & (first.parts == second.parts)
     return GroupFinding(
         group=group,

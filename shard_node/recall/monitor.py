@@ -407,7 +407,7 @@ class RecallMonitor:
             after = next_state(
                 before,
                 estimate=found.estimate,
-                serials=found.serials,
+                serials=found.serials.tolist(),
                 curve_ef=curve_ef,
                 objective=goal.objective,
                 rebuilt=segment.meta.build.reason == TaskReason.RECALL,

@@ -140,13 +140,16 @@ class _Reservoirs:
         self._settle()
         if at_s - self.tick_s >= TICK_S:
             self.tick_s = at_s
-        for reservoir in (self.judging, *self.calibrating):
+        self.judging.offer(count, self.tick_s, item, first=first)
+        self.room = self.judging.room
+        for reservoir in self.calibrating:
             reservoir.offer(count, self.tick_s, item, first=first)
-        self.room = min(one.room for one in (self.judging, *self.calibrating))
+            self.room = min(self.room, reservoir.room)
 
     def _settle(self) -> None:
         """Let the reservoirs count the queries that passed."""
-        for reservoir in (self.judging, *self.calibrating):
+        self.judging.pass_over(self.passed)
+        for reservoir in self.calibrating:
             reservoir.pass_over(self.passed)
         self.room = self.passed = 0
 

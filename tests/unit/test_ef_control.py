@@ -50,7 +50,7 @@ def after(
         state = next_state(
             state,
             estimate=run,
-            serials=np.arange(version - run.queries, version) + 1,
+            serials=range(version - run.queries + 1, version + 1),
             curve_ef=CURVE_EF,
             objective=OBJECTIVE,
             rebuilt=rebuilt,
@@ -138,7 +138,7 @@ def test_ef_stays_between_the_curve_and_the_limit(
         state = next_state(
             state,
             estimate=run,
-            serials=np.arange(128) + 128 * version,
+            serials=range(128 * version, 128 * version + 128),
             curve_ef=curve_ef,
             objective=objective,
         )
