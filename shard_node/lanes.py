@@ -111,12 +111,12 @@ class Lanes:
         exact: bool = False,
         deadline: Deadline | None = None,
     ) -> ResultT:
-        """Run a search; it ends at its next checkpoint when the caller goes, or at `deadline`."""
+        """Run a search; it ends at its next yield point when the caller goes, or at `deadline`."""
         lane = self._lanes[LaneName.EXACT if exact else LaneName.APPROXIMATE]
         return await lane.run(work, tenant=collection_id, deadline=deadline)
 
     async def read(self, work: Work[ResultT], *, collection_id: str) -> ResultT:
-        """Run a read that is no search; it ends at its next checkpoint when the caller goes."""
+        """Run a read that is no search; it ends at its next yield point when the caller goes."""
         return await self._lanes[LaneName.READ].run(work, tenant=collection_id)
 
     async def change(self, work: Work[ResultT], *, collection_id: str) -> ResultT:

@@ -35,7 +35,7 @@ from annheal.objectstore.store_watch import StoreWatch
 from annheal.runtime.deadline import Deadline
 from annheal.runtime.host.disk import DiskWatch
 from annheal.runtime.metrics import Metrics
-from annheal.runtime.stop import Checkpoint
+from annheal.runtime.stop import YieldPoint
 from annheal.shard_node.lanes import Lanes
 from annheal.shard_node.owner.owned_shard import OwnedShard
 from annheal.shard_node.owner.shard_state import describe_unserved, with_recall
@@ -102,7 +102,7 @@ class Node:
         exact = request.options.exact
         threads = self._engine.threads(exact=exact)
 
-        def work(checkpoint: Checkpoint) -> tuple[SearchAnswer, tuple[MatchCount, ...]]:
+        def work(yield_point: YieldPoint) -> tuple[SearchAnswer, tuple[MatchCount, ...]]:
             # The number of OpenMP threads belongs to the calling thread.
             set_search_threads(search_threads_for(len(queries), threads_max=threads.count))
             searcher = Searcher(
@@ -112,7 +112,7 @@ class Node:
                 costs=self._engine.costs,
                 code_maker=self._engine.code_maker,
                 threads=threads,
-                checkpoint=checkpoint,
+                yield_point=yield_point,
             )
             return searcher.search_counted(views, queries, request.options)
 
@@ -152,8 +152,8 @@ class Node:
             request.collection_id, request.shard, request.consistency, request.min_sequence
         )
         return await self.lanes.read(
-            lambda checkpoint: get_records(
-                view, request.ids, request.projection, checkpoint=checkpoint
+            lambda yield_point: get_records(
+                view, request.ids, request.projection, yield_point=yield_point
             ),
             collection_id=request.collection_id,
         )
@@ -164,7 +164,7 @@ class Node:
             request.collection_id, request.shard, request.consistency, request.min_sequence
         )
         return await self.lanes.read(
-            lambda checkpoint: count_rows(view, request.filter, checkpoint=checkpoint),
+            lambda yield_point: count_rows(view, request.filter, yield_point=yield_point),
             collection_id=request.collection_id,
         )
 
@@ -172,7 +172,7 @@ class Node:
         """Read one page of a shard."""
         view = self._owned(request.collection_id, request.shard).view
         return await self.lanes.read(
-            lambda checkpoint: scan_page(view, request, checkpoint=checkpoint),
+            lambda yield_point: scan_page(view, request, yield_point=yield_point),
             collection_id=request.collection_id,
         )
 

@@ -368,15 +368,15 @@ class VectorIndex:
             return self._shortlist.size_bytes
         return size_bytes_max(self.rows, self.dimension, l2=self._is_l2)
 
-    def make_shortlist(self, checkpoint: Callable[[], None] = lambda: None) -> Shortlist:
+    def make_shortlist(self, yield_point: Callable[[], None] = lambda: None) -> Shortlist:
         """Make the codes that `search_shortlisted` reads, unless they exist.
 
         They take a quarter of the memory of the vectors, and 0.7 s for 100,000 x 384. The kernels
-        must be loaded. `checkpoint` is called every few milliseconds, and ends the work by raising.
+        must be loaded. `yield_point` is called every few milliseconds and ends the work by raising.
         """
         if self._shortlist is None:
             self._shortlist = Shortlist(
-                self._view, flat=self._flat, l2=self._is_l2, checkpoint=checkpoint
+                self._view, flat=self._flat, l2=self._is_l2, yield_point=yield_point
             )
         return self._shortlist
 

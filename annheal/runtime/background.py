@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
 from annheal.runtime.lane import Work
-from annheal.runtime.stop import no_checkpoint
+from annheal.runtime.stop import no_yield_point
 
 _log = logging.getLogger(__name__)
 
@@ -29,14 +29,14 @@ def take_nothing(work: Work[None], *, name: str) -> bool:
 
 def do_now(work: Work[None], *, name: str) -> bool:
     """Do the work in the calling thread: an `Offer` for programs that wait for it anyway."""
-    work(no_checkpoint)
+    work(no_yield_point)
     return True
 
 
 class Background:
     """Does one piece of offered work at a time; refuses others meanwhile, and before `run`.
 
-    The work is given a checkpoint, so that a process that stops need not wait for its end. What
+    The work is given a yield_point, so that a process that stops need not wait for its end. What
     fails is logged, counted by `on_failure` and forgotten: whoever offered it works without.
     """
 

@@ -1,8 +1,8 @@
 """A lane: threads for one kind of work, shared fairly between tenants (collections).
 
-Work is cut into slices by its own calls of a checkpoint. At a checkpoint the work stops when nobody
-waits for it any more, and passes its turn on when another tenant has had less time. So a long piece
-of work holds others of its lane up for one slice, however long it takes as a whole.
+Work is cut into slices by its own calls of a yield point. There it stops if no caller waits for it
+any more, and passes its turn on if another tenant has had less time. So a long piece of work delays
+others of its lane by one slice, however long it takes as a whole.
 
 Tenants share the time as start-time fair queuing does (Goyal, Vin, Cheng: Start-time Fair Queueing,
 SIGCOMM 1996), with the seconds that the slices really took instead of an estimate.
@@ -25,10 +25,10 @@ from typing import Any, Generic, TypeVar
 from annheal.errors import ResourceExhausted, Unavailable
 from annheal.runtime.clock import Clock, monotonic_s
 from annheal.runtime.deadline import Deadline
-from annheal.runtime.stop import Checkpoint, StopSignal
+from annheal.runtime.stop import StopSignal, YieldPoint
 
 ResultT = TypeVar("ResultT")
-Work = Callable[[Checkpoint], ResultT]
+Work = Callable[[YieldPoint], ResultT]
 
 TURN_S_MIN = 0.001
 """A turn is not passed on sooner: handing it to another thread takes about a tenth of that."""
@@ -139,8 +139,8 @@ class Lane:
     ) -> ResultT:
         """Return what `work` returns, or raise what it raises.
 
-        `work` is given its checkpoint. When the caller is cancelled, work that has not begun never
-        does, and other work ends at its next checkpoint. Raises `ResourceExhausted` when too much
+        `work` is given its yield point. When the caller is cancelled, work that has not begun never
+        does, and other work ends at its next yield point. Raises `ResourceExhausted` when too much
         waits, and `Unavailable` after `close`.
         """
         job = self._admit(work, tenant, deadline)
@@ -227,7 +227,7 @@ class Lane:
             self._on_wait(job.turn_began_s - job.arrived_s)
             deliver = _nothing
             if job.future.set_running_or_notify_cancel():
-                deliver = _outcome(job, partial(self._checkpoint, job))
+                deliver = _outcome(job, partial(self._yield_point, job))
             # The turn goes on before the caller does: it finds the lane as it left it.
             following = self._end(job)
             deliver()
@@ -253,7 +253,7 @@ class Lane:
             self._idle.set()
         self._tenants.charge(job.tenant, self._clock() - job.turn_began_s)
 
-    def _checkpoint(self, job: _Job[Any]) -> None:
+    def _yield_point(self, job: _Job[Any]) -> None:
         """Stop the job if it should, and let another tenant that had less time go first."""
         job.signal.check()
         if self._gives_way_to is not None:
@@ -277,7 +277,7 @@ class Lane:
         job.signal.check()
 
     def _stop(self, job: _Job[Any]) -> None:
-        """Let the job end: at once where it waits, else at its next checkpoint."""
+        """Let the job end: at once where it waits, else at its next yield point."""
         job.signal.stop()
         with self._lock:
             if not self._tenants.remove(job):
@@ -374,9 +374,9 @@ def _nothing() -> None:
     """Deliver nothing."""
 
 
-def _outcome(job: _Job[ResultT], checkpoint: Checkpoint) -> Callable[[], None]:
+def _outcome(job: _Job[ResultT], yield_point: YieldPoint) -> Callable[[], None]:
     """Run the job; return what hands its result or its error to whoever waits for it."""
     try:
-        return partial(job.future.set_result, job.work(checkpoint))
+        return partial(job.future.set_result, job.work(yield_point))
     except BaseException as error:  # noqa: BLE001 - the caller raises it, as with any future
         return partial(job.future.set_exception, error)

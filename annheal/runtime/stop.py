@@ -8,16 +8,17 @@ from typing import TypeAlias
 from annheal.errors import DeadlineExceeded
 from annheal.runtime.deadline import Deadline
 
-Checkpoint: TypeAlias = Callable[[], None]
-"""Long work calls it every few milliseconds; it returns, or raises so that the work ends."""
+YieldPoint: TypeAlias = Callable[[], None]
+"""Long work calls it between its slices. It returns, perhaps after other work, or raises to end it.
+"""
 
 
-def no_checkpoint() -> None:
-    """Return at once: the checkpoint of work that nothing stops."""
+def no_yield_point() -> None:
+    """Return at once: the yield point of work that nothing stops."""
 
 
 class WorkStopped(Exception):
-    """The work was stopped by its checkpoint, because nobody waits for its result any more."""
+    """The work was stopped at a yield point, because nobody waits for its result any more."""
 
 
 class StopSignal:

@@ -30,7 +30,7 @@ from annheal.errors import (
 )
 from annheal.model.write import DeleteIds, DeleteWhere, Upsert, WriteAnswer, WriteOperation
 from annheal.runtime.host.disk import DiskWatch
-from annheal.runtime.stop import Checkpoint
+from annheal.runtime.stop import YieldPoint
 from annheal.shard_node.lanes import Lanes
 from annheal.shard_node.owner.admission import checked
 from annheal.shard_node.owner.wal_writer import WalWriter
@@ -287,8 +287,8 @@ class WritePath:
         first = max(self._sequence, self._shard.sequence) + 1
         kept = [waiting for waiting in group if not waiting.done.done()]
 
-        def encode(checkpoint: Checkpoint) -> tuple[_Encoded | None, dict[int, AnnhealError]]:
-            writes, refused = self._entries(kept, first, checkpoint)
+        def encode(yield_point: YieldPoint) -> tuple[_Encoded | None, dict[int, AnnhealError]]:
+            writes, refused = self._entries(kept, first, yield_point)
             return self._as_object(writes, slot) if writes else None, refused
 
         encoded, refused = await self._lanes.change(encode, collection_id=self._shard.collection.id)
@@ -349,7 +349,7 @@ class WritePath:
                 waiting.done.set_result(_answer(entry, count))
 
     def _entries(
-        self, group: list[_Waiting], sequence: int, checkpoint: Checkpoint
+        self, group: list[_Waiting], sequence: int, yield_point: YieldPoint
     ) -> tuple[list[tuple[_Waiting, WalEntry]], dict[int, AnnhealError]]:
         """Return the valid writes with entries, and the errors of the others by position.
 
@@ -359,7 +359,7 @@ class WritePath:
         refused: dict[int, AnnhealError] = {}
         for position, waiting in enumerate(group):
             try:
-                entry = self._entry(waiting, sequence, checkpoint)
+                entry = self._entry(waiting, sequence, yield_point)
             except AnnhealError as error:
                 refused[position] = error
                 continue
@@ -367,32 +367,32 @@ class WritePath:
             sequence = entry.last_sequence + 1
         return ordered, refused
 
-    def _entry(self, waiting: _Waiting, sequence: int, checkpoint: Checkpoint) -> WalEntry:
+    def _entry(self, waiting: _Waiting, sequence: int, yield_point: YieldPoint) -> WalEntry:
         operation = checked(waiting.operation, collection=self._shard.collection)
         if isinstance(operation, Upsert):
             return UpsertEntry(sequence, operation.batch)
         if isinstance(operation, DeleteIds):
             return DeleteEntry(sequence, pa.array(operation.ids, type=pa.string()))
-        pause = partial(_check_caller, waiting, checkpoint)
-        matches = count_rows(self._shard.view, operation.filter, checkpoint=pause)
+        pause = partial(_check_caller, waiting, yield_point)
+        matches = count_rows(self._shard.view, operation.filter, yield_point=pause)
         if matches > DELETE_MATCHES_MAX:
             raise FailedPrecondition(
                 f"the filter matches {matches} records of shard {self._shard.number}; one delete "
                 f"takes at most {DELETE_MATCHES_MAX}: delete in narrower slices",
                 reason="TOO_MANY_MATCHES",
             )
-        ids = matching_ids(self._shard.view, operation.filter, checkpoint=pause)
+        ids = matching_ids(self._shard.view, operation.filter, yield_point=pause)
         return DeleteEntry(sequence, pa.array(ids, type=pa.string()))
 
 
-def _check_caller(waiting: _Waiting, checkpoint: Checkpoint) -> None:
-    """Call `checkpoint`; raise `DeadlineExceeded` if the caller of this write has left.
+def _check_caller(waiting: _Waiting, yield_point: YieldPoint) -> None:
+    """Call `yield_point`; raise `DeadlineExceeded` if the caller of this write has left.
 
     Only for a write that has no sequence number yet.
     """
     if waiting.done.done():
         raise DeadlineExceeded("the caller left before the records to delete were found")
-    checkpoint()
+    yield_point()
 
 
 def _answer(entry: WalEntry, killed: int) -> WriteAnswer:

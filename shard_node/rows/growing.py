@@ -13,7 +13,7 @@ import pyarrow as pa
 from annheal.index import best_columns, score_errors, scores_of
 from annheal.model.collection import Metric
 from annheal.model.records import Float32Matrix, Projection, RecordBatch, RecordSet
-from annheal.runtime.stop import Checkpoint, no_checkpoint
+from annheal.runtime.stop import YieldPoint, no_yield_point
 from annheal.shards.wal import empty_attributes
 
 _ROWS_INITIAL = 1_024
@@ -123,18 +123,18 @@ class GrowingView:
         k: int,
         metric: Metric,
         allowed: npt.NDArray[np.bool_] | None,
-        checkpoint: Checkpoint = no_checkpoint,
+        yield_point: YieldPoint = no_yield_point,
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
         """Compare the queries (n, d) float32 with every row that is `allowed` (rows,) bool.
 
         Returns scores (n, k') float32 and rows (n, k') int64, best first, equal scores by id; k' is
         the smaller of `k` and `rows`. Fewer hits are padded with -inf and -1. `allowed` None: all
-        rows, dead ones too. `checkpoint` is called before each block of queries.
+        rows, dead ones too. `yield_point` is called before each block of queries.
         """
         block = max(1, SCORES_BYTES_MAX // (4 * self.rows))
         found = []
         for start in range(0, len(queries), block):
-            checkpoint()
+            yield_point()
             found.append(self._search_block(queries[start : start + block], k, metric, allowed))
         if len(found) == 1:
             return found[0]

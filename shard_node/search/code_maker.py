@@ -10,7 +10,7 @@ from functools import partial
 
 from annheal.index import VectorIndex
 from annheal.runtime.background import Offer, take_nothing
-from annheal.runtime.stop import Checkpoint
+from annheal.runtime.stop import YieldPoint
 
 MEMORY_SHARE_MAX = 0.25
 """The part of the machine's memory that the codes of all segments of a process may take."""
@@ -57,8 +57,8 @@ class CodeMaker:
             with self._lock:
                 self._tried.add(index)
 
-    def _make(self, index: VectorIndex, checkpoint: Checkpoint) -> None:
-        made = index.make_shortlist(checkpoint)
+    def _make(self, index: VectorIndex, yield_point: YieldPoint) -> None:
+        made = index.make_shortlist(yield_point)
         with self._lock:
             self._bytes += made.size_bytes
         weakref.finalize(made, self._release, made.size_bytes).atexit = False

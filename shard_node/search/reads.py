@@ -14,14 +14,14 @@ from annheal.model.filter import Filter
 from annheal.model.limits import ANSWER_BYTES_MAX, SCAN_PAGE_BYTES
 from annheal.model.records import IDS_ONLY, Projection, RecordSet, join_records
 from annheal.model.write import ScanPage, ScanRequest
-from annheal.runtime.stop import Checkpoint, no_checkpoint
+from annheal.runtime.stop import YieldPoint, no_yield_point
 from annheal.shard_node.rows.growing import GrowingView
 from annheal.shard_node.rows.view import SegmentView, ShardView
 from annheal.shard_node.search.answer_bytes import check_answer, record_bytes
 from annheal.shards.routing import hash_ids
 
 IDS_AT_ONCE = 10_000
-"""Ids converted to Python strings between two checkpoints, which takes a few milliseconds."""
+"""Ids converted to Python strings between two yield points, which takes a few milliseconds."""
 
 Rows = npt.NDArray[np.int64]
 Source = SegmentView | GrowingView
@@ -43,24 +43,24 @@ def live_mask(source: Source, filter: Filter | None) -> npt.NDArray[np.bool_]:
 
 
 def matching_ids(
-    view: ShardView, filter: Filter, *, checkpoint: Checkpoint = no_checkpoint
+    view: ShardView, filter: Filter, *, yield_point: YieldPoint = no_yield_point
 ) -> list[str]:
     """Return the ids of all live records that match the validated `filter`."""
     ids: list[str] = []
-    for source in _sources(view, checkpoint):
+    for source in _sources(view, yield_point):
         rows = np.flatnonzero(live_mask(source, filter))
-        ids += _take_ids(source, rows, checkpoint)
+        ids += _take_ids(source, rows, yield_point)
     return ids
 
 
 def count_rows(
-    view: ShardView, filter: Filter | None, *, checkpoint: Checkpoint = no_checkpoint
+    view: ShardView, filter: Filter | None, *, yield_point: YieldPoint = no_yield_point
 ) -> int:
     """Return the number of live records that match `filter` (None: of all)."""
     if filter is None:
         return view.live_rows
     return sum(
-        int(np.count_nonzero(live_mask(source, filter))) for source in _sources(view, checkpoint)
+        int(np.count_nonzero(live_mask(source, filter))) for source in _sources(view, yield_point)
     )
 
 
@@ -69,7 +69,7 @@ def get_records(
     ids: tuple[str, ...],
     projection: Projection,
     *,
-    checkpoint: Checkpoint = no_checkpoint,
+    yield_point: YieldPoint = no_yield_point,
     bytes_max: int = ANSWER_BYTES_MAX,
 ) -> RecordSet:
     """Return the live records among `ids`, in the order of `ids`; unknown ids are left out.
@@ -81,7 +81,7 @@ def get_records(
     hashes = hash_ids(wanted)
     found: list[tuple[Source, Rows]] = []
     positions: list[Rows] = []
-    for source in _sources(view, checkpoint):
+    for source in _sources(view, yield_point):
         if isinstance(source, GrowingView):
             rows = _find_growing(source, wanted)
         else:
@@ -114,7 +114,7 @@ def scan_page(
     view: ShardView,
     request: ScanRequest,
     *,
-    checkpoint: Checkpoint = no_checkpoint,
+    yield_point: YieldPoint = no_yield_point,
     bytes_max: int = SCAN_PAGE_BYTES,
 ) -> ScanPage:
     """Return the next `rows_max` live, matching records in the order of (hash, id).
@@ -125,11 +125,11 @@ def scan_page(
     refs: list[tuple[int, Rows]] = []
     sources = list(_sources(view))
     for position, source in enumerate(sources):
-        checkpoint()
+        yield_point()
         rows, source_hashes = _rows_after(source, request)
         refs.append((position, rows))
         hashes.append(source_hashes)
-    return _cut_page(sources, refs, hashes, request, checkpoint, bytes_max=bytes_max)
+    return _cut_page(sources, refs, hashes, request, yield_point, bytes_max=bytes_max)
 
 
 def _cut_page(
@@ -137,7 +137,7 @@ def _cut_page(
     refs: list[tuple[int, Rows]],
     hashes: list[npt.NDArray[np.uint64]],
     request: ScanRequest,
-    checkpoint: Checkpoint,
+    yield_point: YieldPoint,
     *,
     bytes_max: int,
 ) -> ScanPage:
@@ -146,7 +146,7 @@ def _cut_page(
         for (position, rows), source_hashes in zip(refs, hashes, strict=True)
         for h, record_id, row in zip(
             source_hashes.tolist(),
-            _take_ids(sources[position], rows, checkpoint),
+            _take_ids(sources[position], rows, yield_point),
             rows.tolist(),
             strict=True,
         )
@@ -164,7 +164,7 @@ def _cut_page(
     finished = len(entries) == len(page)
     taken: list[RecordSet] = []
     for number, (rows, _) in picked.items():
-        checkpoint()
+        yield_point()
         taken.append(_take(sources[number], rows, request.projection))
     positions = [where for _, where in picked.values()]
     last_hash, last_id = (page[-1][0], page[-1][1]) if page else (-1, "")
@@ -179,10 +179,10 @@ def _by_source(page: list[tuple[int, str, int, int]]) -> dict[int, tuple[Rows, R
     return {number: (rows[where], where) for number, where in places.items()}
 
 
-def _sources(view: ShardView, checkpoint: Checkpoint = no_checkpoint) -> Iterator[Source]:
+def _sources(view: ShardView, yield_point: YieldPoint = no_yield_point) -> Iterator[Source]:
     sources: tuple[Source, ...] = (*view.segments, *view.growing)
     for source in sources:
-        checkpoint()
+        yield_point()
         yield source
 
 
@@ -191,10 +191,10 @@ def _take(source: Source, rows: Rows, projection: Projection) -> RecordSet:
     return holder.take(rows, projection)
 
 
-def _take_ids(source: Source, rows: Rows, checkpoint: Checkpoint) -> list[str]:
+def _take_ids(source: Source, rows: Rows, yield_point: YieldPoint) -> list[str]:
     ids: list[str] = []
     for start in range(0, len(rows), IDS_AT_ONCE):
-        checkpoint()
+        yield_point()
         ids += _take(source, rows[start : start + IDS_AT_ONCE], IDS_ONLY).ids
     return ids
 

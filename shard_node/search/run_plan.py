@@ -20,7 +20,7 @@ from annheal.index import (
 )
 from annheal.index.hits.ranking import IdsOf
 from annheal.model.records import Float32Matrix
-from annheal.runtime.stop import Checkpoint, no_checkpoint
+from annheal.runtime.stop import YieldPoint, no_yield_point
 from annheal.shard_node.search.planner import PlanKind, SegmentPlan
 from annheal.shard_node.search.slices import (
     SLICE_COMPARISONS,
@@ -72,7 +72,7 @@ class _Walks:
     k: int
     live: LiveBitmap
     threads: SearchThreads
-    checkpoint: Checkpoint
+    yield_point: YieldPoint
 
 
 def run_plan(
@@ -84,14 +84,14 @@ def run_plan(
     live: LiveBitmap | None,
     ids_at: IdsAt,
     threads: SearchThreads = ONE_THREAD,
-    checkpoint: Checkpoint = no_checkpoint,
+    yield_point: YieldPoint = no_yield_point,
 ) -> Ran:
     """Answer `queries` (n, d) as planned; only rows of `live` (all when None) are returned.
 
     Fewer than k hits only where fewer than k rows are allowed. Scores are those of
     `VectorIndex.scores`, equal ones are ordered by id (`ids_at` names rows). What FAISS does not do
-    uses at most `threads`; for FAISS the caller has set their number. `checkpoint` is called before
-    each slice of a few milliseconds.
+    uses at most `threads`; for FAISS the caller has set their number. `yield_point` is called
+    before each slice of a few milliseconds.
 
     One hit more than k is looked for. Where it scores as well as the last of the k, others may
     too, and the query is asked for more.
@@ -103,18 +103,18 @@ def run_plan(
     ranking = _Ranking(index, plan, k, live, ids_at)
     width = k + 1
     ran = _answer(
-        index, plan, queries, k=width, live=within, threads=threads, checkpoint=checkpoint
+        index, plan, queries, k=width, live=within, threads=threads, yield_point=yield_point
     )
-    best, tied = ranking.best_of(queries, ran.hits, checkpoint)
+    best, tied = ranking.best_of(queries, ran.hits, yield_point)
     visited = ran.visited
     while len(tied) and width < min(allowed, k + TIES_MAX):
         width = min(allowed, k + TIES_MAX, TIES_FACTOR * width)
         asked = np.ascontiguousarray(queries[tied])
         more = _answer(
-            index, plan, asked, k=width, live=within, threads=threads, checkpoint=checkpoint
+            index, plan, asked, k=width, live=within, threads=threads, yield_point=yield_point
         )
         visited += more.visited
-        found, still = ranking.best_of(asked, more.hits, checkpoint)
+        found, still = ranking.best_of(asked, more.hits, yield_point)
         best[0][tied], best[1][tied] = found
         tied = tied[still]
     return Ran(best, visited, ran.repeated)
@@ -131,22 +131,22 @@ class _Ranking:
     ids_at: IdsAt
 
     def best_of(
-        self, queries: Float32Matrix, hits: Hits, checkpoint: Checkpoint
+        self, queries: Float32Matrix, hits: Hits, yield_point: YieldPoint
     ) -> tuple[Hits, npt.NDArray[np.int64]]:
         """Return the best k of more than k hits, and the queries whose last hit ties.
 
-        Such a query may have hits as good as its last one that are not among `hits`. `checkpoint`
+        Such a query may have hits as good as its last one that are not among `hits`. `yield_point`
         is called before each few queries, where there are many hits.
         """
         rows = hits[1]
         size = queries_per_slice(rows.shape[1], budget=SLICE_COMPARISONS)
         if len(queries) <= size:
-            checkpoint()
+            yield_point()
             return self._best_of(queries, rows)
         best: list[Hits] = []
         tied: list[npt.NDArray[np.int64]] = []
         for start in range(0, len(queries), size):
-            checkpoint()
+            yield_point()
             part = slice(start, start + size)
             found, still = self._best_of(queries[part], rows[part])
             best.append(found)
@@ -186,11 +186,11 @@ def _answer(
     k: int,
     live: LiveBitmap | None,
     threads: SearchThreads,
-    checkpoint: Checkpoint,
+    yield_point: YieldPoint,
 ) -> Ran:
     if plan.kind is PlanKind.SCAN or (live is None and plan.kind is not PlanKind.GRAPH):
         allowed = index.rows if live is None else live.count
-        hits = scan_in_slices(index, queries, k=k, live=live, checkpoint=checkpoint)
+        hits = scan_in_slices(index, queries, k=k, live=live, yield_point=yield_point)
         return Ran(hits, len(queries) * allowed)
     if live is not None and plan.kind in (PlanKind.ROWS, PlanKind.SHORTLIST):
         hits = compare_matching(
@@ -200,19 +200,19 @@ def _answer(
             k=k,
             threads=threads,
             by_codes=plan.by_codes,
-            checkpoint=checkpoint,
+            yield_point=yield_point,
         )
         return Ran(hits, len(queries) * live.count)
 
     def run(part: Float32Matrix) -> Ran:
         if live is None:
-            return _walk_all(index, plan, part, k=k, checkpoint=checkpoint)
-        walks = _Walks(index, plan, k, live, threads, checkpoint)
+            return _walk_all(index, plan, part, k=k, yield_point=yield_point)
+        walks = _Walks(index, plan, k, live, threads, yield_point)
         return _walk(walks, part) if plan.kind is PlanKind.IN_GRAPH else _select(walks, part)
 
     beam = max(plan.ef, plan.ef_far, k)
     size = threads.count * queries_per_slice(beam, budget=SLICE_EF)
-    return _together([run(part) for part in query_slices(queries, size, checkpoint)])
+    return _together([run(part) for part in query_slices(queries, size, yield_point)])
 
 
 def _together(slices: list[Ran]) -> Ran:
@@ -226,7 +226,12 @@ def _together(slices: list[Ran]) -> Ran:
 
 
 def _walk_all(
-    index: VectorIndex, plan: SegmentPlan, queries: Float32Matrix, *, k: int, checkpoint: Checkpoint
+    index: VectorIndex,
+    plan: SegmentPlan,
+    queries: Float32Matrix,
+    *,
+    k: int,
+    yield_point: YieldPoint,
 ) -> Ran:
     """Walk the graph where every row is allowed."""
     n = len(queries)
@@ -236,7 +241,7 @@ def _walk_all(
     if len(short):
         asked = np.ascontiguousarray(queries[short])
         every = index.graph_rows(None)
-        again = scan_in_slices(index, asked, k=k, live=every, checkpoint=checkpoint)
+        again = scan_in_slices(index, asked, k=k, live=every, yield_point=yield_point)
         hits[0][short], hits[1][short] = again
     return Ran(hits, n * plan.visited + len(short) * index.graph_size, len(short))
 
@@ -327,7 +332,7 @@ def _compare(
             k=walks.k,
             threads=walks.threads,
             by_codes=walks.plan.by_codes,
-            checkpoint=walks.checkpoint,
+            yield_point=walks.yield_point,
         )
 
 

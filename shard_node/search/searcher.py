@@ -18,7 +18,7 @@ from annheal.model.measures.recall import band_of
 from annheal.model.records import IDS_ONLY, Float32Matrix, Projection, RecordSet, join_records
 from annheal.model.search import SearchAnswer, SearchOptions, SegmentExplain
 from annheal.model.topology.manifest import IndexKind
-from annheal.runtime.stop import Checkpoint, no_checkpoint
+from annheal.runtime.stop import YieldPoint, no_yield_point
 from annheal.shard_node.rows.growing import GrowingView
 from annheal.shard_node.rows.view import SegmentView, ShardView
 from annheal.shard_node.search.answer_bytes import check_answer
@@ -67,7 +67,7 @@ class Searcher:
     """Runs searches of one collection, in the calling thread and in `threads`.
 
     `ef_scale` gives the factor by which the ef of a recall curve is multiplied. Without `costs`
-    plans use default costs, without `code_maker` no codes are made. `checkpoint` is called every
+    plans use default costs, without `code_maker` no codes are made. `yield_point` is called every
     few milliseconds, and ends the search by raising.
     """
 
@@ -80,7 +80,7 @@ class Searcher:
         costs: MeasuredCosts | None = None,
         code_maker: CodeMaker | None = None,
         threads: SearchThreads = ONE_THREAD,
-        checkpoint: Checkpoint = no_checkpoint,
+        yield_point: YieldPoint = no_yield_point,
         answer_bytes_max: int = ANSWER_BYTES_MAX,
     ) -> None:
         self._collection = collection
@@ -90,7 +90,7 @@ class Searcher:
         self._code_maker = code_maker
         self._threads = threads
         self._answer_bytes_max = answer_bytes_max
-        self._checkpoint = checkpoint
+        self._yield_point = yield_point
 
     def search(
         self, views: Sequence[tuple[int, ShardView]], queries: Float32Matrix, options: SearchOptions
@@ -135,14 +135,14 @@ class Searcher:
                     took_s = time.perf_counter() - started_s
                     explain.append(_explain_growing(shard, growing, allowed, len(queries), took_s))
             match_counts.append(MatchCount(shard, matches, view.live_rows, visited))
-        self._checkpoint()
+        self._yield_point()
         best = merge_topk(
             hits,
             k=options.k,
             queries=len(queries),
             ids_of=lambda part, rows: parts[part].take(rows, IDS_ONLY).ids,
         )
-        self._checkpoint()
+        self._yield_point()
         counts, scores, records = _records_of(
             best, parts, options.projection, bytes_max=self._answer_bytes_max
         )
@@ -164,7 +164,7 @@ class Searcher:
         key: bytes | None = None,
     ) -> tuple[SegmentPlan, int, Ran | None]:
         """Return the plan, how many rows are allowed, and the hits (None: no row is allowed)."""
-        self._checkpoint()
+        self._yield_point()
         segment = segment_view.segment
         live = segment_view.deletes.live
         if options.filter is not None:
@@ -203,7 +203,7 @@ class Searcher:
             live=selection,
             ids_at=segment.ids_at,
             threads=self._threads,
-            checkpoint=self._checkpoint,
+            yield_point=self._yield_point,
         )
         codes_wanted = plan.codes_wanted or (ran.repeated and codes_are_worthwhile(facts, query))
         if codes_wanted and self._code_maker is not None:
@@ -231,7 +231,7 @@ class Searcher:
         key: bytes | None = None,
     ) -> tuple[int, Hits | None]:
         """Return how many rows are allowed, and the hits (None where no row is allowed)."""
-        self._checkpoint()
+        self._yield_point()
         mask: npt.NDArray[np.bool_] | None = None
         if options.filter is not None:
             mask = self._filters.growing_matches(growing, options.filter, key=key)
@@ -245,7 +245,7 @@ class Searcher:
             k=options.k,
             metric=self._collection.model.metric,
             allowed=mask,
-            checkpoint=self._checkpoint,
+            yield_point=self._yield_point,
         )
 
 

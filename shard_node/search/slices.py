@@ -1,4 +1,4 @@
-"""Long comparisons and walks in slices of a few milliseconds, with a checkpoint before each."""
+"""Long comparisons and walks in slices of a few milliseconds, with a yield point before each."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from annheal.index import LiveBitmap, VectorIndex, merge_topk
 from annheal.model.records import Float32Matrix
-from annheal.runtime.stop import Checkpoint
+from annheal.runtime.stop import YieldPoint
 
 Hits = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]
 """Scores (n, k) and rows (n, k), as `VectorIndex.search` returns them."""
@@ -37,11 +37,11 @@ def queries_per_slice(cost: int, *, budget: int) -> int:
 
 
 def query_slices(
-    queries: Float32Matrix, size: int, checkpoint: Checkpoint
+    queries: Float32Matrix, size: int, yield_point: YieldPoint
 ) -> Iterator[Float32Matrix]:
-    """Yield slices of up to `size` of the queries (n, d), at least one, each after a checkpoint."""
+    """Yield up to `size` of the queries (n, d) at a time, at least once, after a yield point."""
     for start in range(0, max(1, len(queries)), size):
-        checkpoint()
+        yield_point()
         yield queries[start : start + size]
 
 
@@ -51,7 +51,7 @@ def scan_in_slices(
     *,
     k: int,
     live: LiveBitmap | None,
-    checkpoint: Checkpoint,
+    yield_point: YieldPoint,
 ) -> Hits:
     """Return the result of `VectorIndex.search` with `exact`.
 
@@ -59,7 +59,7 @@ def scan_in_slices(
     """
     n = len(queries)
     if n * index.rows <= SLICE_COMPARISONS:
-        checkpoint()
+        yield_point()
         return index.search(queries, k=k, live=live, exact=True)
     queries_at_once = queries_per_slice(rows_per_slice(queries=n, k=k), budget=SLICE_COMPARISONS)
     step = -(-rows_per_slice(queries=min(n, queries_at_once), k=k) // 8) * 8
@@ -68,7 +68,7 @@ def scan_in_slices(
         some_rows = range(start, min(index.rows, start + step))
         found = [
             index.scan(part, k=k, row_range=some_rows, live=live)
-            for part in query_slices(queries, queries_at_once, checkpoint)
+            for part in query_slices(queries, queries_at_once, yield_point)
         ]
         best = [merged_best(best, joined(found), k=k)]
     return best[0]

@@ -14,7 +14,7 @@ from annheal.index.kernels.catalog import Kernel
 from annheal.index.kernels.loaded import is_loaded
 from annheal.model.records import Float32Matrix
 from annheal.runtime.lane import lower_thread_priority
-from annheal.runtime.stop import Checkpoint, no_checkpoint
+from annheal.runtime.stop import YieldPoint, no_yield_point
 from annheal.shard_node.search.slices import (
     SLICE_CODES,
     Hits,
@@ -86,7 +86,7 @@ def compare_matching(
     k: int,
     threads: SearchThreads,
     by_codes: bool = False,
-    checkpoint: Checkpoint = no_checkpoint,
+    yield_point: YieldPoint = no_yield_point,
 ) -> Hits:
     """Return the result of `VectorIndex.search_matching`, or `search_shortlisted` if `by_codes`.
 
@@ -96,14 +96,14 @@ def compare_matching(
     """
     if by_codes:
         size = threads.count * queries_per_slice(matching.count, budget=SLICE_CODES)
-        slices = query_slices(queries, size, checkpoint)
+        slices = query_slices(queries, size, yield_point)
         return joined(
             [_divided(index, part, matching, k, threads=threads, by_codes=True) for part in slices]
         )
     rows = threads.count * rows_per_slice(queries=len(queries), k=k, rows_min=SLICE_ROWS_MIN)
     best: list[Hits] = []
     for part in _row_parts(matching, -(-matching.count // rows)):
-        checkpoint()
+        yield_point()
         found = _divided(index, queries, part, k, threads=threads, by_codes=False)
         best = [merged_best(best, found, k=k)]
     return best[0]

@@ -30,7 +30,7 @@ from annheal.objectstore.local import LocalObjectStore
 from annheal.rpc.methods import SHARD_SERVICE
 from annheal.rpc.server import RpcServer
 from annheal.rpc.shard_node import RemoteShardNode
-from annheal.runtime.stop import Checkpoint
+from annheal.runtime.stop import YieldPoint
 from annheal.shard_node.app import not_listening, running_node
 from annheal.shard_node.lanes import LaneName
 from annheal.shard_node.node import Node
@@ -206,10 +206,10 @@ async def test_a_delete_by_filter_ends_when_its_caller_leaves_before_it_is_logge
     counting, go_on = threading.Event(), threading.Event()
     count_rows = write_path.count_rows
 
-    def held(*arguments: Any, checkpoint: Checkpoint) -> int:
+    def held(*arguments: Any, yield_point: YieldPoint) -> int:
         counting.set()
         assert go_on.wait(PATIENCE_S)
-        return count_rows(*arguments, checkpoint=checkpoint)
+        return count_rows(*arguments, yield_point=yield_point)
 
     try:
         await owner.upsert("a", "b", "c")

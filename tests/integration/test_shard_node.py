@@ -32,7 +32,7 @@ from annheal.model.write import (
     WriteRequest,
 )
 from annheal.objectstore.local import LocalObjectStore
-from annheal.runtime.stop import Checkpoint
+from annheal.runtime.stop import YieldPoint
 from annheal.segment.segment import Segment
 from annheal.shard_node import ownership
 from annheal.shard_node.app import not_listening, running_node
@@ -404,7 +404,7 @@ async def test_a_cancelled_change_is_waited_for() -> None:
     loop = asyncio.get_running_loop()
     started, finish, done = asyncio.Event(), asyncio.Event(), False
 
-    def work(checkpoint: Checkpoint) -> None:
+    def work(yield_point: YieldPoint) -> None:
         nonlocal done
         loop.call_soon_threadsafe(started.set)
         asyncio.run_coroutine_threadsafe(finish.wait(), loop).result(PATIENCE_S)

@@ -12,11 +12,11 @@ import pytest
 
 from annheal.runtime.background import Background
 from annheal.runtime.lane import Lane, LaneLimits, Work
-from annheal.runtime.stop import Checkpoint, no_checkpoint
+from annheal.runtime.stop import YieldPoint, no_yield_point
 
 
 async def in_thread(work: Work[None]) -> None:
-    await asyncio.to_thread(work, no_checkpoint)
+    await asyncio.to_thread(work, no_yield_point)
 
 
 async def settle(check: Callable[[], bool]) -> None:
@@ -37,7 +37,7 @@ async def test_one_piece_at_a_time_and_failures_are_counted(
     loop = asyncio.get_running_loop()
     gate = asyncio.Event()
 
-    def wait(checkpoint: Checkpoint) -> None:
+    def wait(yield_point: YieldPoint) -> None:
         asyncio.run_coroutine_threadsafe(gate.wait(), loop).result(10.0)
         done.append(1)
 
@@ -46,7 +46,7 @@ async def test_one_piece_at_a_time_and_failures_are_counted(
     gate.set()
     await settle(lambda: done == [1])
 
-    def fail(checkpoint: Checkpoint) -> None:
+    def fail(yield_point: YieldPoint) -> None:
         raise MemoryError("codes")
 
     await settle(lambda: background.offer(fail, name="codes"))
@@ -72,12 +72,12 @@ async def test_work_under_way_ends_when_the_background_does() -> None:
     await asyncio.sleep(0)
     began, ended = threading.Event(), threading.Event()
 
-    def work(checkpoint: Checkpoint) -> None:
+    def work(yield_point: YieldPoint) -> None:
         began.set()
         try:
             while True:
                 time.sleep(0.001)
-                checkpoint()
+                yield_point()
         finally:
             ended.set()
 

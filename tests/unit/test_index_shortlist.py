@@ -366,7 +366,7 @@ def test_codes_that_cannot_be_made_are_not_tried_again() -> None:
     assert offered == ["making codes"]
 
 
-def test_a_checkpoint_ends_making_codes() -> None:
+def test_a_yield_point_ends_making_codes() -> None:
     class Enough(Exception):
         pass
 

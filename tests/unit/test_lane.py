@@ -13,12 +13,12 @@ import pytest
 from annheal.errors import DeadlineExceeded, ResourceExhausted, Unavailable
 from annheal.runtime.deadline import Deadline
 from annheal.runtime.lane import Lane, LaneLimits
-from annheal.runtime.stop import Checkpoint, WorkStopped
+from annheal.runtime.stop import WorkStopped, YieldPoint
 
 ONE = LaneLimits(turns=1, open_max=4)
 
 
-def slices(seconds: float, checkpoint: Checkpoint, on_slice=lambda: None) -> float:
+def slices(seconds: float, yield_point: YieldPoint, on_slice=lambda: None) -> float:
     """Work for so many seconds in slices of two milliseconds."""
     ended_s = time.monotonic() + seconds
     while time.monotonic() < ended_s:
@@ -26,7 +26,7 @@ def slices(seconds: float, checkpoint: Checkpoint, on_slice=lambda: None) -> flo
         while time.monotonic() < spin_until_s:
             pass
         on_slice()
-        checkpoint()
+        yield_point()
     return seconds
 
 
@@ -47,7 +47,7 @@ class Gate:
         self.began = threading.Event()
         self.open = threading.Event()
 
-    def __call__(self, checkpoint: Checkpoint) -> None:
+    def __call__(self, yield_point: YieldPoint) -> None:
         self.began.set()
         assert self.open.wait(10.0)
 
@@ -58,7 +58,7 @@ class Gate:
 async def test_returns_and_raises_what_the_work_does() -> None:
     lane = Lane("t", ONE)
 
-    def fail(checkpoint: Checkpoint) -> None:
+    def fail(yield_point: YieldPoint) -> None:
         raise KeyError("x")
 
     assert await lane.run(lambda _: 7, tenant="a") == 7
@@ -94,9 +94,9 @@ async def test_a_tenant_with_little_to_do_does_not_wait_for_one_with_much() -> N
     lane = Lane("t", ONE)
     enough = threading.Event()
 
-    def work(checkpoint: Checkpoint) -> None:
+    def work(yield_point: YieldPoint) -> None:
         while not enough.is_set():
-            slices(0.002, checkpoint)
+            slices(0.002, yield_point)
 
     long = asyncio.create_task(lane.run(work, tenant="much"))
     for _ in range(20):
@@ -117,11 +117,11 @@ async def test_tenants_that_both_want_all_get_half_each() -> None:
     order: list[str] = []
 
     def ask(tenant: str) -> asyncio.Task[None]:
-        def work(checkpoint: Checkpoint) -> None:
+        def work(yield_point: YieldPoint) -> None:
             for _ in range(300):
                 order.append(tenant)
                 clock.now_s += 0.002
-                checkpoint()
+                yield_point()
 
         return asyncio.create_task(lane.run(work, tenant=tenant))
 
@@ -141,7 +141,7 @@ async def test_an_idle_tenant_saves_nothing_up() -> None:
     order: list[str] = []
 
     def take(tenant: str, seconds: float):
-        def work(checkpoint: Checkpoint) -> None:
+        def work(yield_point: YieldPoint) -> None:
             order.append(tenant)
             clock.now_s += seconds
 
@@ -161,14 +161,14 @@ async def test_an_idle_tenant_saves_nothing_up() -> None:
     lane.close()
 
 
-async def test_work_ends_at_its_next_checkpoint_when_the_caller_leaves() -> None:
+async def test_work_ends_at_its_next_yield_point_when_the_caller_leaves() -> None:
     lane = Lane("t", ONE)
     ended = threading.Event()
     raised: list[BaseException] = []
 
-    def work(checkpoint: Checkpoint) -> None:
+    def work(yield_point: YieldPoint) -> None:
         try:
-            slices(30.0, checkpoint)
+            slices(30.0, yield_point)
         except WorkStopped as error:
             raised.append(error)
             raise
@@ -190,10 +190,10 @@ async def test_a_deadline_ends_work_although_the_event_loop_is_late() -> None:
     lane = Lane("t", ONE)
     ran_s: list[float] = []
 
-    def work(checkpoint: Checkpoint) -> None:
+    def work(yield_point: YieldPoint) -> None:
         began_s = time.monotonic()
         try:
-            slices(30.0, checkpoint)
+            slices(30.0, yield_point)
         finally:
             ran_s.append(time.monotonic() - began_s)
 
@@ -231,14 +231,14 @@ async def test_paused_work_ends_at_once_when_its_caller_leaves() -> None:
     lane = Lane("t", ONE)
     stopped = threading.Event()
 
-    def work(checkpoint: Checkpoint) -> None:
+    def work(yield_point: YieldPoint) -> None:
         try:
-            slices(30.0, checkpoint)
+            slices(30.0, yield_point)
         finally:
             stopped.set()
 
     task = asyncio.create_task(lane.run(work, tenant="a"))
-    gate = Gate()  # takes the turn at the next checkpoint, and keeps it
+    gate = Gate()  # takes the turn at the next yield_point, and keeps it
     holding = asyncio.create_task(lane.run(gate, tenant="b"))
     await gate.has_begun()
     task.cancel()
@@ -282,7 +282,7 @@ async def test_threads_of_a_lane_give_way() -> None:
     lane = Lane("t", LaneLimits(1, 1, nice=5))
     usual = os.getpriority(os.PRIO_PROCESS, os.getpid())
 
-    def priority(checkpoint: Checkpoint) -> int:
+    def priority(yield_point: YieldPoint) -> int:
         return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
 
     assert await lane.run(priority, tenant="a") == min(19, usual + 5)
@@ -314,9 +314,9 @@ async def test_slices_wait_for_the_lane_that_they_give_way_to(
     gate = Gate()
     began, done = threading.Event(), threading.Event()
 
-    def work(checkpoint: Checkpoint) -> None:
+    def work(yield_point: YieldPoint) -> None:
         began.set()
-        checkpoint()
+        yield_point()
         done.set()
 
     monkeypatch.setattr("annheal.runtime.lane.GIVE_WAY_S_MAX", 60.0)

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from annheal.errors import ResourceExhausted
-from annheal.runtime.stop import Checkpoint
+from annheal.runtime.stop import YieldPoint
 from annheal.shard_node.lanes import (
     COLLECTION_SHARE,
     READS_AT_ONCE,
@@ -21,15 +21,15 @@ from annheal.shard_node.lanes import (
 )
 
 
-async def approximate(lanes: Lanes, work: Callable[[Checkpoint], None], name: str) -> None:
+async def approximate(lanes: Lanes, work: Callable[[YieldPoint], None], name: str) -> None:
     await lanes.search(work, collection_id=name)
 
 
-async def exact(lanes: Lanes, work: Callable[[Checkpoint], None], name: str) -> None:
+async def exact(lanes: Lanes, work: Callable[[YieldPoint], None], name: str) -> None:
     await lanes.search(work, collection_id=name, exact=True)
 
 
-async def read(lanes: Lanes, work: Callable[[Checkpoint], None], name: str) -> None:
+async def read(lanes: Lanes, work: Callable[[YieldPoint], None], name: str) -> None:
     await lanes.read(work, collection_id=name)
 
 
@@ -43,14 +43,14 @@ async def read(lanes: Lanes, work: Callable[[Checkpoint], None], name: str) -> N
 )
 async def test_inv9_what_waits_is_refused_beyond_the_limits(
     lane: LaneName,
-    ask: Callable[[Lanes, Callable[[Checkpoint], None], str], Awaitable[None]],
+    ask: Callable[[Lanes, Callable[[YieldPoint], None], str], Awaitable[None]],
     running: int,
     limit: int,
 ) -> None:
     lanes = Lanes(cores=2)
     gate = threading.Event()
 
-    def work(checkpoint: Checkpoint) -> None:
+    def work(yield_point: YieldPoint) -> None:
         assert gate.wait(30.0)
 
     def start(name: str) -> asyncio.Task[None]:
@@ -89,7 +89,7 @@ async def test_a_piece_of_work_waits_only_for_its_own_lane() -> None:
     lanes = Lanes(cores=2)
     gate = threading.Event()
 
-    def hold(checkpoint: Checkpoint) -> None:
+    def hold(yield_point: YieldPoint) -> None:
         assert gate.wait(30.0)
 
     busy = [

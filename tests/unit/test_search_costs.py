@@ -8,7 +8,7 @@ import pytest
 from annheal.index import VectorIndex, build_flat, build_hnsw, warm_up
 from annheal.model.collection import IndexSettings, Metric
 from annheal.runtime.lane import Work
-from annheal.runtime.stop import no_checkpoint
+from annheal.runtime.stop import no_yield_point
 from annheal.shard_node.search.costs import DEFAULT_COSTS, MEASURED_ROWS_MIN, MeasuredCosts
 from tests.support.segments import unit_vectors
 
@@ -45,7 +45,7 @@ def test_defaults_until_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(3):
         assert costs.costs_of(index) is DEFAULT_COSTS
     (measure,) = offers.taken
-    measure(no_checkpoint)
+    measure(no_yield_point)
     measured = costs.costs_of(index)
     assert measured is not DEFAULT_COSTS
     assert 0 < measured.exact_ns(1_000) < measured.exact_ns(10_000)

@@ -1,4 +1,4 @@
-"""Searches in slices: the same answers, and a checkpoint every few milliseconds."""
+"""Searches in slices: the same answers, and a yield point every few milliseconds."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def names(rows: npt.NDArray[np.int64]) -> list[str]:
 
 
 class Stop(Exception):
-    """Raised by a checkpoint."""
+    """Raised by a yield point."""
 
 
 @pytest.fixture(scope="module", params=[Metric.COSINE, Metric.L2])
@@ -99,7 +99,7 @@ def test_slices_change_no_answer(
         live=live,
         ids_at=names,
         threads=SearchThreads(threads),
-        checkpoint=lambda: calls.append(None),
+        yield_point=lambda: calls.append(None),
     )
     np.testing.assert_allclose(ran.hits[0], whole.hits[0], rtol=1e-5)
     np.testing.assert_array_equal(ran.hits[1], whole.hits[1])
@@ -111,7 +111,7 @@ def test_slices_change_no_answer(
 
 @pytest.mark.usefixtures("small_slices")
 @pytest.mark.parametrize(("plan", "limited"), plans())
-def test_what_a_checkpoint_raises_ends_the_search(
+def test_what_a_yield_point_raises_ends_the_search(
     index: VectorIndex, plan: SegmentPlan, limited: bool
 ) -> None:
     asked = unit_vectors(20, DIMENSION, seed=9)
@@ -131,7 +131,7 @@ def test_what_a_checkpoint_raises_ends_the_search(
             k=K,
             live=live_rows() if limited else None,
             ids_at=names,
-            checkpoint=stop_at_second,
+            yield_point=stop_at_second,
         )
     assert calls == 2
 
@@ -157,14 +157,14 @@ def test_scan_compares_the_rows_asked_for(metric: Metric) -> None:
 
 
 def longest_gap_s(work: Callable[[Callable[[], None]], object]) -> float:
-    """Return the longest time of this thread's CPU between two checkpoints, start and end too."""
+    """Return the longest time of this thread's CPU between two yield points, start and end too."""
     marks = [time.thread_time()]
     work(lambda: marks.append(time.thread_time()))
     marks.append(time.thread_time())
     return max(later - earlier for earlier, later in itertools.pairwise(marks))
 
 
-def test_a_large_exact_search_is_never_long_without_a_checkpoint() -> None:
+def test_a_large_exact_search_is_never_long_without_a_yield_point() -> None:
     set_search_threads(1)
     vectors = unit_vectors(40_000, 128)
     flat = build_flat(vectors, metric=Metric.COSINE)
@@ -173,8 +173,8 @@ def test_a_large_exact_search_is_never_long_without_a_checkpoint() -> None:
     scan, rows = SegmentPlan(PlanKind.SCAN), SegmentPlan(PlanKind.ROWS)
     for plan, bitmap in ((scan, None), (scan, live), (rows, live)):
         gap_s = longest_gap_s(
-            lambda checkpoint, plan=plan, bitmap=bitmap: run_plan(  # type: ignore[misc]
-                flat, plan, queries, k=10, live=bitmap, ids_at=names, checkpoint=checkpoint
+            lambda yield_point, plan=plan, bitmap=bitmap: run_plan(  # type: ignore[misc]
+                flat, plan, queries, k=10, live=bitmap, ids_at=names, yield_point=yield_point
             )
         )
         assert gap_s < 0.05, (plan.kind, gap_s)
@@ -199,7 +199,7 @@ def test_growing_rows_are_compared_by_blocks_of_queries() -> None:
         k=1,
         metric=Metric.COSINE,
         allowed=None,
-        checkpoint=lambda: calls.append(None),
+        yield_point=lambda: calls.append(None),
     )
     assert found[1][:, 0].tolist() == list(range(100))
     assert len(calls) >= 10

@@ -112,11 +112,11 @@ class RowCodes:
         *,
         l2: bool,
         cut: bool = True,
-        checkpoint: Callable[[], None] = lambda: None,
+        yield_point: Callable[[], None] = lambda: None,
     ) -> None:
         """Encode `vectors` (rows, d), which may be mapped and unaligned; waits for the kernels.
 
-        Without `cut`, or where cutting does not pay, in one plane. `checkpoint` is called before
+        Without `cut`, or where cutting does not pay, in one plane. `yield_point` is called before
         each block of rows, and ends the work by raising.
         """
         rows, dimension = vectors.shape
@@ -134,7 +134,7 @@ class RowCodes:
         self.factors = np.zeros((parts, rows), dtype=np.float32)
         self.norms = np.empty(rows if l2 else 0, dtype=np.float32)
         for start in range(0, rows, ENCODE_ROWS):
-            checkpoint()
+            yield_point()
             self._encode(np.array(vectors[start : start + ENCODE_ROWS]), start)
         self.code_slack = self.high_slack = CODE_SLACK_MIN
         self.rest_slacks = np.full(parts, REST_SLACK_MIN)

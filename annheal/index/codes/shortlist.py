@@ -90,16 +90,16 @@ class Shortlist:
         *,
         flat: Floats,
         l2: bool,
-        checkpoint: Callable[[], None] = lambda: None,
+        yield_point: Callable[[], None] = lambda: None,
     ) -> None:
         """Encode `vectors` (rows, d), which may be mapped and unaligned; `flat` is the same memory.
 
         Only once the kernels are loaded: it measures what searches cost.
         """
         self._stored, self._l2 = flat, l2
-        self.codes = RowCodes(vectors, l2=l2, checkpoint=checkpoint)
+        self.codes = RowCodes(vectors, l2=l2, yield_point=yield_point)
         if self.codes.cut and not self._planes_hold(vectors):
-            self.codes = RowCodes(vectors, l2=l2, cut=False, checkpoint=checkpoint)
+            self.codes = RowCodes(vectors, l2=l2, cut=False, yield_point=yield_point)
         self.size_bytes = self.codes.size_bytes
         self.costs = self._measured_costs(vectors)
 
