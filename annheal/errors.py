@@ -30,7 +30,7 @@ from typing import ClassVar
 
 @dataclass(frozen=True, slots=True)
 class FieldViolation:
-    """One field of a request that is wrong, and how to mend it."""
+    """One field of a request that is wrong, and how to fix it."""
 
     field: str
     description: str

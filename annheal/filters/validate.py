@@ -51,7 +51,7 @@ def validate_filter(filter: Filter, schema: Schema, *, path: str = "filter") -> 
 
     Raises:
         InvalidArgument: every mistake found, up to `VIOLATIONS_MAX`, each with its path
-            (`filter.and[1].year`) and its mend.
+            (`filter.and[1].year`) and its fix.
     """
     return _Validator(schema).canonical(checked_tree(filter, path=path), path)
 

@@ -281,7 +281,7 @@ class EtcdChannel:
         return OpenWatch(self._member(member).watch(_metadata(token) + _NEEDS_LEADER), member)
 
     def watch_failed(self, watch: OpenWatch, error: grpc.aio.AioRpcError | None) -> None:
-        """Say that a watch stream ended; raises what cannot be mended by opening it again."""
+        """Say that a watch stream ended; raises what opening it again does not solve."""
         if error is None:
             self.leave(watch.member)
         else:

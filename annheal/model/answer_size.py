@@ -12,10 +12,10 @@ ANSWER_TOO_LARGE: Final = "ANSWER_TOO_LARGE"
 """The reason of the error; `answer_bytes` and `bytes_max` in its metadata say by how much."""
 RECORD_BYTES: Final = 24
 """Of each record beside its values: score, tags and lengths."""
-HITS_MEND: Final = (
+HITS_FIX: Final = (
     "ask for fewer hits or queries a call, or leave out payload and vectors and read them by id"
 )
-IDS_MEND: Final = "name fewer ids a call"
+IDS_FIX: Final = "name fewer ids a call"
 
 
 def records_bytes(records: RecordSet) -> int:
@@ -27,13 +27,13 @@ def records_bytes(records: RecordSet) -> int:
 
 
 def check_answer_size(
-    total: int, *, field: str, mend: str, bytes_max: int = ANSWER_BYTES_MAX
+    total: int, *, field: str, fix: str, bytes_max: int = ANSWER_BYTES_MAX
 ) -> None:
     """Raise `InvalidArgument` for `field` unless records of `total` bytes fit into one answer."""
     if total <= bytes_max:
         return
     wrong = InvalidArgument.of(
-        field, f"the answer would hold {total} bytes of records, the limit is {bytes_max}; {mend}"
+        field, f"the answer would hold {total} bytes of records, the limit is {bytes_max}; {fix}"
     )
     raise InvalidArgument(
         wrong.message,

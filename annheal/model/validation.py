@@ -1,4 +1,4 @@
-"""Checks of what callers send, vectorised: each error names the field, the row and the mend.
+"""Checks of what callers send, vectorised: each error names the field, the row and the fix.
 
 Nothing here loops over values except to say which one is wrong. Payloads have their own module.
 """

@@ -1,7 +1,7 @@
 """The one table between Annheal's errors and gRPC statuses, both ways.
 
 A server answers with a status code, the message, and `google.rpc` details: `ErrorInfo` (always:
-reason, domain `annheal`, metadata with the error's kind), `BadRequest` (fields to mend) and
+reason, domain `annheal`, metadata with the error's kind), `BadRequest` (fields to correct) and
 `RetryInfo` (when to try again). A client gets the same error back from them. What never reached
 Annheal (a lost connection, a deadline) has no details and is read from the code alone.
 """

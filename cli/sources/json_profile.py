@@ -197,8 +197,8 @@ class Profile:
             return ""
         later = max(key.lines[kind] for kind in kinds)
         return (
-            f"holds {_described(key)}: first mixed at {self.path.name}:{later}; mend the file, or"
-            f" give --payload auto,{name} to keep it in the payload as it is"
+            f"holds {_described(key)}: first mixed at {self.path.name}:{later}; correct the file,"
+            f" or give --payload auto,{name} to keep it in the payload as it is"
         )
 
 

@@ -98,7 +98,7 @@ def plan_columns(
 ) -> ColumnPlan:
     """Return what becomes of every column of a file.
 
-    Raises `InvalidArgument`, with the option that mends it, for a column that would be lost
+    Raises `InvalidArgument`, with the option that fixes it, for a column that would be lost
     although nobody asked for that, and for options that do not fit the file.
     """
     flat = {fact.name: fact for fact in facts if not fact.nested}

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from annheal.model.answer_size import HITS_MEND, check_answer_size, records_bytes
+from annheal.model.answer_size import HITS_FIX, check_answer_size, records_bytes
 from annheal.model.limits import ANSWER_BYTES_MAX
 from annheal.model.records import RecordSet, slice_records, take_records
 from annheal.model.search import SearchAnswer
@@ -46,7 +46,7 @@ def merge_answers(
     for answer in answers:
         sequences.update(answer.sequences)
     records = take_records([answer.records for answer in answers], rows)
-    check_answer_size(records_bytes(records), field="k", mend=HITS_MEND, bytes_max=bytes_max)
+    check_answer_size(records_bytes(records), field="k", fix=HITS_FIX, bytes_max=bytes_max)
     return SearchAnswer(
         counts=counts,
         scores=scores[rows],

@@ -16,7 +16,7 @@ from annheal.coordinator.data_path.router import Router, check_sequences
 from annheal.coordinator.data_path.writes import rows_by_shard
 from annheal.errors import InvalidArgument, NotFound, ResourceExhausted
 from annheal.filters import validate_filter
-from annheal.model.answer_size import IDS_MEND, check_answer_size, records_bytes
+from annheal.model.answer_size import IDS_FIX, check_answer_size, records_bytes
 from annheal.model.collection import Collection
 from annheal.model.filter import Filter
 from annheal.model.limits import GET_IDS_MAX
@@ -109,7 +109,7 @@ class Reads:
             ]
         )
         total = sum(map(records_bytes, parts))
-        check_answer_size(total, field="ids", mend=IDS_MEND)
+        check_answer_size(total, field="ids", fix=IDS_FIX)
         return _in_order(parts, wanted)
 
     async def vectors(

@@ -54,18 +54,18 @@ def check_answer(
     projection: Projection,
     *,
     field: str,
-    mend: str,
+    fix: str,
     bytes_max: int = ANSWER_BYTES_MAX,
 ) -> None:
     """Raise `InvalidArgument` when the records are more than `bytes_max` bytes.
 
-    `field` and `mend` name the field at fault and the fix. Records are measured one by one only
-    where the limits of their parts do not show already that they fit.
+    The error names `field`, the field at fault, and `fix`, what to change. Records are measured one
+    by one only if the limits of their parts do not show already that they fit.
     """
     most = sum(len(rows) * _record_bytes_max(source, projection) for source, rows in taken)
     if most > bytes_max:
         total = sum(int(record_bytes(source, rows, projection).sum()) for source, rows in taken)
-        check_answer_size(total, field=field, mend=mend, bytes_max=bytes_max)
+        check_answer_size(total, field=field, fix=fix, bytes_max=bytes_max)
 
 
 def _record_bytes_max(source: Source, projection: Projection) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from annheal.filters import evaluate
-from annheal.model.answer_size import IDS_MEND
+from annheal.model.answer_size import IDS_FIX
 from annheal.model.filter import Filter
 from annheal.model.limits import ANSWER_BYTES_MAX, SCAN_PAGE_BYTES
 from annheal.model.records import IDS_ONLY, Projection, RecordSet, join_records
@@ -91,7 +91,7 @@ def get_records(
         if len(present):
             found.append((source, rows[present].astype(np.int64)))
             positions.append(present.astype(np.int64))
-    check_answer(found, projection, field="ids", mend=IDS_MEND, bytes_max=bytes_max)
+    check_answer(found, projection, field="ids", fix=IDS_FIX, bytes_max=bytes_max)
     return join_records([_take(source, rows, projection) for source, rows in found], positions)
 
 

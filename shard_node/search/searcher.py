@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from annheal.filters import filter_key
 from annheal.index import TopK, merge_topk
-from annheal.model.answer_size import HITS_MEND
+from annheal.model.answer_size import HITS_FIX
 from annheal.model.collection import Collection
 from annheal.model.limits import ANSWER_BYTES_MAX
 from annheal.model.measures.recall import band_of
@@ -272,7 +272,7 @@ def _records_of(
         [(parts[part].rows, rows[where]) for part, where in taken.items()],
         projection,
         field="k",
-        mend=HITS_MEND,
+        fix=HITS_FIX,
         bytes_max=bytes_max,
     )
     records = [parts[part].take(rows[where], projection) for part, where in taken.items()]

@@ -404,7 +404,7 @@ def method_of(stubs: Stubs, name: str) -> object:
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-def test_a_wrong_request_is_refused_with_the_field_and_the_mend(
+def test_a_wrong_request_is_refused_with_the_field_and_the_fix(
     stubs: Stubs, server_lives_on: None, case: Case
 ) -> None:
     refusal = refusal_of(method_of(stubs, case.method), case.request())
@@ -415,7 +415,7 @@ def test_a_wrong_request_is_refused_with_the_field_and_the_mend(
         assert word.lower() in refusal.message.lower(), refusal
     if case.code is INVALID:
         assert refusal.fields, f"no field is named: {refusal}"
-        assert all(refusal.fields.values()), "every field says how to mend it"
+        assert all(refusal.fields.values()), "every field says how to fix it"
     if case.field:
         assert any(name.startswith(case.field) for name in refusal.fields), refusal
 

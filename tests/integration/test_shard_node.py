@@ -223,7 +223,7 @@ async def test_a_node_whose_shard_was_fenced_opens_it_again(nodes: Nodes) -> Non
     assert (await nodes.assignment()) == Assignment("c1", 0, owner="a", epoch=3)
 
 
-async def test_a_strong_read_by_a_deposed_owner_is_refused_and_mends_it(nodes: Nodes) -> None:
+async def test_a_strong_read_by_a_deposed_owner_is_refused_and_reopens_it(nodes: Nodes) -> None:
     node = await nodes.start("a")
     await nodes.assign(target="a")
     await until(lambda: upsert(node, "a"))

@@ -149,7 +149,7 @@ def test_what_a_role_lacks_names_the_flag(
         ),
     ],
 )
-def test_what_is_wrong_is_named_with_its_mend(arguments: tuple[str, ...], said: str) -> None:
+def test_what_is_wrong_is_named_with_its_fix(arguments: tuple[str, ...], said: str) -> None:
     found = annheal(*arguments, ANNHEAL_ADDRESS=f"127.0.0.1:{free_port()}")
     assert found.exit_code == ExitCode.INVALID_ARGUMENT, found
     assert said in found.stderr

@@ -1,4 +1,4 @@
-"""Canonical forms, and a message with path and mend for every kind of mistake."""
+"""Canonical forms, and a message with path and fix for every kind of mistake."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def test_values_become_the_type_of_their_field() -> None:
         ("stable = true and (year = 1 or not yea = 1)", "filter.and[1].or[1].not.yea", "unknown"),
     ],
 )
-def test_mistakes_name_their_place_and_their_mend(
+def test_mistakes_name_their_place_and_their_fix(
     filter: Filter | str, path: str, words: str
 ) -> None:
     error = refusal(filter)

@@ -139,7 +139,7 @@ def test_fewer_matches_than_k_are_padded(storage: VectorStorage) -> None:
     assert sorted(compared[1][0][:3].tolist()) == [5, 70, 2_999]
 
 
-def test_re_ranking_mends_what_coarse_codes_confuse() -> None:
+def test_re_ranking_corrects_what_coarse_codes_confuse() -> None:
     """One far outlier stretches the steps of int8: neighbours then share their codes."""
     vectors = values(ROWS, DIMENSION, Metric.L2, seed=7)
     vectors[0] = 300.0
@@ -151,9 +151,9 @@ def test_re_ranking_mends_what_coarse_codes_confuse() -> None:
     best = np.argsort(-truth)[:, :10]
     shared = [len({*found} & {*true}) for found, true in zip(rows, best, strict=True)]
     confused = float(np.mean(shared)) / 10
-    mended = recall(index.search(queries, k=10, ef=100)[0], truth, k=10)
+    reranked = recall(index.search(queries, k=10, ef=100)[0], truth, k=10)
     assert confused < 0.75
-    assert mended > confused + 0.15
+    assert reranked > confused + 0.15
 
 
 def test_halves_are_decoded_as_numpy_decodes_them() -> None:

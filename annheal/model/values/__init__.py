@@ -10,7 +10,7 @@
 `reading`     stored values as Python values, what older versions let in included
 ============  ==========================================================================
 
-All raise `UnfitValue` with the row (counted from 0 within what was given) and the mend. Who calls
+All raise `UnfitValue` with the row (counted from 0 within what was given) and the fix. Who calls
 them knows the caller's words for that row, and makes the `InvalidArgument` of it:
 `error.refusal("attributes.year")` gives `attributes.year[3]: ...`.
 """

@@ -12,7 +12,7 @@ import pyarrow.compute
 
 from annheal.model.collection import AttributeType
 from annheal.model.records import ARROW_TYPES
-from annheal.model.values.moments import MEND as MOMENT_MEND
+from annheal.model.values.moments import FIX as MOMENT_FIX
 from annheal.model.values.moments import datetime64_us
 from annheal.model.values.rows import listed, rows_of
 from annheal.model.values.scalars import EXACT_FLOAT_MAX, fit_scalar
@@ -39,7 +39,7 @@ _TAKES: Final = {
     AttributeType.FLOAT64: "numbers",
     AttributeType.KEYWORD: "texts",
     AttributeType.KEYWORD_LIST: "lists of texts",
-    AttributeType.TIMESTAMP: f"moments; {MOMENT_MEND}",
+    AttributeType.TIMESTAMP: f"moments; {MOMENT_FIX}",
 }
 
 

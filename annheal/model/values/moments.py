@@ -28,7 +28,7 @@ MOMENT_US_MAX: Final = (
 OUTSIDE: Final = "lies outside the years 1 to 9999 in UTC; send a moment within them"
 WITHOUT_ZONE: Final = "has no time zone; give it one, UTC for example"
 TOO_FINE: Final = "is finer than a microsecond; round it to microseconds"
-MEND: Final = (
+FIX: Final = (
     "send an aware datetime, a date, RFC 3339 text such as '2024-01-31T12:00:00Z', numpy datetime64"
     " or an Arrow timestamp"
 )
@@ -55,7 +55,7 @@ def moment_us(value: object) -> int:
         return _of_datetime(datetime(value.year, value.month, value.day, tzinfo=UTC))
     number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
     why = ", which could be seconds or microseconds" if number else f", which is {type_word(value)}"
-    raise UnfitValue(f"the field has type timestamp, not {shown(value)}{why}; {MEND}")
+    raise UnfitValue(f"the field has type timestamp, not {shown(value)}{why}; {FIX}")
 
 
 def moment_of(moment_us: int) -> datetime:

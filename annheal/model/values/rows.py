@@ -11,7 +11,7 @@ import pyarrow as pa
 from annheal.model.values.scalars import is_missing
 from annheal.model.values.unfit import UnfitValue, shown
 
-MEND = "give a list, a numpy or an Arrow array of one value a row"
+FIX = "give a list, a numpy or an Arrow array of one value a row"
 
 
 def rows_of(values: Any) -> Any:
@@ -24,24 +24,24 @@ def rows_of(values: Any) -> Any:
     if isinstance(values, pa.ChunkedArray):
         return values.combine_chunks()
     if isinstance(values, str | bytes | bytearray):
-        raise UnfitValue(f"is one text, {shown(values)}, not one value a row; {MEND}")
+        raise UnfitValue(f"is one text, {shown(values)}, not one value a row; {FIX}")
     if isinstance(values, Mapping):
-        raise UnfitValue(f"is a mapping, not one value a row; {MEND}")
+        raise UnfitValue(f"is a mapping, not one value a row; {FIX}")
     if isinstance(values, Set):
-        raise UnfitValue(f"is a set, whose values have no order; {MEND}")
+        raise UnfitValue(f"is a set, whose values have no order; {FIX}")
     if isinstance(values, pa.Table | pa.RecordBatch) or _is_data_frame(values):
-        raise UnfitValue(f"is a table, not one column; {MEND}")
+        raise UnfitValue(f"is a table, not one column; {FIX}")
     if isinstance(values, tuple | range):
         return list(values)
     try:
         found = _foreign(values)
     except (TypeError, ValueError, pa.ArrowException) as error:
-        raise UnfitValue(f"cannot be read as values: {error}; {MEND}") from error
+        raise UnfitValue(f"cannot be read as values: {error}; {FIX}") from error
     if found is not None:
         return found
     if isinstance(values, Sequence):
         return list(values)
-    raise UnfitValue(f"is {shown(values)}, not one value a row; {MEND}")
+    raise UnfitValue(f"is {shown(values)}, not one value a row; {FIX}")
 
 
 def _is_data_frame(values: Any) -> bool:

@@ -1,4 +1,4 @@
-"""The one exception of value conversion: what is wrong, in which row, and how to mend it."""
+"""The one exception of value conversion: what is wrong, in which row, and how to fix it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SHOWN_BITS_MAX: Final = 100
 
 
 class UnfitValue(Exception):
-    """A value does not fit; `reason` says why and how to mend it.
+    """A value does not fit; `reason` says why and how to fix it.
 
     `row` counts from 0 within what was given; None when the whole is wrong. `part` is the place
     inside the row, in the way of a path: `.title[2]`.
