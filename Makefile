@@ -81,7 +81,7 @@ soak: setup ## random histories of a shard for SOAK_MINUTES (10), new ones each 
 		$(BIN)/python -m pytest $(PYTEST_ARGS) tests/unit/test_shard_stateful.py -k soak
 
 BENCHMARKS := ingest search filters unfiltered growth recall_cost churn merge impact/compaction impact/first_minute impact/lanes impact/recall_intervals \
-	write_amplification storage
+	impact/write_amplification storage
 
 bench: setup ## every benchmark, on the samples (BENCH_ARGS='--base x.npy --queries y.npy')
 	@for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py $(BENCH_ARGS); done

@@ -13,7 +13,6 @@ from prometheus_client import generate_latest
 from prometheus_client.registry import CollectorRegistry
 
 from annheal.runtime.metrics import Metrics
-from benchmarks import write_amplification
 from benchmarks.churn import Run, parse
 from benchmarks.datasets.population import Churn, Population
 from benchmarks.harness.churn_figures import FAISS, FRESH, HEALING, check, draw
@@ -22,9 +21,10 @@ from benchmarks.harness.drawing import Line, Panel, drawing, ticks
 from benchmarks.harness.options import REPOSITORY
 from benchmarks.harness.report import Report
 from benchmarks.impact import compaction as compaction_impact
+from benchmarks.impact import write_amplification
+from benchmarks.impact.write_amplification import BATCH_ROWS_MAX, batch_sizes
 from benchmarks.systems.in_process import INDEXES, FaissTombstones, HnswlibReplace, hnswlib_is_there
 from benchmarks.systems.servers import stored_bytes
-from benchmarks.write_amplification import BATCH_ROWS_MAX, batch_sizes
 
 ROWS, DIMENSION, K = 3_000, 16, 10
 # A server builds graphs from 2,000 rows on.
