@@ -54,9 +54,11 @@ class Server:
         self.address = ""
         self.metrics: dict[str, str] = {}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._started: dict[str, tuple[Sequence[str], Mapping[str, str]]] = {}
 
     def spawn(self, name: str, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
         """Start `annheal <arguments>` with its output in a log file."""
+        self._started[name] = arguments, environment
         with (self.folder / f"{name}.log").open("ab") as log:
             self._processes[name] = subprocess.Popen(
                 [sys.executable, "-m", "annheal.cli", *arguments],
@@ -66,6 +68,17 @@ class Server:
                 cwd=self.folder,
                 env=environment,
             )
+
+    async def start_again(self) -> None:
+        """Start the processes of an embedded server that was stopped, on the same folder.
+
+        `address` changes. Raises RuntimeError as `wait_ready` does.
+        """
+        self.address = ""
+        (self.folder / "data" / ADDRESS_FILE).unlink(missing_ok=True)
+        for name, (arguments, environment) in list(self._started.items()):
+            self.spawn(name, arguments, environment)
+        await self.wait_ready()
 
     async def wait_ready(self) -> None:
         """Return once a shard node and the compactor are there; raises RuntimeError otherwise."""

@@ -19,13 +19,20 @@ def damaged_graph(
     index = faiss.IndexHNSWFlat(vectors.shape[1], settings.m, space)
     index.hnsw.efConstruction = settings.ef_construction
     index.add(vectors)
+    cut_links(index, lost_share=lost_share, seed=seed)
+    return VectorIndex(index, metric=metric)
+
+
+def cut_links(index: faiss.IndexHNSW, *, lost_share: float, seed: int = 1) -> None:
+    """Remove every link that leads to one of a random share `lost_share` of the graph's rows."""
+    rows = int(index.ntotal)
     links = faiss.vector_to_array(index.hnsw.neighbors)
-    lost = np.random.default_rng(seed).random(len(vectors)) < lost_share
+    lost = np.random.default_rng(seed).random(rows) < lost_share
     lost[index.hnsw.entry_point] = False
     offsets = faiss.vector_to_array(index.hnsw.offsets).astype(np.int64)
     per_level = faiss.vector_to_array(index.hnsw.cum_nneighbor_per_level)
     levels = faiss.vector_to_array(index.hnsw.levels)
-    for row in range(len(vectors)):
+    for row in range(rows):
         for level in range(levels[row]):
             start = offsets[row] + per_level[level]
             end = offsets[row] + per_level[level + 1]
@@ -34,4 +41,3 @@ def damaged_graph(
             links[start:end] = -1
             links[start : start + len(kept)] = kept
     faiss.copy_array_to_vector(links, index.hnsw.neighbors)
-    return VectorIndex(index, metric=metric)

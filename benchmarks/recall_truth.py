@@ -1,0 +1,397 @@
+"""Is what the server says of its recall true, about now, and is the objective kept?
+
+Each condition is planted on an embedded server of its own with default settings: rows, an index,
+and phases of queries that are sent at a fixed rate. Everything that the recall monitor publishes is
+compared with the recall of the answers that were really given, against exact comparison of the rows
+that lived at the time. Half of the conditions (`--set tune`) may be looked at while constants are
+chosen; the other half is for reports.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+
+from annheal.errors import AnnhealError
+from annheal.model.measures.recall import band_of
+from annheal.model.measures.recall_summary import OWN_EF
+from benchmarks.datasets.conditions import BY_NAME, CONDITIONS, REPORT, TUNE, Ask, Condition
+from benchmarks.datasets.planted import plant
+from benchmarks.harness.dataset import Dataset, load_dataset
+from benchmarks.harness.options import Options, parse_options
+from benchmarks.harness.recall_windows import (
+    BAND,
+    BELOW_MAX,
+    OVERALL,
+    OWN,
+    Answers,
+    Window,
+    falls,
+    met_while_below_s,
+    seconds_to_notice,
+    seconds_to_objective,
+    windows_of,
+    with_truth,
+)
+from benchmarks.harness.report import (
+    Column,
+    Report,
+    Requirement,
+    Row,
+    print_report,
+    report_console,
+)
+from benchmarks.systems.observed_server import Observed, Passed, observed_server
+
+SECONDS = 120.0
+RATE = 50.0
+ALL = "all"
+COVERAGE_MIN, WINDOWS_MIN = 0.95, 500
+WIDE_QUERIES_MIN, WIDTH_MAX = 200, 0.05
+NOTICE_MAX_S, OBJECTIVE_MAX_S = 30.0, 60.0
+NAMED_MAX = 6
+"""Conditions that a requirement names; there may be more that fail it."""
+SHOWN_MINUTE_S = 60.0
+
+COLUMNS = (
+    Column("condition", "condition"),
+    Column("phase", "phase"),
+    Column("windows", "windows"),
+    Column("contained_share", "true", 2),
+    Column("true_recall", "truth", 4),
+    Column("estimate", "estimate", 4),
+    Column("interval", "interval"),
+    Column("verdict", "verdict"),
+    Column("met_while_below_s", "wrong", 0),
+    Column("seconds_to_notice", "noticed", 0),
+    Column("seconds_to_objective", "kept", 0),
+    Column("cost_ratio", "cost", 2),
+)
+"""Of the lines of phases: true recall of the last minute, and what was published last."""
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class TruthOptions:
+    """What is particular to this benchmark: the conditions, and how many of them run at once."""
+
+    conditions: tuple[Condition, ...]
+    rate: float
+    at_once: int
+
+
+class Judged:
+    """What was observed of one condition, compared with the truth."""
+
+    def __init__(self, condition: Condition, dataset: Dataset, observed: Observed) -> None:
+        self.condition = condition
+        self.observed = observed
+        self._recalls = observed.history.recalls(
+            plant(condition.data, dataset).metric,
+            observed.questions,
+            [one.given for one in observed.answered],
+        )
+        self._times_s = np.array([one.answered_s for one in observed.answered])
+        self._slices: dict[str, Answers] = {}
+
+    def answers(self, name: str) -> Answers:
+        """Return the answers that a slice is about."""
+        found = self._slices.get(name)
+        if found is None:
+            wanted = {ask: self._is_of(ask, name) for ask in self.observed.matching}
+            chosen = np.array([wanted[one.ask] for one in self.observed.answered], dtype=np.bool_)
+            found = Answers(self._times_s[chosen], self._recalls[chosen])
+            self._slices[name] = found
+        return found
+
+    def _is_of(self, ask: Ask, name: str) -> bool:
+        if name.startswith(OWN):
+            own = OWN_EF if ask.objective is None else f"{ask.objective:g}"
+            return ask.has_own_setting and own == name.removeprefix(OWN)
+        if ask.has_own_setting or name == OVERALL:
+            return not ask.has_own_setting
+        million = 1_000_000
+        matches = round(self.observed.matching[ask] * million)
+        band = band_of(matches, million, filtered=ask.matching is not None)
+        return band.value == name.removeprefix(BAND)
+
+    def windows(self) -> list[Window]:
+        """Return all windows of which the truth is known."""
+        found = [
+            with_truth(one, self.answers(one.slice)) for one in windows_of(self.observed.published)
+        ]
+        return [one for one in found if one.answers]
+
+    def rows(self) -> list[Row]:
+        """Return a row for each phase, and before it one for each of its windows."""
+        windows, rows = self.windows(), list[Row]()
+        for number, passed in enumerate(self.observed.passed):
+            line = self._phase(passed, windows)
+            shared = {
+                key: line[key]
+                for key in ("seconds_to_notice", "seconds_to_objective", "cost_ratio")
+            }
+            rows += [
+                {
+                    "condition": self.condition.name,
+                    "set": self.condition.set_name,
+                    "phase": passed.phase.name,
+                    "window": place,
+                    **_window_row(one),
+                    **shared,
+                }
+                for place, one in enumerate(windows)
+                if self._phase_of(one) == number
+            ]
+            rows.append(line)
+        return rows
+
+    def _phase_of(self, window: Window) -> int:
+        """Return the number of the phase in which a window was published."""
+        changes = [one.change_s for one in self.observed.passed]
+        return max(0, int(np.searchsorted(changes, window.seen_s, side="right")) - 1)
+
+    def _phase(self, passed: Passed, windows: Sequence[Window]) -> Row:
+        begin_s, end_s = passed.change_s, passed.end_s
+        published = [one for one in self.observed.published if one.seen_s <= end_s]
+        objective = published[-1].summary.recall_objective
+        slice = OVERALL if self.answers(OVERALL).count(begin_s, end_s) else OWN
+        known = self.answers(slice)
+        own = [one for one in windows if begin_s <= one.seen_s <= end_s]
+        last = next((one for one in reversed(own) if one.slice == OVERALL), None)
+        fell = falls(known, change_s=begin_s, end_s=end_s, objective=objective)
+        kept_s = seconds_to_objective(known, change_s=begin_s, end_s=end_s, objective=objective)
+        wrong = met_while_below_s(
+            self.observed.published, self.answers, begin_s=begin_s, end_s=end_s
+        )
+        noticed_s = None
+        if fell:
+            noticed_s = seconds_to_notice(self.observed.published, change_s=begin_s, end_s=end_s)
+        return {
+            "condition": self.condition.name,
+            "set": self.condition.set_name,
+            "phase": passed.phase.name,
+            "window": None,
+            "objective": objective,
+            "seconds": end_s - begin_s,
+            "queries": known.count(begin_s, end_s),
+            "windows": len(own),
+            "contained_share": _share(one.contained for one in own),
+            "true_recall": known.mean(max(begin_s, end_s - SHOWN_MINUTE_S), end_s),
+            "estimate": None if last is None else last.recall,
+            "low": None if last is None else last.low,
+            "high": None if last is None else last.high,
+            "contained": None if last is None else last.contained,
+            "verdict": published[-1].summary.overall.verdict.value,
+            "met_while_below_s": max(wrong.values(), default=0.0),
+            "fell": fell,
+            "kept": kept_s is not None,
+            "seconds_to_notice": noticed_s,
+            "seconds_to_objective": kept_s,
+            "cost_ratio": passed.cost_ratio,
+            "late_ms": passed.late_ms,
+            "failures": len(self.observed.failures),
+        }
+
+
+def _window_row(one: Window) -> Row:
+    return {
+        "slice": one.slice,
+        "true_recall": one.true_recall,
+        "true_recall_weighted": one.weighted_recall,
+        "estimate": one.recall,
+        "low": one.low,
+        "high": one.high,
+        "contained": one.contained,
+        "contained_weighted": one.contained_weighted,
+        "verdict": one.verdict.value,
+        "queries": one.queries,
+        "answers": one.answers,
+        "is_served": one.is_served,
+        "estimate_now": one.now_recall,
+        "window_s": one.end_s - one.begin_s,
+    }
+
+
+def _shown(row: Row) -> Row:
+    """Return the row of a phase as the table has it: "never" where something was to happen."""
+    interval = "" if row["low"] is None else f"{row['low']:.3f} to {row['high']:.3f}"
+    noticed_s, kept_s = row["seconds_to_notice"], row["seconds_to_objective"]
+    return {
+        **row,
+        "interval": interval,
+        "verdict": row["verdict"].replace("met, with a bad tail", "met, bad tail"),
+        "seconds_to_notice": "never" if noticed_s is None and row["fell"] else noticed_s,
+        "seconds_to_objective": "never" if kept_s is None else kept_s,
+    }
+
+
+def _share(values: Iterable[bool]) -> float | None:
+    found = list(values)
+    return sum(found) / len(found) if found else None
+
+
+def requirements(rows: Sequence[Row], *, names: Sequence[str] = ()) -> list[Requirement]:
+    """Return what the rows must fulfil, and whether they do; `names` are the conditions."""
+    windows = [row for row in rows if row["window"] is not None]
+    phases = [row for row in rows if row["window"] is None]
+    held = sum(row["contained"] for row in windows)
+    weighted = sum(row["contained_weighted"] for row in windows)
+    missed = [row for row in windows if not row["contained"]]
+    large = [row for row in windows if row["queries"] >= WIDE_QUERIES_MIN]
+    wide = [row for row in large if row["high"] - row["low"] > WIDTH_MAX]
+    wrong = [row for row in phases if row["met_while_below_s"] > 0]
+    fell = [row for row in phases if row["fell"]]
+    unnoticed = [row for row in fell if not _within(row["seconds_to_notice"], NOTICE_MAX_S)]
+    lost = [row for row in phases if not _within(row["seconds_to_objective"], OBJECTIVE_MAX_S)]
+    absent = sorted(set(names) - {row["condition"] for row in phases})
+    return [
+        Requirement(
+            "every condition was run",
+            not absent,
+            f"{len(names) - len(absent)} of {len(names)}; not run: {', '.join(absent) or 'none'}",
+        ),
+        Requirement(
+            f"the interval contains the truth in {COVERAGE_MIN:.0%} of the windows",
+            bool(windows) and held >= COVERAGE_MIN * len(windows),
+            f"{held} of {len(windows)} ({WINDOWS_MIN} are to be measured), {weighted} with the"
+            f" weights of the sample; not in {_names(missed)}",
+        ),
+        Requirement(
+            f"at most {WIDTH_MAX:g} wide from {WIDE_QUERIES_MIN} queries on",
+            not wide,
+            f"{len(wide)} of {len(large)} are wider: {_names(wide)}",
+        ),
+        Requirement(
+            f"never met while the last minute is below the objective by more than {BELOW_MAX:g}",
+            not wrong,
+            f"wrong in {len(wrong)} of {len(phases)} phases: {_names(wrong)}",
+        ),
+        Requirement(
+            f"noticed within {NOTICE_MAX_S:g} s where recall fell below the objective",
+            not unnoticed,
+            f"late or never in {len(unnoticed)} of {len(fell)} phases: {_names(unnoticed)}",
+        ),
+        Requirement(
+            f"the objective is kept within {OBJECTIVE_MAX_S:g} s of each change",
+            not lost,
+            f"late or never in {len(lost)} of {len(phases)} phases: {_names(lost)}",
+        ),
+    ]
+
+
+def _within(value: float | None, most: float) -> bool:
+    return value is not None and value <= most
+
+
+def _names(rows: Iterable[Row]) -> str:
+    """Return which conditions these are, the first of them."""
+    found = list(dict.fromkeys(row["condition"] for row in rows))
+    if not found:
+        return "none"
+    more = f" and {len(found) - NAMED_MAX} more" if len(found) > NAMED_MAX else ""
+    return ", ".join(found[:NAMED_MAX]) + more
+
+
+async def measure(
+    condition: Condition, dataset: Dataset, own: TruthOptions, *, seconds: float, say: Say
+) -> list[Row]:
+    """Run one condition on a server of its own and return its rows."""
+    planted = plant(condition.data, dataset)
+    say(f"{condition.name}: {len(planted.vectors):,} rows x {planted.vectors.shape[1]}")
+    seed = (CONDITIONS.index(condition),) if condition in CONDITIONS else (0,)
+    async with observed_server(
+        condition, planted, rate=own.rate, seconds=seconds, seed=seed, say=say
+    ) as server:
+        observed = await server.run()
+    for failure in observed.failures[:3]:
+        say(f"  {condition.name}: {failure}")
+    return await asyncio.to_thread(lambda: Judged(condition, dataset, observed).rows())
+
+
+async def run(dataset: Dataset, own: TruthOptions, *, seconds: float, say: Say) -> list[Row]:
+    """Run all conditions, so many at once, and return the rows in the order of the conditions.
+
+    A condition that could not be run has no rows, and the others go on.
+    """
+    free = asyncio.Semaphore(own.at_once)
+
+    async def one(condition: Condition) -> list[Row]:
+        async with free:
+            try:
+                return await measure(condition, dataset, own, seconds=seconds, say=say)
+            except (RuntimeError, AnnhealError) as error:
+                say(f"{condition.name} could not be run: {error}")
+                return []
+
+    found = await asyncio.gather(*(one(condition) for condition in own.conditions))
+    return [row for rows in found for row in rows]
+
+
+def parse(arguments: Sequence[str] | None = None) -> tuple[Options, TruthOptions]:
+    """Return the shared options and those of this benchmark; with --list, print and exit."""
+    parser = argparse.ArgumentParser(
+        prog="recall_truth.py", usage=argparse.SUPPRESS, add_help=False, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("--conditions", metavar="A,B", help="these conditions only; --list names them")
+    add("--set", default=ALL, choices=(TUNE, REPORT, ALL), help="one half of the conditions (all)")
+    add("--rate", type=float, default=RATE, metavar="N", help=f"queries a second ({RATE:g})")
+    add("--rows", type=int, metavar="N", help="use the first N rows only, as --limit")
+    add("--at-once", type=int, default=1, metavar="N", help="conditions that run at once (1)")
+    add("--list", action="store_true", help="list the conditions and exit")
+    given, rest = parser.parse_known_args(arguments)
+    if {"-h", "--help"} & set(rest):
+        print(f"{parser.format_help().strip()}\n", flush=True)
+    if given.list:
+        for one in CONDITIONS:
+            print(f"{one.name:18} {one.set_name:7} {', '.join(p.name for p in one.phases)}")
+        parser.exit()
+    options = parse_options(rest, description=__doc__ or "", seconds=SECONDS, modes=("embedded",))
+    if given.rate <= 0 or given.at_once < 1 or (given.rows is not None and given.rows < 1):
+        parser.error("--rate, --at-once, --rows: out of range")
+    if given.rows is not None:
+        options = replace(options, limit=given.rows)
+    conditions = [one for one in CONDITIONS if given.set in (ALL, one.set_name)]
+    if given.conditions is not None:
+        names = [name.strip() for name in given.conditions.split(",")]
+        unknown = [name for name in names if name not in BY_NAME]
+        if unknown:
+            parser.error(f"--conditions: there is no {unknown[0]!r}; --list names them")
+        conditions = [one for one in conditions if one.name in names]
+        if not conditions:
+            parser.error(f"--conditions: none of them is in the set {given.set!r}")
+    return options, TruthOptions(tuple(conditions), given.rate, given.at_once)
+
+
+def main() -> int:
+    """Run the benchmark."""
+    options, own = parse()
+    console = report_console()
+    dataset = load_dataset(options)
+
+    def say(text: str) -> None:
+        console.print(text, style="dim", highlight=False)
+
+    rows = asyncio.run(run(dataset, own, seconds=options.seconds, say=say))
+    checks = requirements(rows, names=[one.name for one in own.conditions])
+    phases = [_shown(row) for row in rows if row["window"] is None]
+    shown = Report("recall_truth", replace(options, json=None), dataset, phases, checks)
+    print_report(shown, title="Recall as published and as it was", columns=COLUMNS, console=console)
+    path = Report("recall_truth", options, dataset, rows, checks).write()
+    if path is not None:
+        console.print(f"written to {path}", highlight=False)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
