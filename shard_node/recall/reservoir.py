@@ -8,7 +8,9 @@ exponentially distributed with mean 1, and keeps the items with the `size` small
 Letters 97, 2006). Weights of exponential decay only ever scale together, so the sample is right at
 any later time without another look at it.
 
-Keys are held as logarithms, log(E) - t / horizon, so nothing overflows however long the stream is.
+An item may stand for several of a stream that was thinned before (`thinning.py`): its weight is so
+many times larger. Keys are held as logarithms, log(E) - t / horizon, so nothing overflows however
+long the stream is.
 Once the reservoir is full, the weight that passes until the next item enters is exponentially
 distributed too (the exponential jumps of Efraimidis and Spirakis): a batch from which nothing
 enters costs one exp and a comparison, and no random number.
@@ -64,13 +66,22 @@ class DecayingReservoir(Generic[ItemT]):
         return len(self._held)
 
     def offer(
-        self, count: int, at_s: float, item: Callable[[int], ItemT], *, first: int = 0
+        self,
+        count: int,
+        at_s: float,
+        item: Callable[[int], ItemT],
+        *,
+        first: int = 0,
+        weight: float = 1.0,
     ) -> int:
         """Offer `count` items that arrive at `at_s`; return how many entered.
 
         `item(i)`, for i from `first` to `first` + `count` - 1, is called for those that enter only.
-        `at_s` must not be earlier than at a previous call.
+        Each stands for `weight` items of the stream. `at_s` must not be earlier than at a previous
+        call.
         """
+        if weight != 1.0:  # as heavy as one item at a later time
+            at_s += self.horizon_s * math.log(weight)
         place, end, entered = first, first + count, 0
         while len(self._held) < self.size:
             if place == end:
@@ -94,15 +105,6 @@ class DecayingReservoir(Generic[ItemT]):
             self._draw_jump(at_s)
         self._jump -= end - place
         return entered
-
-    @property
-    def room(self) -> int:
-        """How many more items of the time of the last call may pass before one enters."""
-        return int(self._jump) if len(self._held) == self.size else 0
-
-    def pass_over(self, count: int) -> None:
-        """Count items of the time of the last call that did not enter, at most `room`."""
-        self._jump -= count
 
     def add_earlier(self, item: ItemT, *, arrived_s: float, now_s: float) -> None:
         """Offer an item of the past, such as one that was stored; `now_s` as in `offer`."""
@@ -178,21 +180,18 @@ class RotatingReservoir(Generic[ItemT]):
         return sum(len(part) for part in self._parts)
 
     def offer(
-        self, count: int, at_s: float, item: Callable[[int], ItemT], *, first: int = 0
+        self,
+        count: int,
+        at_s: float,
+        item: Callable[[int], ItemT],
+        *,
+        first: int = 0,
+        weight: float = 1.0,
     ) -> int:
         """Offer items as to a `DecayingReservoir`; return how many entered."""
         if at_s - self._began_s >= self._part_s:
             self._rotate(at_s)
-        return self._parts[-1].offer(count, at_s, item, first=first)
-
-    @property
-    def room(self) -> int:
-        """As of a `DecayingReservoir`."""
-        return self._parts[-1].room
-
-    def pass_over(self, count: int) -> None:
-        """As of a `DecayingReservoir`."""
-        self._parts[-1].pass_over(count)
+        return self._parts[-1].offer(count, at_s, item, first=first, weight=weight)
 
     def add_earlier(self, item: ItemT, *, arrived_s: float, now_s: float) -> None:
         """Offer an item of the past, such as one that was stored; `now_s` as in `offer`."""
@@ -205,15 +204,16 @@ class RotatingReservoir(Generic[ItemT]):
         ranked = [pair for part in self._parts for pair in part.ranked()]
         return [item for _, item in sorted(ranked, key=_rank)]
 
-    def chance(self, at_s: float) -> float:
+    def chance(self, at_s: float, *, weight: float = 1.0) -> float:
         """Return about the probability with which an item that arrives at `at_s` will be held.
 
-        That is the chance in a single reservoir of the items of the parts held.
+        That is the chance in a single reservoir of the items of the parts held, for an item that
+        stands for `weight` of them.
         """
         ranks = sorted(rank for part in self._parts for rank, _ in part.ranked())
         if len(ranks) < self.size:
             return 1.0
-        threshold = ranks[self.size - 1] + at_s / self._horizon_s
+        threshold = ranks[self.size - 1] + at_s / self._horizon_s + math.log(weight)
         return -math.expm1(-math.exp(min(_EXPONENT_MAX, threshold)))
 
     def _rotate(self, at_s: float) -> None:

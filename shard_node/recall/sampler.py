@@ -10,7 +10,6 @@ that forgets within half a minute gets about 128 new ones a minute from any fast
 from __future__ import annotations
 
 import bisect
-import math
 import random
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -26,6 +25,7 @@ from annheal.model.search import SearchAnswer, SearchOptions
 from annheal.runtime.clock import Clock, monotonic_s, wall_s
 from annheal.shard_node.recall.reservoir import DecayingReservoir, RotatingReservoir
 from annheal.shard_node.recall.served import ServedHits, served_hits
+from annheal.shard_node.recall.thinning import Thinning
 from annheal.shard_node.search.searcher import MatchCount
 
 JUDGING_QUERIES = 128
@@ -45,8 +45,9 @@ SAMPLE_BYTES_MAX = 2_097_152
 """Bytes of the vectors of one reservoir; of long vectors fewer than above are kept."""
 LONG_QUERIES_MIN = 16
 """Queries of one reservoir, however long the vectors are."""
-TICK_S = 0.5
-"""Queries of so many seconds have the same weight."""
+OVERSAMPLED = 2
+"""So many times the queries that a reservoir holds are offered to it in a horizon; others are
+skipped before any work is done for them."""
 TRAFFIC_PARTS = 6
 """Parts of a window in which queries are counted."""
 
@@ -106,60 +107,30 @@ Stratum = tuple[SelectivityBand, bool, int]
 
 @dataclass(slots=True)
 class _Reservoirs:
-    """The reservoirs of one stratum.
+    """The reservoirs of one stratum, and the thinning of its queries before they are offered."""
 
-    Queries of the same tick have the same weight, so one subtraction says for all reservoirs that
-    none of a batch enters.
-
-    Attributes:
-        skip: so many of the next queries are not offered.
-        tick_s: when the present tick began.
-        room: so many queries may pass in the present tick before one enters a reservoir.
-        passed: queries that passed and that the reservoirs have not counted yet.
-    """
-
+    thinning: Thinning
     judging: RotatingReservoir[SampledQuery]
     calibrating: tuple[Reservoir, ...]
-    skip: int = 0
-    tick_s: float = -math.inf
-    room: int = 0
-    passed: int = 0
-
-    def passes(self, count: int, at_s: float) -> bool:
-        """Count queries and return True if none of them enters; else do nothing."""
-        if count > self.room or at_s - self.tick_s >= TICK_S:
-            return False
-        self.room -= count
-        self.passed += count
-        return True
 
     def offer(
-        self, count: int, at_s: float, item: Callable[[int], SampledQuery], *, first: int = 0
+        self, place: int, at_s: float, item: Callable[[int], SampledQuery], *, weight: float
     ) -> None:
-        """Offer queries to all of them; see `DecayingReservoir.offer`."""
-        self._settle()
-        if at_s - self.tick_s >= TICK_S:
-            self.tick_s = at_s
-        self.judging.offer(count, self.tick_s, item, first=first)
-        self.room = self.judging.room
+        """Offer the query at `place` to all of them; see `DecayingReservoir.offer`."""
+        self.judging.offer(1, at_s, item, first=place, weight=weight)
         for reservoir in self.calibrating:
-            reservoir.offer(count, self.tick_s, item, first=first)
-            self.room = min(self.room, reservoir.room)
-
-    def _settle(self) -> None:
-        """Let the reservoirs count the queries that passed."""
-        self.judging.pass_over(self.passed)
-        for reservoir in self.calibrating:
-            reservoir.pass_over(self.passed)
-        self.room = self.passed = 0
+            reservoir.offer(1, at_s, item, first=place, weight=weight)
 
     def add_earlier(self, query: SampledQuery, *, now_s: float) -> None:
         """Offer a stored query to all of them, by its own time."""
-        self._settle()
-        self.tick_s = now_s
         self.judging.add_earlier(query, arrived_s=query.arrived_s, now_s=now_s)
         for reservoir in self.calibrating:
             reservoir.add_earlier(query, arrived_s=query.arrived_s, now_s=now_s)
+
+    def chance(self, at_s: float) -> float:
+        """Return the probability with which a query of now will be held to judge."""
+        share = self.thinning.share
+        return share * self.judging.chance(at_s, weight=1.0 / share)
 
     def items(self) -> list[SampledQuery]:
         """Return the queries of all of them; one that several hold is there several times."""
@@ -250,10 +221,8 @@ class RecallSampler:
             samples, match_counts, n, filtered=options.filter is not None, at_s=now_s
         )
         own = options.ef is not None or options.recall_objective is not None
-        held = self._reservoirs(samples, (band, own, queries.shape[1]))
-        if held.skip >= n:
-            held.skip -= n
-        elif self.share < 1.0 or not held.passes(n, now_s):
+        held = self._reservoirs(samples, (band, own, queries.shape[1]), at_s=now_s)
+        if not held.thinning.skips(n, now_s):
             self._keep(samples, held, queries, options, answer, now_s=now_s)
 
     def _keep(
@@ -266,8 +235,7 @@ class RecallSampler:
         *,
         now_s: float,
     ) -> None:
-        """Offer queries to the reservoirs, with what is kept of them."""
-        n = len(queries)
+        """Offer the queries that pass the thinning to the reservoirs; keep what enters."""
         made: dict[int, SampledQuery] = {}
 
         def made_once(place: int) -> SampledQuery:
@@ -287,13 +255,8 @@ class RecallSampler:
                 )
             return made[place]
 
-        if self.share >= 1.0:
-            held.offer(n, now_s, made_once)
-            return
-        while held.skip < n:
-            held.offer(1, now_s, made_once, first=held.skip)
-            held.skip += 1 + self._skip()
-        held.skip -= n
+        for place, weight in held.thinning.passing(len(queries)):
+            held.offer(place, now_s, made_once, weight=weight)
 
     def sample(
         self, collection_id: str, *, queries_max: int | None = None
@@ -365,7 +328,7 @@ class RecallSampler:
                 objective=query.objective,
                 ef=query.ef,
             )
-            self._reservoirs(samples, stratum).add_earlier(known, now_s=now_s)
+            self._reservoirs(samples, stratum, at_s=now_s).add_earlier(known, now_s=now_s)
 
     def seen(self, collection_id: str, shard: int, band: SelectivityBand) -> int:
         """Return how many live queries of the band this node has answered for the shard."""
@@ -400,13 +363,13 @@ class RecallSampler:
         for (_, band), queries in self.recent_by_band(collection_id).items():
             weights[band] = weights.get(band, 0) + queries
         chances = [
-            (held.judging.chance(now_s), weights.get(band, 0))
+            (held.chance(now_s), weights.get(band, 0))
             for (band, _, _), held in samples.strata.items()
         ]
         total = sum(weight for _, weight in chances)
         if not total:
-            return self.share * max(chance for chance, _ in chances)
-        return self.share * sum(chance * weight for chance, weight in chances) / total
+            return max(chance for chance, _ in chances)
+        return sum(chance * weight for chance, weight in chances) / total
 
     def version(self, collection_id: str) -> int:
         """Return the serial of the newest sampled query of a collection; it only grows."""
@@ -447,14 +410,21 @@ class RecallSampler:
             live_rows += count.live_rows
         return band_of(matches, live_rows, filtered=filtered)
 
-    def _reservoirs(self, samples: _Samples, stratum: Stratum) -> _Reservoirs:
+    def _reservoirs(self, samples: _Samples, stratum: Stratum, *, at_s: float) -> _Reservoirs:
         held = samples.strata.get(stratum)
         if held is None:
             fit = max(LONG_QUERIES_MIN, SAMPLE_BYTES_MAX // (4 * max(1, stratum[2])))
-
+            size = min(JUDGING_QUERIES, fit)
             held = samples.strata[stratum] = _Reservoirs(
+                Thinning(
+                    OVERSAMPLED * size,
+                    horizon_s=self.windows.horizon_s,
+                    share_max=self.share,
+                    at_s=at_s,
+                    draw=self._draw,
+                ),
                 RotatingReservoir(
-                    min(JUDGING_QUERIES, fit),
+                    size,
                     horizon_s=self.windows.horizon_s,
                     part_s=self.windows.horizon_s,
                     enough=FRESH_QUERIES,
@@ -464,15 +434,8 @@ class RecallSampler:
                     Reservoir(min(CALIBRATING_QUERIES, fit), horizon_s=horizon_s, draw=self._draw)
                     for horizon_s in CALIBRATING_HORIZONS_S
                 ),
-                skip=self._skip(),
             )
         return held
-
-    def _skip(self) -> int:
-        """Return how many queries to skip so that a share `share` is offered."""
-        if self.share >= 1.0:
-            return 0
-        return int(math.log(1.0 - self._draw.random()) / math.log1p(-self.share))
 
 
 def _judging(

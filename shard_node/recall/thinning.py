@@ -1,0 +1,107 @@
+"""Chooses which queries of a stream are looked at, before any work is done for the others.
+
+A query passes with a probability that was set before it came, by the queries before it: the gaps
+between those that pass are geometrically distributed, so a query that does not pass costs a
+subtraction. The probability follows from the load, so that about equally many queries pass in the
+same time, whatever the load. One that passes with the probability p stands for 1 / p queries
+(Horvitz and Thompson, "A generalization of sampling without replacement from a finite universe",
+Journal of the American Statistical Association 47, 1952).
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator
+
+TICK_S = 1.0
+"""Seconds after which the probability is set again; the weight of the rate before halves."""
+PASSED_MAX = 128
+"""After so many queries within a tick, the probability halves: a burst is no reason for work."""
+
+
+class Thinning:
+    """Lets about `wanted` of the queries of each `horizon_s` pass; of fewer queries all.
+
+    Args:
+        wanted: queries in `horizon_s` seconds, at least 1.
+        horizon_s: see above.
+        share_max: the largest probability with which a query passes, in (0, 1].
+        at_s: when the stream begins, by the clock of `skips`.
+        draw: source of randomness.
+    """
+
+    def __init__(
+        self,
+        wanted: int,
+        *,
+        horizon_s: float,
+        share_max: float,
+        at_s: float,
+        draw: random.Random,
+    ) -> None:
+        self._wanted = wanted
+        self._horizon_s = horizon_s
+        self._share_max = share_max
+        self._draw = draw
+        self._tick_s = at_s
+        self._count = 0
+        """Queries since `_tick_s`."""
+        self._passed = 0
+        """Queries that passed since `_tick_s`, or since the probability halved."""
+        self._total = 0
+        """Queries before `_tick_s`."""
+        self._rate = math.inf
+        """Queries a second before `_tick_s`; not known in the first tick."""
+        self.share = share_max
+        """The probability with which the next query passes."""
+        self._gap = self._draw_gap()
+        """Queries until one passes."""
+
+    def skips(self, count: int, at_s: float) -> bool:
+        """Count `count` queries of one moment; return True if none of them passes.
+
+        Else `passing` must be called, with the same count.
+        """
+        if at_s - self._tick_s >= TICK_S:
+            self._plan(at_s)
+        self._count += count
+        if self._gap < count:
+            return False
+        self._gap -= count
+        return True
+
+    def passing(self, count: int) -> Iterator[tuple[int, float]]:
+        """Yield the positions of the queries that pass, and how many queries each stands for.
+
+        The iterator must be used up.
+        """
+        place = self._gap
+        while place < count:
+            yield place, 1.0 / self.share
+            self._passed += 1
+            if self._passed >= PASSED_MAX:
+                self._passed = 0
+                self.share /= 2.0
+            place += 1 + self._draw_gap()
+        self._gap = place - count
+
+    def _plan(self, at_s: float) -> None:
+        """Set the probability by the rate; the first queries of all are not extrapolated."""
+        waited_s = at_s - self._tick_s
+        rate = self._count / waited_s
+        if self._rate < math.inf:
+            rate += (self._rate - rate) * 0.5 ** (waited_s / TICK_S)
+        self._rate = rate
+        self._total += self._count
+        self._count = self._passed = 0
+        self._tick_s = at_s
+        expected = min(rate * self._horizon_s, float(self._total))
+        self.share = min(self._share_max, self._wanted / max(1.0, expected))
+        # Gaps have no memory: the rest of one is distributed as a whole one.
+        self._gap = self._draw_gap()
+
+    def _draw_gap(self) -> int:
+        if self.share >= 1.0:
+            return 0
+        return int(math.log(1.0 - self._draw.random()) / math.log1p(-self.share))
