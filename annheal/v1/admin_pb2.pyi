@@ -664,20 +664,22 @@ class FilterRecall(_message.Message):
     def __init__(self, shard: _Optional[int] = ..., filter: _Optional[_Union[_filter_pb2.Filter, _Mapping]] = ..., matches: _Optional[int] = ..., live_rows: _Optional[int] = ..., recall: _Optional[float] = ..., queries: _Optional[int] = ..., plans: _Optional[_Mapping[str, int]] = ...) -> None: ...
 
 class RecallSlice(_message.Message):
-    __slots__ = ("name", "verdict", "estimate", "stability", "seen", "served")
+    __slots__ = ("name", "verdict", "estimate", "stability", "seen", "served", "recent")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERDICT_FIELD_NUMBER: _ClassVar[int]
     ESTIMATE_FIELD_NUMBER: _ClassVar[int]
     STABILITY_FIELD_NUMBER: _ClassVar[int]
     SEEN_FIELD_NUMBER: _ClassVar[int]
     SERVED_FIELD_NUMBER: _ClassVar[int]
+    RECENT_FIELD_NUMBER: _ClassVar[int]
     name: str
     verdict: RecallVerdict
     estimate: RecallEstimate
     stability: float
     seen: int
     served: RecallEstimate
-    def __init__(self, name: _Optional[str] = ..., verdict: _Optional[_Union[RecallVerdict, str]] = ..., estimate: _Optional[_Union[RecallEstimate, _Mapping]] = ..., stability: _Optional[float] = ..., seen: _Optional[int] = ..., served: _Optional[_Union[RecallEstimate, _Mapping]] = ...) -> None: ...
+    recent: int
+    def __init__(self, name: _Optional[str] = ..., verdict: _Optional[_Union[RecallVerdict, str]] = ..., estimate: _Optional[_Union[RecallEstimate, _Mapping]] = ..., stability: _Optional[float] = ..., seen: _Optional[int] = ..., served: _Optional[_Union[RecallEstimate, _Mapping]] = ..., recent: _Optional[int] = ...) -> None: ...
 
 class TrendRatio(_message.Message):
     __slots__ = ("now", "ratio", "low", "high")

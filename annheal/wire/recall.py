@@ -256,6 +256,7 @@ def _encode_slice(one: RecallSlice) -> admin_pb2.RecallSlice:
         stability=one.stability,
         seen=one.seen,
         served=_encode_served(one.served),
+        recent=one.recent,
     )
 
 
@@ -267,4 +268,5 @@ def _decode_slice(message: admin_pb2.RecallSlice) -> RecallSlice:
         stability=message.stability if message.HasField("stability") else None,
         seen=message.seen,
         served=_decode_estimate(message.served) if message.HasField("served") else None,
+        recent=message.recent,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import typer
@@ -26,6 +27,7 @@ from annheal.model.measures.recall_summary import (
     RecallSlice,
     RecallSummary,
     RecallVerdict,
+    traffic_of,
 )
 
 
@@ -81,14 +83,21 @@ def sentence(one: RecallSlice, objective: float) -> str:
 
 
 def validated_share(summary: RecallSummary) -> float | None:
-    """Return the share of live queries in bands that are validated; None without a query."""
-    total = sum(one.seen for one in summary.bands)
-    good = sum(one.seen for one in summary.bands if is_validated(one, summary.recall_objective))
-    return good / total if total else None
+    """Return the share of the present queries in bands that are validated; None without a query."""
+    return _share_of(
+        summary, [one for one in summary.bands if is_validated(one, summary.recall_objective)]
+    )
+
+
+def _share_of(summary: RecallSummary, bands: Sequence[RecallSlice]) -> float | None:
+    """Return the share of the present queries in `bands`."""
+    weights = traffic_of(summary.bands)
+    total = sum(weights)
+    some = sum(weight for one, weight in zip(summary.bands, weights, strict=True) if one in bands)
+    return some / total if total else None
 
 
 def _as_document(summary: RecallSummary) -> dict[str, Any]:
-    total = sum(one.seen for one in summary.bands)
     bands = []
     for one in summary.bands:
         estimate = one.estimate
@@ -96,7 +105,8 @@ def _as_document(summary: RecallSummary) -> dict[str, Any]:
             {
                 "band": one.name,
                 "seen": one.seen,
-                "share": one.seen / total if total else None,
+                "recent": one.recent,
+                "share": _share_of(summary, [one]),
                 "recall": estimate.recall if estimate else None,
                 "low": estimate.low if estimate else None,
                 "high": estimate.high if estimate else None,

@@ -6,8 +6,9 @@ Always r = sum(w_i r_i).
 
 - Shards, and segments, of one band answer the same queries, and a hard query is hard everywhere.
   Their errors may be correlated to any degree, so the bounds are averaged like the means:
-  l = sum(w_i l_i), h = sum(w_i h_i), n = max(n_i), w_i proportional to n_i. Such an interval is
-  never too narrow.
+  l = sum(w_i l_i), h = sum(w_i h_i), n = max(n_i). Such an interval is never too narrow. w_i is
+  proportional to the queries of shard i in this band in the last window, as one filter may be of
+  different bands in two shards; for segments, and where no shard has any, to n_i.
 - Bands hold different queries, so their errors are independent: they are strata of the traffic and
   joined as such (`annheal.recall.interval.combine_strata`), n = sum(n_i). w_i is proportional to
   the live queries *seen* in the band, not to those sampled, because every band has a reservoir of
@@ -183,13 +184,28 @@ def seen_by_band(shards: Iterable[ShardBandRecall]) -> dict[SelectivityBand, int
 
 
 def traffic_by_band(shards: Sequence[ShardBandRecall]) -> dict[SelectivityBand, float]:
-    """Return the weights of the bands: their queries of the last window, or all if it has none."""
-    recent: dict[SelectivityBand, float] = {}
+    """Return the weights of the bands: searches of a shard in the last window, or all of them.
+
+    A query counts once for each shard, in the band that its filter has there.
+    """
+    counts: dict[SelectivityBand, float] = {}
+    for one, searches in zip(shards, _traffic(shards), strict=True):
+        counts[one.band] = counts.get(one.band, 0.0) + searches
+    return counts
+
+
+def recent_by_band(shards: Iterable[ShardBandRecall]) -> dict[SelectivityBand, int]:
+    """Return the live queries of the last window of each band, as `seen_by_band` does."""
+    recent: dict[SelectivityBand, int] = {}
     for one in shards:
-        recent[one.band] = max(recent.get(one.band, 0.0), float(one.recent))
-    if any(recent.values()):
-        return recent
-    return {band: float(queries) for band, queries in seen_by_band(shards).items()}
+        recent[one.band] = max(recent.get(one.band, 0), one.recent)
+    return recent
+
+
+def _traffic(parts: Sequence[ShardBandRecall]) -> list[int]:
+    """Return the queries of each part in the last window; of all time where it has none."""
+    recent = [one.recent for one in parts]
+    return recent if any(recent) else [one.seen for one in parts]
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,13 +219,25 @@ class _Judge:
         return verdict_of(estimate, self.objective, now_s=self.now_s)
 
 
-def join_dependent(parts: Iterable[RecallEstimate]) -> RecallEstimate | None:
-    """Return one estimate from parts that measured the same queries; None without a part."""
-    measured = [part for part in parts if part.queries]
-    total = sum(part.queries for part in measured)
-    if not total:
+def join_dependent(
+    parts: Iterable[RecallEstimate], traffic: Iterable[float] = ()
+) -> RecallEstimate | None:
+    """Return one estimate from parts that measured the same queries; None without a part.
+
+    `traffic` has the weight of each part. Without it, and where it is 0 for all measured parts,
+    weights are numbers of queries.
+    """
+    every = list(parts)
+    given = list(traffic) or [0.0] * len(every)
+    known = [(part, weight) for part, weight in zip(every, given, strict=True) if part.queries]
+    if not any(weight for _, weight in known):
+        known = [(part, float(part.queries)) for part, _ in known]
+    known = [(part, weight) for part, weight in known if weight]
+    if not known:
         return None
-    weights = [part.queries / total for part in measured]
+    total = math.fsum(weight for _, weight in known)
+    measured = [part for part, _ in known]
+    weights = [weight / total for _, weight in known]
 
     def mean(value: Callable[[RecallEstimate], float]) -> float:
         return math.fsum(w * value(part) for w, part in zip(weights, measured, strict=True))
@@ -300,15 +328,16 @@ def _join_shares(parts: Sequence[RecallEstimate], weights: Sequence[float]) -> t
 
 def _bands(shards: Sequence[ShardBandRecall], judge: _Judge) -> tuple[RecallSlice, ...]:
     grouped = _grouped(shards, lambda one: one.band)
-    seen = seen_by_band(shards)
+    seen, recent = seen_by_band(shards), recent_by_band(shards)
     return tuple(
         _slice(
             band.value,
-            join_dependent(one.estimate for one in grouped[band]),
+            _joined(grouped[band]),
             judge,
-            stability=_stability((one.stability, one.estimate.queries) for one in grouped[band]),
+            stability=_stability(grouped[band]),
             seen=seen[band],
             served=_joined_served(grouped[band]),
+            recent=recent[band],
         )
         for band in SelectivityBand
         if band in grouped
@@ -318,10 +347,7 @@ def _bands(shards: Sequence[ShardBandRecall], judge: _Judge) -> tuple[RecallSlic
 def _overall(shards: Sequence[ShardBandRecall], judge: _Judge) -> RecallSlice:
     traffic = traffic_by_band(shards)
     bands = _grouped(shards, lambda one: one.band)
-    parts = [
-        (join_dependent(one.estimate for one in held), traffic[band])
-        for band, held in bands.items()
-    ]
+    parts = [(_joined(held), traffic[band]) for band, held in bands.items()]
     served = [
         (joined, traffic[band])
         for band, held in bands.items()
@@ -331,9 +357,10 @@ def _overall(shards: Sequence[ShardBandRecall], judge: _Judge) -> RecallSlice:
         "",
         join_independent(parts),
         judge,
-        stability=_stability((one.stability, one.seen) for one in shards),
+        stability=_stability(shards),
         seen=sum(seen_by_band(shards).values()),
         served=join_independent(served),
+        recent=sum(recent_by_band(shards).values()),
     )
     judged = sum(weight for part, weight in parts if judge.verdict(part) not in _UNDECIDED)
     is_covered = judged >= COVERED_SHARE_MIN * sum(traffic.values())
@@ -342,9 +369,16 @@ def _overall(shards: Sequence[ShardBandRecall], judge: _Judge) -> RecallSlice:
     return replace(found, verdict=RecallVerdict.UNKNOWN)
 
 
+def _joined(parts: Sequence[ShardBandRecall]) -> RecallEstimate | None:
+    """Return the recall of the shards of one band, weighted by the traffic of the window."""
+    return join_dependent((one.estimate for one in parts), _traffic(parts))
+
+
 def _joined_served(parts: Iterable[ShardBandRecall | OwnSettingRecall]) -> RecallEstimate | None:
     """Return the recall of the answers that were given; None where no part knows it."""
-    return join_dependent(one.served for one in parts if one.served is not None)
+    known = [(one, one.served) for one in parts if one.served is not None]
+    shards = [one for one, _ in known if isinstance(one, ShardBandRecall)]
+    return join_dependent((served for _, served in known), _traffic(shards))
 
 
 def _own(parts: Iterable[OwnSettingRecall], *, now_s: float) -> tuple[RecallSlice, ...]:
@@ -366,8 +400,9 @@ def _of_shard(shard: int, parts: Sequence[ShardBandRecall], judge: _Judge) -> Re
         str(shard),
         join_independent((one.estimate, traffic[one.band]) for one in parts),
         judge,
-        stability=_stability((one.stability, one.seen) for one in parts),
+        stability=_stability(parts),
         seen=sum(one.seen for one in parts),
+        recent=sum(one.recent for one in parts),
     )
 
 
@@ -421,12 +456,17 @@ def _slice(
     stability: float | None = None,
     seen: int = 0,
     served: RecallEstimate | None = None,
+    recent: int = 0,
 ) -> RecallSlice:
-    return RecallSlice(name, judge.verdict(estimate), estimate, stability, seen, served)
+    return RecallSlice(name, judge.verdict(estimate), estimate, stability, seen, served, recent)
 
 
-def _stability(parts: Iterable[tuple[float, int]]) -> float | None:
-    known = [(value, max(1, weight)) for value, weight in parts if not math.isnan(value)]
+def _stability(parts: Sequence[ShardBandRecall]) -> float | None:
+    known = [
+        (one.stability, max(1, weight))
+        for one, weight in zip(parts, _traffic(parts), strict=True)
+        if not math.isnan(one.stability)
+    ]
     total = sum(weight for _, weight in known)
     return math.fsum(value * weight for value, weight in known) / total if total else None
 

@@ -17,15 +17,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from annheal.cli.__main__ import hoist
 from annheal.cli.app import app
 from annheal.cli.exit_codes import ExitCode
+from annheal.cli.operator_commands.recall import _render_report, _report_document
 from annheal.cli.user_commands.explain import why
 from annheal.coordinator.service import services
 from annheal.model.measures.recall import CollectionRecall, OwnSettingRecall, RecallEstimate
 from annheal.model.search import SegmentExplain
+from annheal.model.topology.cluster import RecallReport
 from annheal.rpc.server import RpcServer
 from tests.support.memory_cluster import memory_cluster, soon, spec
 from tests.support.memory_node import MemoryNode
@@ -177,6 +180,39 @@ async def test_filters_gives_a_verdict_on_every_band(served: Served) -> None:
     assert selective["selectivity"] == pytest.approx(0.005)
     assert (selective["recall"], selective["plans"]) == (pytest.approx(0.8), {"selector": 40})
     assert broad["filter"] == "year >= 2000"
+
+
+async def test_shares_of_bands_are_those_of_the_present_queries(served: Served) -> None:
+    usual = report(served.collection_id)
+    plain, narrow = usual.shards
+    recent = (replace(plain, recent=30), replace(narrow, recent=70))
+    served.node.recalls.append(replace(usual, shards=recent))
+    shown = (await served.run("filters", "things")).stdout
+    assert "30.0% of the live queries are in bands that are validated" in shown
+    whole = document(await served.run("filters", "things", "-o", "json"))
+    assert [(one["share"], one["recent"]) for one in whole["bands"]] == [
+        (pytest.approx(0.3), 30),
+        (pytest.approx(0.7), 70),
+    ]
+    lines = {
+        " ".join(one.split()) for one in (await served.run("recall", "things")).stdout.splitlines()
+    }
+    assert any(line.startswith("unfiltered 9,000 30.0%") for line in lines)
+    live = document(await served.run("recall", "things", "-o", "json"))
+    assert live["queries_from"] == "live queries"
+
+
+@pytest.mark.parametrize(("high", "verdict"), [(0.999, "not judged"), (0.94, "missed")])
+def test_stored_rows_never_show_that_the_objective_is_met(high: float, verdict: str) -> None:
+    measured = RecallReport(high - 0.002, high - 0.02, high, 200, 10, 0.95)
+    found = _report_document(measured)
+    assert (found["verdict"], found["queries_from"]) == (verdict, "stored rows")
+    console = Console(width=200)
+    with console.capture() as capture:
+        console.print(_render_report(measured))
+    shown = " ".join(capture.get().split())
+    assert f"objective 0.95 ({verdict})" in shown
+    assert "200 stored rows" in shown
 
 
 async def test_without_live_queries_recall_measures_at_once(served: Served) -> None:

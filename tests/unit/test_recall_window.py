@@ -82,6 +82,26 @@ def test_the_queries_of_the_window_weigh_not_those_of_long_ago() -> None:
     assert traffic_by_band(before) == {NARROW: 20_000.0, UNFILTERED: 1_000.0}
 
 
+def test_shards_of_a_band_weigh_by_their_queries_of_the_window() -> None:
+    """One filter is of this band in shard 0 for 900 queries, in shard 1 for 100."""
+    parts = [
+        ShardBandRecall(0, NARROW, asked(GOOD, queries=20), 1.0, 10, 900, asked(GOOD)),
+        ShardBandRecall(1, NARROW, asked(BAD, queries=100), 0.0, 9_000, 100, asked(BAD)),
+    ]
+    report = CollectionRecall("c1", 0.95, 0.01, tuple(parts), ())
+    summary = summarise(COLLECTION, [report], now_s=NOW_S)
+    (found,) = summary.bands
+    for one in (found, summary.overall):
+        assert one.estimate is not None
+        assert one.served is not None
+        assert one.estimate.recall == pytest.approx(0.9 * 0.98 + 0.1 * 0.6)
+        assert one.served.recall == pytest.approx(one.estimate.recall)
+        assert one.stability == pytest.approx(0.9)
+        assert (one.recent, one.seen) == (900, 9_000)
+    assert traffic_by_band(parts) == {NARROW: 1_000.0}
+    assert decode_recall_summary(encode_recall_summary(summary)) == summary
+
+
 @pytest.mark.parametrize(
     ("recent", "verdict"), [(10, RecallVerdict.MET), (1_000, RecallVerdict.UNKNOWN)]
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -69,8 +69,9 @@ class RecallSlice:
     """Part of a collection's live queries: a band, a shard, a tier, a model (`name`), or all ("").
 
     `stability` is the share of queries that got the same answer twice (None: not measured); `seen`
-    counts live queries, sampled or not. `estimate` is about answers as the nodes would give them
-    now, `served` about the answers that they gave (None: not known).
+    counts live queries, sampled or not, `recent` those of about the last window. `estimate` is
+    about answers as the nodes would give them now, `served` about the answers that they gave (None:
+    not known).
     """
 
     name: str
@@ -79,6 +80,16 @@ class RecallSlice:
     stability: float | None = None
     seen: int = 0
     served: RecallEstimate | None = None
+    recent: int = 0
+
+
+def traffic_of(slices: Sequence[RecallSlice]) -> list[int]:
+    """Return the weight of each slice: its queries of the last window.
+
+    Where none of the slices has any, it is the queries since the start.
+    """
+    recent = [one.recent for one in slices]
+    return recent if any(recent) else [one.seen for one in slices]
 
 
 @dataclass(frozen=True, slots=True)
