@@ -215,8 +215,8 @@ def seconds_to_notice(
 ) -> float | None:
     """Return when the server noticed that recall is below the objective; None: never.
 
-    It notices when it says that the objective is missed or that this is unclear, when it takes back
-    that it is met, or when it raises ef.
+    It notices when a new estimate says that the objective is missed or that this is unclear, when
+    it takes back that it is met, or when it raises ef.
     """
     before = [one.summary for one in published if one.seen_s < change_s]
     was_met = bool(before) and before[-1].overall.verdict in MET
@@ -228,7 +228,9 @@ def seconds_to_notice(
         now = _efs(one.summary)
         raised = any(ef > efs.get(slot, ef) for slot, ef in now.items())
         taken_back = was_met and verdict is RecallVerdict.UNKNOWN
-        if raised or taken_back or verdict in BELOW:
+        estimate = one.summary.overall.estimate
+        is_new = estimate is not None and estimate.window_end_s > change_s
+        if raised or taken_back or (is_new and verdict in BELOW):
             return one.seen_s - change_s
         efs = {**now, **efs}
     return None

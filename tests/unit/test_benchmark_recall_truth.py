@@ -214,11 +214,13 @@ def test_it_is_noticed_by_a_verdict_or_by_a_larger_ef() -> None:
     def noticed(one: Published) -> float | None:
         return seconds_to_notice([*before, *same, one], change_s=10.0, end_s=40.0)
 
-    assert noticed(published(25, MET)) is None
-    assert noticed(published(25, MISSED)) == 15
+    new = estimate(0.9, begin_s=5, end_s=24)
+    assert noticed(published(25, MET, new)) is None
+    assert noticed(published(25, MISSED, new)) == 15
+    assert noticed(published(25, MISSED, estimate(0.9, begin_s=0, end_s=9))) is None, "known before"
     assert noticed(published(25, RecallVerdict.UNKNOWN)) == 15
     assert noticed(published(25, MET, ef=57)) == 15
-    assert noticed(published(45, MISSED)) is None, "the phase is over"
+    assert noticed(published(45, MISSED, new)) is None, "the phase is over"
     unknown = [published(5.0, RecallVerdict.UNKNOWN), published(15.0, RecallVerdict.UNKNOWN)]
     assert seconds_to_notice(unknown, change_s=10.0, end_s=40.0) is None
 
