@@ -21,13 +21,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from annheal.errors import AnnhealError
+from annheal.model.collection import Metric
 from annheal.model.measures.recall import band_of
 from annheal.model.measures.recall_summary import OWN_EF
 from benchmarks.datasets.conditions import BY_NAME, CONDITIONS, REPORT, TUNE, Ask, Condition
 from benchmarks.datasets.planted import plant
 from benchmarks.harness.dataset import Dataset, load_dataset
+from benchmarks.harness.drawing import Panel
 from benchmarks.harness.options import Options, parse_options
+from benchmarks.harness.recall_figures import draw, panel_of
 from benchmarks.harness.recall_windows import (
+    ANSWERS_MIN,
     BAND,
     BELOW_MAX,
     OVERALL,
@@ -82,21 +86,23 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class TruthOptions:
-    """What is particular to this benchmark: the conditions, and how many of them run at once."""
+    """What is particular to this benchmark; `at_once` conditions run side by side, `svg` is where
+    the picture goes."""
 
     conditions: tuple[Condition, ...]
     rate: float
     at_once: int
+    svg: Path | None = None
 
 
 class Judged:
     """What was observed of one condition, compared with the truth."""
 
-    def __init__(self, condition: Condition, dataset: Dataset, observed: Observed) -> None:
+    def __init__(self, condition: Condition, metric: Metric, observed: Observed) -> None:
         self.condition = condition
         self.observed = observed
         self._recalls = observed.history.recalls(
-            plant(condition.data, dataset).metric,
+            metric,
             observed.questions,
             [one.given for one in observed.answered],
         )
@@ -155,6 +161,17 @@ class Judged:
             rows.append(line)
         return rows
 
+    def panel(self) -> Panel:
+        """Return the picture of the condition."""
+        passed = self.observed.passed
+        return panel_of(
+            self.condition.name,
+            self.answers(OVERALL),
+            self.windows(),
+            phases=[(one.phase.name, one.change_s) for one in passed],
+            end_s=passed[-1].end_s,
+        )
+
     def _phase_of(self, window: Window) -> int:
         """Return the number of the phase in which a window was published."""
         changes = [one.change_s for one in self.observed.passed]
@@ -194,7 +211,7 @@ class Judged:
             "verdict": published[-1].summary.overall.verdict.value,
             "met_while_below_s": max(wrong.values(), default=0.0),
             "fell": fell,
-            "kept": kept_s is not None,
+            "kept": None if known.count(begin_s, end_s) < ANSWERS_MIN else kept_s is not None,
             "seconds_to_notice": noticed_s,
             "seconds_to_objective": kept_s,
             "cost_ratio": passed.cost_ratio,
@@ -231,7 +248,7 @@ def _shown(row: Row) -> Row:
         "interval": interval,
         "verdict": row["verdict"].replace("met, with a bad tail", "met, bad tail"),
         "seconds_to_notice": "never" if noticed_s is None and row["fell"] else noticed_s,
-        "seconds_to_objective": "never" if kept_s is None else kept_s,
+        "seconds_to_objective": "never" if row["kept"] is False else kept_s,
     }
 
 
@@ -252,7 +269,8 @@ def requirements(rows: Sequence[Row], *, names: Sequence[str] = ()) -> list[Requ
     wrong = [row for row in phases if row["met_while_below_s"] > 0]
     fell = [row for row in phases if row["fell"]]
     unnoticed = [row for row in fell if not _within(row["seconds_to_notice"], NOTICE_MAX_S)]
-    lost = [row for row in phases if not _within(row["seconds_to_objective"], OBJECTIVE_MAX_S)]
+    long = [row for row in phases if row["kept"] is not None]
+    lost = [row for row in long if not _within(row["seconds_to_objective"], OBJECTIVE_MAX_S)]
     absent = sorted(set(names) - {row["condition"] for row in phases})
     return [
         Requirement(
@@ -284,7 +302,7 @@ def requirements(rows: Sequence[Row], *, names: Sequence[str] = ()) -> list[Requ
         Requirement(
             f"the objective is kept within {OBJECTIVE_MAX_S:g} s of each change",
             not lost,
-            f"late or never in {len(lost)} of {len(phases)} phases: {_names(lost)}",
+            f"late or never in {len(lost)} of {len(long)} phases: {_names(lost)}",
         ),
     ]
 
@@ -304,8 +322,8 @@ def _names(rows: Iterable[Row]) -> str:
 
 async def measure(
     condition: Condition, dataset: Dataset, own: TruthOptions, *, seconds: float, say: Say
-) -> list[Row]:
-    """Run one condition on a server of its own and return its rows."""
+) -> Judged:
+    """Run one condition on a server of its own and judge what was published."""
     planted = plant(condition.data, dataset)
     say(f"{condition.name}: {len(planted.vectors):,} rows x {planted.vectors.shape[1]}")
     seed = (CONDITIONS.index(condition),) if condition in CONDITIONS else (0,)
@@ -315,26 +333,26 @@ async def measure(
         observed = await server.run()
     for failure in observed.failures[:3]:
         say(f"  {condition.name}: {failure}")
-    return await asyncio.to_thread(lambda: Judged(condition, dataset, observed).rows())
+    return await asyncio.to_thread(Judged, condition, planted.metric, observed)
 
 
-async def run(dataset: Dataset, own: TruthOptions, *, seconds: float, say: Say) -> list[Row]:
-    """Run all conditions, so many at once, and return the rows in the order of the conditions.
+async def run(dataset: Dataset, own: TruthOptions, *, seconds: float, say: Say) -> list[Judged]:
+    """Run all conditions, so many at once, and return them in their order.
 
-    A condition that could not be run has no rows, and the others go on.
+    A condition that could not be run is left out, and the others go on.
     """
     free = asyncio.Semaphore(own.at_once)
 
-    async def one(condition: Condition) -> list[Row]:
+    async def one(condition: Condition) -> Judged | None:
         async with free:
             try:
                 return await measure(condition, dataset, own, seconds=seconds, say=say)
             except (RuntimeError, AnnhealError) as error:
                 say(f"{condition.name} could not be run: {error}")
-                return []
+                return None
 
     found = await asyncio.gather(*(one(condition) for condition in own.conditions))
-    return [row for rows in found for row in rows]
+    return [judged for judged in found if judged is not None]
 
 
 def parse(arguments: Sequence[str] | None = None) -> tuple[Options, TruthOptions]:
@@ -348,6 +366,7 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Options, TruthOptions
     add("--rate", type=float, default=RATE, metavar="N", help=f"queries a second ({RATE:g})")
     add("--rows", type=int, metavar="N", help="use the first N rows only, as --limit")
     add("--at-once", type=int, default=1, metavar="N", help="conditions that run at once (1)")
+    add("--svg", type=Path, metavar="FILE", help="draw what was true and what was said")
     add("--list", action="store_true", help="list the conditions and exit")
     given, rest = parser.parse_known_args(arguments)
     if {"-h", "--help"} & set(rest):
@@ -370,7 +389,7 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Options, TruthOptions
         conditions = [one for one in conditions if one.name in names]
         if not conditions:
             parser.error(f"--conditions: none of them is in the set {given.set!r}")
-    return options, TruthOptions(tuple(conditions), given.rate, given.at_once)
+    return options, TruthOptions(tuple(conditions), given.rate, given.at_once, given.svg)
 
 
 def main() -> int:
@@ -382,7 +401,8 @@ def main() -> int:
     def say(text: str) -> None:
         console.print(text, style="dim", highlight=False)
 
-    rows = asyncio.run(run(dataset, own, seconds=options.seconds, say=say))
+    judged = asyncio.run(run(dataset, own, seconds=options.seconds, say=say))
+    rows = [row for one in judged for row in one.rows()]
     checks = requirements(rows, names=[one.name for one in own.conditions])
     phases = [_shown(row) for row in rows if row["window"] is None]
     shown = Report("recall_truth", replace(options, json=None), dataset, phases, checks)
@@ -390,6 +410,10 @@ def main() -> int:
     path = Report("recall_truth", options, dataset, rows, checks).write()
     if path is not None:
         console.print(f"written to {path}", highlight=False)
+    if own.svg is not None:
+        own.svg.parent.mkdir(parents=True, exist_ok=True)
+        own.svg.write_text(draw([one.panel() for one in judged]))
+        console.print(f"drawn to {own.svg}", highlight=False)
     return 0
 
 

@@ -31,7 +31,7 @@ _STYLE = """
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """Points (x, y) of one name, ascending by x."""
+    """Points (x, y) of one name, ascending by x; without a name it is not in the legend."""
 
     name: str
     color: str
@@ -128,7 +128,7 @@ def _panel(panel: Panel, x_title: str) -> list[str]:
 def _legend(lines: Sequence[Line], y: float) -> list[str]:
     parts: list[str] = []
     x = float(_MARGIN + 8)
-    for line in lines:
+    for line in (one for one in lines if one.name):
         stroke = 3 if line.bold else 1.75
         parts.append(
             f'<line x1="{x:.0f}" x2="{x + 22:.0f}" y1="{y - 4}" y2="{y - 4}" stroke="{line.color}"'

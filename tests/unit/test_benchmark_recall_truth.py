@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -26,6 +27,7 @@ from benchmarks.datasets.planted import DATA, OUTSIDE, PLAIN, plant
 from benchmarks.harness.dataset import Dataset
 from benchmarks.harness.exact_truth import Given, Question, RecordHistory
 from benchmarks.harness.options import REPOSITORY
+from benchmarks.harness.recall_figures import draw, panel_of
 from benchmarks.harness.recall_windows import (
     OVERALL,
     SPAN_TOLERANCE_S,
@@ -238,6 +240,24 @@ def test_the_objective_is_kept_from_the_last_fall_on() -> None:
     assert kept(answers((100.0, 195.0, 0.7), (195.0, 200.0, 1.0))) is None, "too few to say it"
 
 
+def test_the_picture_has_what_was_true_and_what_was_said() -> None:
+    known = answers((0.0, 60.0, 0.9), (60.0, 100.0, 0.7))
+    said = windows_of(
+        [
+            published(61, MET, estimate(0.9, begin_s=0, end_s=60)),
+            published(95, MISSED, estimate(0.8, begin_s=40, end_s=94)),
+        ]
+    )
+    panel = panel_of("steady", known, said, phases=[("plain", 0.0), ("negated", 60.0)], end_s=100.0)
+    true, said_line, low, high = panel.lines
+    assert true.points[0] == (0.0, pytest.approx(0.9))
+    assert true.points[-1] == (90.0, pytest.approx(0.7))
+    assert said_line.points == ((61, 0.9), (95, 0.9), (95, 0.8), (100.0, 0.8))
+    assert low.points[0][1] < said_line.points[0][1] < high.points[0][1]
+    assert "negated from 60 s" in panel.note
+    ElementTree.fromstring(draw([panel]))
+
+
 # ------------------------------------------------------------------------------------ conditions
 
 
@@ -307,7 +327,7 @@ def row(window: int | None = None, **changed: object) -> Row:
     usual = {
         "condition": "steady", "window": window, "contained": True, "contained_weighted": True,
         "low": 0.95, "high": 0.98, "queries": 256, "met_while_below_s": 0.0, "fell": False,
-        "seconds_to_notice": None, "seconds_to_objective": 0.0,
+        "seconds_to_notice": None, "seconds_to_objective": 0.0, "kept": True,
     }  # fmt: skip
     return {**usual, **changed}
 
@@ -330,6 +350,8 @@ def test_each_requirement_can_fail(
     rows = [row(0), row(None)]
     assert all(one.holds for one in requirements(rows, names=["steady"]))
     assert not requirements(rows, names=["steady", "moon"])[0].holds
+    short = row(None, seconds_to_objective=None, kept=None)
+    assert all(one.holds for one in requirements([*rows, short])), "too short to be judged"
     failed = [one.name for one in requirements([*rows, row(window, **changed)]) if not one.holds]
     assert len(failed) == 1
     assert words in failed[0]
@@ -345,7 +367,9 @@ async def test_a_condition_with_all_that_can_happen_is_run_and_judged() -> None:
         Phase("deleted", (Ask(), Ask(0.5, ef=20)), before=Before(deleted=0.1, lost=0.3)),
     )
     own = TruthOptions((Condition("tiny", TUNE, phases),), rate=60.0, at_once=1)
-    rows = await run(noise(ROWS), own, seconds=3.0, say=print)
+    (judged,) = await run(noise(ROWS), own, seconds=3.0, say=print)
+    rows = judged.rows()
+    assert not judged.observed.failures
     assert all(set(KEYS.split()) <= set(one) for one in rows)
     whole = [one for one in rows if one["window"] is None]
     assert [one["phase"] for one in whole] == ["plain", "deleted"]
@@ -353,11 +377,12 @@ async def test_a_condition_with_all_that_can_happen_is_run_and_judged() -> None:
     assert all(0.0 < one["true_recall"] <= 1.0 for one in whole)
     assert all(one["cost_ratio"] > 0 for one in whole)
     assert len(requirements(rows, names=["tiny"])) == 6
+    ElementTree.fromstring(draw([judged.panel()]))
 
 
 def test_keys_and_options_are_documented() -> None:
     manual = (REPOSITORY / "docs" / "benchmarks.md").read_text()
     assert not [key for key in KEYS.split() if f"`{key}`" not in manual]
-    flags = ("conditions", "set", "rate", "rows", "at-once", "list")
+    flags = ("conditions", "set", "rate", "rows", "at-once", "list", "svg")
     assert not [flag for flag in flags if f"`--{flag}" not in manual]
     assert not [name for name in BY_NAME if f"`{name}`" not in manual]
