@@ -336,23 +336,30 @@ async def measure(
     return await asyncio.to_thread(Judged, condition, planted.metric, observed)
 
 
-async def run(dataset: Dataset, own: TruthOptions, *, seconds: float, say: Say) -> list[Judged]:
-    """Run all conditions, so many at once, and return them in their order.
+async def run(
+    dataset: Dataset,
+    own: TruthOptions,
+    *,
+    seconds: float,
+    say: Say,
+    ended: Callable[[Judged], None],
+) -> None:
+    """Run all conditions, so many at once; `ended` is called with each that was judged.
 
     A condition that could not be run is left out, and the others go on.
     """
     free = asyncio.Semaphore(own.at_once)
 
-    async def one(condition: Condition) -> Judged | None:
+    async def one(condition: Condition) -> None:
         async with free:
             try:
-                return await measure(condition, dataset, own, seconds=seconds, say=say)
+                ended(await measure(condition, dataset, own, seconds=seconds, say=say))
             except (RuntimeError, AnnhealError) as error:
                 say(f"{condition.name} could not be run: {error}")
-                return None
 
-    found = await asyncio.gather(*(one(condition) for condition in own.conditions))
-    return [judged for judged in found if judged is not None]
+    async with asyncio.TaskGroup() as group:
+        for condition in own.conditions:
+            group.create_task(one(condition))
 
 
 def parse(arguments: Sequence[str] | None = None) -> tuple[Options, TruthOptions]:
@@ -401,9 +408,19 @@ def main() -> int:
     def say(text: str) -> None:
         console.print(text, style="dim", highlight=False)
 
-    judged = asyncio.run(run(dataset, own, seconds=options.seconds, say=say))
+    found: dict[str, Judged] = {}
+
+    def ended(one: Judged) -> None:
+        found[one.condition.name] = one
+
+    try:
+        asyncio.run(run(dataset, own, seconds=options.seconds, say=say, ended=ended))
+    except KeyboardInterrupt:
+        say("interrupted: only the conditions that have ended are reported")
+    names = [one.name for one in own.conditions]
+    judged = [found[name] for name in names if name in found]
     rows = [row for one in judged for row in one.rows()]
-    checks = requirements(rows, names=[one.name for one in own.conditions])
+    checks = requirements(rows, names=names)
     phases = [_shown(row) for row in rows if row["window"] is None]
     shown = Report("recall_truth", replace(options, json=None), dataset, phases, checks)
     print_report(shown, title="Recall as published and as it was", columns=COLUMNS, console=console)

@@ -41,7 +41,7 @@ from benchmarks.harness.recall_windows import (
     with_truth,
 )
 from benchmarks.harness.report import Row
-from benchmarks.recall_truth import TruthOptions, parse, requirements, run
+from benchmarks.recall_truth import Judged, TruthOptions, parse, requirements, run
 
 ROWS, DIMENSION = 2_300, 16
 KEYS = (
@@ -367,7 +367,9 @@ async def test_a_condition_with_all_that_can_happen_is_run_and_judged() -> None:
         Phase("deleted", (Ask(), Ask(0.5, ef=20)), before=Before(deleted=0.1, lost=0.3)),
     )
     own = TruthOptions((Condition("tiny", TUNE, phases),), rate=60.0, at_once=1)
-    (judged,) = await run(noise(ROWS), own, seconds=3.0, say=print)
+    found: list[Judged] = []
+    await run(noise(ROWS), own, seconds=3.0, say=print, ended=found.append)
+    (judged,) = found
     rows = judged.rows()
     assert not judged.observed.failures
     assert all(set(KEYS.split()) <= set(one) for one in rows)
