@@ -6,7 +6,6 @@ import asyncio
 import logging
 import shutil
 import tempfile
-import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -34,6 +33,7 @@ from annheal.objectstore.protocol import ObjectStore
 from annheal.runtime.clock import Clock, new_token, wall_s
 from annheal.runtime.fail_points import fail_point
 from annheal.runtime.lane import lower_thread_priority
+from annheal.runtime.stop import StopSignal
 from annheal.segment import upload_segment
 
 PROGRESS_INTERVAL_S = 1.0
@@ -52,10 +52,6 @@ class Progress:
 
     step: str = "claimed"
     share: float = 0.0
-
-
-class _Abandoned(Exception):
-    """Ends the build of a cancelled attempt; not seen outside this module."""
 
 
 class Attempt:
@@ -81,7 +77,7 @@ class Attempt:
         self._slots = slots
         self._nice = nice
         self._now_s = now_s
-        self._abandoned = threading.Event()
+        self._signal = StopSignal()
         self.progress = Progress()
 
     async def run(self, task: CompactionTask) -> CompactionTask:
@@ -118,6 +114,7 @@ class Attempt:
                 on_progress=self._on_progress,
                 reason=task.reason,
                 logged_queries=logged_queries,
+                yield_point=self._signal.check,
             )
             output = await self._in_thread(
                 lambda: build_segment(sources, order, directory=directory / "output")
@@ -152,8 +149,7 @@ class Attempt:
         self.progress.step, self.progress.share = step, 0.0
 
     def _on_progress(self, share: float) -> None:
-        if self._abandoned.is_set():
-            raise _Abandoned
+        self._signal.check()
         self.progress.share = share
         # Called in the build's thread: since the last call other builds may have begun or ended.
         set_search_threads(self._slots.threads_each)
@@ -170,7 +166,7 @@ class Attempt:
         try:
             return await asyncio.shield(running)
         except asyncio.CancelledError:
-            self._abandoned.set()
+            self._signal.stop()
             await asyncio.wait({running})
             running.exception()  # marks the error as retrieved: it is of no interest any more
             raise

@@ -12,6 +12,7 @@ from annheal.errors import DataCorruption
 from annheal.model.collection import CollectionSettings
 from annheal.model.topology.manifest import IndexKind, SegmentEntry
 from annheal.objectstore.protocol import ObjectStore
+from annheal.runtime.stop import StopSignal, YieldPoint
 from annheal.segment import Segment, SegmentFiles, fetch_segment
 
 SAMPLE_ROWS = 100
@@ -34,10 +35,18 @@ async def verify_segment(
     only a graph that met the objective: a stored graph that does not is another graph.
     """
     files = await fetch_segment(objects, collection_id, shard, entry, cache_dir=directory)
-    await asyncio.to_thread(_check, files, rows=rows, settings=settings)
+    signal = StopSignal()
+    try:
+        await asyncio.to_thread(
+            _check, files, rows=rows, settings=settings, yield_point=signal.check
+        )
+    finally:
+        signal.stop()  # a cancelled call leaves its thread behind
 
 
-def _check(files: SegmentFiles, *, rows: int, settings: CollectionSettings) -> None:
+def _check(
+    files: SegmentFiles, *, rows: int, settings: CollectionSettings, yield_point: YieldPoint
+) -> None:
     segment = Segment.open(files, files.entry)
     metadata = {"segment": segment.id}
     if segment.rows != rows:
@@ -50,7 +59,7 @@ def _check(files: SegmentFiles, *, rows: int, settings: CollectionSettings) -> N
         raise DataCorruption(f"segment {segment.id} holds an id twice", metadata=metadata)
     if segment.kind is IndexKind.FLAT:
         return
-    recall = own_recall(segment.index, k=settings.recall_k)
+    recall = own_recall(segment.index, k=settings.recall_k, yield_point=yield_point)
     if recall < settings.recall_objective:
         raise DataCorruption(
             f"segment {segment.id} as stored reaches recall {recall:.4f} at ef {EF_LIMIT},"

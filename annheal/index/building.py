@@ -15,8 +15,8 @@ from annheal.model.collection import IndexSettings, Metric, VectorStorage
 from annheal.model.records import Float32Matrix
 from annheal.model.topology.manifest import IndexKind
 
-BUILD_BATCH_ROWS = 2_500
-"""Rows per FAISS `add`, which takes about a second; a build can be cancelled between two."""
+BUILD_BATCH_ROWS = 500
+"""Rows of one FAISS `add` at the default ef_construction; a build can be stopped between two."""
 
 
 def build_flat(vectors: Float32Matrix, *, metric: Metric) -> VectorIndex:
@@ -48,9 +48,9 @@ def build_hnsw(
     before = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(threads)
     probe_at = len(vectors) - probe_rows
-    stops = sorted({*range(0, probe_at, BUILD_BATCH_ROWS), probe_at, len(vectors)})
+    edges = sorted({*range(0, probe_at, batch_rows(settings)), probe_at, len(vectors)})
     try:
-        for start, end in itertools.pairwise(stops):
+        for start, end in itertools.pairwise(edges):
             index.add(np.ascontiguousarray(vectors[start:end], dtype=np.float32))
             if end == probe_at and probe is not None:
                 probe(VectorIndex(index, metric=metric))
@@ -61,33 +61,53 @@ def build_hnsw(
     return VectorIndex(index, metric=metric)
 
 
-def add_copies(index: VectorIndex, vectors: Float32Matrix, originals: Rows) -> VectorIndex:
+def batch_rows(settings: IndexSettings) -> int:
+    """Return the rows of one FAISS `add`: fewer the longer the search for each row's links is."""
+    by_default = IndexSettings().ef_construction
+    return max(1, BUILD_BATCH_ROWS * by_default // max(by_default, settings.ef_construction))
+
+
+def add_copies(
+    index: VectorIndex,
+    vectors: Float32Matrix,
+    originals: Rows,
+    *,
+    yield_point: Callable[[], None] = lambda: None,
+) -> VectorIndex:
     """Return `index`, a float32 HNSW index without copies, with copies added.
 
     `index` must not be used afterwards. Copy i has the vector `vectors[i]` (c, d) float32, equal to
     that of row `originals[i]` (c,) int64. `originals` ascend; copies of the same row should be in
-    the order of their ids. Raises ValueError for an index without a graph or with copies.
+    the order of their ids. `yield_point` is called between copies, and ends the work by raising.
+    Raises ValueError for an index without a graph or with copies.
     """
     if not len(originals):
         return index
     if index.kind is not IndexKind.HNSW or index.graph_size != index.rows:
         raise ValueError("copies are added once, to an index with a graph")
     graph_size = index.rows
-    append_copies(index._index, vectors, originals.astype(np.int32))
+    append_copies(index._index, vectors, originals.astype(np.int32), yield_point)
     return VectorIndex(index._index, metric=index.metric, graph_size=graph_size)
 
 
 def quantized(
-    index: VectorIndex, *, storage: VectorStorage, sample: Float32Matrix | None = None
+    index: VectorIndex,
+    *,
+    storage: VectorStorage,
+    sample: Float32Matrix | None = None,
+    yield_point: Callable[[], None] = lambda: None,
 ) -> VectorIndex:
     """Return an index with the links of a float32 HNSW `index` over its vectors in lossy `storage`.
 
     Shares the float32 vectors with `index`, and copies its links. The value range of each dimension
-    is taken from `sample` (n, d) float32, if given, else from the vectors of `index`. Raises
+    is taken from `sample` (n, d) float32, if given, else from the vectors of `index`.
+    `yield_point` is called between batches of vectors, and ends the work by raising. Raises
     ValueError for another kind of index.
     """
     if index.kind is not IndexKind.HNSW or index.storage is not VectorStorage.FLOAT32:
         raise ValueError(f"a {index.kind} index of {index.storage} has no float32 graph")
     raw = RawVectors(index._storage, index._index)
-    lossy = quantize_graph(index._index, storage, sample=sample)
+    lossy = quantize_graph(
+        index._index, storage, vectors=index.vectors, sample=sample, yield_point=yield_point
+    )
     return VectorIndex(lossy, metric=index.metric, raw=raw, graph_size=index.graph_size)

@@ -8,6 +8,7 @@ link leads to a copy, so walks do not find them; they are added to the rows that
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import faiss
@@ -130,7 +131,9 @@ class Copies:
         return np.concatenate(found) if found else np.empty(0, dtype=np.int64)
 
 
-def append_copies(index: Any, vectors: Float32Matrix, originals: Int32s) -> None:
+def append_copies(
+    index: Any, vectors: Float32Matrix, originals: Int32s, yield_point: Callable[[], None]
+) -> None:
     """Add copies of the rows `originals` (c,), with `vectors` (c, d), to a FAISS HNSW index."""
     hnsw = index.hnsw
     offsets = faiss.vector_to_array(hnsw.offsets)
@@ -140,7 +143,7 @@ def append_copies(index: Any, vectors: Float32Matrix, originals: Int32s) -> None
     links[:, 0] = originals
     more = offsets[-1] + width * np.arange(1, count + 1, dtype=np.uint64)
     neighbors = faiss.vector_to_array(hnsw.neighbors)
-    _add_links_to_originals(neighbors, offsets[:-1].astype(np.int64), width, originals)
+    _add_links_to_originals(neighbors, offsets[:-1].astype(np.int64), width, originals, yield_point)
     levels = np.concatenate([faiss.vector_to_array(hnsw.levels), np.ones(count, dtype=np.int32)])
     neighbors = np.concatenate([neighbors, links.reshape(-1)])
     faiss.copy_array_to_vector(levels, hnsw.levels)
@@ -151,7 +154,11 @@ def append_copies(index: Any, vectors: Float32Matrix, originals: Int32s) -> None
 
 
 def _add_links_to_originals(
-    neighbors: Int32s, offsets: Int64s, width: int, originals: Int32s
+    neighbors: Int32s,
+    offsets: Int64s,
+    width: int,
+    originals: Int32s,
+    yield_point: Callable[[], None],
 ) -> None:
     """Change `neighbors` so that enough links lead to each of `originals`.
 
@@ -163,6 +170,7 @@ def _add_links_to_originals(
     rows, copies = np.unique(originals, return_counts=True)
     wanted = np.minimum(copies, enough)
     for row, least in zip(rows[degree[rows] < wanted], wanted[degree[rows] < wanted], strict=True):
+        yield_point()
         for source in _two_hops(neighbors, offsets, width, int(row)):
             if degree[row] >= least:
                 break

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import mmap
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ RERANK_TIMES, RERANK_MORE, RERANK_SHARE = 1.5, 8, 0.25
 gave the recall of all 64 in the beam. As the number grows with ef, a larger ef also raises recall
 where quantization loses more."""
 FP16_MAX = 65_504.0
+QUANTIZED_AT_ONCE = 50_000
+"""Vectors that FAISS quantizes in one call, which takes about 0.1 s at 384 floats."""
 
 _QUANTIZERS = {
     VectorStorage.FP16: faiss.ScalarQuantizer.QT_fp16,
@@ -83,8 +86,15 @@ def can_store(vectors: Float32Matrix, storage: VectorStorage) -> bool:
     return float(vectors.max()) <= FP16_MAX and float(vectors.min()) >= -FP16_MAX
 
 
-def quantize_graph(index: Any, storage: VectorStorage, *, sample: Float32Matrix | None) -> Any:
-    """Return an `IndexHNSWSQ` with the links and the quantized vectors of an `IndexHNSWFlat`.
+def quantize_graph(
+    index: Any,
+    storage: VectorStorage,
+    *,
+    vectors: Float32Matrix,
+    sample: Float32Matrix | None,
+    yield_point: Callable[[], None],
+) -> Any:
+    """Return an `IndexHNSWSQ` with the links and the quantized `vectors` of an `IndexHNSWFlat`.
 
     The value range of each dimension is that of `sample` (n, d), by default of the vectors.
     """
@@ -96,7 +106,10 @@ def quantize_graph(index: Any, storage: VectorStorage, *, sample: Float32Matrix 
         lossy.storage.train_c(rows, flat.get_xb())
     else:
         lossy.storage.train(sample)
-    lossy.storage.add_c(rows, flat.get_xb())
+    for start in range(0, rows, QUANTIZED_AT_ONCE):
+        yield_point()
+        some = vectors[start : start + QUANTIZED_AT_ONCE]
+        lossy.storage.add_c(len(some), faiss.swig_ptr(some))
     lossy.hnsw = index.hnsw
     lossy.ntotal = rows
     lossy.is_trained = True

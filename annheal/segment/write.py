@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,13 +49,15 @@ def write_segment(
     created_at_s: float,
     index: VectorIndex | None = None,
     build: BuildInfo = _FLUSHED,
+    yield_point: Callable[[], None] = lambda: None,
 ) -> SegmentEntry:
     """Write the files of a segment into `directory` (made if missing) and return its entry.
 
     `index` holds `rows.vectors` in the same order; a flat one is built when None. What it stores
     decides over the format and the files, whatever `build.storage` says. At least one row; ids
     must be unique. Nothing is flushed to the medium: a segment becomes durable by
-    `upload_segment`. Blocks: run it in a worker thread.
+    `upload_segment`. Blocks: run it in a worker thread. `yield_point` is called before each file is
+    written and ends the work by raising.
     """
     if not len(rows):
         raise InvalidArgument.of("rows", "a segment has at least one row")
@@ -63,14 +66,20 @@ def write_segment(
     _check(rows, index=index, model=model, schema=schema)
     directory.mkdir(parents=True, exist_ok=True)
     lossy = index.storage is not VectorStorage.FLOAT32
+    yield_point()
     index.write(directory / INDEX_FILE)
+    yield_point()
     if lossy:
         index.write_raw(directory / VECTORS_FILE)
+        yield_point()
     batch = encode_rows(rows, schema=schema)
     write_batch(directory / ROWS_FILE, batch)
+    yield_point()
     write_batch(directory / FIELDS_FILE, encode_fields(batch, schema=schema))
+    yield_point()
     lookup = IdLookup.build(rows.ids, hashes=hash_ids(rows.ids))
     save_lookup(lookup, hashes_path=directory / HASHES_FILE, order_path=directory / ORDER_FILE)
+    yield_point()
     copies = index.graph_size != index.rows
     version = FORMAT_VERSION_LOSSY if lossy else FORMAT_VERSION_FLOAT32
     if copies:

@@ -9,9 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from annheal.compactor.build.recalls import recalls_of
+from annheal.compactor.build.slices import queries_compared, queries_walked, slices
 from annheal.index import LiveBitmap, VectorIndex
 from annheal.model.records import Float32Matrix
 from annheal.runtime.clock import monotonic_s
+from annheal.runtime.stop import YieldPoint, no_yield_point
 from annheal.segment import RecallPoint
 
 BANDS = ("0.5", "0.2", "0.1", "0.05", "0.02", "0.01")
@@ -39,6 +41,7 @@ VISITED_QUERIES = 32
 """Queries that count the rows which an unfiltered walk compares."""
 _CHUNK_ROWS = 10_000
 
+Scores = npt.NDArray[np.float32]
 _FilteredQueries = list[tuple[Float32Matrix, LiveBitmap]]
 """Queries (n, d), and the rows that match their filter."""
 
@@ -49,7 +52,26 @@ class _GroundTruth:
 
     queries: Float32Matrix
     matching: LiveBitmap
-    scores: npt.NDArray[np.float32]
+    scores: Scores
+
+
+@dataclass(frozen=True, slots=True)
+class _Measurement:
+    """What all points are measured with: the clock stops it at `deadline_s`, a yield point too."""
+
+    index: VectorIndex
+    k: int
+    deadline_s: float
+    yield_point: YieldPoint
+
+    def is_late(self) -> bool:
+        """Return whether the deadline has passed."""
+        return monotonic_s() > self.deadline_s
+
+    def slices(self, truth: _GroundTruth, *, ef: int) -> Iterator[tuple[Float32Matrix, Scores]]:
+        """Yield the queries of one slice of walks, and their exact best scores."""
+        for part in slices(len(truth.queries), queries_walked(ef), self.yield_point):
+            yield truth.queries[part], truth.scores[part]
 
 
 def bands_time_s(build_s: float) -> float:
@@ -63,7 +85,12 @@ def has_bands(rows: int) -> bool:
 
 
 def measure_bands(
-    index: VectorIndex, queries: Float32Matrix, *, k: int, limit_s: float
+    index: VectorIndex,
+    queries: Float32Matrix,
+    *,
+    k: int,
+    limit_s: float,
+    yield_point: YieldPoint = no_yield_point,
 ) -> tuple[RecallPoint, ...]:
     """Return recall@`k` under random filters and under far filters.
 
@@ -74,34 +101,42 @@ def measure_bands(
     """
     if not has_bands(index.rows) or not index.walk_ready:
         return ()
-    deadline_s = monotonic_s() + limit_s
+    measurement = _Measurement(index, k, monotonic_s() + limit_s, yield_point)
     rng = np.random.default_rng(index.rows)
     points: list[RecallPoint] = []
     for band in BANDS:
         matches = int(float(band) * index.rows)
         if matches < BAND_ROWS_MIN:
             break
-        if monotonic_s() > deadline_s:
+        if measurement.is_late():
             break
-        random = _ground_truths(index, _random_filters(index.rows, matches, queries, rng), k=k)
-        points.extend(_curve(index, random, band=band, k=k, deadline_s=deadline_s))
+        filters = _random_filters(index.rows, matches, queries, rng)
+        random = _ground_truths(measurement, filters)
+        points.extend(_curve(measurement, random, band=band))
         if band in SELECTOR_BANDS:
-            points.extend(_post_filter_curve(index, random, band=band, k=k, deadline_s=deadline_s))
-    if monotonic_s() > deadline_s or index.rows * float(BANDS[0]) < FAR_ROWS_MIN:
+            points.extend(_post_filter_curve(measurement, random, band=band))
+    if measurement.is_late() or index.rows * float(BANDS[0]) < FAR_ROWS_MIN:
         return tuple(points)
-    order = _rows_far_to_near(index, queries[:FAR_FILTERS])
+    order = _rows_far_to_near(index, queries[:FAR_FILTERS], yield_point)
     for band in sorted({point.band for point in points}, key=float, reverse=True):
-        if monotonic_s() > deadline_s:
+        if measurement.is_late():
             break
         matches = int(float(band) * index.rows)
         if matches < FAR_ROWS_MIN:
             break
-        far = _ground_truths(index, _far_filters(order, matches, queries), k=k)
-        points.extend(_curve(index, far, band=band, k=k, deadline_s=deadline_s, far=True))
+        far = _ground_truths(measurement, _far_filters(order, matches, queries))
+        points.extend(_curve(measurement, far, band=band, far=True))
     return tuple(points)
 
 
-def mean_visited(index: VectorIndex, queries: Float32Matrix, *, ef: int, k: int) -> float:
+def mean_visited(
+    index: VectorIndex,
+    queries: Float32Matrix,
+    *,
+    ef: int,
+    k: int,
+    yield_point: YieldPoint = no_yield_point,
+) -> float:
     """Return the mean number of rows that an unfiltered walk compares; 0 for a small index.
 
     Measured with the first `VISITED_QUERIES` of `queries`. Small: too few rows for any band. Also
@@ -109,6 +144,7 @@ def mean_visited(index: VectorIndex, queries: Float32Matrix, *, ef: int, k: int)
     """
     if not has_bands(index.rows) or not index.walk_ready:
         return 0.0
+    yield_point()
     few = np.ascontiguousarray(queries[:VISITED_QUERIES])
     walked = index.walk_filtered(few, k=k, ef=ef, matching=None)
     return round(float(walked.visited.mean()), 1)
@@ -128,13 +164,17 @@ def _random_filters(
     ]
 
 
-def _rows_far_to_near(index: VectorIndex, anchors: Float32Matrix) -> npt.NDArray[np.int64]:
+def _rows_far_to_near(
+    index: VectorIndex, anchors: Float32Matrix, yield_point: YieldPoint = no_yield_point
+) -> npt.NDArray[np.int64]:
     """Return the row numbers of `index`, farthest from each anchor first: (anchors, rows) int64."""
     nearness = np.empty((len(anchors), index.rows), dtype=np.float32)
-    for start in range(0, index.rows, _CHUNK_ROWS):
-        rows = np.arange(start, min(start + _CHUNK_ROWS, index.rows))
+    for part in slices(index.rows, _CHUNK_ROWS, yield_point):
+        rows = np.arange(part.start, part.stop)
         nearness[:, rows] = _nearness(anchors, index.reconstruct(rows))
-    order: npt.NDArray[np.int64] = np.argsort(nearness, axis=1)
+    order = np.empty(nearness.shape, dtype=np.int64)
+    for part in slices(len(anchors), 1, yield_point):
+        order[part] = np.argsort(nearness[part], axis=1)
     return order
 
 
@@ -162,38 +202,40 @@ def _nearness(left: Float32Matrix, right: Float32Matrix) -> npt.NDArray[np.float
     return products
 
 
-def _ground_truths(index: VectorIndex, filtered: _FilteredQueries, *, k: int) -> list[_GroundTruth]:
-    return [
-        _GroundTruth(queries, matching, index.search_matching(queries, matching=matching, k=k)[0])
-        for queries, matching in filtered
-    ]
+def _ground_truths(measurement: _Measurement, filtered: _FilteredQueries) -> list[_GroundTruth]:
+    index, k = measurement.index, measurement.k
+    truths = []
+    for queries, matching in filtered:
+        size = queries_compared(matching.count)
+        scores = [
+            index.search_matching(queries[part], matching=matching, k=k)[0]
+            for part in slices(len(queries), size, measurement.yield_point)
+        ]
+        truths.append(_GroundTruth(queries, matching, np.concatenate(scores)))
+    return truths
 
 
 def _curve(
-    index: VectorIndex,
-    truths: list[_GroundTruth],
-    *,
-    band: str,
-    k: int,
-    deadline_s: float,
-    far: bool = False,
+    measurement: _Measurement, truths: list[_GroundTruth], *, band: str, far: bool = False
 ) -> Iterator[RecallPoint]:
     """Yield points of the filtered walk, by growing ef.
 
-    Ends at `CURVE_END_RECALL`, at `deadline_s`, or where the walk costs more than a comparison of
+    Ends at `CURVE_END_RECALL`, at the deadline, or where the walk costs more than a comparison of
     all matching rows.
     """
+    index, k = measurement.index, measurement.k
     for ef in FAR_EFS if far else BAND_EFS:
         if ef < k:
             continue
-        if monotonic_s() > deadline_s:
+        if measurement.is_late():
             return
         recalls, visited, checked = [], [], []
         for truth in truths:
-            walked = index.walk_filtered(truth.queries, k=k, ef=ef, matching=truth.matching)
-            recalls.append(recalls_of(walked.scores, truth.scores))
-            visited.append(walked.visited)
-            checked.append(walked.checked)
+            for queries, scores in measurement.slices(truth, ef=ef):
+                walked = index.walk_filtered(queries, k=k, ef=ef, matching=truth.matching)
+                recalls.append(recalls_of(walked.scores, scores))
+                visited.append(walked.visited)
+                checked.append(walked.checked)
         point = _point(recalls, k=k, ef=ef, band=band)
         rows_visited = float(np.concatenate(visited).mean())
         rows_checked = float(np.concatenate(checked).mean())
@@ -213,20 +255,22 @@ def _curve(
 
 
 def _post_filter_curve(
-    index: VectorIndex, truths: list[_GroundTruth], *, band: str, k: int, deadline_s: float
+    measurement: _Measurement, truths: list[_GroundTruth], *, band: str
 ) -> Iterator[RecallPoint]:
     """Yield points of post-filtering: the hits of a walk without the filter are filtered."""
+    index, k = measurement.index, measurement.k
     for ef in BAND_EFS:
         if ef * float(band) < k:
             continue
-        if monotonic_s() > deadline_s:
+        if measurement.is_late():
             return
         recalls = []
         for truth in truths:
-            scores, rows = index.search(truth.queries, k=ef, ef=ef)
-            inside = (rows >= 0) & truth.matching.contains(np.maximum(rows, 0))
-            found = -np.sort(-np.where(inside, scores, np.float32(-np.inf)), axis=1)[:, :k]
-            recalls.append(recalls_of(found, truth.scores))
+            for queries, exact in measurement.slices(truth, ef=ef):
+                scores, rows = index.search(queries, k=ef, ef=ef)
+                inside = (rows >= 0) & truth.matching.contains(np.maximum(rows, 0))
+                found = -np.sort(-np.where(inside, scores, np.float32(-np.inf)), axis=1)[:, :k]
+                recalls.append(recalls_of(found, exact))
         point = _point(recalls, k=k, ef=ef, band=band, selector=True)
         yield point
         if point.recall - 2 * point.error >= CURVE_END_RECALL:

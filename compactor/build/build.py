@@ -41,7 +41,6 @@ from annheal.index.kernels.catalog import MERGE_KERNELS, SEARCH_KERNELS, Kernel,
 from annheal.index.kernels.loaded import wait_loaded
 from annheal.model.collection import (
     Collection,
-    CollectionSettings,
     IndexSettings,
     ModelSpec,
     VectorStorage,
@@ -50,6 +49,7 @@ from annheal.model.records import Float32Matrix
 from annheal.model.topology.manifest import SegmentEntry, Tier
 from annheal.model.topology.task import TaskReason
 from annheal.runtime.clock import monotonic_s
+from annheal.runtime.stop import YieldPoint, no_yield_point
 from annheal.segment import (
     BuildInfo,
     GraphHistory,
@@ -60,7 +60,7 @@ from annheal.segment import (
     write_segment,
 )
 
-KERNEL_WAIT_S = 0.5
+KERNEL_WAIT_S = 0.25
 """Seconds between two reports of progress, and checks for a cancelled task, during the wait."""
 HNSW_ROWS_MIN = 2_000
 """A segment with fewer rows gets no graph: a scan of all rows is faster than a walk, and exact.
@@ -90,10 +90,12 @@ class BuildOrder:
         collection: gives schema, index settings and recall objective.
         threads: threads of the build, at least 1.
         created_at_s: seconds since the epoch.
-        on_progress: called with the share done in [0, 1]; an error that it raises ends the build.
+        on_progress: called with the share done in [0, 1] when it changes, and repeatedly while the
+            build waits for kernels; an error that it raises ends the build.
         reason: why the task was planned.
         logged_queries: (n, d) sampled live queries of the sources' model; None without any.
         rebuild: whether to build the graph from nothing, even if a source has a good base.
+        yield_point: called between the slices of longer steps; what it raises ends the build.
     """
 
     segment_id: str
@@ -105,6 +107,7 @@ class BuildOrder:
     reason: TaskReason = TaskReason.MERGE
     logged_queries: Float32Matrix | None = None
     rebuild: bool = False
+    yield_point: YieldPoint = no_yield_point
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +132,7 @@ def build_segment(
     is one, come first. The held-out rows, random ones that measure the recall of the graph before
     they are added to it, come after the others of the graph. Rows equal to one of the graph come
     last (`annheal.index.copies`). Raises `InvariantViolation` when the sources have vectors of
-    different models, and what `order.on_progress` raises.
+    different models, and what `order.on_progress` and `order.yield_point` raise.
     """
     set_search_threads(order.threads)
     model = _common_model(sources)
@@ -139,7 +142,7 @@ def build_segment(
     chosen = choose_base(
         sources,
         kept,
-        vector_labels(sources, kept),
+        vector_labels(sources, kept, yield_point=order.yield_point),
         hold_out=held_out_rows,
         allowed=_allowed_settings(order.collection),
         collection_settings=order.collection.settings,
@@ -151,6 +154,7 @@ def build_segment(
         chosen.order.positions,
         model=model,
         schema=order.collection.schema,
+        yield_point=order.yield_point,
     )
     built = _build_index(rows, model, order, sources, chosen)
     return write_segment(
@@ -170,6 +174,7 @@ def build_segment(
             reason=order.reason.value,
             graph=built.graph,
         ),
+        yield_point=order.yield_point,
     )
 
 
@@ -184,13 +189,14 @@ def held_out_rows(total: int) -> npt.NDArray[np.int64]:
     return np.sort(chosen).astype(np.int64)
 
 
-def first_strength(segments: Sequence[Segment]) -> int:
+def first_strength(segments: Sequence[Segment], *, yield_point: YieldPoint = no_yield_point) -> int:
     """Return the index in `BUILD_STRENGTHS` of the first graph that a `recall` task builds.
 
     0 when a source's graph is damaged (its recall is below its own curve): the usual settings are
     good enough. Else 1: live queries are harder than the rows, and need a stronger graph.
     """
-    return 0 if any(map(is_damaged, segments)) else 1
+    damaged = any(is_damaged(segment, yield_point=yield_point) for segment in segments)
+    return 0 if damaged else 1
 
 
 def _rebuild_why(sources: Sequence[Source], order: BuildOrder) -> str:
@@ -256,13 +262,14 @@ def _build_index(
             return extended
     first = 0
     if order.reason is TaskReason.RECALL:
-        first = first_strength([source.segment for source in sources])
+        segments = [source.segment for source in sources]
+        first = first_strength(segments, yield_point=order.yield_point)
     for settings in _allowed_settings(order.collection)[first:] if graph else ():
         index, measured, bands = _build_graph(
             rows.vectors, model, order, settings, row_order=chosen.order
         )
         curve = _decisive_curve(measured, settings, order)
-        if _meets(index, curve, order.segment_id, settings, collection_settings):
+        if _meets(index, curve, order, settings):
             # An extended graph is later compared with the curve of the held-out rows: logged
             # queries change. It is stored apart only if it is not the segment's curve already.
             reference = measured.held_out if measured.logged_are_harder else ()
@@ -309,7 +316,7 @@ def _extend_graph(
         )
         return None
     decisive = _decisive_curve(measured, base.settings, order)
-    if not _meets(index, decisive, order.segment_id, base.settings, collection_settings):
+    if not _meets(index, decisive, order, base.settings):
         return None
     curve = (*measured.curve, *bands, *base.bands(size))
     return _Built(index, base.settings, curve, base.history(size))
@@ -331,22 +338,22 @@ def _decisive_curve(
 def _meets(
     index: VectorIndex,
     curve: Sequence[RecallPoint],
-    segment_id: str,
+    order: BuildOrder,
     settings: IndexSettings,
-    collection_settings: CollectionSettings,
 ) -> bool:
     """Return whether a graph meets the objective on `curve` and for its own rows; log if not."""
+    collection_settings = order.collection.settings
     k, objective = collection_settings.recall_k, collection_settings.recall_objective
     if not meets_objective(curve, k=k, objective=objective):
         points = [p.recall for p in curve if p.k == k and not p.band]
         which, recall = "held-out rows or logged queries", max(points, default=0.0)
     else:
-        which, recall = "its own rows", own_recall(index, k=k)
-        if recall >= objective and not misses_own_rows(index, curve):
+        which, recall = "its own rows", own_recall(index, k=k, yield_point=order.yield_point)
+        if recall >= objective and not misses_own_rows(index, curve, yield_point=order.yield_point):
             return True
     _log.warning(
         "segment %s: recall %.4f of %s at ef %d with %s does not meet the objective of %s",
-        segment_id,
+        order.segment_id,
         recall,
         which,
         EF_LIMIT,
@@ -389,6 +396,7 @@ def _build_graph(
             settings=collection_settings,
             all_vectors=in_graph,
             logged_queries=order.logged_queries,
+            yield_point=order.yield_point,
         )
         measured = stored.calibration
         if measured.logged_are_harder:
@@ -403,6 +411,7 @@ def _build_graph(
                 measured.queries,
                 k=collection_settings.recall_k,
                 limit_s=limit_s,
+                yield_point=order.yield_point,
             )
         found.append((stored.index.storage, measured, bands))
 
@@ -418,8 +427,8 @@ def _build_graph(
         probe=measure,
     )
     storage, measured, bands = found[-1]
-    index = add_copies(index, copies, row_order.originals)
-    return with_storage(index, storage), measured, bands
+    index = add_copies(index, copies, row_order.originals, yield_point=order.yield_point)
+    return with_storage(index, storage, yield_point=order.yield_point), measured, bands
 
 
 def _common_model(sources: Sequence[Source]) -> ModelSpec:

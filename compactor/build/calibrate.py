@@ -10,9 +10,11 @@ import numpy.typing as npt
 
 from annheal.compactor.build.bands import mean_visited
 from annheal.compactor.build.recalls import best_scores, recalls_of
+from annheal.compactor.build.slices import queries_walked, slices
 from annheal.index import VectorIndex
 from annheal.model.records import Float32Matrix
 from annheal.model.topology.manifest import IndexKind
+from annheal.runtime.stop import YieldPoint, no_yield_point
 from annheal.segment import RecallPoint, Segment
 
 HELD_OUT_MAX = 1_000
@@ -77,6 +79,7 @@ def calibrate(
     *,
     k: int,
     logged_queries: Float32Matrix | None = None,
+    yield_point: YieldPoint = no_yield_point,
 ) -> Calibration:
     """Measure the recall curve of `index` with `held_out` rows (n, d) and `logged_queries` (m, d).
 
@@ -84,10 +87,11 @@ def calibrate(
     curve is the lower of the two at each ef. Otherwise it is that of the held-out rows, which are
     more. Logged queries are ignored if there are fewer than `LOGGED_MIN`.
     """
-    curve_held_out = measure_recall(index, held_out, k=k)
+    curve_held_out = measure_recall(index, held_out, k=k, yield_point=yield_point)
     if logged_queries is None or len(logged_queries) < LOGGED_MIN:
         return Calibration(curve_held_out, curve_held_out, held_out)
-    curve = lower_curve(curve_held_out, measure_recall(index, logged_queries, k=k))
+    curve_logged = measure_recall(index, logged_queries, k=k, yield_point=yield_point)
+    curve = lower_curve(curve_held_out, curve_logged)
     if curve == curve_held_out:
         return Calibration(curve_held_out, curve_held_out, held_out)
     return Calibration(curve, curve_held_out, np.concatenate([logged_queries, held_out]))
@@ -121,9 +125,14 @@ def _is_below(logged: RecallPoint, held_out: RecallPoint) -> bool:
 
 
 def measure_recall(
-    index: VectorIndex, queries: Float32Matrix, *, k: int, efs: Sequence[int] = EF_LADDER
+    index: VectorIndex,
+    queries: Float32Matrix,
+    *,
+    k: int,
+    yield_point: YieldPoint = no_yield_point,
 ) -> tuple[RecallPoint, ...]:
-    """Return recall@`k` and recall@`K_WIDE` of `index` at each of `efs` that is not below that k.
+    """Return recall@`k` and recall@`K_WIDE` of `index` at each ef of the ladder that is not
+    below that k.
 
     `queries` (n, d) must not be rows of the index: links would lead straight to them. Long walks
     are measured with the first `LONG_WALK_QUERIES` of them. A k above the number of rows is left
@@ -134,12 +143,12 @@ def measure_recall(
         if point_k > index.rows:
             continue
         sample = queries if point_k == k else queries[:LONG_WALK_QUERIES]
-        truth = best_scores(index, sample, k=point_k)
-        for ef in efs:
+        truth = best_scores(index, sample, k=point_k, yield_point=yield_point)
+        for ef in EF_LADDER:
             if ef < point_k:
                 continue
             count = len(sample) if ef <= SHORT_WALK_EF_MAX else LONG_WALK_QUERIES
-            found, _ = index.search(sample[:count], k=point_k, ef=ef)
+            found = walked_scores(index, sample[:count], k=point_k, ef=ef, yield_point=yield_point)
             recalls = recalls_of(found, truth[:count])
             error = float(recalls.std() / np.sqrt(len(recalls)))
             points.append(
@@ -148,12 +157,24 @@ def measure_recall(
                     ef,
                     round(float(recalls.mean()), 4),
                     round(error, 5),
-                    visited=mean_visited(index, queries, ef=ef, k=point_k),
+                    visited=mean_visited(index, queries, ef=ef, k=point_k, yield_point=yield_point),
                 )
             )
             if points[-1].recall >= CURVE_END_RECALL:
                 break
     return tuple(points)
+
+
+def walked_scores(
+    index: VectorIndex, queries: Float32Matrix, *, k: int, ef: int, yield_point: YieldPoint
+) -> npt.NDArray[np.float32]:
+    """Return the scores (n, k) that walks of `queries` (n, d) with beam width `ef` find."""
+    return np.concatenate(
+        [
+            index.search(queries[part], k=k, ef=ef)[0]
+            for part in slices(len(queries), queries_walked(ef), yield_point)
+        ]
+    )
 
 
 def meets_objective(curve: Sequence[RecallPoint], *, k: int, objective: float) -> bool:
@@ -164,7 +185,9 @@ def meets_objective(curve: Sequence[RecallPoint], *, k: int, objective: float) -
     )
 
 
-def own_recall(index: VectorIndex, *, k: int, ef: int = EF_LIMIT) -> float:
+def own_recall(
+    index: VectorIndex, *, k: int, ef: int = EF_LIMIT, yield_point: YieldPoint = no_yield_point
+) -> float:
     """Return the mean recall@`k` at `ef` of `OWN_ROWS` rows of the index, used as queries.
 
     The rows are random but always the same for the same number of rows, so that one graph always
@@ -174,19 +197,25 @@ def own_recall(index: VectorIndex, *, k: int, ef: int = EF_LIMIT) -> float:
     count = min(index.rows, OWN_ROWS)
     chosen = np.random.default_rng(index.rows).choice(index.rows, count, replace=False)
     queries = index.reconstruct(chosen.astype(np.int64))
-    found, _ = index.search(queries, k=k, ef=ef)
-    return recall_of(found, best_scores(index, queries, k=k))
+    found = walked_scores(index, queries, k=k, ef=ef, yield_point=yield_point)
+    return recall_of(found, best_scores(index, queries, k=k, yield_point=yield_point))
 
 
-def misses_own_rows(index: VectorIndex, curve: Sequence[RecallPoint]) -> bool:
+def misses_own_rows(
+    index: VectorIndex,
+    curve: Sequence[RecallPoint],
+    *,
+    yield_point: YieldPoint = no_yield_point,
+) -> bool:
     """Return whether the recall for own rows is `DAMAGE_RECALL_LOSS` below the end of `curve`."""
     unfiltered = [point for point in curve if not point.band]
     k = min(point.k for point in unfiltered)
     last = max((point for point in unfiltered if point.k == k), key=lambda point: point.ef)
-    return own_recall(index, k=k, ef=last.ef) < last.recall - DAMAGE_RECALL_LOSS
+    recall = own_recall(index, k=k, ef=last.ef, yield_point=yield_point)
+    return recall < last.recall - DAMAGE_RECALL_LOSS
 
 
-def is_damaged(segment: Segment) -> bool:
+def is_damaged(segment: Segment, *, yield_point: YieldPoint = no_yield_point) -> bool:
     """Return whether the graph of a segment has a lower recall than its curve says.
 
     False for a flat index, and for one without a curve. A build never writes such a graph, so it
@@ -194,4 +223,4 @@ def is_damaged(segment: Segment) -> bool:
     """
     if segment.kind is not IndexKind.HNSW or not segment.recall_curve:
         return False
-    return misses_own_rows(segment.index, segment.recall_curve)
+    return misses_own_rows(segment.index, segment.recall_curve, yield_point=yield_point)

@@ -10,9 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from annheal.compactor.build.slices import slices
 from annheal.compactor.fetch import Source
 from annheal.model.collection import ModelSpec, Schema
 from annheal.model.records import ARROW_TYPES, Float32Matrix, arrow_schema
+from annheal.runtime.stop import YieldPoint, no_yield_point
 from annheal.segment import SegmentRows
 from annheal.segment.rows import decoded
 from annheal.shards.routing import hash_ids
@@ -30,6 +32,7 @@ def gather_rows(
     *,
     model: ModelSpec,
     schema: Schema,
+    yield_point: YieldPoint = no_yield_point,
 ) -> SegmentRows:
     """Return the rows `kept` of each source in the given order.
 
@@ -50,7 +53,9 @@ def gather_rows(
     return SegmentRows(
         ids=ids.take(moved),
         sequences=sequences[order],
-        vectors=_gather_vectors(sources, kept, order, dimension=model.dimension),
+        vectors=_gather_vectors(
+            sources, kept, order, dimension=model.dimension, yield_point=yield_point
+        ),
         attributes=_gather_attributes(sources, taken, schema).take(moved)
         if schema
         else pa.RecordBatch.from_arrays([], names=[]),
@@ -64,6 +69,7 @@ def _gather_vectors(
     order: npt.NDArray[np.int64],
     *,
     dimension: int,
+    yield_point: YieldPoint,
 ) -> Float32Matrix:
     """Copy each vector directly to its place in the output, so that memory holds them once."""
     vectors = np.empty((len(order), dimension), dtype=np.float32)
@@ -72,8 +78,8 @@ def _gather_vectors(
     start = 0
     for source, rows in zip(sources, kept, strict=True):
         stored = source.segment.vectors
-        for first in range(0, len(rows), _COPY_ROWS):
-            chunk = rows[first : first + _COPY_ROWS]
+        for part in slices(len(rows), _COPY_ROWS, yield_point):
+            chunk = rows[part]
             vectors[place[start : start + len(chunk)]] = stored[chunk]
             start += len(chunk)
     return vectors

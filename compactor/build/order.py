@@ -11,8 +11,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from annheal.compactor.build.slices import slices
 from annheal.compactor.fetch import Source
 from annheal.model.records import Float32Matrix
+from annheal.runtime.stop import YieldPoint, no_yield_point
 
 Int64s = npt.NDArray[np.int64]
 Uint64s = npt.NDArray[np.uint64]
@@ -38,7 +40,12 @@ class RowOrder:
     originals: Int64s
 
 
-def vector_labels(sources: Sequence[Source], kept: Sequence[Int64s]) -> list[Int64s]:
+def vector_labels(
+    sources: Sequence[Source],
+    kept: Sequence[Int64s],
+    *,
+    yield_point: YieldPoint = no_yield_point,
+) -> list[Int64s]:
     """Return a number for each of the rows `kept` of each source; equal vectors have the same.
 
     A label is the position of the first row with that vector. Reads every vector once, and those
@@ -47,7 +54,7 @@ def vector_labels(sources: Sequence[Source], kept: Sequence[Int64s]) -> list[Int
     starts = np.cumsum([0, *map(len, kept)])
     hashes = np.concatenate(
         [
-            vector_hashes(source.segment.vectors, rows)
+            vector_hashes(source.segment.vectors, rows, yield_point=yield_point)
             for source, rows in zip(sources, kept, strict=True)
         ]
     )
@@ -67,24 +74,26 @@ def vector_labels(sources: Sequence[Source], kept: Sequence[Int64s]) -> list[Int
             found[where] = sources[number].segment.vectors[rows]
         return found
 
-    _separate_unequal(labels, vectors_at)
+    _separate_unequal(labels, vectors_at, yield_point)
     return [labels[start:stop] for start, stop in itertools.pairwise(starts)]
 
 
-def vector_hashes(vectors: Float32Matrix, rows: Int64s) -> Uint64s:
+def vector_hashes(
+    vectors: Float32Matrix, rows: Int64s, *, yield_point: YieldPoint = no_yield_point
+) -> Uint64s:
     """Return a 64-bit hash of each of the `rows` of `vectors`; equal vectors have the same."""
     dimension = vectors.shape[1]
     factors = np.random.default_rng(dimension).integers(
         0, 2**64, dimension, dtype=np.uint64, endpoint=False
     ) | np.uint64(1)
     hashes = np.empty(len(rows), dtype=np.uint64)
-    for start in range(0, len(rows), _CHUNK_ROWS):
-        some = np.ascontiguousarray(vectors[rows[start : start + _CHUNK_ROWS]])
+    for part in slices(len(rows), _CHUNK_ROWS, yield_point):
+        some = np.ascontiguousarray(vectors[rows[part]])
         some = some + np.float32(0)  # -0 equals 0
         bits = some.view(np.uint32).astype(np.uint64)
         bits *= factors
         bits ^= bits >> np.uint64(29)
-        hashes[start : start + len(some)] = bits.sum(axis=1, dtype=np.uint64)
+        hashes[part] = bits.sum(axis=1, dtype=np.uint64)
     return hashes
 
 
@@ -114,11 +123,13 @@ def order_rows(
     return RowOrder(np.concatenate([in_order, copies[by_id]]), len(in_order), originals[by_id])
 
 
-def _separate_unequal(labels: Int64s, vectors_at: Callable[[Int64s], Float32Matrix]) -> None:
+def _separate_unequal(
+    labels: Int64s, vectors_at: Callable[[Int64s], Float32Matrix], yield_point: YieldPoint
+) -> None:
     """Give rows their own label where only the hash is that of the labelled row."""
     suspects = np.flatnonzero(labels != np.arange(len(labels)))
-    for start in range(0, len(suspects), _CHUNK_ROWS):
-        some = suspects[start : start + _CHUNK_ROWS]
+    for part in slices(len(suspects), _CHUNK_ROWS, yield_point):
+        some = suspects[part]
         differ = (vectors_at(some) != vectors_at(labels[some])).any(axis=1)
         labels[some[differ]] = some[differ]
 

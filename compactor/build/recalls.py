@@ -5,14 +5,22 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from annheal.index import VectorIndex
+from annheal.compactor.build.slices import PRODUCT_QUERIES_MIN, queries_compared, slices
+from annheal.index import LiveBitmap, VectorIndex
 from annheal.model.collection import Metric
 from annheal.model.records import Float32Matrix
+from annheal.runtime.stop import YieldPoint, no_yield_point
 
 _TIE_TOLERANCE = np.float32(1e-6)
 
 
-def best_scores(index: VectorIndex, queries: Float32Matrix, *, k: int) -> npt.NDArray[np.float32]:
+def best_scores(
+    index: VectorIndex,
+    queries: Float32Matrix,
+    *,
+    k: int,
+    yield_point: YieldPoint = no_yield_point,
+) -> npt.NDArray[np.float32]:
     """Return the exact best `k` scores of each query, (n, k) float32, best first; -inf pads.
 
     Copies of rows of the graph (`annheal.index.copies`) are left out: a walk does not find them.
@@ -20,7 +28,20 @@ def best_scores(index: VectorIndex, queries: Float32Matrix, *, k: int) -> npt.ND
     compared with their distances, its rounding error exceeds the differences between neighbours.
     So the l2 distance of each pair that was found is computed again, as a walk computes it.
     """
-    scores, rows = index.search(queries, k=k, exact=True, live=index.graph_rows(None))
+    live = index.graph_rows(None)
+    size = max(PRODUCT_QUERIES_MIN, queries_compared(index.rows))
+    return np.concatenate(
+        [
+            _best_scores(index, queries[part], k=k, live=live)
+            for part in slices(len(queries), size, yield_point)
+        ]
+    )
+
+
+def _best_scores(
+    index: VectorIndex, queries: Float32Matrix, *, k: int, live: LiveBitmap | None
+) -> npt.NDArray[np.float32]:
+    scores, rows = index.search(queries, k=k, exact=True, live=live)
     if index.metric is Metric.L2:
         for query, found in enumerate(rows):
             present = found >= 0

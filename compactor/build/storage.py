@@ -9,6 +9,7 @@ from annheal.compactor.build.calibrate import Calibration, calibrate, meets_obje
 from annheal.index import VectorIndex, can_store, quantized
 from annheal.model.collection import CollectionSettings, VectorStorage
 from annheal.model.records import Float32Matrix
+from annheal.runtime.stop import YieldPoint, no_yield_point
 
 _log = logging.getLogger(__name__)
 
@@ -28,6 +29,7 @@ def calibrate_stored(
     settings: CollectionSettings,
     all_vectors: Float32Matrix,
     logged_queries: Float32Matrix | None = None,
+    yield_point: YieldPoint = no_yield_point,
 ) -> CalibratedIndex:
     """Calibrate `index`, a float32 graph, with the storage that the collection asks for.
 
@@ -40,7 +42,13 @@ def calibrate_stored(
     storage = settings.storage
 
     def calibrated(index: VectorIndex) -> CalibratedIndex:
-        calibration = calibrate(index, held_out, k=settings.recall_k, logged_queries=logged_queries)
+        calibration = calibrate(
+            index,
+            held_out,
+            k=settings.recall_k,
+            logged_queries=logged_queries,
+            yield_point=yield_point,
+        )
         return CalibratedIndex(index, calibration)
 
     if storage is VectorStorage.FLOAT32:
@@ -48,7 +56,9 @@ def calibrate_stored(
     if not can_store(all_vectors, storage):
         _log.warning("values beyond the range of %s: the segment keeps float32", storage)
         return calibrated(index)
-    found = calibrated(quantized(index, storage=storage, sample=all_vectors))
+    found = calibrated(
+        quantized(index, storage=storage, sample=all_vectors, yield_point=yield_point)
+    )
     if _meets_objective(found, settings):
         return found
     full = calibrated(index)
@@ -62,9 +72,13 @@ def calibrate_stored(
     return full
 
 
-def with_storage(index: VectorIndex, storage: VectorStorage) -> VectorIndex:
+def with_storage(
+    index: VectorIndex, storage: VectorStorage, *, yield_point: YieldPoint = no_yield_point
+) -> VectorIndex:
     """Return a float32 index with its vectors stored as `storage`."""
-    return index if storage is VectorStorage.FLOAT32 else quantized(index, storage=storage)
+    if storage is VectorStorage.FLOAT32:
+        return index
+    return quantized(index, storage=storage, yield_point=yield_point)
 
 
 def _meets_objective(found: CalibratedIndex, settings: CollectionSettings) -> bool:

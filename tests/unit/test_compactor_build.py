@@ -37,6 +37,7 @@ from annheal.model.records import EVERYTHING
 from annheal.model.topology.manifest import IndexKind, Tier
 from annheal.model.topology.task import TaskReason
 from annheal.objectstore.local import LocalObjectStore
+from annheal.runtime.stop import YieldPoint
 from annheal.segment import (
     BuildInfo,
     DeleteVector,
@@ -151,10 +152,10 @@ def test_recall_is_measured_with_rows_that_the_graph_has_not_seen(
     real = calibrate.measure_recall
 
     def noting(
-        index: VectorIndex, queries: npt.NDArray[np.float32], *, k: int
+        index: VectorIndex, queries: npt.NDArray[np.float32], *, k: int, yield_point: YieldPoint
     ) -> tuple[RecallPoint, ...]:
         seen.append((index.rows, queries.copy()))
-        return real(index, queries, k=k)
+        return real(index, queries, k=k, yield_point=yield_point)
 
     monkeypatch.setattr(calibrate, "measure_recall", noting)
     merged = merge(tmp_path, [source(tmp_path, sample_rows(HNSW_ROWS_MIN))])
@@ -201,7 +202,7 @@ async def test_many_equal_vectors_are_merged_and_found(
 def test_rows_that_no_graph_serves_are_left_flat_and_the_log_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(build, "own_recall", lambda index, *, k: 0.9)
+    monkeypatch.setattr(build, "own_recall", lambda index, *, k, yield_point: 0.9)
     merged = merge(tmp_path, [source(tmp_path, sample_rows(HNSW_ROWS_MIN))])
     assert merged is not None
     assert merged.kind is IndexKind.FLAT
@@ -296,7 +297,9 @@ def test_graph_below_the_objective_is_built_stronger_and_then_not_at_all(
     tried: list[IndexSettings] = []
     enough_at = [2]
 
-    def fake_measure(index: object, queries: object, *, k: int) -> tuple[RecallPoint, ...]:
+    def fake_measure(
+        index: object, queries: object, *, k: int, yield_point: YieldPoint
+    ) -> tuple[RecallPoint, ...]:
         return (RecallPoint(k, 512, 0.99 if len(tried) >= enough_at[0] else 0.5),)
 
     real_build = build.build_hnsw

@@ -22,6 +22,7 @@ from annheal.model.collection import CollectionSettings, IndexSettings, VectorSt
 from annheal.model.records import EVERYTHING
 from annheal.model.topology.manifest import IndexKind, Tier
 from annheal.model.topology.task import TaskReason
+from annheal.runtime.stop import YieldPoint
 from annheal.segment import DeleteVector, GraphHistory, GraphKind, RecallPoint, Segment, SegmentRows
 from annheal.segment.meta import decode_meta, encode_meta
 from annheal.shards.routing import hash_ids
@@ -149,10 +150,10 @@ def test_base_keeps_its_rows_in_front_and_every_row_is_itself(
     real = calibrate.measure_recall
 
     def noting(
-        index: VectorIndex, queries: npt.NDArray[np.float32], *, k: int
+        index: VectorIndex, queries: npt.NDArray[np.float32], *, k: int, yield_point: YieldPoint
     ) -> tuple[RecallPoint, ...]:
         measured.append((index.rows, queries.copy()))
-        return real(index, queries, k=k)
+        return real(index, queries, k=k, yield_point=yield_point)
 
     monkeypatch.setattr(calibrate, "measure_recall", noting)
     new = sample_rows(NEW, first=ROWS)

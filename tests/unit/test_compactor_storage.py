@@ -26,6 +26,7 @@ from annheal.model.collection import (
 from annheal.model.filter import Membership
 from annheal.model.search import SearchOptions
 from annheal.model.topology.manifest import IndexKind, Tier
+from annheal.runtime.stop import YieldPoint
 from annheal.segment import DeleteVector, RecallPoint, Segment, SegmentRows, local_segment
 from annheal.segment.meta import INDEX_FILE, VECTORS_FILE
 from annheal.shard_node.rows.view import SegmentView
@@ -185,10 +186,10 @@ def test_a_storage_that_misses_the_objective_is_not_used(
     real = calibrate.measure_recall
 
     def noting(
-        index: VectorIndex, queries: npt.NDArray[np.float32], *, k: int
+        index: VectorIndex, queries: npt.NDArray[np.float32], *, k: int, yield_point: YieldPoint
     ) -> tuple[RecallPoint, ...]:
         measured.append(index.storage)
-        return real(index, queries, k=k)
+        return real(index, queries, k=k, yield_point=yield_point)
 
     monkeypatch.setattr("annheal.compactor.build.calibrate.measure_recall", noting)
     merged = merge(tmp_path / "out", [flushed(tmp_path / "in", rows, target)], target)

@@ -221,7 +221,7 @@ def test_a_base_whose_graph_holds_equal_rows_gives_them_up(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             "annheal.compactor.build.order.vector_hashes",
-            lambda vectors, rows: np.arange(len(rows), dtype=np.uint64),
+            lambda vectors, rows, yield_point: np.arange(len(rows), dtype=np.uint64),
         )
         old = built([flat], tmp_path / "old")
     assert old.index.graph_size == ROWS
@@ -249,7 +249,7 @@ def test_equal_hashes_of_different_vectors_are_told_apart(
         if same:
             monkeypatch.setattr(
                 "annheal.compactor.build.order.vector_hashes",
-                lambda vectors, rows: np.zeros(len(rows), dtype=np.uint64),
+                lambda vectors, rows, yield_point: np.zeros(len(rows), dtype=np.uint64),
             )
         [labels] = vector_labels([source], kept)
         assert labels[0] == labels[1] == 0

@@ -20,7 +20,7 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from annheal.index.building import BUILD_BATCH_ROWS
+from annheal.index.building import batch_rows
 from annheal.index.carry import merge_layout as layout
 from annheal.index.graph import HnswGraph
 from annheal.index.kernels.catalog import Kernel
@@ -35,8 +35,9 @@ Int64s = npt.NDArray[np.int64]
 
 STACK_ROWS = 4_096
 """Dead rows on the stack of one row's repair; more are ignored."""
-SLICES_PER_THREAD = 8
-"""Slices of the rows per thread: more slices than threads, so that all threads end together."""
+SLICE_ROWS = 500
+"""Rows whose links are carried over in one slice, 0.35 s if many are dead; a merge can be stopped
+between two slices."""
 EXACT_LINKS_MAX = 256
 """Stranded rows without a reachable neighbour that are compared with all rows to find one."""
 NEAREST_ROWS = 16
@@ -123,7 +124,9 @@ def merge_hnsw(
     arrays, counts = _carry(
         base, kept, vectors, repair=repair, threads=threads, on_progress=on_progress
     )
-    stranded, unreachable = _reconnect(arrays, vectors[: len(kept)], l2=base.metric is Metric.L2)
+    stranded, unreachable = _reconnect(
+        arrays, vectors[: len(kept)], l2=base.metric is Metric.L2, on_progress=on_progress
+    )
     if on_carried is not None:
         live, lost, made = counts
         on_carried(CarriedLinks(live, lost, made, stranded, unreachable))
@@ -133,15 +136,15 @@ def merge_hnsw(
     # FAISS starts each index with the same seed, so without a new one every merge would draw the
     # same levels for its new rows.
     index.hnsw.rng = faiss.RandomGenerator((len(vectors) << 8) + len(kept) & 0x7FFFFFFF)
-    stops = sorted(
-        {len(kept), *range(len(kept), probe_at, BUILD_BATCH_ROWS), probe_at, len(vectors)}
+    edges = sorted(
+        {len(kept), *range(len(kept), probe_at, batch_rows(settings)), probe_at, len(vectors)}
     )
     before = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(threads)
     try:
         if probe_at == len(kept) and probe is not None:
             probe(VectorIndex(index, metric=base.metric))
-        for start, end in itertools.pairwise(stops):
+        for start, end in itertools.pairwise(edges):
             index.add(np.ascontiguousarray(vectors[start:end], dtype=np.float32))
             if end == probe_at and probe is not None:
                 probe(VectorIndex(index, metric=base.metric))
@@ -198,7 +201,7 @@ def _carry(
     settings[layout.DIMENSION], settings[layout.REPAIR] = vectors.shape[1], repair
     settings[layout.L2] = base.metric is Metric.L2
     rows = (new_of_old, kept, vectors.reshape(-1))
-    edges = np.linspace(0, len(kept), threads * SLICES_PER_THREAD + 1).astype(np.int64)
+    edges = np.array([*range(0, len(kept), SLICE_ROWS), len(kept)])
     counts = np.zeros(3, dtype=np.int64)
     pool = ThreadPoolExecutor(threads, thread_name_prefix="carry-links")
     try:
@@ -254,7 +257,13 @@ def _carry_slice(
     return counts
 
 
-def _reconnect(arrays: _GraphArrays, vectors: Float32Matrix, *, l2: bool) -> tuple[int, int]:
+def _reconnect(
+    arrays: _GraphArrays,
+    vectors: Float32Matrix,
+    *,
+    l2: bool,
+    on_progress: Callable[[int], None] | None,
+) -> tuple[int, int]:
     """Link stranded rows; return how many there were and how many are still unreachable.
 
     A stranded row gets a link from a reachable one of its own neighbours, else from one of its
@@ -272,6 +281,8 @@ def _reconnect(arrays: _GraphArrays, vectors: Float32Matrix, *, l2: bool) -> tup
     for row in stranded:
         if parents[row] >= 0:
             continue  # reachable by now, through a stranded row linked before it
+        if on_progress is not None:
+            on_progress(len(vectors))
         own = arrays.links(row)
         source = _link_from(
             [v for v in own[own >= 0].tolist() if parents[v] >= 0], row, arrays, parents
