@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import ExitStack
 from importlib import metadata
 
@@ -19,6 +19,7 @@ from annheal.model.topology.shard import WorkerRegistration, WorkerRole
 from annheal.objectstore.protocol import ObjectStore
 from annheal.objectstore.store_watch import StoreWatch
 from annheal.runtime.host.disk import NEW_TASKS, DiskWatch
+from annheal.runtime.metrics import Family, Metrics
 from annheal.runtime.tasks import TaskScope
 
 _log = logging.getLogger(__name__)
@@ -33,12 +34,14 @@ async def run_compactor(
     kernels: KernelSupply | None = None,
     address: str = "",
     on_ready: Callable[[], Awaitable[None]] | None = None,
+    metrics: Metrics | None = None,
 ) -> None:
     """Do compaction tasks until `stop` is set; then put the running tasks back into the queue.
 
     `annheal up` runs it in one process with a node and a coordinator. `address` is the address of
     the health service, "" if there is none. `on_ready` is called when the queue has been read.
-    `kernels` is run as a task of the compactor; None if another part of the process runs it. An
+    `kernels` is run as a task of the compactor; None if another part of the process runs it. Its
+    stores and disks are reported to `metrics`; None if a node in this process reports them. An
     error that ends a background task, such as a bug, is raised. Raises `FailedPrecondition` while
     another process has locked this worker's folder.
     """
@@ -53,6 +56,7 @@ async def run_compactor(
             kernels=kernels,
             address=address,
             on_ready=on_ready,
+            metrics=metrics,
         )
 
 
@@ -65,6 +69,7 @@ async def _run(
     kernels: KernelSupply | None,
     address: str,
     on_ready: Callable[[], Awaitable[None]] | None,
+    metrics: Metrics | None,
 ) -> None:
     scope = TaskScope(f"compactor {settings.worker_id}")
     stores = StoreWatch(settings.worker_id, meta, objects, scope=scope)
@@ -74,6 +79,8 @@ async def _run(
         process=settings.worker_id,
         refused=NEW_TASKS,
     )
+    if metrics is not None:
+        _report(metrics, stores, disks)
     registration = WorkerRegistration(
         worker_id=settings.worker_id,
         role=WorkerRole.COMPACTOR,
@@ -108,6 +115,16 @@ async def _run(
         stopping.cancel()
         failing.cancel()
         await scope.stop()
+
+
+def _report(metrics: Metrics, stores: StoreWatch, disks: DiskWatch) -> None:
+    """Report stores and disks whenever somebody scrapes; call inside the event loop."""
+    stores.register(metrics)
+
+    async def report() -> Iterable[Family]:
+        return disks.families()
+
+    metrics.add_report(report)
 
 
 async def _tell_ready(worker: Worker, on_ready: Callable[[], Awaitable[None]]) -> None:

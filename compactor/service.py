@@ -11,6 +11,7 @@ from annheal.index.kernels.supply import KernelSupply
 from annheal.metastore.protocol import MetaStore
 from annheal.objectstore.protocol import ObjectStore
 from annheal.rpc.server import RpcServer
+from annheal.runtime.metrics import Metrics
 
 STOP_GRACE_S = 1.0
 
@@ -23,12 +24,13 @@ async def serve_compactor(
     stop: asyncio.Event,
     kernels: KernelSupply | None = None,
     on_ready: Callable[[str], None] | None = None,
+    metrics: Metrics | None = None,
 ) -> None:
     """Do compaction tasks until `stop` is set, and answer health checks on `settings.listen`.
 
     The status is NOT_SERVING while the compactor waits for the metadata store, and SERVING once it
-    has read the queue and claims tasks; then `on_ready` is called with the address. Raises
-    `FailedPrecondition` when the port is taken.
+    has read the queue and claims tasks; then `on_ready` is called with the address. Stores
+    and disks are reported to `metrics`. Raises `FailedPrecondition` when the port is taken.
     """
     server = RpcServer({})
     port = server.listen(settings.listen)
@@ -49,6 +51,7 @@ async def serve_compactor(
             kernels=kernels,
             address=f"{host}:{port}",
             on_ready=ready,
+            metrics=metrics,
         )
     finally:
         await server.stop(grace_s=STOP_GRACE_S)

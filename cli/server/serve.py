@@ -157,6 +157,7 @@ def serve_compactor_role(process: ProcessSettings, settings: CompactorSettings) 
                 stop=stop,
                 kernels=kernel_supply(process, metering),
                 on_ready=lambda address: say_ready("compactor", address, settings.worker_id),
+                metrics=metering.metrics,
             )
 
     run(role, process=process, constants={"role": "compactor", "id": settings.worker_id})

@@ -6,8 +6,8 @@ same leader has seen it unreferenced for the whole grace period: a reader of an 
 finished by then. Before it deletes objects of a shard, the collector stores their names in the
 metadata store, in a transaction that fails if the manifest has changed (`CollectedObjects`): an
 owner that has uploaded objects and not stored its manifest yet finds them there, and makes new ones
-(INV-5). Objects of a collection that does not exist are deleted only if a `dropped/`
-marker says that the collection was dropped.
+(INV-5, ADR 35). Objects of a collection that does not exist are deleted only if a `dropped/` marker
+says that the collection was dropped.
 """
 
 from __future__ import annotations

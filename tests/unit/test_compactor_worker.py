@@ -23,7 +23,7 @@ from annheal.compactor.settings import CompactorSettings
 from annheal.errors import FailedPrecondition, Unavailable
 from annheal.metastore.codec import decode_value
 from annheal.metastore.keys import claim_key, compactor_key
-from annheal.metastore.protocol import Delete
+from annheal.metastore.protocol import Delete, KeyValue
 from annheal.metastore.sqlite import SqliteMetaStore
 from annheal.model.measures.part_health import PartHealth, PartKind
 from annheal.model.topology.manifest import IndexKind, Tier
@@ -31,6 +31,7 @@ from annheal.model.topology.shard import WorkerRegistration, WorkerRole
 from annheal.model.topology.task import ATTEMPTS_MAX, TaskClaim, TaskPhase
 from annheal.objectstore.local import LocalObjectStore
 from annheal.runtime.host import disk
+from annheal.runtime.metrics import Metrics
 from annheal.segment.meta import INDEX_FILE
 from annheal.shards.object_keys import segment_key
 from tests.support.compaction import COLLECTION_ID, DEADLINE_S, SHARD, Workplace, merge_task
@@ -50,6 +51,7 @@ async def place(tmp_path: Path) -> AsyncIterator[Workplace]:
 async def compactor(
     place: Workplace,
     *,
+    metrics: Metrics | None = None,
     worker_id: str = "w1",
     memory_bytes_max: int = 1 << 30,
     lease_ttl_s: float = 5.0,
@@ -66,7 +68,9 @@ async def compactor(
         disk_reserve_bytes=disk_reserve_bytes,
     )
     stop = asyncio.Event()
-    running = asyncio.create_task(run_compactor(settings, place.meta, place.objects, stop=stop))
+    running = asyncio.create_task(
+        run_compactor(settings, place.meta, place.objects, stop=stop, metrics=metrics)
+    )
     try:
         yield stop
     finally:
@@ -347,16 +351,36 @@ async def test_two_workers_share_a_queue_and_do_every_task_once(place: Workplace
     assert len({task.output.segment_id for task in tasks if task.output}) == 6
 
 
+async def wait_registered(place: Workplace) -> KeyValue:
+    stored = None
+    async with asyncio.timeout(DEADLINE_S):
+        while stored is None:
+            stored = await place.meta.get(compactor_key("w1"))
+            await asyncio.sleep(0.01)
+    return stored
+
+
 async def test_worker_registers_itself_while_it_lives(place: Workplace) -> None:
     async with compactor(place):
-        stored = None
-        async with asyncio.timeout(DEADLINE_S):
-            while stored is None:
-                stored = await place.meta.get(compactor_key("w1"))
-                await asyncio.sleep(0.01)
+        stored = await wait_registered(place)
         registered = decode_value(stored.value, WorkerRegistration, key=stored.key)
         assert (registered.worker_id, registered.role) == ("w1", WorkerRole.COMPACTOR)
     assert await place.meta.get(compactor_key("w1")) is None
+
+
+async def test_stores_and_disks_are_reported(place: Workplace) -> None:
+    metrics = Metrics()
+    async with compactor(place, disk_reserve_bytes=1 << 20, metrics=metrics):
+        path = str(place.directory / "scratch" / "w1")
+        await wait_registered(place)
+        sample = metrics.registry.get_sample_value
+        reserve = await asyncio.to_thread(sample, "annheal_disk_reserve_bytes", {"path": path})
+        free = await asyncio.to_thread(sample, "annheal_disk_free_bytes", {"path": path})
+        since = await asyncio.to_thread(sample, "annheal_metadata_store_failing_since_seconds")
+    assert reserve == 1 << 20
+    assert free is not None
+    assert free > reserve
+    assert since == 0
 
 
 async def test_files_of_dead_workers_are_removed_on_start(place: Workplace) -> None:

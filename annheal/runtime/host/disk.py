@@ -125,7 +125,8 @@ class DiskWatch:
     def families(self) -> list[Family]:
         """Return free space and reserve as metrics."""
         free = Family("annheal_disk_free_bytes", "Free space on a disk of the process.", ("path",))
-        reserve = Family("annheal_disk_reserve_bytes", "Below it new rows are refused.", ("path",))
+        below = f"Below it {self._refused} are refused."
+        reserve = Family("annheal_disk_reserve_bytes", below, ("path",))
         for room in self._look():
             free.add(room.free_bytes, str(room.path))
             reserve.add(room.reserve_bytes, str(room.path))
