@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -75,17 +77,23 @@ class FaultyDisk:
         self._control.write_text(str(self._size_bytes))
 
 
+def may_mount() -> bool:
+    """Return whether this process may mount a disk, tried in a namespace that ends at once."""
+    if os.geteuid() or shutil.which("unshare") is None:
+        return False
+    mount = ["mount", "-t", "tmpfs", "tmpfs", tempfile.gettempdir()]
+    return not subprocess.run(["unshare", "--mount", *mount], capture_output=True).returncode
+
+
 @contextmanager
-def real_disk(folder: Path, *, size_bytes: int) -> Iterator[RealDisk | None]:
-    """Mount a disk of `size_bytes`; yields None where that is not allowed."""
-    folder.mkdir()
+def real_disk(folder: Path, *, size_bytes: int) -> Iterator[RealDisk]:
+    """Mount a disk of `size_bytes` at `folder`, which exists."""
     mount = ["mount", "-t", "tmpfs", "-o", f"size={size_bytes}", "tmpfs", str(folder)]
-    allowed = os.geteuid() == 0 and not subprocess.run(mount, capture_output=True).returncode
+    subprocess.run(mount, check=True)
     try:
-        yield RealDisk(folder) if allowed else None
+        yield RealDisk(folder)
     finally:
-        if allowed:
-            subprocess.run(["umount", "-l", str(folder)], check=True)
+        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def install_faults(control: Path, *, size_bytes: int) -> None:
