@@ -1,4 +1,4 @@
-"""An object store in which foreign objects are passed over, and said once."""
+"""An object store in which foreign objects are passed over, and logged once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from annheal.runtime.metrics import Metrics
 from annheal.shards.object_keys import parse_key
 
 FOREIGN_REMEMBERED_MAX = 1_000
-"""Foreign keys that are remembered as said; beyond them none is named any more."""
+"""Foreign keys that are remembered, so that each is logged once; further ones are not logged."""
 SHOWN_CHARACTERS_MAX = 300
 
 _log = logging.getLogger(__name__)
@@ -21,8 +21,8 @@ class OwnObjects:
     """`store`, listing only what Annheal wrote there (`annheal.shards.object_keys`).
 
     An editor's backup or an operating system's file between the objects must stop nothing. Each is
-    named once in the log, and counted in `metrics` by the first part of its key, so that somebody
-    can take it away; nothing here ever deletes it.
+    named once in the log, and counted in `metrics` by the first part of its key, so that an
+    operator can remove it; nothing here ever deletes it.
     """
 
     def __init__(self, store: ObjectStore, metrics: Metrics) -> None:

@@ -37,7 +37,7 @@ class HealthView:
             self._catalog.nodes(),
             lambda node: node.health(),
             timeout_s=self._timeout_s,
-            what="say how it is",
+            what="report its health",
         )
         compactors = await self._of_compactors()
         of_nodes = (part for found in asked.answers.values() for part in found)

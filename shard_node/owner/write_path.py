@@ -373,15 +373,15 @@ class WritePath:
             return UpsertEntry(sequence, operation.batch)
         if isinstance(operation, DeleteIds):
             return DeleteEntry(sequence, pa.array(operation.ids, type=pa.string()))
-        pause = partial(_check_caller, waiting, yield_point)
-        matches = count_rows(self._shard.view, operation.filter, yield_point=pause)
+        check = partial(_check_caller, waiting, yield_point)
+        matches = count_rows(self._shard.view, operation.filter, yield_point=check)
         if matches > DELETE_MATCHES_MAX:
             raise FailedPrecondition(
                 f"the filter matches {matches} records of shard {self._shard.number}; one delete "
                 f"takes at most {DELETE_MATCHES_MAX}: delete in narrower slices",
                 reason="TOO_MANY_MATCHES",
             )
-        ids = matching_ids(self._shard.view, operation.filter, yield_point=pause)
+        ids = matching_ids(self._shard.view, operation.filter, yield_point=check)
         return DeleteEntry(sequence, pa.array(ids, type=pa.string()))
 
 

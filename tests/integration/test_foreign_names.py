@@ -1,4 +1,4 @@
-"""Strangers' files between Annheal's objects and keys stop nothing, are said once, and stay."""
+"""Strangers' files between Annheal's objects and keys stop nothing, are logged once, and stay."""
 
 from __future__ import annotations
 
