@@ -316,6 +316,7 @@ class SearchServicer:
             filtered=options.filter is not None,
             queries=len(queries),
             duration_s=time.perf_counter() - began_s,
+            below_objective=answer.below_objective,
         )
         return wire_search.encode_search_response(
             answer, metric=collection.model.metric, model=collection.model.name, session=session

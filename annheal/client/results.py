@@ -104,10 +104,19 @@ class SearchResult(Sequence[Hit]):
     """The hits of one query, best first; indexing gives one as a `Hit`.
 
     `scores` is (hits,) float32: similarity for cosine and inner product, squared Euclidean
-    distance for l2.
+    distance for l2. `below_objective`: part of the answer comes from graphs that were measured
+    below the recall objective, and exact comparison would exceed the collection's `recall_budget`.
     """
 
-    __slots__ = ("_columns", "_start", "explain", "ids", "missing_shards", "scores")
+    __slots__ = (
+        "_columns",
+        "_start",
+        "below_objective",
+        "explain",
+        "ids",
+        "missing_shards",
+        "scores",
+    )
 
     def __init__(
         self,
@@ -117,6 +126,7 @@ class SearchResult(Sequence[Hit]):
         start: int = 0,
         missing_shards: tuple[int, ...] = (),
         explain: tuple[SegmentExplain, ...] = (),
+        below_objective: bool = False,
     ) -> None:
         self._columns = columns
         self._start = start
@@ -124,6 +134,7 @@ class SearchResult(Sequence[Hit]):
         self.scores = scores
         self.missing_shards = missing_shards
         self.explain = explain
+        self.below_objective = below_objective
 
     @property
     def partial(self) -> bool:
@@ -172,9 +183,19 @@ class SearchResult(Sequence[Hit]):
 
 
 class SearchBatch(Sequence[SearchResult]):
-    """The answers to several queries, in the order of the queries."""
+    """The answers to several queries, in the order of the queries.
 
-    __slots__ = ("_columns", "_scores", "_starts", "explain", "missing_shards")
+    `below_objective` is about all of them; see `SearchResult`.
+    """
+
+    __slots__ = (
+        "_columns",
+        "_scores",
+        "_starts",
+        "below_objective",
+        "explain",
+        "missing_shards",
+    )
 
     def __init__(
         self,
@@ -184,12 +205,14 @@ class SearchBatch(Sequence[SearchResult]):
         *,
         missing_shards: tuple[int, ...] = (),
         explain: tuple[SegmentExplain, ...] = (),
+        below_objective: bool = False,
     ) -> None:
         self._columns = columns
         self._scores = scores
         self._starts = np.concatenate(([0], np.cumsum(counts))).tolist()
         self.missing_shards = missing_shards
         self.explain = explain
+        self.below_objective = below_objective
 
     @property
     def partial(self) -> bool:
@@ -226,6 +249,7 @@ class SearchBatch(Sequence[SearchResult]):
             start=start,
             missing_shards=self.missing_shards,
             explain=self.explain,
+            below_objective=self.below_objective,
         )
 
 

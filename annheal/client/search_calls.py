@@ -286,6 +286,7 @@ class SearchCalls:
             flat.counts,
             missing_shards=flat.missing_shards,
             explain=flat.explain,
+            below_objective=flat.below_objective,
         )
 
 

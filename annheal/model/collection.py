@@ -82,7 +82,8 @@ class CollectionSettings:
     merges small ones after `segment_idle_s` without a write. Without `compaction_automatic` it
     happens on request only. Writes are refused with a retry hint while a shard holds more than
     `unindexed_rows_max` rows that wait for an index. `storage` is that of the graphs built from
-    now on.
+    now on. Where graphs miss the objective, a query may cost `recall_budget` times what an
+    unfiltered one usually costs, to be answered by codes or exactly; 0: never.
     """
 
     recall_objective: float = 0.95
@@ -99,6 +100,7 @@ class CollectionSettings:
     walk_cost_ratio_max: float = 1.5
     compaction_automatic: bool = True
     storage: VectorStorage = VectorStorage.FLOAT32
+    recall_budget: float = 16.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,8 @@ EF_MAX = 16_384
 SEARCH_QUERIES_MAX = 1_000
 SEARCH_HITS_MAX = 1_000_000
 """Queries times k of one call."""
+RECALL_BUDGET_MAX = 10_000
+"""Times the usual cost of a search that one query may cost to keep the recall objective."""
 GET_IDS_MAX = 10_000
 SCAN_PAGE_ROWS_MAX = 10_000
 REQUEST_BYTES_MAX = 64 << 20

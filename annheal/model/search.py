@@ -79,7 +79,8 @@ class SearchAnswer:
     """Hits of n queries, flat: query i has `counts[i]` hits, best first.
 
     scores: (sum(counts),) float32, higher = better. `records` has as many rows as scores.
-    `sequences[shard]` is the last sequence visible to this answer.
+    `sequences[shard]` is the last sequence visible to this answer. `below_objective`: part of it
+    comes from a graph that was measured below the recall objective (INV-7).
     """
 
     counts: npt.NDArray[np.int32]
@@ -88,3 +89,4 @@ class SearchAnswer:
     explain: tuple[SegmentExplain, ...] = ()
     sequences: dict[int, int] = field(default_factory=dict)
     missing_shards: tuple[ShardId, ...] = ()
+    below_objective: bool = False

@@ -28,6 +28,7 @@ from annheal.model.limits import (
     KEYWORD_BYTES_MAX,
     KEYWORD_LIST_LENGTH_MAX,
     NAME_PATTERN,
+    RECALL_BUDGET_MAX,
     SCAN_PAGE_ROWS_MAX,
     SEARCH_HITS_MAX,
     SEARCH_QUERIES_MAX,
@@ -151,6 +152,7 @@ def _settings_violations(collection: Collection) -> list[FieldViolation]:
             )
         )
     _check_range(found, "settings.recall_k", settings.recall_k, 1, K_MAX)
+    _check_range(found, "settings.recall_budget", settings.recall_budget, 0.0, RECALL_BUDGET_MAX)
     _check_range(found, "settings.seal_rows_max", settings.seal_rows_max, 1, SEAL_ROWS_MAX)
     _check_range(found, "settings.seal_bytes_max", settings.seal_bytes_max, 1, SEAL_BYTES_MAX)
     _check_range(found, "settings.seal_age_s", settings.seal_age_s, 0.01, SEAL_AGE_S_MAX)

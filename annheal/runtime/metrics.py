@@ -228,6 +228,11 @@ class Metrics:
             " share it.",
             labels=("collection", "filtered"),
         )
+        self.below_objective = self.counter(
+            "annheal_below_objective_queries",
+            "Queries whose answers say that they are below the recall objective.",
+            labels=("collection",),
+        )
         self.node_search_seconds = self.histogram(
             "annheal_node_search_seconds",
             "Time of a query inside this node; queries of one batch share it.",
@@ -346,12 +351,22 @@ class Metrics:
         return made
 
     def observe_search(
-        self, collection: str, *, filtered: bool, queries: int, duration_s: float
+        self,
+        collection: str,
+        *,
+        filtered: bool,
+        queries: int,
+        duration_s: float,
+        below_objective: bool = False,
     ) -> None:
-        """Count a request of `queries` that was answered `duration_s` after it came."""
+        """Count a request of `queries` that was answered `duration_s` after it came.
+
+        `below_objective`: the answer says so of itself.
+        """
         self.search_seconds.observe(
             duration_s, collection, "yes" if filtered else "no", weight=queries
         )
+        self.below_objective.add(queries if below_objective else 0, collection)
 
     def observe_node_search(
         self, collection: str, band: SelectivityBand, *, queries: int, duration_s: float

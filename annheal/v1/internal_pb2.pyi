@@ -51,7 +51,7 @@ class SearchShardsRequest(_message.Message):
     def __init__(self, collection_id: _Optional[str] = ..., shards: _Optional[_Iterable[int]] = ..., dimension: _Optional[int] = ..., queries: _Optional[bytes] = ..., k: _Optional[int] = ..., filter: _Optional[_Union[_filter_pb2.Filter, _Mapping]] = ..., exact: _Optional[bool] = ..., ef: _Optional[int] = ..., recall_objective: _Optional[float] = ..., projection: _Optional[_Union[_columns_pb2.Projection, _Mapping]] = ..., explain: _Optional[bool] = ..., model: _Optional[str] = ..., consistency: _Optional[_Union[_session_pb2.Consistency, str]] = ..., min_sequences: _Optional[_Mapping[int, int]] = ...) -> None: ...
 
 class SearchShardsResponse(_message.Message):
-    __slots__ = ("counts", "scores", "ids", "columns", "explain", "sequences", "missing_shards")
+    __slots__ = ("counts", "scores", "ids", "columns", "explain", "sequences", "missing_shards", "below_objective")
     class SequencesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -66,6 +66,7 @@ class SearchShardsResponse(_message.Message):
     EXPLAIN_FIELD_NUMBER: _ClassVar[int]
     SEQUENCES_FIELD_NUMBER: _ClassVar[int]
     MISSING_SHARDS_FIELD_NUMBER: _ClassVar[int]
+    BELOW_OBJECTIVE_FIELD_NUMBER: _ClassVar[int]
     counts: _containers.RepeatedScalarFieldContainer[int]
     scores: bytes
     ids: _containers.RepeatedScalarFieldContainer[str]
@@ -73,7 +74,8 @@ class SearchShardsResponse(_message.Message):
     explain: _containers.RepeatedCompositeFieldContainer[_search_pb2.SegmentExplain]
     sequences: _containers.ScalarMap[int, int]
     missing_shards: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, counts: _Optional[_Iterable[int]] = ..., scores: _Optional[bytes] = ..., ids: _Optional[_Iterable[str]] = ..., columns: _Optional[bytes] = ..., explain: _Optional[_Iterable[_Union[_search_pb2.SegmentExplain, _Mapping]]] = ..., sequences: _Optional[_Mapping[int, int]] = ..., missing_shards: _Optional[_Iterable[int]] = ...) -> None: ...
+    below_objective: bool
+    def __init__(self, counts: _Optional[_Iterable[int]] = ..., scores: _Optional[bytes] = ..., ids: _Optional[_Iterable[str]] = ..., columns: _Optional[bytes] = ..., explain: _Optional[_Iterable[_Union[_search_pb2.SegmentExplain, _Mapping]]] = ..., sequences: _Optional[_Mapping[int, int]] = ..., missing_shards: _Optional[_Iterable[int]] = ..., below_objective: _Optional[bool] = ...) -> None: ...
 
 class WriteShardRequest(_message.Message):
     __slots__ = ("collection_id", "shard", "upsert", "delete_ids", "delete_where")

@@ -48,7 +48,7 @@ class SearchRequest(_message.Message):
     def __init__(self, collection: _Optional[str] = ..., vectors: _Optional[_Union[_columns_pb2.Vectors, _Mapping]] = ..., query_ids: _Optional[_Union[QueryIds, _Mapping]] = ..., k: _Optional[int] = ..., filter: _Optional[_Union[_filter_pb2.Filter, _Mapping]] = ..., projection: _Optional[_Union[_columns_pb2.Projection, _Mapping]] = ..., consistency: _Optional[_Union[_session_pb2.Consistency, str]] = ..., session: _Optional[_Union[_session_pb2.SessionToken, _Mapping]] = ..., exact: _Optional[bool] = ..., ef: _Optional[int] = ..., recall_objective: _Optional[float] = ..., timeout_ms: _Optional[int] = ..., allow_partial: _Optional[bool] = ..., explain: _Optional[bool] = ...) -> None: ...
 
 class SearchResponse(_message.Message):
-    __slots__ = ("counts", "scores", "ids", "records", "session", "missing_shards", "explain")
+    __slots__ = ("counts", "scores", "ids", "records", "session", "missing_shards", "explain", "below_objective")
     COUNTS_FIELD_NUMBER: _ClassVar[int]
     SCORES_FIELD_NUMBER: _ClassVar[int]
     IDS_FIELD_NUMBER: _ClassVar[int]
@@ -56,6 +56,7 @@ class SearchResponse(_message.Message):
     SESSION_FIELD_NUMBER: _ClassVar[int]
     MISSING_SHARDS_FIELD_NUMBER: _ClassVar[int]
     EXPLAIN_FIELD_NUMBER: _ClassVar[int]
+    BELOW_OBJECTIVE_FIELD_NUMBER: _ClassVar[int]
     counts: _containers.RepeatedScalarFieldContainer[int]
     scores: bytes
     ids: _containers.RepeatedScalarFieldContainer[str]
@@ -63,7 +64,8 @@ class SearchResponse(_message.Message):
     session: _session_pb2.SessionToken
     missing_shards: _containers.RepeatedScalarFieldContainer[int]
     explain: _containers.RepeatedCompositeFieldContainer[SegmentExplain]
-    def __init__(self, counts: _Optional[_Iterable[int]] = ..., scores: _Optional[bytes] = ..., ids: _Optional[_Iterable[str]] = ..., records: _Optional[_Union[_columns_pb2.RecordColumns, _Mapping]] = ..., session: _Optional[_Union[_session_pb2.SessionToken, _Mapping]] = ..., missing_shards: _Optional[_Iterable[int]] = ..., explain: _Optional[_Iterable[_Union[SegmentExplain, _Mapping]]] = ...) -> None: ...
+    below_objective: bool
+    def __init__(self, counts: _Optional[_Iterable[int]] = ..., scores: _Optional[bytes] = ..., ids: _Optional[_Iterable[str]] = ..., records: _Optional[_Union[_columns_pb2.RecordColumns, _Mapping]] = ..., session: _Optional[_Union[_session_pb2.SessionToken, _Mapping]] = ..., missing_shards: _Optional[_Iterable[int]] = ..., explain: _Optional[_Iterable[_Union[SegmentExplain, _Mapping]]] = ..., below_objective: _Optional[bool] = ...) -> None: ...
 
 class SegmentExplain(_message.Message):
     __slots__ = ("shard", "segment_id", "plan", "rows", "live_rows", "matches", "ef", "visited", "duration_s", "without_kernels")

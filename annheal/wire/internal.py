@@ -129,6 +129,7 @@ def encode_shard_answer(answer: SearchAnswer) -> pb.SearchShardsResponse:
         ids=answer.records.ids,
         columns=encode_columns(answer.records),
         sequences=answer.sequences,
+        below_objective=answer.below_objective,
     )
     if answer.explain:
         message.explain.extend(encode_explain(entry) for entry in answer.explain)
@@ -149,6 +150,7 @@ def decode_shard_answer(message: pb.SearchShardsResponse, *, collection_id: str)
         explain=tuple(decode_explain(entry) for entry in message.explain),
         sequences=dict(message.sequences),
         missing_shards=tuple(ShardId(collection_id, number) for number in message.missing_shards),
+        below_objective=message.below_objective,
     )
 
 

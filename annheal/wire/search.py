@@ -61,6 +61,7 @@ class SearchResult:
     session: SessionToken | None = None
     missing_shards: tuple[int, ...] = ()
     explain: tuple[SegmentExplain, ...] = field(default_factory=tuple)
+    below_objective: bool = False
 
 
 def encode_search(
@@ -169,6 +170,7 @@ def encode_search_response(
         counts=answer.counts.tolist(),
         scores=scores.astype(_FLOAT32, copy=False).tobytes(),
         ids=records.ids,
+        below_objective=answer.below_objective,
     )
     if not (records.attributes is None and records.payloads is None and records.vectors is None):
         response.records.CopyFrom(encode_record_set(records, model=model, with_ids=False))
@@ -197,6 +199,7 @@ def decode_search_response(
         session=decode_session(response.session) if response.HasField("session") else None,
         missing_shards=tuple(response.missing_shards),
         explain=tuple(decode_explain(entry) for entry in response.explain),
+        below_objective=response.below_objective,
     )
 
 

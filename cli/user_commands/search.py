@@ -80,6 +80,11 @@ def search(
     if found.partial:
         missing = ", ".join(map(str, found.missing_shards))
         state.output.note(f"partial: shards {missing} did not answer")
+    if found.below_objective:
+        state.output.note(
+            "below the recall objective: better records may be missing; `annheal recall"
+            f" {collection}` says why, --exact compares every record"
+        )
 
 
 def require_one_query(text: object, id: object, vector_file: object) -> None:
@@ -129,6 +134,7 @@ def _as_document(found: SearchBatch, *, explain: bool) -> dict[str, Any]:
     document: dict[str, Any] = {
         "queries": [[_as_hit(hit) for hit in result] for result in found],
         "partial": found.partial,
+        "below_objective": found.below_objective,
     }
     if found.partial:
         document["missing_shards"] = found.missing_shards

@@ -7,6 +7,7 @@ give equal answers whichever node answers first. An id appears once, with its be
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -54,6 +55,7 @@ def merge_answers(
         explain=tuple(entry for answer in answers for entry in answer.explain),
         sequences=sequences,
         missing_shards=missing,
+        below_objective=any(answer.below_objective for answer in answers),
     )
 
 
@@ -78,6 +80,7 @@ def slice_answer(
         explain=answer.explain,
         sequences=answer.sequences,
         missing_shards=answer.missing_shards,
+        below_objective=answer.below_objective,
     )
 
 
@@ -133,11 +136,4 @@ def _ordered_by_id(
 
 
 def _with_missing(answer: SearchAnswer, missing: tuple[ShardId, ...]) -> SearchAnswer:
-    return SearchAnswer(
-        counts=answer.counts,
-        scores=answer.scores,
-        records=answer.records,
-        explain=answer.explain,
-        sequences=answer.sequences,
-        missing_shards=missing,
-    )
+    return replace(answer, missing_shards=missing)

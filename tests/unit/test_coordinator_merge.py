@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -61,6 +62,19 @@ def test_one_answer_passes_through_untouched():
     marked = merge_answers([only], k=1, missing_shards=[ShardId("c", 3)])
     assert marked.missing_shards == (ShardId("c", 3),)
     assert marked.records is only.records
+
+
+def test_inv7_an_answer_is_below_the_objective_if_any_part_of_it_is():
+    sound = answer([(0.5, "a")], [(0.25, "b")])
+    below = replace(answer([(0.75, "c")], [], shard=1), below_objective=True)
+    assert not merge_answers([sound, sound], k=1).below_objective
+    assert merge_answers([sound, below], k=1).below_objective
+    assert merge_answers([below, sound], k=1).below_objective
+    assert merge_answers([below], k=1).below_objective
+    assert merge_answers([below], k=1, missing_shards=[ShardId("c", 3)]).below_objective
+    assert not empty_answer(2).below_objective
+    starts = np.array([0, 1, 1])
+    assert slice_answer(below, first=0, queries=1, starts=starts).below_objective
 
 
 def test_equal_scores_are_ordered_by_id():

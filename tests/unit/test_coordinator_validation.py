@@ -70,6 +70,14 @@ def fields(error: pytest.ExceptionInfo[InvalidArgument]) -> list[str]:
             "settings.recall_objective",
         ),
         (
+            lambda c: replace(c, settings=CollectionSettings(recall_budget=-1.0)),
+            "settings.recall_budget",
+        ),
+        (
+            lambda c: replace(c, settings=CollectionSettings(recall_budget=10_001.0)),
+            "settings.recall_budget",
+        ),
+        (
             lambda c: replace(c, settings=CollectionSettings(seal_age_s=0.0)),
             "settings.seal_age_s",
         ),

@@ -408,6 +408,25 @@ def test_full_answers_round_trip() -> None:
     assert message.records.vectors[0].model == "m"
 
 
+def test_inv7_an_answer_below_its_objective_says_so_on_both_wires() -> None:
+    for below in (False, True):
+        inside = answer([3.0, 2.0, 1.0], below_objective=below)
+        message = search.encode_search_response(inside, metric=Metric.COSINE)
+        assert search.decode_search_response(message).below_objective is below
+        between = internal.decode_shard_answer(
+            internal.encode_shard_answer(inside), collection_id="c1"
+        )
+        assert between.below_objective is below
+    # Parts of an older version do not say it.
+    assert not search.decode_search_response(search_pb2.SearchResponse()).below_objective
+
+
+def test_a_collection_of_an_older_version_has_the_default_budget() -> None:
+    older = collections.encode_collection(COLLECTION)
+    older.settings.ClearField("recall_budget")
+    assert collections.decode_collection(older).settings.recall_budget == 16.0
+
+
 # ---------------------------------------------------------------------------------------- records
 
 
