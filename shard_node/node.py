@@ -109,6 +109,7 @@ class Node:
                 owned[0].collection,
                 self._engine.filters,
                 ef_scale=self._monitor.controller.scale,
+                shortfall=self._monitor.controller.shortfall,
                 costs=self._engine.costs,
                 code_maker=self._engine.code_maker,
                 threads=threads,

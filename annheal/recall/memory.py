@@ -12,7 +12,12 @@ import xxhash
 from annheal.errors import DataCorruption, InvalidArgument
 from annheal.filters import format_expression, parse_expression
 from annheal.model.filter import Filter
-from annheal.model.measures.recall import SegmentRecall, SelectivityBand, ShardBandRecall
+from annheal.model.measures.recall import (
+    SegmentRecall,
+    SelectivityBand,
+    ShardBandRecall,
+    Shortfall,
+)
 from annheal.model.records import Float32Matrix
 
 QUERIES_MAX = 256
@@ -41,6 +46,7 @@ class EfMemory:
     floor_runs: int = 0
     rebuild: bool = False
     stuck: bool = False
+    shortfall: Shortfall | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,6 +77,13 @@ class SelectivityBand(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     SELECTIVITY_BAND_FROM_0_1_PERCENT: _ClassVar[SelectivityBand]
     SELECTIVITY_BAND_BELOW_0_1_PERCENT: _ClassVar[SelectivityBand]
 
+class RecallRung(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    RECALL_RUNG_UNSPECIFIED: _ClassVar[RecallRung]
+    RECALL_RUNG_GRAPH: _ClassVar[RecallRung]
+    RECALL_RUNG_CODES: _ClassVar[RecallRung]
+    RECALL_RUNG_EXACT: _ClassVar[RecallRung]
+
 class RecallVerdict(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     RECALL_VERDICT_UNSPECIFIED: _ClassVar[RecallVerdict]
@@ -136,6 +143,10 @@ SELECTIVITY_BAND_FROM_10_PERCENT: SelectivityBand
 SELECTIVITY_BAND_FROM_1_PERCENT: SelectivityBand
 SELECTIVITY_BAND_FROM_0_1_PERCENT: SelectivityBand
 SELECTIVITY_BAND_BELOW_0_1_PERCENT: SelectivityBand
+RECALL_RUNG_UNSPECIFIED: RecallRung
+RECALL_RUNG_GRAPH: RecallRung
+RECALL_RUNG_CODES: RecallRung
+RECALL_RUNG_EXACT: RecallRung
 RECALL_VERDICT_UNSPECIFIED: RecallVerdict
 RECALL_VERDICT_UNMEASURED: RecallVerdict
 RECALL_VERDICT_MET: RecallVerdict
@@ -615,7 +626,7 @@ class RecallEstimate(_message.Message):
     def __init__(self, k: _Optional[int] = ..., recall: _Optional[float] = ..., low: _Optional[float] = ..., high: _Optional[float] = ..., queries: _Optional[int] = ..., measured_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., plans: _Optional[_Mapping[str, int]] = ..., recall_shares: _Optional[_Iterable[float]] = ..., window_begin: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., window_end: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., valid_until: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., distinct: _Optional[int] = ...) -> None: ...
 
 class SegmentRecall(_message.Message):
-    __slots__ = ("shard", "segment_id", "tier", "model", "band", "estimate", "ef", "ef_limit", "rebuild", "stuck")
+    __slots__ = ("shard", "segment_id", "tier", "model", "band", "estimate", "ef", "ef_limit", "rebuild", "stuck", "rung", "below", "answered")
     SHARD_FIELD_NUMBER: _ClassVar[int]
     SEGMENT_ID_FIELD_NUMBER: _ClassVar[int]
     TIER_FIELD_NUMBER: _ClassVar[int]
@@ -626,6 +637,9 @@ class SegmentRecall(_message.Message):
     EF_LIMIT_FIELD_NUMBER: _ClassVar[int]
     REBUILD_FIELD_NUMBER: _ClassVar[int]
     STUCK_FIELD_NUMBER: _ClassVar[int]
+    RUNG_FIELD_NUMBER: _ClassVar[int]
+    BELOW_FIELD_NUMBER: _ClassVar[int]
+    ANSWERED_FIELD_NUMBER: _ClassVar[int]
     shard: int
     segment_id: str
     tier: SegmentTier
@@ -636,7 +650,10 @@ class SegmentRecall(_message.Message):
     ef_limit: int
     rebuild: bool
     stuck: bool
-    def __init__(self, shard: _Optional[int] = ..., segment_id: _Optional[str] = ..., tier: _Optional[_Union[SegmentTier, str]] = ..., model: _Optional[str] = ..., band: _Optional[_Union[SelectivityBand, str]] = ..., estimate: _Optional[_Union[RecallEstimate, _Mapping]] = ..., ef: _Optional[int] = ..., ef_limit: _Optional[int] = ..., rebuild: _Optional[bool] = ..., stuck: _Optional[bool] = ...) -> None: ...
+    rung: RecallRung
+    below: bool
+    answered: RecallEstimate
+    def __init__(self, shard: _Optional[int] = ..., segment_id: _Optional[str] = ..., tier: _Optional[_Union[SegmentTier, str]] = ..., model: _Optional[str] = ..., band: _Optional[_Union[SelectivityBand, str]] = ..., estimate: _Optional[_Union[RecallEstimate, _Mapping]] = ..., ef: _Optional[int] = ..., ef_limit: _Optional[int] = ..., rebuild: _Optional[bool] = ..., stuck: _Optional[bool] = ..., rung: _Optional[_Union[RecallRung, str]] = ..., below: _Optional[bool] = ..., answered: _Optional[_Union[RecallEstimate, _Mapping]] = ...) -> None: ...
 
 class FilterRecall(_message.Message):
     __slots__ = ("shard", "filter", "matches", "live_rows", "recall", "queries", "plans")

@@ -10,7 +10,7 @@ from annheal.model.collection import AttributeType, Metric, VectorStorage
 from annheal.model.filter import ComparisonOp
 from annheal.model.measures.latency import TrendVerdict
 from annheal.model.measures.part_health import PartKind
-from annheal.model.measures.recall import SelectivityBand
+from annheal.model.measures.recall import Rung, SelectivityBand
 from annheal.model.measures.recall_summary import RecallVerdict
 from annheal.model.search import Consistency
 from annheal.model.topology.manifest import IndexKind, Tier
@@ -158,6 +158,13 @@ BAND = EnumCodec(
         SelectivityBand.FROM_1: admin_pb2.SELECTIVITY_BAND_FROM_1_PERCENT,
         SelectivityBand.FROM_0_1: admin_pb2.SELECTIVITY_BAND_FROM_0_1_PERCENT,
         SelectivityBand.BELOW_0_1: admin_pb2.SELECTIVITY_BAND_BELOW_0_1_PERCENT,
+    }
+)
+RECALL_RUNG = EnumCodec(
+    {
+        Rung.GRAPH: admin_pb2.RECALL_RUNG_GRAPH,
+        Rung.CODES: admin_pb2.RECALL_RUNG_CODES,
+        Rung.EXACT: admin_pb2.RECALL_RUNG_EXACT,
     }
 )
 RECALL_VERDICT = EnumCodec(

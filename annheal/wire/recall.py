@@ -11,6 +11,7 @@ from annheal.model.measures.recall import (
     FilterRecall,
     OwnSettingRecall,
     RecallEstimate,
+    Rung,
     SegmentRecall,
     SelectivityBand,
     ShardBandRecall,
@@ -22,7 +23,7 @@ from annheal.model.measures.recall_summary import (
     RecallVerdict,
 )
 from annheal.v1 import admin_pb2, internal_pb2
-from annheal.wire.enums import BAND, RECALL_VERDICT, TIER
+from annheal.wire.enums import BAND, RECALL_RUNG, RECALL_VERDICT, TIER
 from annheal.wire.filters import decode_filter, encode_filter
 from annheal.wire.latency import decode_trend, encode_trend
 from annheal.wire.timestamps import decode_seconds, encode_seconds
@@ -127,7 +128,7 @@ def _encode_estimate(estimate: RecallEstimate) -> admin_pb2.RecallEstimate:
     )
 
 
-def _encode_served(estimate: RecallEstimate | None) -> admin_pb2.RecallEstimate | None:
+def _encode_optional(estimate: RecallEstimate | None) -> admin_pb2.RecallEstimate | None:
     return None if estimate is None else _encode_estimate(estimate)
 
 
@@ -156,7 +157,7 @@ def _encode_shard_band(one: ShardBandRecall) -> internal_pb2.ShardBandRecall:
         stability=None if math.isnan(one.stability) else one.stability,
         seen=one.seen,
         recent=one.recent,
-        served=_encode_served(one.served),
+        served=_encode_optional(one.served),
     )
 
 
@@ -177,7 +178,7 @@ def _encode_own(one: OwnSettingRecall) -> internal_pb2.OwnSettingRecall:
         shard=one.shard,
         objective=one.objective,
         estimate=_encode_estimate(one.estimate),
-        served=_encode_served(one.served),
+        served=_encode_optional(one.served),
     )
 
 
@@ -202,6 +203,9 @@ def _encode_segment(one: SegmentRecall) -> admin_pb2.SegmentRecall:
         ef_limit=one.ef_limit,
         rebuild=one.rebuild,
         stuck=one.stuck,
+        rung=RECALL_RUNG.encode(one.rung),
+        below=one.below,
+        answered=_encode_optional(one.answered),
     )
 
 
@@ -218,6 +222,9 @@ def _decode_segments(messages: Iterable[admin_pb2.SegmentRecall]) -> tuple[Segme
             ef_limit=message.ef_limit,
             rebuild=message.rebuild,
             stuck=message.stuck,
+            rung=RECALL_RUNG.decode_or(message.rung, Rung.GRAPH),
+            below=message.below,
+            answered=_decode_estimate(message.answered) if message.HasField("answered") else None,
         )
         for message in messages
         if BAND.decode_text(message.band)
@@ -255,7 +262,7 @@ def _encode_slice(one: RecallSlice) -> admin_pb2.RecallSlice:
         estimate=None if one.estimate is None else _encode_estimate(one.estimate),
         stability=one.stability,
         seen=one.seen,
-        served=_encode_served(one.served),
+        served=_encode_optional(one.served),
         recent=one.recent,
     )
 

@@ -18,7 +18,7 @@ from annheal.cli.operator_commands.latency import sentences
 from annheal.filters import format_expression
 from annheal.model.collection import Collection
 from annheal.model.measures.latency import TrendVerdict
-from annheal.model.measures.recall import RECALL_UNKNOWN
+from annheal.model.measures.recall import RECALL_UNKNOWN, Rung
 from annheal.model.measures.recall_summary import RecallSummary, RecallVerdict
 from annheal.model.topology.cluster import ClusterStatus, ShardStatus, TaskStatus
 from annheal.model.topology.manifest import IndexKind
@@ -165,10 +165,24 @@ def _recall(observed: Observed) -> Finding:
         overall.verdict, Health.BAD
     )
     rebuilt = sum(segment.rebuild for segment in observed.segments)
+    lifted, flagged = _without_graph(observed.recall)
+    if lifted:
+        answer += f"; {lifted:,} segments are answered by codes or exactly, as their graphs miss it"
+    if flagged:
+        answer += f"; answers of {flagged:,} segments say that they are below it"
+    if health is Health.GOOD and (lifted or flagged):
+        return Finding(question, Health.WATCH, answer, "see `annheal recall`")
     if health is Health.GOOD:
         return Finding(question, health, answer)
     what = f"{rebuilt:,} segments wait for a rebuild" if rebuilt else "ef is being raised"
     return Finding(question, health, answer, f"{what}; see `annheal recall`")
+
+
+def _without_graph(recall: RecallSummary) -> tuple[int, int]:
+    """Return how many segments other methods answer, and how many fail and have none."""
+    lifted = {one.segment_id for one in recall.segments if one.rung is not Rung.GRAPH}
+    below = {one.segment_id for one in recall.segments if one.below and one.rung is Rung.GRAPH}
+    return len(lifted), len(below)
 
 
 def _latency(observed: Observed) -> Finding:

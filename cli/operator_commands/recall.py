@@ -26,6 +26,7 @@ from annheal.model.measures.recall import (
     RECALL_UNKNOWN,
     FilterRecall,
     RecallEstimate,
+    Rung,
     SegmentRecall,
 )
 from annheal.model.measures.recall_summary import (
@@ -41,6 +42,7 @@ from annheal.model.topology.cluster import RECALL_SAMPLE_DEFAULT, RecallReport
 from annheal.runtime.clock import wall_s
 
 SEGMENTS_SHOWN_MAX = 20
+_ANSWERED = {Rung.CODES: "by codes", Rung.EXACT: "exactly"}
 NOT_SEARCHED = "no search since the nodes have the shards (exact and explained ones do not count)"
 NOT_SAMPLED = "no node counts live queries (recall_sample_share is 0, or no node has the shards)"
 LIVE_QUERIES, STORED_ROWS = "live queries", "stored rows"
@@ -285,16 +287,17 @@ def actions(summary: RecallSummary) -> list[str]:
         if one.stuck:
             sentences.append(
                 f"{where}: below the objective although it was rebuilt; look at its data, raise"
-                " m or ef_construction, or lower the objective"
+                f" m or ef_construction, or lower the objective{_meanwhile(one)}"
             )
         elif one.rebuild:
             sentences.append(
                 f"{where}: ef {one.ef} of at most {one.ef_limit} does not reach the objective; a"
-                " rebuild is asked for"
+                f" rebuild is asked for{_meanwhile(one)}"
             )
-        elif _missed(one, summary):
+        elif one.below or _missed(one, summary):
             sentences.append(
                 f"{where}: below the objective; ef is {one.ef} and may be raised to {one.ef_limit}"
+                f"{_meanwhile(one)}"
             )
     return sentences
 
@@ -353,13 +356,36 @@ def _render_segments(summary: RecallSummary) -> RenderableType:
                 one.ef or None,
                 one.ef_limit or None,
                 verdict_text(_verdict(one, summary)),
-                "stuck" if one.stuck else "rebuild" if one.rebuild else None,
+                _state(one),
             )
             for one in ranked[:SEGMENTS_SHOWN_MAX]
         ),
     )
     left = len(ranked) - SEGMENTS_SHOWN_MAX
     return Group(rows, f"and {left} more, of higher recall") if left > 0 else rows
+
+
+def _state(one: SegmentRecall) -> str | None:
+    """Return what is done about a segment below the objective, and how it is answered."""
+    words = ["stuck"] if one.stuck else ["rebuild"] if one.rebuild else []
+    if one.rung is not Rung.GRAPH:
+        words.append(_ANSWERED[one.rung])
+    elif one.below:
+        words.append("answers say so")
+    return ", ".join(words) or None
+
+
+def _meanwhile(one: SegmentRecall) -> str:
+    """Return how a segment is answered whose graph is below the objective, as words to append."""
+    if one.rung is not Rung.GRAPH:
+        found = "" if one.answered is None else f", with recall {_recall(one.answered)}"
+        return f"; it is answered {_ANSWERED[one.rung]} instead{found}"
+    if one.below:
+        return (
+            "; its answers say that they are below the objective, as comparing every row would cost"
+            " more than recall_budget allows, or a larger ef is tried first"
+        )
+    return ""
 
 
 def _missed(one: SegmentRecall, summary: RecallSummary) -> bool:

@@ -416,7 +416,7 @@ def _of_segments(
     found = []
     for key, held in sorted(_grouped(segments, name).items()):
         parts = [
-            (join_dependent(one.estimate for one in same), traffic.get(band, 0.0))
+            (join_dependent(one.answered or one.estimate for one in same), traffic.get(band, 0.0))
             for band, same in _grouped(held, lambda one: one.band).items()
         ]
         found.append(_slice(key, join_independent(parts), judge))

@@ -12,7 +12,7 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
-from annheal.model.measures.recall import RecallEstimate, SelectivityBand
+from annheal.model.measures.recall import RecallEstimate, Rung, SelectivityBand, Shortfall
 from annheal.shard_node.search.ef_scale import EF_CONTROL_MAX, scaled_ef
 
 STEP = math.sqrt(2.0)
@@ -62,6 +62,7 @@ class EfState:
         floor_runs: measurements for which `floor` still holds.
         rebuild: whether the segment should be rebuilt for its recall.
         stuck: whether it was rebuilt for that already and is below the objective again.
+        shortfall: set by a measurement certainly below the objective, until one is at it again.
     """
 
     scale: float = 1.0
@@ -72,13 +73,14 @@ class EfState:
     floor_runs: int = 0
     rebuild: bool = False
     stuck: bool = False
+    shortfall: Shortfall | None = None
 
 
 def for_changed_goal(state: EfState) -> EfState:
     """Return the state after a change of the collection's recall objective or k.
 
     The scale stays until recall is measured against the new goal. Conclusions from the old goal are
-    dropped: the floor, `rebuild` and `stuck`.
+    dropped: the floor, `rebuild`, `stuck` and `shortfall`.
     """
     return EfState(scale=state.scale)
 
@@ -111,7 +113,7 @@ def next_state(
     )
     if estimate.high < objective:
         return _certainly_below(
-            state, recall=estimate.recall, curve_ef=curve_ef, objective=objective, rebuilt=rebuilt
+            state, estimate=estimate, curve_ef=curve_ef, objective=objective, rebuilt=rebuilt
         )
     if estimate.evidence < QUERIES_MIN:
         return state
@@ -121,18 +123,42 @@ def next_state(
             state, recall=estimate.recall, curve_ef=curve_ef, objective=objective, fresh=fresh
         )
     if estimate.recall >= objective:
-        state = replace(state, rebuild=False, stuck=False)
+        state = replace(state, rebuild=False, stuck=False, shortfall=None)
     state = replace(state, below_runs=0)
     likely_low = estimate.recall - ABOVE_SHARE * (estimate.recall - estimate.low)
     return _perhaps_above(state, low=likely_low, objective=objective, fresh=fresh)
 
 
+def with_answers(state: EfState, *, answered: RecallEstimate, objective: float) -> EfState:
+    """Return the state after the answers by codes were measured.
+
+    Codes that are certainly below the objective are not used again before the graph is at it.
+    """
+    if state.shortfall is None or answered.high >= objective:
+        return state
+    return replace(state, shortfall=replace(state.shortfall, rung=Rung.EXACT))
+
+
 def _certainly_below(
-    state: EfState, *, recall: float, curve_ef: int, objective: float, rebuilt: bool
+    state: EfState, *, estimate: RecallEstimate, curve_ef: int, objective: float, rebuilt: bool
 ) -> EfState:
-    """Raise the scale; at the largest ef, ask for a rebuild or mark the segment as stuck."""
-    state = replace(state, below_runs=state.below_runs + 1, above_runs=0)
-    if scaled_ef(curve_ef, state.scale) < EF_CONTROL_MAX:
+    """Raise the scale; at the largest ef, ask for a rebuild or mark the segment as stuck.
+
+    At the largest ef, and already if recall is far below the objective, other methods than the
+    graph answer from now on.
+    """
+    recall = estimate.recall
+    at_limit = scaled_ef(curve_ef, state.scale) >= EF_CONTROL_MAX
+    rung = Rung.GRAPH if state.shortfall is None else state.shortfall.rung
+    if rung is Rung.GRAPH and (at_limit or _misses(recall, objective) > MANY_MISSES):
+        rung = Rung.CODES
+    state = replace(
+        state,
+        below_runs=state.below_runs + 1,
+        above_runs=0,
+        shortfall=Shortfall(estimate.high, rung),
+    )
+    if not at_limit:
         return _raised(state, recall=recall, curve_ef=curve_ef, objective=objective)
     at_last = state.below_runs >= LIMIT_RUNS
     return replace(
@@ -180,41 +206,78 @@ def _raised(state: EfState, *, recall: float, curve_ef: int, objective: float) -
 
 def _step(recall: float, objective: float) -> float:
     """Return the factor of the next step up; larger if many more neighbours are missed."""
-    misses = (1.0 - recall) / max(1.0 - objective, 0.005)
+    misses = _misses(recall, objective)
     if misses > MANY_MISSES:
         return STEP_MANY_MISSES
     return STEP_MORE_MISSES if misses > MORE_MISSES else STEP
+
+
+def _misses(recall: float, objective: float) -> float:
+    """Return how many times the misses that the objective allows there are."""
+    return (1.0 - recall) / max(1.0 - objective, 0.005)
 
 
 class EfController:
     """The states of all segments of a node, by segment and band.
 
     Search threads read it while the event loop writes: states are immutable and are replaced.
+    A segment that was not measured yet has the shortfall of the segments that it was built from, if
+    these were not answered by their graphs: its own graph answers once it was measured to be good.
     """
 
     def __init__(self) -> None:
         self._states: dict[tuple[str, SelectivityBand], EfState] = {}
+        self._failing: set[tuple[str, SelectivityBand]] = set()
 
     def scale(self, segment_id: str, band: SelectivityBand) -> float:
         """Return the factor of the curve's ef, 1 for a segment that was not measured."""
         state = self._states.get((segment_id, band))
         return 1.0 if state is None else state.scale
 
-    def state(self, segment_id: str, band: SelectivityBand) -> EfState:
-        """Return the state of a segment in a band; the default one if it was not measured."""
-        return self._states.get((segment_id, band), EfState())
+    def shortfall(
+        self, segment_id: str, sources: Sequence[str], band: SelectivityBand
+    ) -> Shortfall | None:
+        """Return how far a segment, built from `sources`, is known to be below the objective."""
+        if not self._failing:
+            return None
+        return self.state(segment_id, band, sources=sources).shortfall
+
+    def state(
+        self, segment_id: str, band: SelectivityBand, *, sources: Sequence[str] = ()
+    ) -> EfState:
+        """Return the state of a segment in a band.
+
+        If it was not measured, this is the default one with the shortfall of one of its `sources`.
+        """
+        state = self._states.get((segment_id, band))
+        if state is not None:
+            return state
+        for source in sources:
+            former = self._states.get((source, band), _UNMEASURED).shortfall
+            if former is not None and former.rung is not Rung.GRAPH:
+                return EfState(shortfall=former)
+        return _UNMEASURED
 
     def store(self, segment_id: str, band: SelectivityBand, state: EfState) -> None:
         """Use `state` from the next search on."""
         self._states[segment_id, band] = state
+        if state.shortfall is None:
+            self._failing.discard((segment_id, band))
+        else:
+            self._failing.add((segment_id, band))
 
     def change_goal(self, segment_ids: Collection[str]) -> None:
         """Drop conclusions about these segments: their collection's objective or k has changed."""
         for key, state in self._states.items():
             if key[0] in segment_ids:
                 self._states[key] = for_changed_goal(state)
+                self._failing.discard(key)
 
     def forget_all_but(self, segment_ids: Collection[str]) -> None:
-        """Drop the states of all other segments: they are gone."""
+        """Drop the states of all other segments: they are gone, and nothing was built from them."""
         for key in [key for key in self._states if key[0] not in segment_ids]:
             del self._states[key]
+            self._failing.discard(key)
+
+
+_UNMEASURED = EfState()

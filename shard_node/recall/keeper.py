@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -29,7 +29,7 @@ from annheal.recall import (
     store_memory,
 )
 from annheal.shard_node.recall.ef_control import EfController, EfState, for_changed_goal
-from annheal.shard_node.recall.result import ShardResult
+from annheal.shard_node.recall.result import ShardResult, without_conclusions
 from annheal.shard_node.recall.sampler import RecallSampler, SampledQuery
 from annheal.shard_node.recall.watched import WatchedShard
 from annheal.shard_node.search.ef_scale import EF_CONTROL_MAX
@@ -126,7 +126,7 @@ class RecallKeeper:
             return None  # recall of another k
         segments = [one for one in memory.segments if one.segment_id in present]
         if not same_goal:
-            segments = [replace(one, rebuild=False, stuck=False) for one in segments]
+            segments = [without_conclusions(one) for one in segments]
         return ShardResult(
             bands=memory.bands,
             segments=tuple(segments),
@@ -148,7 +148,7 @@ class RecallKeeper:
         ef = _states(self._controller, result)
         version = self._sampler.version(shard.collection_id)
         waited_s = self._clock() - before.at_s
-        decided = tuple((o.segment_id, o.band, o.scale, o.rebuild, o.stuck) for o in ef)
+        decided = tuple(_decided(one) for one in ef)
         changed = decided != before.decided and (leaving or waited_s >= STATE_GAP_S)
         sampled = version != before.sample_version and (leaving or waited_s >= SAMPLE_GAP_S)
         if not (changed or sampled):
@@ -259,7 +259,7 @@ def _states(controller: EfController, result: ShardResult) -> tuple[EfMemory, ..
     states = []
     for one in result.segments:
         state = controller.state(one.segment_id, one.band)
-        if state.scale > 1.0 or state.rebuild or state.stuck:
+        if state.scale > 1.0 or state.rebuild or state.stuck or state.shortfall is not None:
             states.append(
                 EfMemory(
                     one.segment_id,
@@ -269,10 +269,17 @@ def _states(controller: EfController, result: ShardResult) -> tuple[EfMemory, ..
                     state.floor_runs,
                     state.rebuild,
                     state.stuck,
+                    state.shortfall,
                 )
             )
     states.sort(key=lambda state: (-state.scale, state.segment_id, state.band))
     return tuple(states[:MEASUREMENTS_MAX])
+
+
+def _decided(one: EfMemory) -> tuple[object, ...]:
+    """Return what a state decides; that its interval has changed is not worth a write."""
+    rung = None if one.shortfall is None else one.shortfall.rung
+    return one.segment_id, one.band, one.scale, one.rebuild, one.stuck, rung
 
 
 def _state(memory: EfMemory, sample_version: int) -> EfState:
@@ -284,4 +291,5 @@ def _state(memory: EfMemory, sample_version: int) -> EfState:
         floor_runs=memory.floor_runs,
         rebuild=memory.rebuild,
         stuck=memory.stuck,
+        shortfall=memory.shortfall,
     )

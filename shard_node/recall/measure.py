@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,7 @@ from annheal.shard_node.rows.growing import GrowingView
 from annheal.shard_node.rows.view import SegmentView, ShardView
 from annheal.shard_node.search.planner import PlanKind, SegmentPlan
 from annheal.shard_node.search.run_plan import WALKS
-from annheal.shard_node.search.searcher import Searcher
+from annheal.shard_node.search.searcher import PlannedSegment, Searcher
 from annheal.shard_node.search.slices import Hits
 
 GROUP_QUERIES = 32
@@ -91,10 +91,12 @@ class SegmentFinding:
 
     Attributes:
         band: the band of the filter within the segment.
-        plan: how the segment was searched.
-        recalls: (n,) recall of each sample, without those for which no row matches.
+        plan: how its recall curve and the controller of ef say that it is searched.
+        recalls: (n,) recall of each sample by this plan, without those for which no row matches.
         work: (m,) walk cost of some of the queries; empty with a filter or without a walk.
         serials: (n,) as in the group, for each of `recalls`.
+        answered_by: the plan that answers instead, because graphs are below the objective.
+        answered: (n,) recall of its answers.
     """
 
     segment_id: str
@@ -103,6 +105,17 @@ class SegmentFinding:
     recalls: Recalls
     work: Recalls
     serials: npt.NDArray[np.int64]
+    answered_by: PlanKind | None = None
+    answered: Recalls = field(default_factory=lambda: np.empty(0))
+
+    @property
+    def used(self) -> tuple[PlanKind, Recalls]:
+        """The plan that answers at present, and the recall of its answers."""
+        return (
+            (self.plan, self.recalls)
+            if self.answered_by is None
+            else (self.answered_by, self.answered)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,39 +198,22 @@ def measure_group(
     queries = np.ascontiguousarray(np.stack([query.vector for query in group.queries]))
     options = group.options
     exactly = SearchOptions(k=group.k, filter=group.filter, exact=True)
-    serials = group.serials[group.places]
     sources: list[SegmentView | GrowingView] = []
     planned: list[Hits] = []
     repeated: list[Hits] = []
     truth: list[Hits] = []
     segments: list[SegmentFinding] = []
     matches = 0
-    for held in view.segments:
-        plan, allowed, ran = searcher.search_segment(held, queries, options)
-        matches += allowed
-        if ran is None:
+    for planned_segment in searcher.plan_view(view, options, key=group.key or None):
+        matches += planned_segment.allowed
+        hits = _measure_segment(searcher, planned_segment, queries, exactly)
+        if hits is None:
             continue
-        best = again = found = ran.hits
-        if plan.kind not in _EXACT:
-            again = (searcher.search_segment(held, queries, options)[2] or ran).hits
-            best = (searcher.search_segment(held, queries, exactly)[2] or ran).hits
-        planned.append(found)
-        repeated.append(again)
-        truth.append(best)
-        sources.append(held)
-        recalls = query_recalls(found, best)[group.places]
-        known = ~np.isnan(recalls)
-        band = band_of(allowed, held.live_count, filtered=group.filter is not None)
-        segments.append(
-            SegmentFinding(
-                held.segment.id,
-                band,
-                plan.kind,
-                recalls[known],
-                work=np.empty(0) if group.filter else walk_work(held, plan, queries, k=group.k),
-                serials=serials[known],
-            )
-        )
+        planned.append(hits.answers)
+        repeated.append(hits.again)
+        truth.append(hits.best)
+        sources.append(planned_segment.held)
+        segments.append(_segment_finding(planned_segment, hits, group, queries))
     for growing in view.growing:
         allowed, exact = searcher.search_growing(growing, queries, options)
         matches += allowed
@@ -243,6 +239,52 @@ def measure_group(
         repeated=len(queries),
         segments=tuple(segments),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _SegmentHits:
+    """Hits in one segment: as answered, answered again, by its graph's plan, and exact."""
+
+    answers: Hits
+    again: Hits
+    by_graph: Hits
+    best: Hits
+
+
+def _measure_segment(
+    searcher: Searcher, planned: PlannedSegment, queries: Float32Matrix, exactly: SearchOptions
+) -> _SegmentHits | None:
+    """Search one segment in all ways; None where no row is allowed."""
+    ran = searcher.run(planned, queries)
+    if ran is None:
+        return None
+    again = by_graph = best = ran.hits
+    if planned.chosen.plan.kind not in _EXACT:
+        again = (searcher.run(planned, queries) or ran).hits
+        best = (searcher.search_segment(planned.held, queries, exactly)[2] or ran).hits
+    if planned.chosen.lifted:
+        by_graph = (searcher.run(planned, queries, plan=planned.by_graph) or ran).hits
+    return _SegmentHits(ran.hits, again, by_graph, best)
+
+
+def _segment_finding(
+    planned: PlannedSegment, hits: _SegmentHits, group: QueryGroup, queries: Float32Matrix
+) -> SegmentFinding:
+    held, filtered = planned.held, group.filter is not None
+    recalls = query_recalls(hits.by_graph, hits.best)[group.places]
+    known = ~np.isnan(recalls)
+    finding = SegmentFinding(
+        held.segment.id,
+        band_of(planned.allowed, held.live_count, filtered=filtered),
+        planned.by_graph.kind,
+        recalls[known],
+        work=np.empty(0) if filtered else walk_work(held, planned.by_graph, queries, k=group.k),
+        serials=group.serials[group.places][known],
+    )
+    if not planned.chosen.lifted:
+        return finding
+    answered = query_recalls(hits.answers, hits.best)[group.places][known]
+    return replace(finding, answered_by=planned.chosen.plan.kind, answered=answered)
 
 
 def walk_work(held: SegmentView, plan: SegmentPlan, queries: Float32Matrix, *, k: int) -> Recalls:

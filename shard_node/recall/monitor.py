@@ -19,6 +19,7 @@ from annheal.index import set_search_threads
 from annheal.model.collection import CollectionSettings
 from annheal.model.measures.recall import (
     CollectionRecall,
+    Rung,
     SegmentRecall,
     SelectivityBand,
 )
@@ -29,7 +30,13 @@ from annheal.runtime.clock import Clock, monotonic_s, wall_s
 from annheal.segment import Segment
 from annheal.shard_node.lanes import Lanes
 from annheal.shard_node.owner.shard_state import MeasuredSegment
-from annheal.shard_node.recall.ef_control import QUERIES_MIN, EfController, EfState, next_state
+from annheal.shard_node.recall.ef_control import (
+    QUERIES_MIN,
+    EfController,
+    EfState,
+    next_state,
+    with_answers,
+)
 from annheal.shard_node.recall.keeper import RecallKeeper
 from annheal.shard_node.recall.latency_history import LatencyHistory
 from annheal.shard_node.recall.measure import GroupFinding, QueryGroup, group_queries, measure_group
@@ -48,7 +55,7 @@ from annheal.shard_node.recall.result import (
 )
 from annheal.shard_node.recall.sampler import RecallSampler, Traffic
 from annheal.shard_node.recall.watched import WatchedShard
-from annheal.shard_node.rows.view import ShardView
+from annheal.shard_node.rows.view import SegmentView, ShardView
 from annheal.shard_node.search.code_maker import CodeMaker
 from annheal.shard_node.search.costs import MeasuredCosts
 from annheal.shard_node.search.ef_scale import EF_CONTROL_MAX, scaled_ef
@@ -306,6 +313,7 @@ class RecallMonitor:
             owned.collection,
             self._filters,
             ef_scale=self.controller.scale,
+            shortfall=self.controller.shortfall,
             costs=self._costs,
             code_maker=self._code_maker,
         )
@@ -400,7 +408,8 @@ class RecallMonitor:
         found: SegmentEstimate,
     ) -> SegmentRecall:
         """Update the controller with an estimate; return both, for reports."""
-        before = after = self.controller.state(segment.id, band)
+        sources = segment.meta.build.sources
+        before = after = self.controller.state(segment.id, band, sources=sources)
         ef = limit = 0
         if segment.kind is IndexKind.HNSW:
             curve_ef = choose_ef(segment.recall_curve, k=goal.k, objective=goal.objective)
@@ -412,6 +421,8 @@ class RecallMonitor:
                 objective=goal.objective,
                 rebuilt=segment.meta.build.reason == TaskReason.RECALL,
             )
+            if found.by_codes_only and found.answered is not None:
+                after = with_answers(after, answered=found.answered, objective=goal.objective)
             self.controller.store(segment.id, band, after)
             ef, limit = scaled_ef(curve_ef, after.scale), max(curve_ef, EF_CONTROL_MAX)
         result = SegmentRecall(
@@ -425,6 +436,9 @@ class RecallMonitor:
             ef_limit=limit,
             rebuild=after.rebuild,
             stuck=after.stuck,
+            rung=found.rung,
+            below=after.shortfall is not None,
+            answered=found.answered,
         )
         _report(shard, result, before, after)
         return result
@@ -448,7 +462,8 @@ class RecallMonitor:
         views = [owned.view for owned in held.values() if owned is not None]
         segments = frozenset(one.segment.id for view in views for one in view.segments)
         growing = frozenset(one.number for view in views for one in view.growing)
-        self.controller.forget_all_but(segments)
+        sources = {name for view in views for one in view.segments for name in _sources(one)}
+        self.controller.forget_all_but(segments | sources)
         if (segments, growing) != self._present:
             self._present = segments, growing
             self._filters.forget_all_but([*segments, *growing])
@@ -456,6 +471,10 @@ class RecallMonitor:
 
 def _ids(view: ShardView) -> frozenset[str]:
     return frozenset(held.segment.id for held in view.segments)
+
+
+def _sources(held: SegmentView) -> tuple[str, ...]:
+    return held.segment.meta.build.sources
 
 
 def _changed_share(view: ShardView, last: _Run) -> float:
@@ -484,3 +503,14 @@ def _report(shard: ShardId, found: SegmentRecall, before: EfState, after: EfStat
         _log.warning("%s is below the objective at ef %d; it will be rebuilt", facts, found.ef)
     elif after.scale != before.scale:
         _log.info("%s; ef is now %d", facts, found.ef)
+    if _answers_without_graph(after) and not _answers_without_graph(before):
+        _log.warning(
+            "%s is below the objective at ef %d; codes or exact comparison answer where"
+            " recall_budget allows it, other answers carry below_objective",
+            facts,
+            found.ef,
+        )
+
+
+def _answers_without_graph(state: EfState) -> bool:
+    return state.shortfall is not None and state.shortfall.rung is not Rung.GRAPH

@@ -16,6 +16,7 @@ from annheal.model.measures.recall import (
     FilterRecall,
     OwnSettingRecall,
     RecallEstimate,
+    Rung,
     SegmentRecall,
     SelectivityBand,
     ShardBandRecall,
@@ -29,6 +30,7 @@ from annheal.shard_node.recall.measure import (
     SegmentFinding,
     estimate_of,
 )
+from annheal.shard_node.search.planner import PlanKind
 
 WALKS_MIN = 8
 """Queries whose walk cost must have been measured before that of a segment is reported."""
@@ -64,10 +66,17 @@ class Moment:
 
 @dataclass(frozen=True, slots=True)
 class SegmentEstimate:
-    """The estimate of one segment in one band, and the serials of its queries, (n,)."""
+    """The estimate of one segment's graph in one band, and the serials of its queries, (n,).
+
+    `answered` is that of the answers where other methods than the graph give some of them, `rung`
+    the method of most of these. `by_codes_only`: codes give all of them.
+    """
 
     estimate: RecallEstimate
     serials: npt.NDArray[np.int64]
+    answered: RecallEstimate | None = None
+    rung: Rung = Rung.GRAPH
+    by_codes_only: bool = False
 
 
 def segment_estimates(
@@ -81,16 +90,41 @@ def segment_estimates(
             slices[part.segment_id, part.band].append((finding.group, part))
     estimates: dict[tuple[str, SelectivityBand], SegmentEstimate] = {}
     for slot, parts in sorted(slices.items()):
-        plans: Counter[str] = Counter()
-        for _, part in parts:
-            plans[part.plan.value] += len(part.recalls)
-        estimate = _estimate(
-            [group for group, _ in parts], [part.recalls for _, part in parts], plans, moment
-        )
-        if estimate is not None:
-            serials = np.concatenate([part.serials for _, part in parts])
-            estimates[slot] = SegmentEstimate(estimate, serials)
+        found_of = _segment_estimate(parts, moment)
+        if found_of is not None:
+            estimates[slot] = found_of
     return estimates
+
+
+def _segment_estimate(
+    parts: Sequence[tuple[QueryGroup, SegmentFinding]], moment: Moment
+) -> SegmentEstimate | None:
+    groups = [group for group, _ in parts]
+    plans: Counter[str] = Counter()
+    for _, part in parts:
+        plans[part.plan.value] += len(part.recalls)
+    estimate = _estimate(groups, [part.recalls for _, part in parts], plans, moment)
+    if estimate is None:
+        return None
+    serials = np.concatenate([part.serials for _, part in parts])
+    lifted = Counter[Rung]()
+    for _, part in parts:
+        if part.answered_by is not None:
+            by_codes = part.answered_by is PlanKind.SHORTLIST
+            lifted[Rung.CODES if by_codes else Rung.EXACT] += len(part.answered)
+    if not lifted:
+        return SegmentEstimate(estimate, serials)
+    used = [part.used for _, part in parts]
+    plans = Counter()
+    for plan, recalls in used:
+        plans[plan.value] += len(recalls)
+    return SegmentEstimate(
+        estimate,
+        serials,
+        answered=_estimate(groups, [recalls for _, recalls in used], plans, moment),
+        rung=lifted.most_common(1)[0][0],
+        by_codes_only=lifted[Rung.CODES] == estimate.queries,
+    )
 
 
 def band_recalls(
@@ -151,7 +185,7 @@ def with_earlier(
     objectives = {one.objective for one in present.own}
     same_goal = earlier.objective == present.objective
     kept = [
-        one if same_goal else replace(one, rebuild=False, stuck=False)
+        one if same_goal else without_conclusions(one)
         for one in earlier.segments
         if one.segment_id in segment_ids and (one.segment_id, one.band) not in slots
     ]
@@ -175,6 +209,11 @@ def with_earlier(
             :OWN_OBJECTIVES_MAX
         ],
     )
+
+
+def without_conclusions(one: SegmentRecall) -> SegmentRecall:
+    """Return the recall of a segment without what followed from it for an earlier objective."""
+    return replace(one, rebuild=False, stuck=False, rung=Rung.GRAPH, below=False, answered=None)
 
 
 def with_seen(
@@ -310,5 +349,6 @@ def _plans(findings: Iterable[GroupFinding]) -> Counter[str]:
     plans: Counter[str] = Counter()
     for finding in findings:
         for part in finding.segments:
-            plans[part.plan.value] += len(part.recalls)
+            plan, recalls = part.used
+            plans[plan.value] += len(recalls)
     return plans

@@ -1,17 +1,29 @@
-"""The factor between the ef that a segment is searched with and that of its recall curve."""
+"""What measured recall says of a segment: the factor of its ef, and how far it falls short."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from annheal.model.measures.recall import SelectivityBand
+from annheal.model.measures.recall import SelectivityBand, Shortfall
 
 EF_CONTROL_MAX = 1_024
 """The largest ef that the controller sets. Beyond it exact comparison is not much slower."""
 
 EfScale = Callable[[str, SelectivityBand], float]
 """Returns, for a segment id and a band, the factor of the curve's ef."""
+
+
+ShortfallOf = Callable[[str, Sequence[str], SelectivityBand], Shortfall | None]
+"""Returns, for a segment id, the ids that it was built from and a band, what is known against its
+graph."""
+
+
+def no_shortfall(
+    segment_id: str, sources: Sequence[str], band: SelectivityBand
+) -> Shortfall | None:
+    """Return None: no graph is known to be below the objective."""
+    return None
 
 
 def unscaled(segment_id: str, band: SelectivityBand) -> float:

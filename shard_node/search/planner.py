@@ -12,6 +12,7 @@ from annheal.index import ShortlistCosts, WalkCosts
 from annheal.model.limits import EF_MAX
 from annheal.model.topology.manifest import IndexKind
 from annheal.segment import RecallPoint
+from annheal.shard_node.search.ef_scale import scaled_ef
 from annheal.shard_node.search.recall_curves import choose_band_ef, plain_ef
 
 WALK_COMPARISONS_PER_EF = 12
@@ -170,6 +171,41 @@ def _cached_plan(facts: SegmentFacts, query: QueryFacts) -> SegmentPlan:
         and facts.walk_ready
         and _share(facts) < PLAIN_SHARE,
     )
+
+
+def scaled_plan(plan: SegmentPlan, scale: float) -> SegmentPlan:
+    """Return `plan` with its ef multiplied by `scale`, the factor that measured recall requires."""
+    if scale <= 1.0 or not plan.ef:
+        return plan
+    ef = scaled_ef(plan.ef, scale)
+    ef_far = scaled_ef(plan.ef_far, scale) if plan.ef_far else 0
+    return replace(plan, ef=ef, ef_far=ef_far, cost_ns=plan.cost_ns * ef / plan.ef)
+
+
+def plan_ns(facts: SegmentFacts, plan: SegmentPlan) -> float:
+    """Return the expected cost of one query in nanoseconds of one thread."""
+    if plan.kind is PlanKind.SKIP:
+        return 0.0
+    if plan.kind in (PlanKind.GRAPH, PlanKind.SELECTOR):
+        returned = plan.ef if plan.kind is PlanKind.SELECTOR else 0
+        visited = _plain_visited(facts, max(plan.ef, 1))
+        return facts.costs.walk_ns(visited=visited, checked=0) + SELECTOR_ROW_NS * returned
+    if plan.kind is PlanKind.SHORTLIST and facts.shortlist is not None:
+        return facts.shortlist.shortlist_ns(facts.allowed)
+    if plan.kind is PlanKind.IN_GRAPH:
+        return plan.cost_ns
+    return facts.costs.exact_ns(facts.allowed)
+
+
+def plan_without_graph(facts: SegmentFacts, query: QueryFacts, *, by_codes: bool) -> SegmentPlan:
+    """Return the cheapest plan that walks no graph: by codes, where `by_codes` and they meet the
+    objective, or exact."""
+    facts = facts if by_codes else replace(facts, shortlist=None)
+    plan = _exact_plan(facts, query)
+    wanted = by_codes and codes_are_worthwhile(facts, query)
+    if plan.kind is PlanKind.ROWS and not (query.filtered and facts.allowed * 2 < facts.rows):
+        plan = replace(plan, kind=PlanKind.SCAN)
+    return replace(plan, codes_wanted=wanted)
 
 
 def codes_are_worthwhile(facts: SegmentFacts, query: QueryFacts) -> bool:

@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from annheal.filters import filter_key
-from annheal.index import TopK, merge_topk
+from annheal.index import LiveBitmap, TopK, merge_topk
 from annheal.model.answer_size import HITS_FIX
 from annheal.model.collection import Collection
 from annheal.model.limits import ANSWER_BYTES_MAX
-from annheal.model.measures.recall import band_of
+from annheal.model.measures.recall import Shortfall, band_of
 from annheal.model.records import IDS_ONLY, Float32Matrix, Projection, RecordSet, join_records
 from annheal.model.search import SearchAnswer, SearchOptions, SegmentExplain
 from annheal.model.topology.manifest import IndexKind
@@ -24,8 +24,9 @@ from annheal.shard_node.rows.view import SegmentView, ShardView
 from annheal.shard_node.search.answer_bytes import check_answer
 from annheal.shard_node.search.code_maker import CodeMaker
 from annheal.shard_node.search.costs import MeasuredCosts
-from annheal.shard_node.search.ef_scale import EfScale, scaled_ef, unscaled
+from annheal.shard_node.search.ef_scale import EfScale, ShortfallOf, no_shortfall, unscaled
 from annheal.shard_node.search.filter_cache import FilterCache
+from annheal.shard_node.search.last_rung import Chosen, choose, offer
 from annheal.shard_node.search.planner import (
     PlanKind,
     QueryFacts,
@@ -33,6 +34,7 @@ from annheal.shard_node.search.planner import (
     SegmentPlan,
     codes_are_worthwhile,
     plan_segment,
+    scaled_plan,
 )
 from annheal.shard_node.search.run_plan import Ran, run_plan
 from annheal.shard_node.search.slices import Hits
@@ -53,6 +55,36 @@ class MatchCount:
 
 
 @dataclass(frozen=True, slots=True)
+class PlannedSegment:
+    """How one segment will be searched by the queries of a batch.
+
+    Attributes:
+        live: the rows that are alive and match; None: all rows.
+        allowed: how many they are.
+        by_graph: the plan by recall curve and controller.
+        scale: the controller's factor in it.
+        shortfall: what is known against it.
+        chosen: the plan to run.
+        took_s: time spent on planning.
+    """
+
+    held: SegmentView
+    facts: SegmentFacts
+    query: QueryFacts
+    live: LiveBitmap | None
+    by_graph: SegmentPlan
+    scale: float
+    shortfall: Shortfall | None
+    chosen: Chosen
+    took_s: float
+
+    @property
+    def allowed(self) -> int:
+        """The number of rows that are alive and match."""
+        return self.facts.allowed
+
+
+@dataclass(frozen=True, slots=True)
 class _Part:
     """A segment or growing view with hits; `TopK.parts` has its position."""
 
@@ -66,9 +98,10 @@ class _Part:
 class Searcher:
     """Runs searches of one collection, in the calling thread and in `threads`.
 
-    `ef_scale` gives the factor by which the ef of a recall curve is multiplied. Without `costs`
-    plans use default costs, without `code_maker` no codes are made. `yield_point` is called every
-    few milliseconds, and ends the search by raising.
+    `ef_scale` gives the factor by which the ef of a recall curve is multiplied, `shortfall` the
+    graphs that are known to be below the objective. Without `costs` plans use default costs,
+    without `code_maker` no codes are made. `yield_point` is called every few milliseconds, and ends
+    the search by raising.
     """
 
     def __init__(
@@ -77,6 +110,7 @@ class Searcher:
         filters: FilterCache,
         *,
         ef_scale: EfScale = unscaled,
+        shortfall: ShortfallOf = no_shortfall,
         costs: MeasuredCosts | None = None,
         code_maker: CodeMaker | None = None,
         threads: SearchThreads = ONE_THREAD,
@@ -86,6 +120,7 @@ class Searcher:
         self._collection = collection
         self._filters = filters
         self._ef_scale = ef_scale
+        self._shortfall = shortfall
         self._costs = costs or MeasuredCosts()
         self._code_maker = code_maker
         self._threads = threads
@@ -109,20 +144,22 @@ class Searcher:
         hits: list[Hits] = []
         explain: list[SegmentExplain] = []
         match_counts: list[MatchCount] = []
+        below_objective = False
         key = None if options.filter is None else filter_key(options.filter)
         for shard, view in views:
             matches = visited = 0
-            for segment_view in view.segments:
+            for planned in self.plan_view(view, options, key=key):
                 started_s = time.perf_counter()
-                plan, allowed, ran = self.search_segment(segment_view, queries, options, key=key)
-                matches += allowed
+                ran = self.run(planned, queries)
+                matches += planned.allowed
+                below_objective |= planned.chosen.below
                 if ran is not None:
-                    parts.append(_Part(segment_view))
+                    parts.append(_Part(planned.held))
                     hits.append(ran.hits)
                     visited += ran.visited
                 if options.explain:
-                    took_s = time.perf_counter() - started_s
-                    explain.append(_explain(shard, segment_view, plan, allowed, ran, took_s))
+                    took_s = planned.took_s + time.perf_counter() - started_s
+                    explain.append(_explain(shard, planned, ran, took_s))
             for growing in view.growing:
                 started_s = time.perf_counter()
                 allowed, found = self.search_growing(growing, queries, options, key=key)
@@ -152,8 +189,41 @@ class Searcher:
             records,
             explain=tuple(explain),
             sequences={shard: view.sequence for shard, view in views},
+            below_objective=below_objective,
         )
         return answer, tuple(match_counts)
+
+    def plan_view(
+        self, view: ShardView, options: SearchOptions, *, key: bytes | None = None
+    ) -> list[PlannedSegment]:
+        """Return how each segment will be searched.
+
+        Where graphs are known to be below the objective, other methods are planned within the
+        collection's `recall_budget`, which is about all segments of the view together.
+        """
+        planned = [self._planned(held, options, key=key) for held in view.segments]
+        if all(one.shortfall is None for one in planned):
+            return planned
+        settings = self._collection.settings
+        goal = QueryFacts(k=settings.recall_k, objective=settings.recall_objective)
+        offers = [
+            offer(
+                one.facts,
+                one.query,
+                one.by_graph,
+                shortfall=one.shortfall,
+                scale=one.scale,
+                goal=goal,
+                live_rows=one.held.live_count,
+            )
+            for one in planned
+        ]
+        return [
+            replace(one, chosen=chosen)
+            for one, chosen in zip(
+                planned, choose(offers, budget=settings.recall_budget), strict=True
+            )
+        ]
 
     def search_segment(
         self,
@@ -163,10 +233,52 @@ class Searcher:
         *,
         key: bytes | None = None,
     ) -> tuple[SegmentPlan, int, Ran | None]:
-        """Return the plan, how many rows are allowed, and the hits (None: no row is allowed)."""
+        """Return the plan, how many rows are allowed, and the hits (None: no row is allowed).
+
+        The plan is that of the recall curve and the controller of ef, whatever is known against it.
+        """
+        planned = self._planned(segment_view, options, key=key)
+        return planned.by_graph, planned.allowed, self.run(planned, queries)
+
+    def run(
+        self, planned: PlannedSegment, queries: Float32Matrix, *, plan: SegmentPlan | None = None
+    ) -> Ran | None:
+        """Return the hits by the chosen plan, or by `plan`; None where no row is allowed."""
+        plan = plan or planned.chosen.plan
+        if plan.kind is PlanKind.SKIP:
+            return None
         self._yield_point()
-        segment = segment_view.segment
-        live = segment_view.deletes.live
+        facts, segment = planned.facts, planned.held.segment
+        # A bitmap of all rows excludes none, and the walk of FAISS is cheaper without it.
+        selection = None if facts.allowed == facts.rows else planned.live
+        if selection is None and plan.kind is PlanKind.SHORTLIST:
+            selection = LiveBitmap.from_mask(np.ones(facts.rows, dtype=np.bool_))
+        ran = run_plan(
+            segment.index,
+            plan,
+            queries,
+            k=planned.query.k,
+            live=selection,
+            ids_at=segment.ids_at,
+            threads=self._threads,
+            yield_point=self._yield_point,
+        )
+        codes_wanted = plan.codes_wanted or (
+            ran.repeated and codes_are_worthwhile(facts, planned.query)
+        )
+        if codes_wanted and self._code_maker is not None:
+            self._code_maker.request(segment.index)
+        return ran
+
+    def _planned(
+        self, held: SegmentView, options: SearchOptions, *, key: bytes | None
+    ) -> PlannedSegment:
+        """Return the plan of one segment by its recall curve and the controller of ef."""
+        self._yield_point()
+        started_s = time.perf_counter()
+        segment = held.segment
+        live = held.deletes.live
+        filtered = options.filter is not None
         if options.filter is not None:
             matching = self._filters.matches(segment, options.filter, key=key)
             live = matching if live is None else matching & live
@@ -186,41 +298,26 @@ class Searcher:
             objective=options.recall_objective or self._collection.settings.recall_objective,
             ef=options.ef,
             exact=options.exact,
-            filtered=options.filter is not None,
+            filtered=filtered,
         )
-        plan = plan_segment(facts, query)
-        if plan.kind is PlanKind.SKIP:
-            return plan, allowed, None
-        if options.ef is None:
-            plan = self._scaled(plan, segment_view, allowed, filtered=options.filter is not None)
-        # A bitmap of all rows excludes none, and the walk of FAISS is cheaper without it.
-        selection = None if allowed == segment.rows else live
-        ran = run_plan(
-            segment.index,
-            plan,
-            queries,
-            k=options.k,
-            live=selection,
-            ids_at=segment.ids_at,
-            threads=self._threads,
-            yield_point=self._yield_point,
+        plan, scale, shortfall = plan_segment(facts, query), 1.0, None
+        if plan.ef or plan.kind is PlanKind.SHORTLIST:
+            band = band_of(allowed, held.live_count, filtered=filtered)
+            scale = self._ef_scale(segment.id, band)
+            shortfall = self._shortfall(segment.id, segment.meta.build.sources, band)
+            if options.ef is None:
+                plan = scaled_plan(plan, scale)
+        return PlannedSegment(
+            held,
+            facts,
+            query,
+            live,
+            by_graph=plan,
+            scale=scale,
+            shortfall=shortfall,
+            chosen=Chosen(plan),
+            took_s=time.perf_counter() - started_s,
         )
-        codes_wanted = plan.codes_wanted or (ran.repeated and codes_are_worthwhile(facts, query))
-        if codes_wanted and self._code_maker is not None:
-            self._code_maker.request(segment.index)
-        return plan, allowed, ran
-
-    def _scaled(
-        self, plan: SegmentPlan, segment_view: SegmentView, allowed: int, *, filtered: bool
-    ) -> SegmentPlan:
-        """Return `plan` with its ef multiplied by the factor that measured recall requires."""
-        scale = self._ef_scale(
-            segment_view.segment.id, band_of(allowed, segment_view.live_count, filtered=filtered)
-        )
-        if scale <= 1.0 or not plan.ef:
-            return plan
-        ef_far = scaled_ef(plan.ef_far, scale) if plan.ef_far else 0
-        return replace(plan, ef=scaled_ef(plan.ef, scale), ef_far=ef_far)
 
     def search_growing(
         self,
@@ -279,26 +376,19 @@ def _records_of(
     return counts, scores, join_records(records, list(taken.values()))
 
 
-def _explain(
-    shard: int,
-    segment_view: SegmentView,
-    plan: SegmentPlan,
-    allowed: int,
-    ran: Ran | None,
-    took_s: float,
-) -> SegmentExplain:
+def _explain(shard: int, planned: PlannedSegment, ran: Ran | None, took_s: float) -> SegmentExplain:
+    segment = planned.held.segment
     return SegmentExplain(
         shard=shard,
-        segment_id=segment_view.segment.id,
-        plan=plan.kind.value,
-        rows=segment_view.segment.rows,
-        live_rows=segment_view.live_count,
-        matches=allowed,
-        ef=plan.ef,
+        segment_id=segment.id,
+        plan=planned.chosen.plan.kind.value,
+        rows=segment.rows,
+        live_rows=planned.held.live_count,
+        matches=planned.allowed,
+        ef=planned.chosen.plan.ef,
         visited=0 if ran is None else ran.visited,
         duration_s=took_s,
-        without_kernels=segment_view.segment.kind is IndexKind.HNSW
-        and not segment_view.segment.index.walk_ready,
+        without_kernels=segment.kind is IndexKind.HNSW and not segment.index.walk_ready,
     )
 
 

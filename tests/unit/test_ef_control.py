@@ -10,16 +10,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from annheal.model.measures.recall import RecallEstimate, SelectivityBand
+from annheal.model.measures.recall import RecallEstimate, Rung, SelectivityBand, Shortfall
 from annheal.recall.interval import mean_interval
 from annheal.shard_node.recall.ef_control import (
     ABOVE_RUNS,
     BELOW_RUNS,
     FLOOR_RUNS,
     LIMIT_RUNS,
+    QUERIES_MIN,
     EfController,
     EfState,
+    for_changed_goal,
     next_state,
+    with_answers,
 )
 from annheal.shard_node.search.ef_scale import EF_CONTROL_MAX, scaled_ef
 
@@ -203,3 +206,60 @@ def test_a_segment_that_meets_its_objective_is_left_alone_for_long() -> None:
         raised[truth] = (above, runs)
     assert raised[0.96][0] < 300  # of 1,000 runs; a raise lasts at least 120
     assert raised[0.93][1] < 20
+
+
+def test_the_graph_is_left_at_the_limit_or_far_below_and_comes_back_when_it_is_good() -> None:
+    marginal = after(SHORT)
+    assert marginal.shortfall == Shortfall(SHORT.high, Rung.GRAPH), "a larger ef is tried first"
+    at_limit = EfState(scale=EF_CONTROL_MAX / CURVE_EF)
+    assert after(SHORT, state=at_limit).shortfall == Shortfall(SHORT.high, Rung.CODES)
+    far = after(BROKEN)
+    assert far.shortfall == Shortfall(BROKEN.high, Rung.CODES), "not worth waiting for"
+    assert ef(far) > CURVE_EF, "the graph is searched for with a larger ef all the same"
+    assert not far.rebuild
+    # Doubt changes nothing, in both directions.
+    assert after(UNKNOWN, DOUBTFUL, state=far).shortfall == far.shortfall
+    assert after(UNKNOWN).shortfall is None
+    assert after(SHORT, state=far).shortfall == Shortfall(SHORT.high, Rung.CODES)
+    few = measured(1.0, 0.79, 1.0, queries=QUERIES_MIN - 1)
+    assert after(few, state=far).shortfall == far.shortfall, "too few to tell"
+    assert after(FAIR, state=far).shortfall is None
+
+
+def test_codes_that_fall_short_are_not_used_again() -> None:
+    state = after(BROKEN)
+    assert with_answers(state, answered=FAIR, objective=OBJECTIVE) == state
+    assert with_answers(state, answered=UNKNOWN, objective=OBJECTIVE) == state
+    exact = with_answers(state, answered=SHORT, objective=OBJECTIVE)
+    assert exact.shortfall == Shortfall(BROKEN.high, Rung.EXACT)
+    assert after(BROKEN, state=exact).shortfall == exact.shortfall
+    assert with_answers(EfState(), answered=SHORT, objective=OBJECTIVE) == EfState()
+    assert for_changed_goal(exact).shortfall is None
+
+
+def test_a_rebuilt_segment_is_answered_as_its_source_until_it_is_measured() -> None:
+    band, other = SelectivityBand.UNFILTERED, SelectivityBand.FROM_10
+    controller = EfController()
+    assert controller.shortfall("s1", ("s0",), band) is None
+    failing = after(BROKEN)
+    controller.store("s1", band, failing)
+    controller.store("s0", band, after(SHORT))  # only its ef is being raised
+    assert controller.shortfall("s1", (), band) == failing.shortfall
+    assert controller.shortfall("s2", ("s0", "s1"), band) == failing.shortfall
+    assert controller.shortfall("s2", ("s0",), band) is None
+    assert controller.shortfall("s2", ("s1",), other) is None
+    heir = controller.state("s2", band, sources=("s1",))
+    assert heir == EfState(shortfall=failing.shortfall)
+    # Its first measurement decides.
+    assert after(SHORT, state=heir).shortfall == Shortfall(SHORT.high, Rung.CODES)
+    controller.store("s2", band, after(FAIR, state=heir))
+    assert controller.shortfall("s2", ("s1",), band) is None
+    controller.forget_all_but(["s2"])
+    assert controller.shortfall("s3", ("s1",), band) is None
+
+
+def test_a_changed_goal_ends_what_is_known_against_the_graph() -> None:
+    controller = EfController()
+    controller.store("s1", SelectivityBand.UNFILTERED, after(BROKEN))
+    controller.change_goal(["s1"])
+    assert controller.shortfall("s1", (), SelectivityBand.UNFILTERED) is None

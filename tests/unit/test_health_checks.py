@@ -15,9 +15,10 @@ from annheal.cli.operator_commands.health_checks import (
     examine_cluster,
     worst_of,
 )
+from annheal.cli.operator_commands.recall import actions
 from annheal.model.collection import Collection, CollectionSettings, Metric, ModelSpec
 from annheal.model.measures.latency import LatencyTrend, TrendRatio, TrendVerdict
-from annheal.model.measures.recall import FilterRecall
+from annheal.model.measures.recall import FilterRecall, Rung, SegmentRecall, SelectivityBand
 from annheal.model.measures.recall_summary import RecallSlice, RecallSummary, RecallVerdict
 from annheal.model.topology.cluster import (
     ClusterStatus,
@@ -29,6 +30,7 @@ from annheal.model.topology.cluster import (
 from annheal.model.topology.shard import NodeRegistration, WorkerRegistration
 from annheal.model.topology.state import SegmentState
 from annheal.model.topology.task import TaskPhase, TaskReason
+from annheal.wire.recall import decode_recall_summary, encode_recall_summary
 from tests.support.recall_reports import SELECTIVE, SLOWER, UNKNOWN, estimate
 
 STEADY = LatencyTrend(TrendVerdict.STEADY, p50=TrendRatio(0.002, 1.05, 0.95, 1.15))
@@ -70,6 +72,11 @@ WORN = replace(SEGMENT, dead_rows=2_500)
 ON_REQUEST = replace(HEALTHY.collection, settings=CollectionSettings(compaction_automatic=False))
 MISSED = RecallSlice("0-0.1%", RecallVerdict.MISSED, estimate(0.5, 0.4, 0.6), seen=5)
 UNMEASURED = RecallSlice("", RecallVerdict.UNMEASURED)
+BELOW = SegmentRecall(
+    0, "one", "warm", "m", SelectivityBand.UNFILTERED, estimate(0.1, 0.0, 0.2), 1_024, 1_024,
+    rebuild=True, below=True,
+)  # fmt: skip
+LIFTED = replace(BELOW, rung=Rung.CODES, answered=estimate(1.0, 0.97, 1.0))
 
 
 def finding(word: str, **changes: Any) -> Finding:
@@ -111,6 +118,8 @@ FAILED_TASK = replace(HEALTHY.tasks[0], phase=TaskPhase.FAILED, error="disk full
         ("recall meet",
          {"recall": recall(overall=replace(MISSED, verdict=RecallVerdict.UNCLEAR))},
          Health.WATCH, "0.5000"),
+        ("recall meet", {"recall": recall(segments=(LIFTED,))}, Health.WATCH, "by codes or exact"),
+        ("recall meet", {"recall": recall(segments=(BELOW,))}, Health.WATCH, "say that they are"),
         ("load", {"recall": recall(latency={})}, Health.UNKNOWN, "no node"),
         ("load", {"recall": recall(latency={"a": UNKNOWN})}, Health.UNKNOWN, "10 minutes"),
         ("load", {"recall": recall(latency={"a": STEADY, "b": SLOWER})}, Health.WATCH, "node b"),
@@ -176,3 +185,28 @@ def test_the_parts_of_the_cluster(changes: dict[str, Any], health: Health, says:
     [found] = examine_cluster(replace(CLUSTER, **changes))
     assert (found.health, says in found.answer) == (health, True)
     assert worst_of([found]) is health
+
+
+def test_annheal_recall_says_how_a_failing_segment_is_answered() -> None:
+    def said(one: SegmentRecall) -> str:
+        (sentence,) = actions(recall(segments=(one,)))
+        return sentence
+
+    assert "a rebuild is asked for; it is answered by codes instead, with recall 1.0" in said(
+        LIFTED
+    )
+    assert "exactly instead" in said(replace(LIFTED, rung=Rung.EXACT))
+    assert "recall_budget allows" in said(BELOW)
+    assert "recall_budget allows" in said(replace(BELOW, rebuild=False, ef=64))
+    assert "is answered" in said(replace(LIFTED, rebuild=False, stuck=True))
+    assert not actions(
+        recall(segments=(replace(BELOW, estimate=GOOD, rebuild=False, below=False),))
+    )
+
+
+def test_rungs_travel_and_an_older_node_has_only_the_graph() -> None:
+    summary = recall(segments=(LIFTED, BELOW))
+    message = encode_recall_summary(summary)
+    assert decode_recall_summary(message).segments == summary.segments
+    message.segments[0].ClearField("rung")
+    assert decode_recall_summary(message).segments[0].rung is Rung.GRAPH

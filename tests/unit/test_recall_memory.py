@@ -17,7 +17,7 @@ from annheal.filters import validate_filter
 from annheal.model.collection import AttributeField, AttributeType
 from annheal.model.filter import And, Comparison, ComparisonOp, Exists, Membership, Not, Or, Prefix
 from annheal.model.limits import DIMENSION_MAX
-from annheal.model.measures.recall import SegmentRecall, SelectivityBand
+from annheal.model.measures.recall import Rung, SegmentRecall, SelectivityBand, Shortfall
 from annheal.objectstore.local import LocalObjectStore
 from annheal.recall import (
     QUERIES_MAX,
@@ -92,6 +92,18 @@ def test_settings_of_queries_and_windows_of_estimates_come_back() -> None:
     queries = (LoggedQuery(10, BAND, 3.0, None, 0.99, 40),)
     memory = dataclasses.replace(MEMORY, bands=(band,), queries=queries, vectors=MEMORY.vectors[:1])
     assert same(decode_memory(encode_memory(memory), key="k"), memory)
+
+
+def test_what_is_known_against_a_graph_comes_back() -> None:
+    failing = EfMemory("s1", BAND, 2.0, shortfall=Shortfall(0.4, Rung.EXACT))
+    segment = dataclasses.replace(
+        MEMORY.segments[0], rung=Rung.CODES, below=True, answered=estimate(1.0, 0.9, 1.0)
+    )
+    memory = dataclasses.replace(MEMORY, ef=(failing,), segments=(segment,))
+    assert same(decode_memory(encode_memory(memory), key="k"), memory)
+    first = decode_memory((GOLDEN / "memory.recall").read_bytes(), key="k")
+    assert all(one.shortfall is None for one in first.ef)
+    assert all((one.rung, one.below) == (Rung.GRAPH, False) for one in first.segments)
 
 
 def test_a_filter_means_the_same_once_it_is_checked_again() -> None:

@@ -37,6 +37,31 @@ def band_of(matches: int, live_rows: int, *, filtered: bool) -> SelectivityBand:
     return next((band for low, band in _BANDS if share >= low), SelectivityBand.BELOW_0_1)
 
 
+class Rung(StrEnum):
+    """How a segment is answered where recall was measured, from the cheapest to the surest method.
+
+    GRAPH: as its recall curve says, with the ef of the controller. CODES: the matching rows are
+    compared by 8-bit codes and the best of them by their vectors. EXACT: all by their vectors.
+    """
+
+    GRAPH = "graph"
+    CODES = "codes"
+    EXACT = "exact"
+
+
+@dataclass(frozen=True, slots=True)
+class Shortfall:
+    """A segment in one band whose graph was measured certainly below the objective.
+
+    Attributes:
+        high: upper end of the interval of its recall.
+        rung: the cheapest method that may answer; GRAPH while a larger ef is tried.
+    """
+
+    high: float
+    rung: Rung = Rung.GRAPH
+
+
 FILTERS_REPORTED_MAX = 20
 RECALL_UNKNOWN = -1.0
 """The value of a recall that was not measured."""
@@ -106,13 +131,18 @@ class SegmentRecall:
     """The recall of one segment in one band.
 
     Attributes:
-        estimate: the measured recall.
+        estimate: the measured recall of the graph, also where another method answers.
         ef: the ef of searches at present, 0 for a flat segment.
         ef_limit: the largest ef that the controller may choose.
         rebuild: recall is below the objective although `ef` is `ef_limit`: the segment should be
             rebuilt.
         stuck: the segment was rebuilt for that reason already and is below the objective again: an
             operator has to look (INV-7).
+        rung: how queries with the collection's settings are answered at present.
+        below: whether the graph is known to be below the objective. Where `rung` is GRAPH too, the
+            answers say so (`below_objective`).
+        answered: the measured recall of the answers by another method than the graph; None where
+            the graph answers.
     """
 
     shard: int
@@ -125,6 +155,9 @@ class SegmentRecall:
     ef_limit: int
     rebuild: bool = False
     stuck: bool = False
+    rung: Rung = Rung.GRAPH
+    below: bool = False
+    answered: RecallEstimate | None = None
 
 
 @dataclass(frozen=True, slots=True)
