@@ -26,6 +26,7 @@ from annheal.metastore.keys import collection_key, shard_key, task_key
 from annheal.metastore.protocol import Put
 from annheal.metastore.sqlite import SqliteMetaStore
 from annheal.model.collection import CollectionSettings, IndexSettings, VectorStorage
+from annheal.model.measures.recall import Rung, SelectivityBand, Shortfall
 from annheal.model.search import SearchOptions, SearchRequest
 from annheal.model.topology.shard import Assignment
 from annheal.model.topology.state import SegmentState, ShardState
@@ -35,6 +36,7 @@ from annheal.objectstore.local import LocalObjectStore
 from annheal.segment import BuildInfo, RecallPoint
 from annheal.shard_node.app import not_listening, running_node
 from annheal.shard_node.node import Node
+from annheal.shard_node.recall.ef_control import EfState
 from annheal.shard_node.settings import ShardNodeSettings
 from tests.support.compaction import Workplace, collection, merge_task
 from tests.support.memory_cluster import MemoryCluster, eventually, memory_cluster, soon, spec
@@ -189,6 +191,26 @@ async def test_a_changed_recall_k_changes_what_is_said_of_an_open_shard(
         return (await segment()).visited_baseline != before.visited_baseline
 
     await until(changed)
+
+
+@effect_of("recall_budget")
+async def test_a_budget_of_nothing_marks_the_answers_of_an_open_shard_whose_graph_fails(
+    open_live: OpenLive,
+) -> None:
+    live = await open_live(graph=True)
+    (state,) = await live.node.shard_states()
+    segment_id, band = state.segments[0].segment_id, SelectivityBand.UNFILTERED
+    failing = EfState(shortfall=Shortfall(0.1, Rung.EXACT))
+    live.node._monitor.controller.store(segment_id, band, failing)
+    queries = unit_vectors(1, MODEL.dimension, seed=9)
+
+    async def is_marked() -> bool:
+        request = SearchRequest("c1", (0,), queries, SearchOptions(k=10))
+        return (await live.node.search(request)).below_objective
+
+    assert not await is_marked()
+    await live.change(recall_budget=0.0)
+    await until(is_marked)
 
 
 @effect_of("seal_rows_max", "seal_bytes_max")
