@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from annheal.model.measures.recall import RecallEstimate
 from annheal.model.measures.recall_summary import OWN_EF, RecallSlice, RecallSummary, RecallVerdict
 
 Values = npt.NDArray[np.float64]
@@ -140,15 +139,21 @@ def slices_of(summary: RecallSummary) -> Iterator[tuple[str, RecallSlice, float]
 
 
 def windows_of(published: Sequence[Published]) -> list[Window]:
-    """Return a window for each estimate that differs from the one before it of the same slice."""
-    last: dict[str, tuple[RecallEstimate, RecallEstimate | None]] = {}
+    """Return a window for each estimate of each slice that a new measurement gave.
+
+    Bands and shards are joined anew by the traffic of every moment; that is no new measurement.
+    """
+    last: dict[str, frozenset[tuple[str, float]]] = {}
     found: list[Window] = []
     for one in published:
         for name, part, _ in slices_of(one.summary):
             now = part.estimate
-            if now is None or not now.queries or last.get(name) == (now, part.served):
+            if now is None or not now.queries:
                 continue
-            last[name] = now, part.served
+            measured = _measurements(one.summary, part)
+            if last.get(name) == measured:
+                continue
+            last[name] = measured
             judged = part.served or now
             found.append(
                 Window(
@@ -166,6 +171,14 @@ def windows_of(published: Sequence[Published]) -> list[Window]:
                 )
             )
     return found
+
+
+def _measurements(summary: RecallSummary, part: RecallSlice) -> frozenset[tuple[str, float]]:
+    """Return when what the slice stands on was measured, by band and by shard."""
+    joined = (part, *summary.bands, *summary.shards) if part is summary.overall else (part,)
+    return frozenset(
+        (one.name, one.estimate.measured_at_s) for one in joined if one.estimate is not None
+    )
 
 
 def with_truth(window: Window, answers: Answers) -> Window:

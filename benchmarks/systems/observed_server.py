@@ -273,18 +273,24 @@ class ObservedServer:
             await asyncio.sleep(POLL_S)
 
     async def _cost(self, ask: Ask) -> float:
-        """Return the rows that a query compares; explained searches are not sampled."""
+        """Return the rows that a query compares; explained searches are not sampled.
+
+        Each query is sent alone, as a batch may get another plan.
+        """
         probes = self._planted.pools[ask.pool][:PROBES]
-        answer = await self._client.search_batch(
-            COLLECTION,
-            probes,
-            k=ask.k,
-            filter=expression(ask),
-            ef=ask.ef,
-            recall_objective=ask.objective,
-            explain=True,
-        )
-        return sum(one.visited for one in answer.explain) / len(probes)
+        visited = 0
+        for probe in probes:
+            answer = await self._client.search(
+                COLLECTION,
+                probe,
+                k=ask.k,
+                filter=expression(ask),
+                ef=ask.ef,
+                recall_objective=ask.objective,
+                explain=True,
+            )
+            visited += sum(one.visited for one in answer.explain)
+        return visited / len(probes)
 
 
 async def _is_set_within(event: asyncio.Event, seconds: float) -> bool:

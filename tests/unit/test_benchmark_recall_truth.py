@@ -191,6 +191,13 @@ def test_an_estimate_is_one_window_however_often_it_is_seen() -> None:
     assert right.answers == pytest.approx(600, abs=10 * SPAN_TOLERANCE_S + 1)
 
 
+def test_bands_that_are_joined_by_other_weights_are_no_new_window() -> None:
+    one = published(61, MET, estimate(0.96, begin_s=0, end_s=60))
+    changed = replace(one.summary.overall, estimate=estimate(0.97, begin_s=0, end_s=60))
+    later = Published(62, replace(one.summary, overall=changed))
+    assert len(windows_of([one, later])) == 1
+
+
 def test_the_weights_of_the_sample_prefer_what_is_new() -> None:
     found = windows_of([published(61, MET, estimate(0.8, begin_s=0, end_s=60))])
     one = with_truth(found[0], answers((0.0, 30.0, 1.0), (30.0, 60.0, 0.6)))
