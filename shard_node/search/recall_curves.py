@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+from annheal.model.limits import EF_MAX
 from annheal.segment import RecallPoint
 
 EF_MIN, EF_UNCALIBRATED_MAX, EF_PER_K = 64, 512, 8
@@ -28,15 +29,28 @@ def choose_ef(curve: Sequence[RecallPoint], *, k: int, objective: float) -> int:
     """Return the smallest ef that meets `objective` without a filter, with 99.9 % confidence.
 
     A point meets it when its recall minus `CONFIDENCE_Z` standard errors and `PROBE_OPTIMISM` does,
-    or when its recall is 1. Between two points recall is interpolated linearly. The curve is that
-    of the smallest measured k not below `k`: recall at a given ef falls as k grows. Where no point
-    meets the objective, the largest measured ef; without any point, `EF_PER_K` times `k`, at least
-    `EF_MIN` and at most `EF_UNCALIBRATED_MAX`. Never below `k`.
+    or when its recall is 1. Between two points recall is interpolated linearly. Where no point
+    meets the objective, the largest measured ef. Between two measured k, ef is on the line
+    between theirs; above the largest it grows as k does, below the smallest it is that of the
+    smallest. Without any point, `EF_PER_K` times `k`, at least `EF_MIN` and at most
+    `EF_UNCALIBRATED_MAX`. Never below `k`, at most `EF_MAX`.
     """
-    points = _points(curve, k=k)
-    if not points:
+    measured = sorted({point.k for point in curve if not point.band})
+    if not measured:
         return max(EF_MIN, min(EF_UNCALIBRATED_MAX, EF_PER_K * k), k)
-    return max((_interpolated(points, objective) or points[-1]).ef, k)
+    above = next((one for one in measured if one >= k), measured[-1])
+    below = next((one for one in reversed(measured) if one <= k), measured[0])
+    ef = float(_ef_at(curve, k=above, objective=objective))
+    if below < k < above:
+        low = _ef_at(curve, k=below, objective=objective)
+        ef = low + (ef - low) * (k - below) / (above - below)
+    return min(max(math.ceil(ef * max(1.0, k / above)), k), EF_MAX)
+
+
+def _ef_at(curve: Sequence[RecallPoint], *, k: int, objective: float) -> int:
+    """Return what `choose_ef` does for a measured `k`."""
+    points = _points(curve, k=k)
+    return (_interpolated(points, objective) or points[-1]).ef
 
 
 def plain_ef(curve: Sequence[RecallPoint], *, k: int, objective: float) -> int | None:
@@ -75,21 +89,19 @@ def choose_band_ef(
 
     Reads the largest band not above `share`; more selective bands need a larger ef. `far` and
     `selector` choose the kind of walk that was measured. None without such a band, or where none of
-    its points meets the objective. For a k above those measured, ef grows by the same factor as
-    without a filter.
+    its points meets the objective. For a k that was not measured in the band, ef is that of the
+    next larger one, else of the largest, and grows by the same factor as without a filter.
     """
     of_kind = [p for p in curve if p.band and p.far == far and p.selector == selector]
     band = max((p.band for p in of_kind if float(p.band) <= share), key=float, default=None)
     in_band = [p for p in of_kind if p.band == band]
-    points = _points(in_band, k=k, band=band or "")
-    if points:
-        return _first_meeting(points, objective)
     if not in_band:
         return None
-    measured_k = max(point.k for point in in_band)
+    measured = sorted({point.k for point in in_band})
+    measured_k = next((one for one in measured if one >= k), measured[-1])
     found = _first_meeting(_points(in_band, k=measured_k, band=band or ""), objective)
-    if found is None:
-        return None
+    if found is None or measured_k == k:
+        return found
     wider = plain_ef(curve, k=k, objective=objective)
     if wider is None:
         return None

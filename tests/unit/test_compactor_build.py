@@ -13,6 +13,7 @@ from annheal.compactor.build.build import HNSW_ROWS_MIN, BuildOrder, build_segme
 from annheal.compactor.build.calibrate import (
     CURVE_END_RECALL,
     EF_LADDER,
+    ef_ladder,
     held_out_count,
     is_damaged,
     meets_objective,
@@ -131,7 +132,10 @@ def test_large_output_gets_a_graph_with_an_honest_recall_curve(tmp_path: Path) -
     assert [point.ef for point in measured] == list(EF_LADDER)[: len(measured)]
     assert measured[-1].recall >= CURVE_END_RECALL or len(measured) == len(EF_LADDER)
     assert all(point.recall < CURVE_END_RECALL for point in measured[:-1])
-    assert {point.k for point in curve} == {10, 100}
+    assert {point.k for point in curve} == {1, 10, 100, 1_000}
+    for k in (1, 10, 100, 1_000):
+        efs = [point.ef for point in curve if point.k == k and not point.band]
+        assert efs == list(ef_ladder(10 if k == 1 else k))[: len(efs)]
     assert meets_objective(curve, k=10, objective=0.95)
     # Row i of the index is row i of the columns, though rows were moved for the measurement.
     numbers = np.array([int(name.removeprefix("record-")) for name in merged.ids.to_pylist()])

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from annheal.index import ShortlistCosts, WalkCosts
+from annheal.model.limits import EF_MAX, K_MAX
 from annheal.model.topology.manifest import IndexKind
 from annheal.segment import RecallPoint
 from annheal.shard_node.search.planner import (
@@ -276,6 +277,44 @@ def test_more_neighbours_than_measured_widen_the_beam_as_without_a_filter() -> N
     point = choose_band_ef(curve, k=100, objective=0.95, share=0.1)
     assert point is not None
     assert (point.ef, point.visited) == (128 * 4, 4_000)
+
+
+AT_SEVERAL_K = (
+    RecallPoint(1, 20, 0.97),
+    RecallPoint(10, 40, 0.97),
+    RecallPoint(100, 200, 0.97),
+    RecallPoint(1_000, 1_400, 0.97),
+)
+
+
+def test_between_measured_k_ef_is_on_the_line_between_theirs() -> None:
+    efs = {k: choose_ef(AT_SEVERAL_K, k=k, objective=0.95) for k in (1, 4, 10, 55, 100, 400, 1_000)}
+    assert efs == {1: 20, 4: 27, 10: 40, 55: 120, 100: 200, 400: 600, 1_000: 1_400}
+
+
+def test_above_the_largest_measured_k_ef_grows_as_k_does() -> None:
+    assert choose_ef(AT_SEVERAL_K, k=3_000, objective=0.95) == 4_200
+    assert choose_ef(AT_SEVERAL_K, k=K_MAX, objective=0.95) == EF_MAX
+    assert choose_ef(CURVE, k=100, objective=0.95) == 320, "a segment with one curve only"
+
+
+@pytest.mark.parametrize("k", [1, 2, 5, 10, 50, 100, 500, 1_000, 5_000, K_MAX])
+def test_ef_is_a_valid_one_that_does_not_fall_as_k_grows(k: int) -> None:
+    for curve in ((), CURVE, AT_SEVERAL_K):
+        ef = choose_ef(curve, k=k, objective=0.95)
+        assert k <= ef <= EF_MAX
+        assert choose_ef(curve, k=min(2 * k, K_MAX), objective=0.95) >= ef
+
+
+def test_fewer_neighbours_than_measured_in_a_band_may_need_a_wider_beam() -> None:
+    """Where the nearest row is harder to find than the first ten, as without a filter."""
+    curve = (*BANDS, RecallPoint(1, 96, 0.97))
+    wider = choose_band_ef(curve, k=1, objective=0.95, share=0.1)
+    assert wider is not None
+    assert wider.ef == 128 * 3
+    easier = choose_band_ef((*BANDS, RecallPoint(1, 16, 0.97)), k=1, objective=0.95, share=0.1)
+    assert easier is not None
+    assert easier.ef == 128
 
 
 def test_ef_is_never_below_k() -> None:
