@@ -14,6 +14,7 @@ from annheal.index.live import LiveBitmap
 from annheal.index.quantized import can_store
 from annheal.index.vector_index import (
     EF_DEFAULT,
+    PRODUCT_VALUES_MIN,
     VectorIndex,
     load_mapped,
     set_search_threads,
@@ -25,6 +26,7 @@ __all__ = [
     "ABORTED",
     "EF_DEFAULT",
     "OK",
+    "PRODUCT_VALUES_MIN",
     "ROW_MISSING",
     "SCORE_MISSING",
     "STARVED",

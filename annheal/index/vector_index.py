@@ -56,8 +56,9 @@ EF_DEFAULT = 64
 GATHER_QUERIES_MIN = 8
 GATHER_BYTES_MAX = 16 << 20
 
-PRODUCT_QUERIES_MIN: int = faiss.cvar.distance_compute_blas_threshold
-"""From this number of queries on FAISS compares all rows by matrix products."""
+PRODUCT_VALUES_MIN: int = faiss.cvar.distance_compute_blas_threshold
+"""FAISS compares all rows by matrix products if the queries have this number of values or more, 334
+queries of 384."""
 
 FAISS_METRIC = {
     Metric.COSINE: faiss.METRIC_INNER_PRODUCT,
@@ -208,7 +209,7 @@ class VectorIndex:
 
         `exact`: the search compared all rows. See `annheal.index.hits.scoring.score_errors`.
         """
-        products = exact and len(queries) >= PRODUCT_QUERIES_MIN
+        products = exact and queries.size >= PRODUCT_VALUES_MIN
         return score_errors(queries, scores, metric=self.metric, from_products=products)
 
     def search(

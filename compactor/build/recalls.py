@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from annheal.compactor.build.slices import PRODUCT_QUERIES_MIN, queries_compared, slices
+from annheal.compactor.build.slices import queries_compared_at_once, slices
 from annheal.index import LiveBitmap, VectorIndex
 from annheal.model.collection import Metric
 from annheal.model.records import Float32Matrix
@@ -29,7 +29,7 @@ def best_scores(
     So the l2 distance of each pair that was found is computed again, as a walk computes it.
     """
     live = index.graph_rows(None)
-    size = max(PRODUCT_QUERIES_MIN, queries_compared(index.rows))
+    size = queries_compared_at_once(len(queries), rows=index.rows, dimension=index.dimension)
     return np.concatenate(
         [
             _best_scores(index, queries[part], k=k, live=live)

@@ -29,7 +29,7 @@ from tests.support.segments import open_local, sample_rows, unit_vectors, write_
 pytestmark = pytest.mark.timeout(400)
 
 ROWS, DIMENSION = 3_000, 8
-COMPARISONS, BEAM_ROWS = 50 * ROWS, 2_048
+COMPARISONS, BEAM_ROWS = 50 * ROWS, 4_000  # one walk for k 1,000 at the end of its ladder
 
 
 class Searches:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from annheal.errors import DataCorruption
 from annheal.index import (
+    PRODUCT_VALUES_MIN,
     LiveBitmap,
     VectorIndex,
     build_flat,
@@ -329,3 +331,21 @@ def test_one_bitmap_serves_many_threads(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+@pytest.mark.parametrize("dimension", [16, 64])
+def test_the_rounding_of_products_is_known_from_the_number_of_values_on(dimension: int) -> None:
+    """FAISS decides by queries times dimension; squared distances of products are less precise."""
+    enough = math.ceil(PRODUCT_VALUES_MIN / dimension)
+    rng = np.random.default_rng(7)
+    vectors = (50 + rng.standard_normal((64, dimension))).astype(np.float32)
+    index = build_flat(vectors, metric=Metric.L2)
+    queries = (50 + rng.standard_normal((enough, dimension))).astype(np.float32)
+    off: dict[int, float] = {}
+    for count in (enough - 1, enough):
+        asked = np.ascontiguousarray(queries[:count])
+        found, rows = index.search(asked, k=1, exact=True)
+        apart = np.abs(found - index.scores(asked, rows))[:, 0]
+        assert (apart <= index.score_errors(asked, found[:, 0], exact=True)).all()
+        off[count] = float(apart.max())
+    assert off[enough] > 10 * off[enough - 1]
