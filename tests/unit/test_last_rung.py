@@ -112,7 +112,8 @@ def test_codes_that_miss_the_objective_or_cannot_meet_it_are_passed_over() -> No
     higher = replace(GOAL, objective=(1.0 + SHORTLIST_RECALL) / 2)
     perfect = replace(CODED, curve=(RecallPoint(10, 50, 1.0, visited=1_000),))
     assert chosen(offered(perfect, higher), budget=budget)[0].plan.kind is PlanKind.SCAN
-    many = offered(CODED, replace(GOAL, k=2_001))  # too many for codes to exclude enough rows
+    wide = replace(CODED, curve=(RecallPoint(2_001, 2_100, 0.98, visited=5_000),))
+    many = offered(wide, replace(GOAL, k=2_001))  # too many for codes to exclude enough rows
     assert many.lift is not None
     assert many.lift.kind is PlanKind.SCAN
 
