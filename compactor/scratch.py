@@ -83,7 +83,7 @@ def _locked(directory: Path) -> int:
                     " worker_id of its own",
                     reason="WORKER_ID_TAKEN",
                 )
-            time.sleep(LOCK_RETRY_S)
+            time.sleep(LOCK_RETRY_S)  # a file lock has no timed wait; at most LOCK_TRIES_MAX times
             continue
         try:
             locked_present_file = os.path.samestat(os.fstat(lock), os.stat(path))

@@ -71,7 +71,7 @@ class DemoServer:
             address = address_file.read_text().strip() if address_file.exists() else ""
             if address and _answers(address):
                 return address, time.monotonic() - started_s
-            time.sleep(POLL_S)
+            time.sleep(POLL_S)  # until it answers, by the deadline above
         raise RuntimeError(
             f"the server was not ready in {READY_TIMEOUT_S:g} s:\n{self._log_tail()}"
         )

@@ -113,7 +113,7 @@ def _enter_wal_mode(database: sqlite3.Connection) -> None:
             busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
             if not busy or monotonic_s() > deadline:
                 raise
-            time.sleep(_BUSY_POLL_S)
+            time.sleep(_BUSY_POLL_S)  # up to the deadline above
         else:
             return
 

@@ -60,7 +60,7 @@ class _Forks:
         gc.collect()  # channels end with their last reference, which may be in a cycle
         give_up_s = monotonic_s() + POLLER_END_S
         while _poller_lives() and self.suspendables and monotonic_s() < give_up_s:
-            time.sleep(_LOOK_S)
+            time.sleep(_LOOK_S)  # the thread is gRPC's own and gives no event to wait for
         self.dirty = _poller_lives()
 
     def after_in_parent(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any
@@ -18,6 +17,7 @@ from annheal.cli.operator_commands.latency import render_latency
 from annheal.cli.output import facts, moment, print_error, share, table
 from annheal.cli.state import State, state_of
 from annheal.cli.user_commands.records import Collection, Filter
+from annheal.cli.watching import every
 from annheal.client import Client
 from annheal.errors import AnnhealError, InvalidArgument
 from annheal.filters import format_expression
@@ -128,18 +128,17 @@ def _watch(state: State, collection: str, *, interval_s: float) -> None:
     try:
         with state.client(endless=True) as client:
             if not console.is_terminal or state.output.is_json:
-                while True:
+                for _ in every(interval_s):
                     summary = client.recall(collection)
                     if state.output.is_json:
                         state.output.line(_as_document(summary))
                     else:
                         console.print(_as_line(summary), highlight=False)
-                    time.sleep(interval_s)
             first = render_summary(client.recall(collection))  # errors of the first look end it
             with Live(first, console=console, auto_refresh=False) as live:
-                while True:
-                    time.sleep(interval_s)
-                    live.update(_look(client, collection, state), refresh=True)
+                for turn in every(interval_s):
+                    if turn:
+                        live.update(_look(client, collection, state), refresh=True)
     except KeyboardInterrupt:
         return  # how a watch ends
 

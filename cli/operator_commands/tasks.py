@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
@@ -16,6 +15,7 @@ from typer.core import TyperGroup
 
 from annheal.cli.output import cell, facts, moment, size, table
 from annheal.cli.state import State, state_of
+from annheal.cli.watching import every
 from annheal.errors import AnnhealError
 from annheal.model.topology.cluster import TaskStatus
 from annheal.model.topology.task import TaskPhase
@@ -194,14 +194,13 @@ def _watch(state: State, look: Look, *, interval_s: float) -> None:
     output = state.output
     try:
         if output.is_json or not output.console.is_terminal:
-            while True:
+            for _ in every(interval_s):
                 output.show(look(), render_bars)
-                time.sleep(interval_s)
         first = render_bars(look())  # errors of the first look end it
         with Live(first, console=output.console, auto_refresh=False) as live:
-            while True:
-                time.sleep(interval_s)
-                live.update(_again(look), refresh=True)
+            for turn in every(interval_s):
+                if turn:
+                    live.update(_again(look), refresh=True)
     except KeyboardInterrupt:
         return  # how a watch ends
 
