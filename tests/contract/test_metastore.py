@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import shutil
 import sqlite3
-import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+import trustme
 
 from annheal.errors import (
     AnnhealError,
@@ -378,7 +377,6 @@ class TestEtcd:
             for client in (store, wrong, nobody):
                 await client.close()
 
-    @pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make keys")
     async def test_mutual_tls(self, tmp_path: Path) -> None:
         await asyncio.to_thread(_make_keys, tmp_path)
         with EtcdServer(keys=tmp_path) as server:
@@ -443,27 +441,10 @@ def _enable_authentication(server: EtcdServer) -> None:
 
 def _make_keys(folder: Path) -> None:
     """Make a certificate authority and, signed by it, keys for a server and a client."""
-
-    def openssl(*arguments: str) -> None:
-        subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
-
-    openssl(
-        *("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=test-ca"),
-        *("-keyout", "ca.key", "-out", "ca.crt"),
-        *("-addext", "keyUsage=critical,keyCertSign,cRLSign"),
-    )
-    extensions = folder / "extensions"
-    extensions.write_text(
-        "subjectAltName=DNS:localhost,IP:127.0.0.1\nkeyUsage=critical,digitalSignature\n"
-        "extendedKeyUsage=serverAuth,clientAuth\nauthorityKeyIdentifier=keyid\n"
-    )
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(folder / "ca.crt"))
     for name in ("server", "client"):
-        openssl(
-            *("req", "-newkey", "rsa:2048", "-nodes", "-subj", f"/CN={name}"),
-            *("-keyout", f"{name}.key", "-out", f"{name}.csr"),
-        )
-        openssl(
-            *("x509", "-req", "-in", f"{name}.csr", "-CA", "ca.crt", "-CAkey", "ca.key"),
-            *("-CAcreateserial", "-days", "2", "-out", f"{name}.crt"),
-            *("-extfile", str(extensions)),
-        )
+        issued = authority.issue_cert("localhost", "127.0.0.1", common_name=name)
+        issued.private_key_pem.write_to_path(str(folder / f"{name}.key"))
+        for place, part in enumerate(issued.cert_chain_pems):
+            part.write_to_path(str(folder / f"{name}.crt"), append=place > 0)

@@ -245,7 +245,8 @@ async def test_lossy_storage_answers_with_the_scores_of_the_vectors(
     assert created.settings.storage == "int8"
     await client.upsert("sdk-lossy", IDS, VECTORS)
     await client.delete("sdk-lossy", IDS[:300])
-    queries = made_vectors(ROWS + 40)[ROWS:]
+    # So many that their mean says what the recall is: 40 of them had 0.9475 where 4,000 had 0.972.
+    queries = made_vectors(ROWS + 500)[ROWS:]
     distances = ((queries[:, None] - VECTORS[None]) ** 2).sum(axis=2, dtype=np.float64)
     distances[:, :300] = np.inf
     await client.flush("sdk-lossy")
@@ -262,8 +263,8 @@ async def test_lossy_storage_answers_with_the_scores_of_the_vectors(
         ]
         assert storage in stored
         found = 0
-        for query, truth in zip(queries, distances, strict=True):
-            result = await client.search("sdk-lossy", query, k=10)
+        results = await client.search_batch("sdk-lossy", queries, k=10)
+        for result, truth in zip(results, distances, strict=True):
             numbers = [int(name.removeprefix("r")) for name in result.ids]
             np.testing.assert_allclose(result.scores, truth[numbers], rtol=1e-5)
             found += len({*numbers} & {*np.argsort(truth)[:10].tolist()})
