@@ -165,6 +165,7 @@ def recall_families(summaries: Iterable[RecallSummary], *, now_s: float) -> list
     summaries = list(summaries)
     return [
         *_slice_families(summaries, now_s=now_s),
+        *_tail_families(summaries, now_s=now_s),
         *_segment_families(summaries),
         _trend_family(summaries),
     ]
@@ -264,6 +265,31 @@ def _add_tail(
     ):
         if value is not None:
             tail.add(value, summary.collection, band, measure)
+
+
+def _tail_families(summaries: list[RecallSummary], *, now_s: float) -> list[Family]:
+    """Return the objectives for single queries, and how they are met."""
+    promised = Family(
+        "annheal_recall_objective_share_ratio",
+        "Share of the queries that must reach recall_tail_objective.",
+        ("collection",),
+    )
+    reached = Family(
+        "annheal_recall_tail_share_ratio",
+        "Share of sampled live queries that reach recall_tail_objective, with the 95 % interval.",
+        ("collection", "band", "bound"),
+    )
+    for one in summaries:
+        if one.tail_objective is not None:
+            promised.add(one.tail_objective.share, one.collection)
+        for part in (one.overall, *one.bands):
+            if part.estimate is None or not part.estimate.is_valid(now_s):
+                continue
+            found = part.estimate.tail_for(one.tail_objective)
+            if found is not None:
+                for bound, value in zip(_BOUNDS, (found.share, found.low, found.high), strict=True):
+                    reached.add(value, one.collection, part.name or ALL_BANDS, bound)
+    return [promised, reached]
 
 
 def _segment_families(summaries: list[RecallSummary]) -> list[Family]:

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TypeAlias
 
+from annheal.model.measures.recall_tail import TailObjective
+
 
 class Metric(StrEnum):
     """How two vectors are compared.
@@ -84,6 +86,10 @@ class CollectionSettings:
     `unindexed_rows_max` rows that wait for an index. `storage` is that of the graphs built from
     now on. Where graphs miss the objective, a query may cost `recall_budget` times what an
     unfiltered one usually costs, to be answered by codes or exactly; 0: never.
+
+    `recall_objective` is about the mean recall of queries. A second objective may be about each of
+    them: `recall_objective_share` of the queries have a recall of at least `recall_tail_objective`.
+    Both are 0 for none.
     """
 
     recall_objective: float = 0.95
@@ -101,6 +107,15 @@ class CollectionSettings:
     compaction_automatic: bool = True
     storage: VectorStorage = VectorStorage.FLOAT32
     recall_budget: float = 16.0
+    recall_tail_objective: float = 0.0
+    recall_objective_share: float = 0.0
+
+    @property
+    def tail_objective(self) -> TailObjective | None:
+        """The objective about single queries; None: there is none."""
+        if not (self.recall_tail_objective and self.recall_objective_share):
+            return None
+        return TailObjective(self.recall_tail_objective, self.recall_objective_share)
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,7 @@ from annheal.model.limits import (
     TIMEOUT_MAX_S,
     WRITE_ROWS_MAX,
 )
+from annheal.model.measures.recall_tail import OBJECTIVE_SHARE_MAX, OBJECTIVE_SHARE_MIN
 from annheal.model.records import Float32Matrix, Projection, RecordBatch, arrow_schema
 from annheal.model.search import SearchOptions
 from annheal.model.suggestions import suggestion
@@ -152,6 +153,7 @@ def _settings_violations(collection: Collection) -> list[FieldViolation]:
             )
         )
     _check_range(found, "settings.recall_k", settings.recall_k, 1, K_MAX)
+    found += _tail_violations(settings.recall_tail_objective, settings.recall_objective_share)
     _check_range(found, "settings.recall_budget", settings.recall_budget, 0.0, RECALL_BUDGET_MAX)
     _check_range(found, "settings.seal_rows_max", settings.seal_rows_max, 1, SEAL_ROWS_MAX)
     _check_range(found, "settings.seal_bytes_max", settings.seal_bytes_max, 1, SEAL_BYTES_MAX)
@@ -185,6 +187,39 @@ def _settings_violations(collection: Collection) -> list[FieldViolation]:
         UNINDEXED_ROWS_MIN,
         UNINDEXED_ROWS_MAX,
     )
+    return found
+
+
+def _tail_violations(recall: float, share: float) -> list[FieldViolation]:
+    """Return what is wrong with the objective about the tail; 0 and 0 are none."""
+    found: list[FieldViolation] = []
+    recall_field, share_field = "settings.recall_tail_objective", "settings.recall_objective_share"
+    if not 0.0 <= recall <= 1.0:
+        found.append(
+            FieldViolation(
+                recall_field,
+                f"{recall} is no recall; it must be more than 0 and at most 1, for example 0.8, or"
+                " 0 for no objective about the tail",
+            )
+        )
+    if share and not OBJECTIVE_SHARE_MIN <= share <= OBJECTIVE_SHARE_MAX:
+        found.append(
+            FieldViolation(
+                share_field,
+                f"{share} is not between {OBJECTIVE_SHARE_MIN} and {OBJECTIVE_SHARE_MAX}, the"
+                " largest share that a measurement can show, nor 0 for no objective",
+            )
+        )
+    if not found and bool(recall) != bool(share):
+        missing, given = (share_field, recall_field) if recall else (recall_field, share_field)
+        example = OBJECTIVE_SHARE_MAX if recall else 0.8
+        found.append(
+            FieldViolation(
+                missing,
+                f"is 0, but {given} is {recall or share}: set {missing} too, for example"
+                f" {example}, or {given} to 0",
+            )
+        )
     return found
 
 

@@ -18,6 +18,7 @@ from annheal.model.measures.recall import (
     ShardBandRecall,
     Shortfall,
 )
+from annheal.model.measures.recall_tail import TailObjective
 from annheal.model.records import Float32Matrix
 
 QUERIES_MAX = 256
@@ -68,8 +69,9 @@ class LoggedQuery:
 class RecallMemory:
     """The recall memory of a shard, written at `written_at_s` (seconds since the epoch).
 
-    `vectors` (n, d) float32 are those of `queries`, of the model named `model`. `objective` and `k`
-    are those that the states and measurements are about; 0 in a memory of 0.1, which has none.
+    `vectors` (n, d) float32 are those of `queries`, of the model named `model`. `objective`, `k`
+    and `tail` are those that the states and measurements are about; 0 in a memory of 0.1, which has
+    none.
     """
 
     model: str
@@ -81,6 +83,7 @@ class RecallMemory:
     bands: tuple[ShardBandRecall, ...] = ()
     queries: tuple[LoggedQuery, ...] = ()
     vectors: Float32Matrix = field(default_factory=lambda: np.empty((0, 0), dtype=np.float32))
+    tail: TailObjective | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +108,7 @@ class _Facts:
     segments: tuple[SegmentRecall, ...] = ()
     bands: tuple[ShardBandRecall, ...] = ()
     queries: tuple[_Query, ...] = ()
+    tail: TailObjective | None = None
 
 
 # Created once: msgspec must not inspect a dataclass in several threads at the same time.
@@ -140,6 +144,7 @@ def encode_memory(memory: RecallMemory) -> bytes:
                 )
                 for one in memory.queries
             ),
+            memory.tail,
         )
     )
     head = _HEADER.pack(_MAGIC, _VERSION, 0, dimension, count, len(facts))
@@ -187,6 +192,7 @@ def decode_memory(stored: bytes, *, key: str) -> RecallMemory:
         facts.bands,
         queries,
         vectors.astype(np.float32),
+        facts.tail,
     )
 
 

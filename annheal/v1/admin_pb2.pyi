@@ -591,7 +591,7 @@ class ShardRecall(_message.Message):
     def __init__(self, shard: _Optional[int] = ..., recall: _Optional[float] = ..., expected: _Optional[int] = ...) -> None: ...
 
 class RecallEstimate(_message.Message):
-    __slots__ = ("k", "recall", "low", "high", "queries", "measured_at", "plans", "recall_shares", "window_begin", "window_end", "valid_until", "distinct")
+    __slots__ = ("k", "recall", "low", "high", "queries", "measured_at", "plans", "recall_shares", "window_begin", "window_end", "valid_until", "distinct", "tail")
     class PlansEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -611,6 +611,7 @@ class RecallEstimate(_message.Message):
     WINDOW_END_FIELD_NUMBER: _ClassVar[int]
     VALID_UNTIL_FIELD_NUMBER: _ClassVar[int]
     DISTINCT_FIELD_NUMBER: _ClassVar[int]
+    TAIL_FIELD_NUMBER: _ClassVar[int]
     k: int
     recall: float
     low: float
@@ -623,7 +624,22 @@ class RecallEstimate(_message.Message):
     window_end: _timestamp_pb2.Timestamp
     valid_until: _timestamp_pb2.Timestamp
     distinct: int
-    def __init__(self, k: _Optional[int] = ..., recall: _Optional[float] = ..., low: _Optional[float] = ..., high: _Optional[float] = ..., queries: _Optional[int] = ..., measured_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., plans: _Optional[_Mapping[str, int]] = ..., recall_shares: _Optional[_Iterable[float]] = ..., window_begin: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., window_end: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., valid_until: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., distinct: _Optional[int] = ...) -> None: ...
+    tail: TailEstimate
+    def __init__(self, k: _Optional[int] = ..., recall: _Optional[float] = ..., low: _Optional[float] = ..., high: _Optional[float] = ..., queries: _Optional[int] = ..., measured_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., plans: _Optional[_Mapping[str, int]] = ..., recall_shares: _Optional[_Iterable[float]] = ..., window_begin: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., window_end: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., valid_until: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., distinct: _Optional[int] = ..., tail: _Optional[_Union[TailEstimate, _Mapping]] = ...) -> None: ...
+
+class TailEstimate(_message.Message):
+    __slots__ = ("recall", "objective", "share", "low", "high")
+    RECALL_FIELD_NUMBER: _ClassVar[int]
+    OBJECTIVE_FIELD_NUMBER: _ClassVar[int]
+    SHARE_FIELD_NUMBER: _ClassVar[int]
+    LOW_FIELD_NUMBER: _ClassVar[int]
+    HIGH_FIELD_NUMBER: _ClassVar[int]
+    recall: float
+    objective: float
+    share: float
+    low: float
+    high: float
+    def __init__(self, recall: _Optional[float] = ..., objective: _Optional[float] = ..., share: _Optional[float] = ..., low: _Optional[float] = ..., high: _Optional[float] = ...) -> None: ...
 
 class SegmentRecall(_message.Message):
     __slots__ = ("shard", "segment_id", "tier", "model", "band", "estimate", "ef", "ef_limit", "rebuild", "stuck", "rung", "below", "answered")
@@ -681,7 +697,7 @@ class FilterRecall(_message.Message):
     def __init__(self, shard: _Optional[int] = ..., filter: _Optional[_Union[_filter_pb2.Filter, _Mapping]] = ..., matches: _Optional[int] = ..., live_rows: _Optional[int] = ..., recall: _Optional[float] = ..., queries: _Optional[int] = ..., plans: _Optional[_Mapping[str, int]] = ...) -> None: ...
 
 class RecallSlice(_message.Message):
-    __slots__ = ("name", "verdict", "estimate", "stability", "seen", "served", "recent")
+    __slots__ = ("name", "verdict", "estimate", "stability", "seen", "served", "recent", "tail_verdict")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERDICT_FIELD_NUMBER: _ClassVar[int]
     ESTIMATE_FIELD_NUMBER: _ClassVar[int]
@@ -689,6 +705,7 @@ class RecallSlice(_message.Message):
     SEEN_FIELD_NUMBER: _ClassVar[int]
     SERVED_FIELD_NUMBER: _ClassVar[int]
     RECENT_FIELD_NUMBER: _ClassVar[int]
+    TAIL_VERDICT_FIELD_NUMBER: _ClassVar[int]
     name: str
     verdict: RecallVerdict
     estimate: RecallEstimate
@@ -696,7 +713,8 @@ class RecallSlice(_message.Message):
     seen: int
     served: RecallEstimate
     recent: int
-    def __init__(self, name: _Optional[str] = ..., verdict: _Optional[_Union[RecallVerdict, str]] = ..., estimate: _Optional[_Union[RecallEstimate, _Mapping]] = ..., stability: _Optional[float] = ..., seen: _Optional[int] = ..., served: _Optional[_Union[RecallEstimate, _Mapping]] = ..., recent: _Optional[int] = ...) -> None: ...
+    tail_verdict: RecallVerdict
+    def __init__(self, name: _Optional[str] = ..., verdict: _Optional[_Union[RecallVerdict, str]] = ..., estimate: _Optional[_Union[RecallEstimate, _Mapping]] = ..., stability: _Optional[float] = ..., seen: _Optional[int] = ..., served: _Optional[_Union[RecallEstimate, _Mapping]] = ..., recent: _Optional[int] = ..., tail_verdict: _Optional[_Union[RecallVerdict, str]] = ...) -> None: ...
 
 class TrendRatio(_message.Message):
     __slots__ = ("now", "ratio", "low", "high")
@@ -739,7 +757,7 @@ class GetRecallRequest(_message.Message):
     def __init__(self, collection: _Optional[str] = ...) -> None: ...
 
 class GetRecallResponse(_message.Message):
-    __slots__ = ("collection", "collection_id", "recall_objective", "sampled_share", "overall", "bands", "shards", "tiers", "models", "segments", "filters", "errors", "latency", "own")
+    __slots__ = ("collection", "collection_id", "recall_objective", "sampled_share", "overall", "bands", "shards", "tiers", "models", "segments", "filters", "errors", "latency", "own", "recall_tail_objective", "recall_objective_share")
     class ErrorsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -768,6 +786,8 @@ class GetRecallResponse(_message.Message):
     ERRORS_FIELD_NUMBER: _ClassVar[int]
     LATENCY_FIELD_NUMBER: _ClassVar[int]
     OWN_FIELD_NUMBER: _ClassVar[int]
+    RECALL_TAIL_OBJECTIVE_FIELD_NUMBER: _ClassVar[int]
+    RECALL_OBJECTIVE_SHARE_FIELD_NUMBER: _ClassVar[int]
     collection: str
     collection_id: str
     recall_objective: float
@@ -782,7 +802,9 @@ class GetRecallResponse(_message.Message):
     errors: _containers.ScalarMap[str, str]
     latency: _containers.MessageMap[str, LatencyTrend]
     own: _containers.RepeatedCompositeFieldContainer[RecallSlice]
-    def __init__(self, collection: _Optional[str] = ..., collection_id: _Optional[str] = ..., recall_objective: _Optional[float] = ..., sampled_share: _Optional[float] = ..., overall: _Optional[_Union[RecallSlice, _Mapping]] = ..., bands: _Optional[_Iterable[_Union[RecallSlice, _Mapping]]] = ..., shards: _Optional[_Iterable[_Union[RecallSlice, _Mapping]]] = ..., tiers: _Optional[_Iterable[_Union[RecallSlice, _Mapping]]] = ..., models: _Optional[_Iterable[_Union[RecallSlice, _Mapping]]] = ..., segments: _Optional[_Iterable[_Union[SegmentRecall, _Mapping]]] = ..., filters: _Optional[_Iterable[_Union[FilterRecall, _Mapping]]] = ..., errors: _Optional[_Mapping[str, str]] = ..., latency: _Optional[_Mapping[str, LatencyTrend]] = ..., own: _Optional[_Iterable[_Union[RecallSlice, _Mapping]]] = ...) -> None: ...
+    recall_tail_objective: float
+    recall_objective_share: float
+    def __init__(self, collection: _Optional[str] = ..., collection_id: _Optional[str] = ..., recall_objective: _Optional[float] = ..., sampled_share: _Optional[float] = ..., overall: _Optional[_Union[RecallSlice, _Mapping]] = ..., bands: _Optional[_Iterable[_Union[RecallSlice, _Mapping]]] = ..., shards: _Optional[_Iterable[_Union[RecallSlice, _Mapping]]] = ..., tiers: _Optional[_Iterable[_Union[RecallSlice, _Mapping]]] = ..., models: _Optional[_Iterable[_Union[RecallSlice, _Mapping]]] = ..., segments: _Optional[_Iterable[_Union[SegmentRecall, _Mapping]]] = ..., filters: _Optional[_Iterable[_Union[FilterRecall, _Mapping]]] = ..., errors: _Optional[_Mapping[str, str]] = ..., latency: _Optional[_Mapping[str, LatencyTrend]] = ..., own: _Optional[_Iterable[_Union[RecallSlice, _Mapping]]] = ..., recall_tail_objective: _Optional[float] = ..., recall_objective_share: _Optional[float] = ...) -> None: ...
 
 class RebalanceRequest(_message.Message):
     __slots__ = ("dry_run",)

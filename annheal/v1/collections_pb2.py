@@ -26,19 +26,19 @@ from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mas
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x61nnheal/v1/collections.proto\x12\nannheal.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"P\n\tModelSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tdimension\x18\x02 \x01(\r\x12\"\n\x06metric\x18\x03 \x01(\x0e\x32\x12.annheal.v1.Metric\"G\n\x0e\x41ttributeField\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\'\n\x04type\x18\x02 \x01(\x0e\x32\x19.annheal.v1.AttributeType\"W\n\rIndexSettings\x12\x0e\n\x01m\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x1c\n\x0f\x65\x66_construction\x18\x02 \x01(\rH\x01\x88\x01\x01\x42\x04\n\x02_mB\x12\n\x10_ef_construction\"\x97\x06\n\x12\x43ollectionSettings\x12\x1d\n\x10recall_objective\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x15\n\x08recall_k\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x1a\n\rseal_rows_max\x18\x03 \x01(\rH\x02\x88\x01\x01\x12\x1b\n\x0eseal_bytes_max\x18\x04 \x01(\x04H\x03\x88\x01\x01\x12\x17\n\nseal_age_s\x18\x05 \x01(\x01H\x04\x88\x01\x01\x12 \n\x13tombstone_ratio_max\x18\x06 \x01(\x01H\x05\x88\x01\x01\x12\x1f\n\x12tombstone_rows_min\x18\x07 \x01(\rH\x06\x88\x01\x01\x12\x1d\n\x10segment_rows_max\x18\x08 \x01(\x04H\x07\x88\x01\x01\x12\x1f\n\x12unindexed_rows_max\x18\t \x01(\x04H\x08\x88\x01\x01\x12\x1e\n\x11segment_bytes_max\x18\n \x01(\x04H\t\x88\x01\x01\x12\x1b\n\x0esegment_idle_s\x18\x0b \x01(\x01H\n\x88\x01\x01\x12 \n\x13walk_cost_ratio_max\x18\x0c \x01(\x01H\x0b\x88\x01\x01\x12!\n\x14\x63ompaction_automatic\x18\r \x01(\x08H\x0c\x88\x01\x01\x12/\n\x07storage\x18\x0e \x01(\x0e\x32\x19.annheal.v1.VectorStorageH\r\x88\x01\x01\x12\x1a\n\rrecall_budget\x18\x0f \x01(\x01H\x0e\x88\x01\x01\x42\x13\n\x11_recall_objectiveB\x0b\n\t_recall_kB\x10\n\x0e_seal_rows_maxB\x11\n\x0f_seal_bytes_maxB\r\n\x0b_seal_age_sB\x16\n\x14_tombstone_ratio_maxB\x15\n\x13_tombstone_rows_minB\x13\n\x11_segment_rows_maxB\x15\n\x13_unindexed_rows_maxB\x14\n\x12_segment_bytes_maxB\x11\n\x0f_segment_idle_sB\x16\n\x14_walk_cost_ratio_maxB\x17\n\x15_compaction_automaticB\n\n\x08_storageB\x10\n\x0e_recall_budget\"\xc7\x02\n\nCollection\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12%\n\x06models\x18\x03 \x03(\x0b\x32\x15.annheal.v1.ModelSpec\x12.\n\nattributes\x18\x04 \x03(\x0b\x32\x1a.annheal.v1.AttributeField\x12\x13\n\x0bshard_count\x18\x05 \x01(\r\x12\x15\n\rreplica_count\x18\x06 \x01(\r\x12(\n\x05index\x18\x07 \x01(\x0b\x32\x19.annheal.v1.IndexSettings\x12\x30\n\x08settings\x18\x08 \x01(\x0b\x32\x1e.annheal.v1.CollectionSettings\x12.\n\ncreated_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08revision\x18\n \x01(\x03\"\x8e\x01\n\x10\x43ollectionStatus\x12\x16\n\x0eshards_serving\x18\x01 \x01(\r\x12\x11\n\tlive_rows\x18\x02 \x01(\x04\x12\x11\n\tdead_rows\x18\x03 \x01(\x04\x12\x16\n\x0eunindexed_rows\x18\x04 \x01(\x04\x12\x10\n\x08segments\x18\x05 \x01(\r\x12\x12\n\nsize_bytes\x18\x06 \x01(\x04\"\xb2\x02\n\x17\x43reateCollectionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12%\n\x06models\x18\x02 \x03(\x0b\x32\x15.annheal.v1.ModelSpec\x12.\n\nattributes\x18\x03 \x03(\x0b\x32\x1a.annheal.v1.AttributeField\x12\x18\n\x0bshard_count\x18\x04 \x01(\rH\x00\x88\x01\x01\x12\x1a\n\rreplica_count\x18\x05 \x01(\rH\x01\x88\x01\x01\x12(\n\x05index\x18\x06 \x01(\x0b\x32\x19.annheal.v1.IndexSettings\x12\x30\n\x08settings\x18\x07 \x01(\x0b\x32\x1e.annheal.v1.CollectionSettingsB\x0e\n\x0c_shard_countB\x10\n\x0e_replica_count\"F\n\x18\x43reateCollectionResponse\x12*\n\ncollection\x18\x01 \x01(\x0b\x32\x16.annheal.v1.Collection\"9\n\x14GetCollectionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0bwith_status\x18\x02 \x01(\x08\"q\n\x15GetCollectionResponse\x12*\n\ncollection\x18\x01 \x01(\x0b\x32\x16.annheal.v1.Collection\x12,\n\x06status\x18\x02 \x01(\x0b\x32\x1c.annheal.v1.CollectionStatus\"?\n\x16ListCollectionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"_\n\x17ListCollectionsResponse\x12+\n\x0b\x63ollections\x18\x01 \x03(\x0b\x32\x16.annheal.v1.Collection\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xde\x01\n\x17UpdateCollectionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x30\n\x08settings\x18\x02 \x01(\x0b\x32\x1e.annheal.v1.CollectionSettings\x12(\n\x05index\x18\x03 \x01(\x0b\x32\x19.annheal.v1.IndexSettings\x12/\n\x0bupdate_mask\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x18\n\x0bif_revision\x18\x05 \x01(\x03H\x00\x88\x01\x01\x42\x0e\n\x0c_if_revision\"F\n\x18UpdateCollectionResponse\x12*\n\ncollection\x18\x01 \x01(\x0b\x32\x16.annheal.v1.Collection\"%\n\x15\x44ropCollectionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x18\n\x16\x44ropCollectionResponse*\\\n\x06Metric\x12\x16\n\x12METRIC_UNSPECIFIED\x10\x00\x12\x11\n\rMETRIC_COSINE\x10\x01\x12\x18\n\x14METRIC_INNER_PRODUCT\x10\x02\x12\r\n\tMETRIC_L2\x10\x03*}\n\rVectorStorage\x12\x1e\n\x1aVECTOR_STORAGE_UNSPECIFIED\x10\x00\x12\x1a\n\x16VECTOR_STORAGE_FLOAT32\x10\x01\x12\x17\n\x13VECTOR_STORAGE_FP16\x10\x02\x12\x17\n\x13VECTOR_STORAGE_INT8\x10\x03*\xd9\x01\n\rAttributeType\x12\x1e\n\x1a\x41TTRIBUTE_TYPE_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x41TTRIBUTE_TYPE_KEYWORD\x10\x01\x12\x1f\n\x1b\x41TTRIBUTE_TYPE_KEYWORD_LIST\x10\x02\x12\x18\n\x14\x41TTRIBUTE_TYPE_INT64\x10\x03\x12\x1a\n\x16\x41TTRIBUTE_TYPE_FLOAT64\x10\x04\x12\x17\n\x13\x41TTRIBUTE_TYPE_BOOL\x10\x05\x12\x1c\n\x18\x41TTRIBUTE_TYPE_TIMESTAMP\x10\x06\x32\xdc\x03\n\x11\x43ollectionService\x12]\n\x10\x43reateCollection\x12#.annheal.v1.CreateCollectionRequest\x1a$.annheal.v1.CreateCollectionResponse\x12T\n\rGetCollection\x12 .annheal.v1.GetCollectionRequest\x1a!.annheal.v1.GetCollectionResponse\x12Z\n\x0fListCollections\x12\".annheal.v1.ListCollectionsRequest\x1a#.annheal.v1.ListCollectionsResponse\x12]\n\x10UpdateCollection\x12#.annheal.v1.UpdateCollectionRequest\x1a$.annheal.v1.UpdateCollectionResponse\x12W\n\x0e\x44ropCollection\x12!.annheal.v1.DropCollectionRequest\x1a\".annheal.v1.DropCollectionResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x61nnheal/v1/collections.proto\x12\nannheal.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"P\n\tModelSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tdimension\x18\x02 \x01(\r\x12\"\n\x06metric\x18\x03 \x01(\x0e\x32\x12.annheal.v1.Metric\"G\n\x0e\x41ttributeField\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\'\n\x04type\x18\x02 \x01(\x0e\x32\x19.annheal.v1.AttributeType\"W\n\rIndexSettings\x12\x0e\n\x01m\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x1c\n\x0f\x65\x66_construction\x18\x02 \x01(\rH\x01\x88\x01\x01\x42\x04\n\x02_mB\x12\n\x10_ef_construction\"\x95\x07\n\x12\x43ollectionSettings\x12\x1d\n\x10recall_objective\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x15\n\x08recall_k\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x1a\n\rseal_rows_max\x18\x03 \x01(\rH\x02\x88\x01\x01\x12\x1b\n\x0eseal_bytes_max\x18\x04 \x01(\x04H\x03\x88\x01\x01\x12\x17\n\nseal_age_s\x18\x05 \x01(\x01H\x04\x88\x01\x01\x12 \n\x13tombstone_ratio_max\x18\x06 \x01(\x01H\x05\x88\x01\x01\x12\x1f\n\x12tombstone_rows_min\x18\x07 \x01(\rH\x06\x88\x01\x01\x12\x1d\n\x10segment_rows_max\x18\x08 \x01(\x04H\x07\x88\x01\x01\x12\x1f\n\x12unindexed_rows_max\x18\t \x01(\x04H\x08\x88\x01\x01\x12\x1e\n\x11segment_bytes_max\x18\n \x01(\x04H\t\x88\x01\x01\x12\x1b\n\x0esegment_idle_s\x18\x0b \x01(\x01H\n\x88\x01\x01\x12 \n\x13walk_cost_ratio_max\x18\x0c \x01(\x01H\x0b\x88\x01\x01\x12!\n\x14\x63ompaction_automatic\x18\r \x01(\x08H\x0c\x88\x01\x01\x12/\n\x07storage\x18\x0e \x01(\x0e\x32\x19.annheal.v1.VectorStorageH\r\x88\x01\x01\x12\x1a\n\rrecall_budget\x18\x0f \x01(\x01H\x0e\x88\x01\x01\x12\"\n\x15recall_tail_objective\x18\x10 \x01(\x01H\x0f\x88\x01\x01\x12#\n\x16recall_objective_share\x18\x11 \x01(\x01H\x10\x88\x01\x01\x42\x13\n\x11_recall_objectiveB\x0b\n\t_recall_kB\x10\n\x0e_seal_rows_maxB\x11\n\x0f_seal_bytes_maxB\r\n\x0b_seal_age_sB\x16\n\x14_tombstone_ratio_maxB\x15\n\x13_tombstone_rows_minB\x13\n\x11_segment_rows_maxB\x15\n\x13_unindexed_rows_maxB\x14\n\x12_segment_bytes_maxB\x11\n\x0f_segment_idle_sB\x16\n\x14_walk_cost_ratio_maxB\x17\n\x15_compaction_automaticB\n\n\x08_storageB\x10\n\x0e_recall_budgetB\x18\n\x16_recall_tail_objectiveB\x19\n\x17_recall_objective_share\"\xc7\x02\n\nCollection\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12%\n\x06models\x18\x03 \x03(\x0b\x32\x15.annheal.v1.ModelSpec\x12.\n\nattributes\x18\x04 \x03(\x0b\x32\x1a.annheal.v1.AttributeField\x12\x13\n\x0bshard_count\x18\x05 \x01(\r\x12\x15\n\rreplica_count\x18\x06 \x01(\r\x12(\n\x05index\x18\x07 \x01(\x0b\x32\x19.annheal.v1.IndexSettings\x12\x30\n\x08settings\x18\x08 \x01(\x0b\x32\x1e.annheal.v1.CollectionSettings\x12.\n\ncreated_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08revision\x18\n \x01(\x03\"\x8e\x01\n\x10\x43ollectionStatus\x12\x16\n\x0eshards_serving\x18\x01 \x01(\r\x12\x11\n\tlive_rows\x18\x02 \x01(\x04\x12\x11\n\tdead_rows\x18\x03 \x01(\x04\x12\x16\n\x0eunindexed_rows\x18\x04 \x01(\x04\x12\x10\n\x08segments\x18\x05 \x01(\r\x12\x12\n\nsize_bytes\x18\x06 \x01(\x04\"\xb2\x02\n\x17\x43reateCollectionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12%\n\x06models\x18\x02 \x03(\x0b\x32\x15.annheal.v1.ModelSpec\x12.\n\nattributes\x18\x03 \x03(\x0b\x32\x1a.annheal.v1.AttributeField\x12\x18\n\x0bshard_count\x18\x04 \x01(\rH\x00\x88\x01\x01\x12\x1a\n\rreplica_count\x18\x05 \x01(\rH\x01\x88\x01\x01\x12(\n\x05index\x18\x06 \x01(\x0b\x32\x19.annheal.v1.IndexSettings\x12\x30\n\x08settings\x18\x07 \x01(\x0b\x32\x1e.annheal.v1.CollectionSettingsB\x0e\n\x0c_shard_countB\x10\n\x0e_replica_count\"F\n\x18\x43reateCollectionResponse\x12*\n\ncollection\x18\x01 \x01(\x0b\x32\x16.annheal.v1.Collection\"9\n\x14GetCollectionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0bwith_status\x18\x02 \x01(\x08\"q\n\x15GetCollectionResponse\x12*\n\ncollection\x18\x01 \x01(\x0b\x32\x16.annheal.v1.Collection\x12,\n\x06status\x18\x02 \x01(\x0b\x32\x1c.annheal.v1.CollectionStatus\"?\n\x16ListCollectionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"_\n\x17ListCollectionsResponse\x12+\n\x0b\x63ollections\x18\x01 \x03(\x0b\x32\x16.annheal.v1.Collection\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xde\x01\n\x17UpdateCollectionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x30\n\x08settings\x18\x02 \x01(\x0b\x32\x1e.annheal.v1.CollectionSettings\x12(\n\x05index\x18\x03 \x01(\x0b\x32\x19.annheal.v1.IndexSettings\x12/\n\x0bupdate_mask\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x18\n\x0bif_revision\x18\x05 \x01(\x03H\x00\x88\x01\x01\x42\x0e\n\x0c_if_revision\"F\n\x18UpdateCollectionResponse\x12*\n\ncollection\x18\x01 \x01(\x0b\x32\x16.annheal.v1.Collection\"%\n\x15\x44ropCollectionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x18\n\x16\x44ropCollectionResponse*\\\n\x06Metric\x12\x16\n\x12METRIC_UNSPECIFIED\x10\x00\x12\x11\n\rMETRIC_COSINE\x10\x01\x12\x18\n\x14METRIC_INNER_PRODUCT\x10\x02\x12\r\n\tMETRIC_L2\x10\x03*}\n\rVectorStorage\x12\x1e\n\x1aVECTOR_STORAGE_UNSPECIFIED\x10\x00\x12\x1a\n\x16VECTOR_STORAGE_FLOAT32\x10\x01\x12\x17\n\x13VECTOR_STORAGE_FP16\x10\x02\x12\x17\n\x13VECTOR_STORAGE_INT8\x10\x03*\xd9\x01\n\rAttributeType\x12\x1e\n\x1a\x41TTRIBUTE_TYPE_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x41TTRIBUTE_TYPE_KEYWORD\x10\x01\x12\x1f\n\x1b\x41TTRIBUTE_TYPE_KEYWORD_LIST\x10\x02\x12\x18\n\x14\x41TTRIBUTE_TYPE_INT64\x10\x03\x12\x1a\n\x16\x41TTRIBUTE_TYPE_FLOAT64\x10\x04\x12\x17\n\x13\x41TTRIBUTE_TYPE_BOOL\x10\x05\x12\x1c\n\x18\x41TTRIBUTE_TYPE_TIMESTAMP\x10\x06\x32\xdc\x03\n\x11\x43ollectionService\x12]\n\x10\x43reateCollection\x12#.annheal.v1.CreateCollectionRequest\x1a$.annheal.v1.CreateCollectionResponse\x12T\n\rGetCollection\x12 .annheal.v1.GetCollectionRequest\x1a!.annheal.v1.GetCollectionResponse\x12Z\n\x0fListCollections\x12\".annheal.v1.ListCollectionsRequest\x1a#.annheal.v1.ListCollectionsResponse\x12]\n\x10UpdateCollection\x12#.annheal.v1.UpdateCollectionRequest\x1a$.annheal.v1.UpdateCollectionResponse\x12W\n\x0e\x44ropCollection\x12!.annheal.v1.DropCollectionRequest\x1a\".annheal.v1.DropCollectionResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'annheal.v1.collections_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_METRIC']._serialized_start=2703
-  _globals['_METRIC']._serialized_end=2795
-  _globals['_VECTORSTORAGE']._serialized_start=2797
-  _globals['_VECTORSTORAGE']._serialized_end=2922
-  _globals['_ATTRIBUTETYPE']._serialized_start=2925
-  _globals['_ATTRIBUTETYPE']._serialized_end=3142
+  _globals['_METRIC']._serialized_start=2829
+  _globals['_METRIC']._serialized_end=2921
+  _globals['_VECTORSTORAGE']._serialized_start=2923
+  _globals['_VECTORSTORAGE']._serialized_end=3048
+  _globals['_ATTRIBUTETYPE']._serialized_start=3051
+  _globals['_ATTRIBUTETYPE']._serialized_end=3268
   _globals['_MODELSPEC']._serialized_start=111
   _globals['_MODELSPEC']._serialized_end=191
   _globals['_ATTRIBUTEFIELD']._serialized_start=193
@@ -46,31 +46,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_INDEXSETTINGS']._serialized_start=266
   _globals['_INDEXSETTINGS']._serialized_end=353
   _globals['_COLLECTIONSETTINGS']._serialized_start=356
-  _globals['_COLLECTIONSETTINGS']._serialized_end=1147
-  _globals['_COLLECTION']._serialized_start=1150
-  _globals['_COLLECTION']._serialized_end=1477
-  _globals['_COLLECTIONSTATUS']._serialized_start=1480
-  _globals['_COLLECTIONSTATUS']._serialized_end=1622
-  _globals['_CREATECOLLECTIONREQUEST']._serialized_start=1625
-  _globals['_CREATECOLLECTIONREQUEST']._serialized_end=1931
-  _globals['_CREATECOLLECTIONRESPONSE']._serialized_start=1933
-  _globals['_CREATECOLLECTIONRESPONSE']._serialized_end=2003
-  _globals['_GETCOLLECTIONREQUEST']._serialized_start=2005
-  _globals['_GETCOLLECTIONREQUEST']._serialized_end=2062
-  _globals['_GETCOLLECTIONRESPONSE']._serialized_start=2064
-  _globals['_GETCOLLECTIONRESPONSE']._serialized_end=2177
-  _globals['_LISTCOLLECTIONSREQUEST']._serialized_start=2179
-  _globals['_LISTCOLLECTIONSREQUEST']._serialized_end=2242
-  _globals['_LISTCOLLECTIONSRESPONSE']._serialized_start=2244
-  _globals['_LISTCOLLECTIONSRESPONSE']._serialized_end=2339
-  _globals['_UPDATECOLLECTIONREQUEST']._serialized_start=2342
-  _globals['_UPDATECOLLECTIONREQUEST']._serialized_end=2564
-  _globals['_UPDATECOLLECTIONRESPONSE']._serialized_start=2566
-  _globals['_UPDATECOLLECTIONRESPONSE']._serialized_end=2636
-  _globals['_DROPCOLLECTIONREQUEST']._serialized_start=2638
-  _globals['_DROPCOLLECTIONREQUEST']._serialized_end=2675
-  _globals['_DROPCOLLECTIONRESPONSE']._serialized_start=2677
-  _globals['_DROPCOLLECTIONRESPONSE']._serialized_end=2701
-  _globals['_COLLECTIONSERVICE']._serialized_start=3145
-  _globals['_COLLECTIONSERVICE']._serialized_end=3621
+  _globals['_COLLECTIONSETTINGS']._serialized_end=1273
+  _globals['_COLLECTION']._serialized_start=1276
+  _globals['_COLLECTION']._serialized_end=1603
+  _globals['_COLLECTIONSTATUS']._serialized_start=1606
+  _globals['_COLLECTIONSTATUS']._serialized_end=1748
+  _globals['_CREATECOLLECTIONREQUEST']._serialized_start=1751
+  _globals['_CREATECOLLECTIONREQUEST']._serialized_end=2057
+  _globals['_CREATECOLLECTIONRESPONSE']._serialized_start=2059
+  _globals['_CREATECOLLECTIONRESPONSE']._serialized_end=2129
+  _globals['_GETCOLLECTIONREQUEST']._serialized_start=2131
+  _globals['_GETCOLLECTIONREQUEST']._serialized_end=2188
+  _globals['_GETCOLLECTIONRESPONSE']._serialized_start=2190
+  _globals['_GETCOLLECTIONRESPONSE']._serialized_end=2303
+  _globals['_LISTCOLLECTIONSREQUEST']._serialized_start=2305
+  _globals['_LISTCOLLECTIONSREQUEST']._serialized_end=2368
+  _globals['_LISTCOLLECTIONSRESPONSE']._serialized_start=2370
+  _globals['_LISTCOLLECTIONSRESPONSE']._serialized_end=2465
+  _globals['_UPDATECOLLECTIONREQUEST']._serialized_start=2468
+  _globals['_UPDATECOLLECTIONREQUEST']._serialized_end=2690
+  _globals['_UPDATECOLLECTIONRESPONSE']._serialized_start=2692
+  _globals['_UPDATECOLLECTIONRESPONSE']._serialized_end=2762
+  _globals['_DROPCOLLECTIONREQUEST']._serialized_start=2764
+  _globals['_DROPCOLLECTIONREQUEST']._serialized_end=2801
+  _globals['_DROPCOLLECTIONRESPONSE']._serialized_start=2803
+  _globals['_DROPCOLLECTIONRESPONSE']._serialized_end=2827
+  _globals['_COLLECTIONSERVICE']._serialized_start=3271
+  _globals['_COLLECTIONSERVICE']._serialized_end=3747
 # @@protoc_insertion_point(module_scope)

@@ -77,7 +77,7 @@ class IndexSettings(_message.Message):
     def __init__(self, m: _Optional[int] = ..., ef_construction: _Optional[int] = ...) -> None: ...
 
 class CollectionSettings(_message.Message):
-    __slots__ = ("recall_objective", "recall_k", "seal_rows_max", "seal_bytes_max", "seal_age_s", "tombstone_ratio_max", "tombstone_rows_min", "segment_rows_max", "unindexed_rows_max", "segment_bytes_max", "segment_idle_s", "walk_cost_ratio_max", "compaction_automatic", "storage", "recall_budget")
+    __slots__ = ("recall_objective", "recall_k", "seal_rows_max", "seal_bytes_max", "seal_age_s", "tombstone_ratio_max", "tombstone_rows_min", "segment_rows_max", "unindexed_rows_max", "segment_bytes_max", "segment_idle_s", "walk_cost_ratio_max", "compaction_automatic", "storage", "recall_budget", "recall_tail_objective", "recall_objective_share")
     RECALL_OBJECTIVE_FIELD_NUMBER: _ClassVar[int]
     RECALL_K_FIELD_NUMBER: _ClassVar[int]
     SEAL_ROWS_MAX_FIELD_NUMBER: _ClassVar[int]
@@ -93,6 +93,8 @@ class CollectionSettings(_message.Message):
     COMPACTION_AUTOMATIC_FIELD_NUMBER: _ClassVar[int]
     STORAGE_FIELD_NUMBER: _ClassVar[int]
     RECALL_BUDGET_FIELD_NUMBER: _ClassVar[int]
+    RECALL_TAIL_OBJECTIVE_FIELD_NUMBER: _ClassVar[int]
+    RECALL_OBJECTIVE_SHARE_FIELD_NUMBER: _ClassVar[int]
     recall_objective: float
     recall_k: int
     seal_rows_max: int
@@ -108,7 +110,9 @@ class CollectionSettings(_message.Message):
     compaction_automatic: bool
     storage: VectorStorage
     recall_budget: float
-    def __init__(self, recall_objective: _Optional[float] = ..., recall_k: _Optional[int] = ..., seal_rows_max: _Optional[int] = ..., seal_bytes_max: _Optional[int] = ..., seal_age_s: _Optional[float] = ..., tombstone_ratio_max: _Optional[float] = ..., tombstone_rows_min: _Optional[int] = ..., segment_rows_max: _Optional[int] = ..., unindexed_rows_max: _Optional[int] = ..., segment_bytes_max: _Optional[int] = ..., segment_idle_s: _Optional[float] = ..., walk_cost_ratio_max: _Optional[float] = ..., compaction_automatic: _Optional[bool] = ..., storage: _Optional[_Union[VectorStorage, str]] = ..., recall_budget: _Optional[float] = ...) -> None: ...
+    recall_tail_objective: float
+    recall_objective_share: float
+    def __init__(self, recall_objective: _Optional[float] = ..., recall_k: _Optional[int] = ..., seal_rows_max: _Optional[int] = ..., seal_bytes_max: _Optional[int] = ..., seal_age_s: _Optional[float] = ..., tombstone_ratio_max: _Optional[float] = ..., tombstone_rows_min: _Optional[int] = ..., segment_rows_max: _Optional[int] = ..., unindexed_rows_max: _Optional[int] = ..., segment_bytes_max: _Optional[int] = ..., segment_idle_s: _Optional[float] = ..., walk_cost_ratio_max: _Optional[float] = ..., compaction_automatic: _Optional[bool] = ..., storage: _Optional[_Union[VectorStorage, str]] = ..., recall_budget: _Optional[float] = ..., recall_tail_objective: _Optional[float] = ..., recall_objective_share: _Optional[float] = ...) -> None: ...
 
 class Collection(_message.Message):
     __slots__ = ("id", "name", "models", "attributes", "shard_count", "replica_count", "index", "settings", "created_at", "revision")

@@ -22,6 +22,7 @@ from annheal.model.measures.recall_summary import (
     RecallSummary,
     RecallVerdict,
 )
+from annheal.model.measures.recall_tail import TailEstimate, TailObjective
 from annheal.v1 import admin_pb2, internal_pb2
 from annheal.wire.enums import BAND, RECALL_RUNG, RECALL_VERDICT, TIER
 from annheal.wire.filters import decode_filter, encode_filter
@@ -88,6 +89,8 @@ def encode_recall_summary(summary: RecallSummary) -> admin_pb2.GetRecallResponse
         errors=summary.errors,
         latency={node: encode_trend(trend) for node, trend in summary.latency.items()},
         own=[_encode_slice(one) for one in summary.own],
+        recall_tail_objective=summary.tail_objective.recall if summary.tail_objective else 0.0,
+        recall_objective_share=summary.tail_objective.share if summary.tail_objective else 0.0,
     )
 
 
@@ -108,6 +111,11 @@ def decode_recall_summary(message: admin_pb2.GetRecallResponse) -> RecallSummary
         errors=dict(message.errors),
         latency={node: decode_trend(trend) for node, trend in message.latency.items()},
         own=tuple(_decode_slice(one) for one in message.own),
+        tail_objective=(
+            TailObjective(message.recall_tail_objective, message.recall_objective_share)
+            if message.recall_tail_objective
+            else None
+        ),
     )
 
 
@@ -125,7 +133,23 @@ def _encode_estimate(estimate: RecallEstimate) -> admin_pb2.RecallEstimate:
         window_end=encode_seconds(estimate.window_end_s),
         valid_until=encode_seconds(estimate.valid_until_s),
         distinct=estimate.distinct,
+        tail=None if estimate.tail is None else _encode_tail(estimate.tail),
     )
+
+
+def _encode_tail(tail: TailEstimate) -> admin_pb2.TailEstimate:
+    return admin_pb2.TailEstimate(
+        recall=tail.objective.recall,
+        objective=tail.objective.share,
+        share=tail.share,
+        low=tail.low,
+        high=tail.high,
+    )
+
+
+def _decode_tail(message: admin_pb2.TailEstimate) -> TailEstimate:
+    objective = TailObjective(message.recall, message.objective)
+    return TailEstimate(objective, message.share, message.low, message.high)
 
 
 def _encode_optional(estimate: RecallEstimate | None) -> admin_pb2.RecallEstimate | None:
@@ -146,6 +170,7 @@ def _decode_estimate(message: admin_pb2.RecallEstimate) -> RecallEstimate:
         window_end_s=decode_seconds(message.window_end),
         valid_until_s=decode_seconds(message.valid_until),
         distinct=message.distinct,
+        tail=_decode_tail(message.tail) if message.HasField("tail") else None,
     )
 
 
@@ -264,6 +289,7 @@ def _encode_slice(one: RecallSlice) -> admin_pb2.RecallSlice:
         seen=one.seen,
         served=_encode_optional(one.served),
         recent=one.recent,
+        tail_verdict=None if one.tail_verdict is None else RECALL_VERDICT.encode(one.tail_verdict),
     )
 
 
@@ -273,6 +299,7 @@ def _decode_slice(message: admin_pb2.RecallSlice) -> RecallSlice:
         verdict=RECALL_VERDICT.decode_or(message.verdict, RecallVerdict.UNMEASURED),
         estimate=_decode_estimate(message.estimate) if message.HasField("estimate") else None,
         stability=message.stability if message.HasField("stability") else None,
+        tail_verdict=RECALL_VERDICT.known(message.tail_verdict),
         seen=message.seen,
         served=_decode_estimate(message.served) if message.HasField("served") else None,
         recent=message.recent,

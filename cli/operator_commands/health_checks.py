@@ -93,6 +93,7 @@ def examine(observed: Observed) -> tuple[Finding, ...]:
         _degraded(observed),
         _segments(observed),
         _recall(observed),
+        *_tail(observed),
         _latency(observed),
         _dead_rows(observed),
         _staleness(observed),
@@ -176,6 +177,29 @@ def _recall(observed: Observed) -> Finding:
         return Finding(question, health, answer)
     what = f"{rebuilt:,} segments wait for a rebuild" if rebuilt else "ef is being raised"
     return Finding(question, health, answer, f"{what}; see `annheal recall`")
+
+
+def _tail(observed: Observed) -> list[Finding]:
+    """Return the answer about the objective for single queries; nothing where there is none."""
+    objective, overall = observed.recall.tail_objective, observed.recall.overall
+    if objective is None or overall.tail_verdict is None:
+        return []
+    question = "do enough queries find enough each?"
+    promise = f"promised are {objective.share:g} of them with a recall of {objective.recall:g}"
+    name = observed.collection.name
+    tail = None if overall.estimate is None else overall.estimate.tail_for(objective)
+    if tail is None or overall.tail_verdict is RecallVerdict.UNMEASURED:
+        advice = f"search; the next measurement of `annheal recall {name}` shows it"
+        return [Finding(question, Health.UNKNOWN, f"not measured yet; {promise}", advice)]
+    answer = f"{tail.share:.4f} of them do ({tail.low:.4f} to {tail.high:.4f}); {promise}"
+    if overall.tail_verdict is RecallVerdict.UNKNOWN:
+        answer += f"; of fewer than {objective.queries_min} different queries, or too old"
+        return [Finding(question, Health.UNKNOWN, answer, "search, and look again in a minute")]
+    health = {RecallVerdict.MET: Health.GOOD, RecallVerdict.UNCLEAR: Health.WATCH}.get(
+        overall.tail_verdict, Health.BAD
+    )
+    advice = "" if health is Health.GOOD else "ef is being raised; see `annheal recall`"
+    return [Finding(question, health, answer, advice)]
 
 
 def _without_graph(recall: RecallSummary) -> tuple[int, int]:

@@ -189,6 +189,7 @@ def _as_line(summary: RecallSummary) -> str:
 
     time_of_day = datetime.now().astimezone().strftime("%H:%M:%S")
     parts = [words(summary.overall), f"objective {summary.recall_objective:g}"]
+    parts += [f"{name} {found}" for name, found in _tail_facts(summary)]
     parts += [words(band) for band in summary.bands]
     parts += [f"node {node}: {error}" for node, error in summary.errors.items()]
     return f"{time_of_day} {summary.collection}: " + "; ".join(parts)
@@ -206,6 +207,7 @@ def render_summary(summary: RecallSummary) -> RenderableType:
         ]
     lines += [
         ("objective", _objective(summary)),
+        *_tail_facts(summary),
         (
             "live queries",
             f"{overall.seen:,}; {summary.sampled_share:.2%} of the present ones are sampled",
@@ -393,6 +395,20 @@ def _missed(one: SegmentRecall, summary: RecallSummary) -> bool:
 
 def _verdict(one: SegmentRecall, summary: RecallSummary) -> RecallVerdict:
     return verdict_of(one.estimate, summary.recall_objective, now_s=wall_s())
+
+
+def _tail_facts(summary: RecallSummary) -> list[tuple[str, object]]:
+    """Return how the objective about single queries is met; nothing where there is none."""
+    objective, verdict = summary.tail_objective, summary.overall.tail_verdict
+    if objective is None or verdict is None:
+        return []
+    words = Text(f"{objective.share:g} of the queries with at least {objective.recall:g} (")
+    words.append_text(verdict_text(verdict)).append(")")
+    estimate = summary.overall.estimate
+    tail = None if estimate is None else estimate.tail_for(objective)
+    if tail is not None:
+        words.append(f"; measured {tail.share:.4f} ({tail.low:.4f} to {tail.high:.4f})")
+    return [("tail objective", words)]
 
 
 def _objective(summary: RecallSummary) -> Text:

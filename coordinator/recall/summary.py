@@ -28,6 +28,7 @@ from typing import TypeVar
 from annheal.coordinator.catalog.catalog import Catalog
 from annheal.coordinator.data_path.ask_nodes import ask_nodes
 from annheal.coordinator.data_path.router import Router
+from annheal.coordinator.recall.tail import join_dependent_tails, join_independent_tails
 from annheal.model.collection import Collection
 from annheal.model.measures.latency import LatencyTrend
 from annheal.model.measures.recall import (
@@ -47,8 +48,10 @@ from annheal.model.measures.recall_summary import (
     RecallSlice,
     RecallSummary,
     RecallVerdict,
+    tail_verdict_of,
     verdict_of,
 )
+from annheal.model.measures.recall_tail import TailEstimate, TailObjective
 from annheal.model.topology.shard import ShardId
 from annheal.recall.interval import Interval, Stratum, combine_strata
 from annheal.runtime.clock import Clock, wall_s
@@ -149,7 +152,8 @@ def summarise(
     """
     shards = [one for report in reports for one in report.shards]
     segments = [one for report in reports for one in report.segments]
-    judge = _Judge(collection.settings.recall_objective, now_s)
+    settings = collection.settings
+    judge = _Judge(settings.recall_objective, now_s, settings.tail_objective)
     traffic = traffic_by_band(shards)
     bands = _bands(shards, judge)
     return RecallSummary(
@@ -171,6 +175,7 @@ def summarise(
         filters=_join_filters([one for report in reports for one in report.filters]),
         latency=dict(latency or {}),
         own=_own((one for report in reports for one in report.own), now_s=now_s),
+        tail_objective=judge.tail,
         errors=dict(errors or {}),
     )
 
@@ -214,9 +219,13 @@ class _Judge:
 
     objective: float
     now_s: float
+    tail: TailObjective | None = None
 
     def verdict(self, estimate: RecallEstimate | None) -> RecallVerdict:
         return verdict_of(estimate, self.objective, now_s=self.now_s)
+
+    def tail_verdict(self, estimate: RecallEstimate | None) -> RecallVerdict | None:
+        return tail_verdict_of(estimate, self.tail, now_s=self.now_s)
 
 
 def join_dependent(
@@ -250,6 +259,7 @@ def join_dependent(
         queries=max(part.queries for part in measured),
         distinct=max(part.distinct for part in measured),
         weights=weights,
+        tail=join_dependent_tails(measured, weights),
     )
 
 
@@ -285,6 +295,9 @@ def join_independent(parts: Iterable[Weighted]) -> RecallEstimate | None:
         queries=sum(part.queries for part, _ in measured),
         distinct=sum(part.evidence for part, _ in measured),
         weights=[weight / total for _, weight in measured],
+        tail=join_independent_tails(
+            [part for part, _ in measured], [weight for _, weight in measured], unknown=unknown
+        ),
     )
 
 
@@ -297,6 +310,7 @@ def _estimate(
     queries: int,
     distinct: int,
     weights: Sequence[float],
+    tail: TailEstimate | None,
 ) -> RecallEstimate:
     ages = [part.valid_until_s for part in parts if part.valid_until_s]
     begins = [part.window_begin_s for part in parts if part.window_begin_s]
@@ -313,6 +327,7 @@ def _estimate(
         window_end_s=max(part.window_end_s for part in parts),
         valid_until_s=min(ages, default=0.0),
         distinct=distinct,
+        tail=tail,
     )
 
 
@@ -364,9 +379,11 @@ def _overall(shards: Sequence[ShardBandRecall], judge: _Judge) -> RecallSlice:
     )
     judged = sum(weight for part, weight in parts if judge.verdict(part) not in _UNDECIDED)
     is_covered = judged >= COVERED_SHARE_MIN * sum(traffic.values())
-    if is_covered or found.verdict not in _MET:
+    if is_covered:
         return found
-    return replace(found, verdict=RecallVerdict.UNKNOWN)
+    verdict = RecallVerdict.UNKNOWN if found.verdict in _MET else found.verdict
+    tail = RecallVerdict.UNKNOWN if found.tail_verdict in _MET else found.tail_verdict
+    return replace(found, verdict=verdict, tail_verdict=tail)
 
 
 def _joined(parts: Sequence[ShardBandRecall]) -> RecallEstimate | None:
@@ -458,7 +475,16 @@ def _slice(
     served: RecallEstimate | None = None,
     recent: int = 0,
 ) -> RecallSlice:
-    return RecallSlice(name, judge.verdict(estimate), estimate, stability, seen, served, recent)
+    return RecallSlice(
+        name,
+        judge.verdict(estimate),
+        estimate,
+        stability,
+        seen,
+        served,
+        recent,
+        judge.tail_verdict(estimate),
+    )
 
 
 def _stability(parts: Sequence[ShardBandRecall]) -> float | None:

@@ -49,6 +49,58 @@ _ROUNDING = 1.001
 
 
 @dataclass(frozen=True, slots=True)
+class _Goal:
+    """An estimated `value`, with its interval, and the `objective` that it should reach.
+
+    There are up to two: the mean recall, and the share of the queries with enough recall each. ef
+    is raised if either is missed, and lowered only if both are well above.
+    """
+
+    value: float
+    low: float
+    high: float
+    objective: float
+    is_tail: bool = False
+
+    @property
+    def misses(self) -> float:
+        """How many times the misses that the objective allows there are."""
+        return (1.0 - self.value) / max(1.0 - self.objective, 0.005)
+
+    @property
+    def certainly_missed(self) -> bool:
+        return self.high < self.objective
+
+    @property
+    def probably_missed(self) -> bool:
+        return self.value + PROBABLY_SHARE * (self.high - self.value) < self.objective
+
+    @property
+    def well_above(self) -> bool:
+        """Whether a smaller ef may do.
+
+        A sample is too small to show that a share is well above 0.99. It is taken to be if every
+        query has enough recall, in `ABOVE_RUNS` samples in a row.
+        """
+        likely_low = self.value - ABOVE_SHARE * (self.value - self.low)
+        margin = ABOVE_MARGIN * (1.0 - self.objective)
+        return likely_low > self.objective + margin or (self.is_tail and self.value >= 1.0)
+
+
+def _goals(estimate: RecallEstimate, objective: float) -> list[_Goal]:
+    goals = [_Goal(estimate.recall, estimate.low, estimate.high, objective)]
+    tail = estimate.tail
+    if tail is not None:
+        goals.append(_Goal(tail.share, tail.low, tail.high, tail.objective.share, is_tail=True))
+    return goals
+
+
+def _worst(goals: Sequence[_Goal]) -> _Goal | None:
+    """Return the goal that is missed by most; None of none."""
+    return max(goals, key=lambda goal: goal.misses, default=None)
+
+
+@dataclass(frozen=True, slots=True)
 class EfState:
     """The controller's state of one segment in one band.
 
@@ -77,7 +129,7 @@ class EfState:
 
 
 def for_changed_goal(state: EfState) -> EfState:
-    """Return the state after a change of the collection's recall objective or k.
+    """Return the state after a change of the collection's recall objectives or k.
 
     The scale stays until recall is measured against the new goal. Conclusions from the old goal are
     dropped: the floor, `rebuild`, `stuck` and `shortfall`.
@@ -98,9 +150,9 @@ def next_state(
 
     `serials` are those of the queries behind the estimate. They grow with every sampled query
     and tell whether this sample is fresh, as measuring the same queries again is no new evidence.
-    `curve_ef` is the ef that the curve gives
-    for the collection's k and `objective`. `rebuilt`: whether the segment was rebuilt for its
-    recall, so that another rebuild would not help.
+    `curve_ef` is the ef that the curve gives for the collection's k and `objective`. If the
+    estimate has a tail, the objective about it counts too. `rebuilt`: whether the segment was
+    rebuilt for its recall, so that another rebuild would not help.
     """
     new = sum(serial > state.sample_version for serial in serials)
     fresh = new > 0 and new >= FRESH_SHARE * len(serials)
@@ -111,22 +163,19 @@ def next_state(
         floor=state.floor if floor_runs else 0.0,
         sample_version=max(serials) if fresh else state.sample_version,
     )
-    if estimate.high < objective:
+    goals = _goals(estimate, objective)
+    if (missed := _worst([goal for goal in goals if goal.certainly_missed])) is not None:
         return _certainly_below(
-            state, estimate=estimate, curve_ef=curve_ef, objective=objective, rebuilt=rebuilt
+            state, missed, mean_high=estimate.high, curve_ef=curve_ef, rebuilt=rebuilt
         )
     if estimate.evidence < QUERIES_MIN:
         return state
-    likely_high = estimate.recall + PROBABLY_SHARE * (estimate.high - estimate.recall)
-    if likely_high < objective:
-        return _probably_below(
-            state, recall=estimate.recall, curve_ef=curve_ef, objective=objective, fresh=fresh
-        )
-    if estimate.recall >= objective:
+    if (missed := _worst([goal for goal in goals if goal.probably_missed])) is not None:
+        return _probably_below(state, missed, curve_ef=curve_ef, fresh=fresh)
+    if all(goal.value >= goal.objective for goal in goals):
         state = replace(state, rebuild=False, stuck=False, shortfall=None)
     state = replace(state, below_runs=0)
-    likely_low = estimate.recall - ABOVE_SHARE * (estimate.recall - estimate.low)
-    return _perhaps_above(state, low=likely_low, objective=objective, fresh=fresh)
+    return _perhaps_above(state, all(goal.well_above for goal in goals), fresh=fresh)
 
 
 def with_answers(state: EfState, *, answered: RecallEstimate, objective: float) -> EfState:
@@ -134,32 +183,32 @@ def with_answers(state: EfState, *, answered: RecallEstimate, objective: float) 
 
     Codes that are certainly below the objective are not used again before the graph is at it.
     """
-    if state.shortfall is None or answered.high >= objective:
+    missed = any(goal.certainly_missed for goal in _goals(answered, objective))
+    if state.shortfall is None or not missed:
         return state
     return replace(state, shortfall=replace(state.shortfall, rung=Rung.EXACT))
 
 
 def _certainly_below(
-    state: EfState, *, estimate: RecallEstimate, curve_ef: int, objective: float, rebuilt: bool
+    state: EfState, missed: _Goal, *, mean_high: float, curve_ef: int, rebuilt: bool
 ) -> EfState:
     """Raise the scale; at the largest ef, ask for a rebuild or mark the segment as stuck.
 
     At the largest ef, and already if recall is far below the objective, other methods than the
-    graph answer from now on.
+    graph answer from now on. `mean_high` is the upper end of the mean recall.
     """
-    recall = estimate.recall
     at_limit = scaled_ef(curve_ef, state.scale) >= EF_CONTROL_MAX
     rung = Rung.GRAPH if state.shortfall is None else state.shortfall.rung
-    if rung is Rung.GRAPH and (at_limit or _misses(recall, objective) > MANY_MISSES):
+    if rung is Rung.GRAPH and (at_limit or missed.misses > MANY_MISSES):
         rung = Rung.CODES
     state = replace(
         state,
         below_runs=state.below_runs + 1,
         above_runs=0,
-        shortfall=Shortfall(estimate.high, rung),
+        shortfall=Shortfall(mean_high, rung),
     )
     if not at_limit:
-        return _raised(state, recall=recall, curve_ef=curve_ef, objective=objective)
+        return _raised(state, missed, curve_ef=curve_ef)
     at_last = state.below_runs >= LIMIT_RUNS
     return replace(
         state,
@@ -168,21 +217,18 @@ def _certainly_below(
     )
 
 
-def _probably_below(
-    state: EfState, *, recall: float, curve_ef: int, objective: float, fresh: bool
-) -> EfState:
+def _probably_below(state: EfState, missed: _Goal, *, curve_ef: int, fresh: bool) -> EfState:
     """Raise the scale after `BELOW_RUNS` fresh samples, unless ef is the largest already."""
     state = replace(state, below_runs=state.below_runs + fresh, above_runs=0)
     at_limit = scaled_ef(curve_ef, state.scale) >= EF_CONTROL_MAX
     if at_limit or state.below_runs < BELOW_RUNS:
         return state
-    return _raised(state, recall=recall, curve_ef=curve_ef, objective=objective)
+    return _raised(state, missed, curve_ef=curve_ef)
 
 
-def _perhaps_above(state: EfState, *, low: float, objective: float, fresh: bool) -> EfState:
+def _perhaps_above(state: EfState, well_above: bool, *, fresh: bool) -> EfState:
     """Lower the scale by a step after `ABOVE_RUNS` fresh samples well above, not to the floor."""
-    margin = ABOVE_MARGIN * (1.0 - objective)
-    if state.scale <= 1.0 or low <= objective + margin:
+    if state.scale <= 1.0 or not well_above:
         return replace(state, above_runs=0)
     above_runs = state.above_runs + fresh
     if above_runs < ABOVE_RUNS:
@@ -193,8 +239,8 @@ def _perhaps_above(state: EfState, *, low: float, objective: float, fresh: bool)
     return replace(state, scale=lower, above_runs=0)
 
 
-def _raised(state: EfState, *, recall: float, curve_ef: int, objective: float) -> EfState:
-    scale = state.scale * _step(recall, objective)
+def _raised(state: EfState, missed: _Goal, *, curve_ef: int) -> EfState:
+    scale = state.scale * _step(missed.misses)
     return replace(
         state,
         scale=min(scale, EF_CONTROL_MAX / curve_ef),
@@ -204,17 +250,11 @@ def _raised(state: EfState, *, recall: float, curve_ef: int, objective: float) -
     )
 
 
-def _step(recall: float, objective: float) -> float:
-    """Return the factor of the next step up; larger if many more neighbours are missed."""
-    misses = _misses(recall, objective)
+def _step(misses: float) -> float:
+    """Return the factor of the next step up; larger if much more is missed than allowed."""
     if misses > MANY_MISSES:
         return STEP_MANY_MISSES
     return STEP_MORE_MISSES if misses > MORE_MISSES else STEP
-
-
-def _misses(recall: float, objective: float) -> float:
-    """Return how many times the misses that the objective allows there are."""
-    return (1.0 - recall) / max(1.0 - objective, 0.005)
 
 
 class EfController:

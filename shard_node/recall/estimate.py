@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import numpy.typing as npt
 
+from annheal.model.measures.recall_tail import TailEstimate, TailObjective
+from annheal.recall.interval import mean_interval
+
 _TIE_TOLERANCE = np.float32(1e-6)
+_ROUNDING = 1e-9
 
 Scores = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
@@ -32,3 +38,27 @@ def query_recalls(
     hits = np.minimum(np.count_nonzero(hit, axis=1), wanted)
     recalls: npt.NDArray[np.float64] = np.where(wanted > 0, hits / np.maximum(wanted, 1), np.nan)
     return recalls
+
+
+def tail_estimate(
+    parts: Iterable[tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]],
+    objective: TailObjective,
+) -> TailEstimate:
+    """Return the share of queries with a recall of at least `objective.recall`.
+
+    Each part has recalls (n,) and, for each of them, the number of its query within the part, (n,).
+    A query that was asked ten times counts ten times in the share, and once in the interval, which
+    is that of Clopper and Pearson if no query was asked twice.
+    """
+    reached: list[npt.NDArray[np.float64]] = []
+    times: list[npt.NDArray[np.float64]] = []
+    for recalls, queries in parts:
+        counts = np.bincount(queries).astype(np.float64)
+        good = recalls >= objective.recall - _ROUNDING
+        asked = counts > 0
+        # Answers of one query may differ, where they were given at different times.
+        shares = np.bincount(queries, weights=good)[asked] / counts[asked]
+        reached.append(shares)
+        times.append(counts[asked])
+    interval = mean_interval(np.concatenate(reached), times=np.concatenate(times))
+    return TailEstimate(objective, interval.mean, interval.low, interval.high)

@@ -94,7 +94,7 @@ class RecallKeeper:
         """Load the memory of the former owner; return its measurements of present segments.
 
         Loaded states and queries do not replace those that this process has already. If the
-        collection's objective or k differs from the memory's, the conclusions from the old one are
+        collection's objectives or k differ from the memory's, the conclusions from the old ones are
         dropped. None without a memory of the collection's k. Raises `Unavailable` when the store
         cannot be read.
         """
@@ -109,7 +109,11 @@ class RecallKeeper:
         version = self._sampler.version(shard.collection_id)
         present = {held.segment.id for held in owned.view.segments}
         settings = collection.settings
-        same_goal = (memory.objective, memory.k) == (settings.recall_objective, settings.recall_k)
+        same_goal = (memory.objective, memory.k, memory.tail) == (
+            settings.recall_objective,
+            settings.recall_k,
+            settings.tail_objective,
+        )
         for one in memory.ef:
             known = self._controller.state(one.segment_id, one.band)
             if one.segment_id in present and known == EfState():
@@ -132,6 +136,7 @@ class RecallKeeper:
             segments=tuple(segments),
             objective=settings.recall_objective,
             k=settings.recall_k,
+            tail=settings.tail_objective,
         )
 
     async def save(
@@ -164,6 +169,7 @@ class RecallKeeper:
             bands=result.bands,
             queries=queries,
             vectors=vectors,
+            tail=result.tail,
         )
         number = before.number + 1
         # Counted even if the write fails: the object may exist, and no key is used twice.

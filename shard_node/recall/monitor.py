@@ -19,10 +19,12 @@ from annheal.index import set_search_threads
 from annheal.model.collection import CollectionSettings
 from annheal.model.measures.recall import (
     CollectionRecall,
+    RecallEstimate,
     Rung,
     SegmentRecall,
     SelectivityBand,
 )
+from annheal.model.measures.recall_tail import TailEstimate, TailObjective
 from annheal.model.topology.manifest import IndexKind
 from annheal.model.topology.shard import ShardId
 from annheal.model.topology.task import TaskReason
@@ -90,14 +92,22 @@ class MonitorSettings:
 
 @dataclass(frozen=True, slots=True)
 class _Goal:
-    """What the collection promises: recall@`k` of at least `objective`."""
+    """What the collection promises: recall@`k` of at least `objective`, and `tail`."""
 
     objective: float
     k: int
+    tail: TailObjective | None = None
 
     @classmethod
     def of(cls, settings: CollectionSettings) -> _Goal:
-        return cls(settings.recall_objective, settings.recall_k)
+        return cls(settings.recall_objective, settings.recall_k, settings.tail_objective)
+
+    def is_missed(self, estimate: RecallEstimate) -> bool:
+        """Return whether an estimate is below one of the objectives."""
+        tail = estimate.tail_for(self.tail)
+        return estimate.recall < self.objective or (
+            tail is not None and tail.share < tail.objective.share
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +221,7 @@ class RecallMonitor:
         finally:
             self._runs[shard] = started
         result = self._result(shard, owned, found, goal=started.goal)
-        below = any(one.estimate.recall < started.goal.objective for one in result.segments)
+        below = any(started.goal.is_missed(one.estimate) for one in result.segments)
         earlier = self._results.get(shard)
         if earlier is not None:
             result = with_earlier(result, earlier, segment_ids=_ids(owned.view))
@@ -235,7 +245,7 @@ class RecallMonitor:
         last, restored = self._runs.get(shard), self._results.get(shard)
         if last is not None:
             return last.goal
-        return None if restored is None else _Goal(restored.objective, restored.k)
+        return None if restored is None else _Goal(restored.objective, restored.k, restored.tail)
 
     async def save_leaving(self) -> None:
         """Store the recall memory of every shard, before the node leaves."""
@@ -380,13 +390,13 @@ class RecallMonitor:
         present = {held.segment.id: held.segment for held in owned.view.segments}
         own = [one for one in found if one.group.has_own_setting]
         found = [one for one in found if not one.group.has_own_setting]
-        estimates = segment_estimates(found, moment=moment)
+        estimates = segment_estimates(found, moment=moment, tail=goal.tail)
         seen = {
             band: self.sampler.seen(shard.collection_id, shard.number, band)
             for band in SelectivityBand
         }
         return ShardResult(
-            bands=band_recalls(shard.number, found, seen=seen, moment=moment),
+            bands=band_recalls(shard.number, found, seen=seen, moment=moment, tail=goal.tail),
             segments=tuple(
                 self._of_segment(shard, goal, present[segment_id], band, estimate)
                 for (segment_id, band), estimate in estimates.items()
@@ -397,6 +407,7 @@ class RecallMonitor:
             objective=goal.objective,
             k=goal.k,
             own=own_recalls(shard.number, own, moment=moment),
+            tail=goal.tail,
         )
 
     def _of_segment(
@@ -490,7 +501,7 @@ def _report(shard: ShardId, found: SegmentRecall, before: EfState, after: EfStat
     facts = (
         f"segment {found.segment_id} of {shard}, {found.band.value}: recall@{found.estimate.k}"
         f" {found.estimate.recall:.4f} [{found.estimate.low:.4f}, {found.estimate.high:.4f}] of"
-        f" {found.estimate.queries} live queries"
+        f" {found.estimate.queries} live queries{_tail_words(found.estimate.tail)}"
     )
     if after.stuck and not before.stuck:
         _log.error(
@@ -510,6 +521,15 @@ def _report(shard: ShardId, found: SegmentRecall, before: EfState, after: EfStat
             facts,
             found.ef,
         )
+
+
+def _tail_words(tail: TailEstimate | None) -> str:
+    if tail is None:
+        return ""
+    return (
+        f", {tail.share:.4f} [{tail.low:.4f}, {tail.high:.4f}] of them with at least"
+        f" {tail.objective.recall:g} (promised: {tail.objective.share:g})"
+    )
 
 
 def _answers_without_graph(state: EfState) -> bool:

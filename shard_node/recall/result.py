@@ -22,7 +22,9 @@ from annheal.model.measures.recall import (
     ShardBandRecall,
     band_of,
 )
+from annheal.model.measures.recall_tail import TailObjective
 from annheal.shard_node.owner.shard_state import MeasuredSegment
+from annheal.shard_node.recall.estimate import tail_estimate
 from annheal.shard_node.recall.measure import (
     GroupFinding,
     QueryGroup,
@@ -38,9 +40,10 @@ WALKS_MIN = 8
 
 @dataclass(frozen=True, slots=True)
 class ShardResult:
-    """The result of a shard's latest measurement; `objective` and `k` are those it was made for.
+    """The result of a shard's latest measurement.
 
-    `objective` is 0 where it is not known.
+    `objective`, `k` and `tail` are the collection's objectives that it was made for; `objective` is
+    0 where it is not known.
     """
 
     bands: tuple[ShardBandRecall, ...] = ()
@@ -51,6 +54,7 @@ class ShardResult:
     objective: float = 0.0
     k: int = 0
     own: tuple[OwnSettingRecall, ...] = ()
+    tail: TailObjective | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +84,12 @@ class SegmentEstimate:
 
 
 def segment_estimates(
-    found: Iterable[GroupFinding], *, moment: Moment
+    found: Iterable[GroupFinding], *, moment: Moment, tail: TailObjective | None = None
 ) -> dict[tuple[str, SelectivityBand], SegmentEstimate]:
-    """Return the estimate of each (segment id, band) that was searched."""
+    """Return the estimate of each (segment id, band) that was searched.
+
+    `tail`: the collection's objective about single queries.
+    """
     slices: dict[tuple[str, SelectivityBand], list[tuple[QueryGroup, SegmentFinding]]]
     slices = defaultdict(list)
     for finding in found:
@@ -90,20 +97,22 @@ def segment_estimates(
             slices[part.segment_id, part.band].append((finding.group, part))
     estimates: dict[tuple[str, SelectivityBand], SegmentEstimate] = {}
     for slot, parts in sorted(slices.items()):
-        found_of = _segment_estimate(parts, moment)
+        found_of = _segment_estimate(parts, moment, tail)
         if found_of is not None:
             estimates[slot] = found_of
     return estimates
 
 
 def _segment_estimate(
-    parts: Sequence[tuple[QueryGroup, SegmentFinding]], moment: Moment
+    parts: Sequence[tuple[QueryGroup, SegmentFinding]],
+    moment: Moment,
+    tail: TailObjective | None,
 ) -> SegmentEstimate | None:
     groups = [group for group, _ in parts]
     plans: Counter[str] = Counter()
     for _, part in parts:
         plans[part.plan.value] += len(part.recalls)
-    estimate = _estimate(groups, [part.recalls for _, part in parts], plans, moment)
+    estimate = _estimate(groups, [part.recalls for _, part in parts], plans, moment, tail)
     if estimate is None:
         return None
     serials = np.concatenate([part.serials for _, part in parts])
@@ -121,7 +130,7 @@ def _segment_estimate(
     return SegmentEstimate(
         estimate,
         serials,
-        answered=_estimate(groups, [recalls for _, recalls in used], plans, moment),
+        answered=_estimate(groups, [recalls for _, recalls in used], plans, moment, tail),
         rung=lifted.most_common(1)[0][0],
         by_codes_only=lifted[Rung.CODES] == estimate.queries,
     )
@@ -133,14 +142,15 @@ def band_recalls(
     *,
     seen: Mapping[SelectivityBand, int],
     moment: Moment,
+    tail: TailObjective | None = None,
 ) -> tuple[ShardBandRecall, ...]:
-    """Return the recall of the shard's answers in each band that has queries."""
+    """Return the recall of the shard's answers in each band that has queries; `tail` as above."""
     bands: dict[SelectivityBand, list[GroupFinding]] = defaultdict(list)
     for finding in found:
         bands[finding.band].append(finding)
     recalls: list[ShardBandRecall] = []
     for band, findings in sorted(bands.items()):
-        estimate, served = _planned_and_served(findings, moment)
+        estimate, served = _planned_and_served(findings, moment, tail)
         if estimate is not None:
             same = sum(one.same for one in findings)
             repeated = sum(one.repeated for one in findings)
@@ -183,7 +193,7 @@ def with_earlier(
     slots = {(one.segment_id, one.band) for one in present.segments}
     filters = {one.filter for one in present.filters}
     objectives = {one.objective for one in present.own}
-    same_goal = earlier.objective == present.objective
+    same_goal = (earlier.objective, earlier.tail) == (present.objective, present.tail)
     kept = [
         one if same_goal else without_conclusions(one)
         for one in earlier.segments
@@ -315,18 +325,22 @@ def _of_filter(shard: int, findings: Sequence[GroupFinding]) -> FilterRecall:
 
 
 def _planned_and_served(
-    findings: Sequence[GroupFinding], moment: Moment
+    findings: Sequence[GroupFinding], moment: Moment, tail: TailObjective | None = None
 ) -> tuple[RecallEstimate | None, RecallEstimate | None]:
     """Return the estimates of answers as they would be given now, and as they were given."""
     groups, plans = [one.group for one in findings], _plans(findings)
     return (
-        _estimate(groups, [one.recalls for one in findings], plans, moment),
+        _estimate(groups, [one.recalls for one in findings], plans, moment, tail),
         _estimate(groups, [one.served for one in findings], Counter(), moment),
     )
 
 
 def _estimate(
-    groups: Sequence[QueryGroup], recalls: Sequence[Recalls], plans: Counter[str], moment: Moment
+    groups: Sequence[QueryGroup],
+    recalls: Sequence[Recalls],
+    plans: Counter[str],
+    moment: Moment,
+    tail: TailObjective | None = None,
 ) -> RecallEstimate | None:
     """Return the estimate from the `recalls` of `groups`, with the window that it stands on."""
     estimate = estimate_of(
@@ -341,7 +355,22 @@ def _estimate(
         window_end_s=max(times),
         valid_until_s=max(times) + moment.valid_s,
         distinct=min(estimate.queries, sum(len(group.queries) for group in groups)),
+        tail=None if tail is None else tail_estimate(_by_query(groups, recalls), tail),
     )
+
+
+def _by_query(
+    groups: Sequence[QueryGroup], recalls: Sequence[Recalls]
+) -> list[tuple[Recalls, npt.NDArray[np.int64]]]:
+    """Return the recalls with the number of the query of each.
+
+    A group has the recall of all its samples, or of none if no row matches its filter.
+    """
+    return [
+        (part, group.places)
+        for group, part in zip(groups, recalls, strict=True)
+        if len(part) == len(group.places)
+    ]
 
 
 def _plans(findings: Iterable[GroupFinding]) -> Counter[str]:

@@ -27,8 +27,9 @@ from annheal.metastore.protocol import Put
 from annheal.metastore.sqlite import SqliteMetaStore
 from annheal.model.collection import CollectionSettings, IndexSettings, VectorStorage
 from annheal.model.measures.recall import Rung, SelectivityBand, Shortfall
+from annheal.model.measures.recall_tail import TailObjective
 from annheal.model.search import SearchOptions, SearchRequest
-from annheal.model.topology.shard import Assignment
+from annheal.model.topology.shard import Assignment, ShardId
 from annheal.model.topology.state import SegmentState, ShardState
 from annheal.model.topology.task import CompactionTask, TaskPhase, TaskReason
 from annheal.model.write import Upsert, WriteRequest
@@ -211,6 +212,29 @@ async def test_a_budget_of_nothing_marks_the_answers_of_an_open_shard_whose_grap
     assert not await is_marked()
     await live.change(recall_budget=0.0)
     await until(is_marked)
+
+
+@effect_of("recall_tail_objective", "recall_objective_share")
+async def test_an_objective_for_single_queries_is_measured_on_an_open_shard(
+    open_live: OpenLive,
+) -> None:
+    live = await open_live(graph=True)
+    queries = unit_vectors(64, MODEL.dimension, seed=9)
+    await live.node.search(SearchRequest("c1", (0,), queries, SearchOptions(k=10)))
+
+    async def measured_for() -> set[TailObjective | None]:
+        await live.node._monitor.measure(ShardId("c1", 0))
+        (found,) = live.node._monitor.recall("c1")
+        tails = [one.estimate.tail for one in found.shards]
+        return {None if tail is None else tail.objective for tail in tails}
+
+    assert await measured_for() == {None}
+    await live.change(recall_tail_objective=0.8, recall_objective_share=0.9)
+
+    async def is_measured() -> bool:
+        return await measured_for() == {TailObjective(0.8, 0.9)}
+
+    await until(is_measured)
 
 
 @effect_of("seal_rows_max", "seal_bytes_max")

@@ -8,6 +8,7 @@ from enum import StrEnum
 
 from annheal.model.filter import Filter
 from annheal.model.measures.latency import LatencyTrend
+from annheal.model.measures.recall_tail import TailEstimate, TailObjective
 
 
 class SelectivityBand(StrEnum):
@@ -97,6 +98,13 @@ class RecallEstimate:
     window_end_s: float = 0.0
     valid_until_s: float = 0.0
     distinct: int = 0
+    tail: TailEstimate | None = None
+    """For the collection's objective about the tail; None: it had none, or an older node."""
+
+    def tail_for(self, objective: TailObjective | None) -> TailEstimate | None:
+        """Return the estimate of the tail if it was measured for `objective`."""
+        same = self.tail is not None and self.tail.objective == objective
+        return self.tail if same else None
 
     @property
     def evidence(self) -> int:

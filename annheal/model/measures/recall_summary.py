@@ -8,6 +8,7 @@ from enum import StrEnum
 
 from annheal.model.measures.latency import LatencyTrend
 from annheal.model.measures.recall import FilterRecall, RecallEstimate, SegmentRecall
+from annheal.model.measures.recall_tail import TailObjective
 
 ALL_SHARDS = -1
 """The shard number that means all shards."""
@@ -64,6 +65,28 @@ def verdict_of(
     return RecallVerdict.UNCLEAR
 
 
+def tail_verdict_of(
+    estimate: RecallEstimate | None, objective: TailObjective | None, *, now_s: float = 0.0
+) -> RecallVerdict | None:
+    """Return how the tail of `estimate` compares with `objective`; None without an objective.
+
+    `unmeasured`: it was not measured for this objective. `unknown`: it is too old at `now_s` (0
+    leaves ages out of account), or of fewer than `objective.queries_min` different queries.
+    """
+    if objective is None:
+        return None
+    tail = None if estimate is None else estimate.tail_for(objective)
+    if estimate is None or tail is None:
+        return RecallVerdict.UNMEASURED
+    if not estimate.is_valid(now_s):
+        return RecallVerdict.UNKNOWN
+    if tail.high < objective.share:
+        return RecallVerdict.MISSED
+    if estimate.evidence < objective.queries_min:
+        return RecallVerdict.UNKNOWN
+    return RecallVerdict.MET if tail.share >= objective.share else RecallVerdict.UNCLEAR
+
+
 @dataclass(frozen=True, slots=True)
 class RecallSlice:
     """Part of a collection's live queries: a band, a shard, a tier, a model (`name`), or all ("").
@@ -71,7 +94,8 @@ class RecallSlice:
     `stability` is the share of queries that got the same answer twice (None: not measured); `seen`
     counts live queries, sampled or not, `recent` those of about the last window. `estimate` is
     about answers as the nodes would give them now, `served` about the answers that they gave (None:
-    not known).
+    not known). `tail_verdict` is about the collection's objective for single queries; None: it has
+    none.
     """
 
     name: str
@@ -81,6 +105,7 @@ class RecallSlice:
     seen: int = 0
     served: RecallEstimate | None = None
     recent: int = 0
+    tail_verdict: RecallVerdict | None = None
 
 
 def traffic_of(slices: Sequence[RecallSlice]) -> list[int]:
@@ -99,7 +124,7 @@ class RecallSummary:
     `filters` are joined over the shards (`shard` is `ALL_SHARDS`), the smallest share of matches
     first. `latency` is by node: nodes and their other load differ, so it is not joined. `own` has
     queries that set an objective (the slice's name) or only an ef ("ef"); they are in no other
-    slice.
+    slice. `tail_objective` is the collection's; None: it has none.
     """
 
     collection: str
@@ -115,4 +140,5 @@ class RecallSummary:
     filters: tuple[FilterRecall, ...] = ()
     latency: Mapping[str, LatencyTrend] = field(default_factory=dict)
     own: tuple[RecallSlice, ...] = ()
+    tail_objective: TailObjective | None = None
     errors: Mapping[str, str] = field(default_factory=dict)
