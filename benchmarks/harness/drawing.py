@@ -41,13 +41,17 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One chart; ticks of y have `digits` after the point. `from_zero`: y begins at 0."""
+    """One chart; ticks of y have `digits` after the point. `from_zero`: y begins at 0.
+
+    `x_title` is what x is, if that is particular to this chart.
+    """
 
     title: str
     note: str
     lines: tuple[Line, ...]
     digits: int = 0
     from_zero: bool = True
+    x_title: str = ""
 
 
 def drawing(panels: Sequence[Panel], *, title: str, subtitle: str, x_title: str) -> str:
@@ -67,7 +71,7 @@ def drawing(panels: Sequence[Panel], *, title: str, subtitle: str, x_title: str)
         x = _MARGIN + number % 2 * PANEL_WIDTH
         y = _HEAD + number // 2 * PANEL_HEIGHT
         parts.append(f'<g transform="translate({x} {y})">')
-        parts += _panel(panel, x_title)
+        parts += _panel(panel, panel.x_title or x_title)
         parts.append("</g>")
     parts += _legend(panels[0].lines if panels else (), height - 12)
     return "\n".join([*parts, "</svg>", ""])
