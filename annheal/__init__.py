@@ -1,12 +1,12 @@
 """Annheal: the shared library of its services, and the client SDK.
 
-`annheal.Client` and `annheal.AsyncClient` are loaded when they are first used, so that a server
-does not pay for the client.
+What it offers is loaded when it is first used, so that a server does not pay for the client, and
+a command not for reading the version of a package.
 """
 
 from __future__ import annotations
 
-from importlib import import_module, metadata
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -24,7 +24,8 @@ def __getattr__(name: str) -> Any:
     if name == "errors":
         return import_module("annheal.errors")
     if name == "__version__":
-        return metadata.version("annheal")
+        version: str = import_module("importlib.metadata").version("annheal")
+        return version
     raise AttributeError(f"module 'annheal' has no attribute {name!r}")
 
 

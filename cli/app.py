@@ -2,34 +2,17 @@
 
 from __future__ import annotations
 
-from importlib import metadata
-from typing import Annotated, Any
+import functools
+from collections.abc import Iterator, Mapping, MutableMapping
+from importlib import import_module, metadata
+from typing import Annotated, Any, Final, cast
 
 import typer
 from typer.core import TyperGroup
 
 from annheal.cli.exit_codes import MEANINGS, ExitCode, exit_code_of
-from annheal.cli.operator_commands import (
-    cluster,
-    filters,
-    garbage,
-    healing,
-    health,
-    kernels,
-    recall,
-    tasks,
-)
 from annheal.cli.output import Output, OutputFormat, drop_stdout, print_error
-from annheal.cli.server import serving
 from annheal.cli.state import State, state_of
-from annheal.cli.user_commands import (
-    collections,
-    explain,
-    exporting,
-    importing,
-    records,
-    search,
-)
 from annheal.errors import AnnhealError, Unavailable
 from annheal.model.limits import TIMEOUT_MAX_S
 from annheal.rpc.status import CANNOT_CONNECT
@@ -37,9 +20,75 @@ from annheal.rpc.status import CANNOT_CONNECT
 _CODES = "\n".join(f"  {code.value:>3}  {meaning}" for code, meaning in MEANINGS.items())
 _EPILOG = f"Exit codes:\n\n\b\n{_CODES}"
 
+COMMANDS: Final[Mapping[str, str]] = {
+    "up": "server.serving:up",
+    "serve": "server.serving:app",
+    "collection": "user_commands.collections:app",
+    "import": "user_commands.importing:import_",
+    "export": "user_commands.exporting:export",
+    "search": "user_commands.search:search",
+    "explain": "user_commands.explain:explain",
+    "get": "user_commands.records:get",
+    "delete": "user_commands.records:delete",
+    "count": "user_commands.records:count",
+    "scan": "user_commands.records:scan",
+    "segments": "operator_commands.healing:segments",
+    "flush": "operator_commands.healing:flush",
+    "compact": "operator_commands.healing:compact",
+    "recall": "operator_commands.recall:recall",
+    "filters": "operator_commands.filters:filters",
+    "tasks": "operator_commands.tasks:app",
+    "gc": "operator_commands.garbage:gc",
+    "health": "operator_commands.health:health",
+    "kernels": "operator_commands.kernels:app",
+    "status": "operator_commands.cluster:status",
+    "nodes": "operator_commands.cluster:nodes",
+    "shards": "operator_commands.cluster:shards",
+    "rebalance": "operator_commands.cluster:rebalance",
+    "drain": "operator_commands.cluster:drain",
+    "undrain": "operator_commands.cluster:undrain",
+    "move": "operator_commands.cluster:move",
+    "version": "app:version",
+}
+"""Commands in the order of `--help`: the module below `annheal.cli`, and its function or group.
+
+A module is imported when one of its commands is asked for: a process runs one command, and to
+import them all takes 0.25 CPU seconds more.
+"""
+
+
+class LoadedWhenUsed(Mapping[str, Any]):
+    """The commands of `COMMANDS` by name, as typer makes them."""
+
+    def __getitem__(self, name: str) -> Any:
+        return _loaded(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(COMMANDS)
+
+    def __len__(self) -> int:
+        return len(COMMANDS)
+
+
+@functools.cache
+def _loaded(name: str) -> Any:
+    """Import the module of a command; return the command. Raises KeyError where there is none."""
+    module, _, attribute = COMMANDS[name].partition(":")
+    found = getattr(import_module(f"annheal.cli.{module}"), attribute)
+    holder = typer.Typer(rich_markup_mode=None)
+    if isinstance(found, typer.Typer):
+        holder.add_typer(found, name=name)
+    else:
+        holder.command(name)(found)
+    return typer.main.get_group(holder).commands[name]
+
 
 class Commands(TyperGroup):
     """The commands, with expected errors turned into a message and an exit code."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        self.commands = cast("MutableMapping[str, Any]", LoadedWhenUsed())
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command that was chosen."""
@@ -108,33 +157,3 @@ def version(context: typer.Context) -> None:
     """Print the version of this program."""
     found = metadata.version("annheal")
     state_of(context).output.show({"version": found}, lambda v: v["version"])
-
-
-app.command("up")(serving.up)
-app.add_typer(serving.app, name="serve")
-app.add_typer(collections.app, name="collection")
-app.command("import")(importing.import_)
-app.command("export")(exporting.export)
-app.command("search")(search.search)
-app.command("explain")(explain.explain)
-app.command("get")(records.get)
-app.command("delete")(records.delete)
-app.command("count")(records.count)
-app.command("scan")(records.scan)
-app.command("segments")(healing.segments)
-app.command("flush")(healing.flush)
-app.command("compact")(healing.compact)
-app.command("recall")(recall.recall)
-app.command("filters")(filters.filters)
-app.add_typer(tasks.app, name="tasks")
-app.command("gc")(garbage.gc)
-app.command("health")(health.health)
-app.add_typer(kernels.app, name="kernels")
-app.command("status")(cluster.status)
-app.command("nodes")(cluster.nodes)
-app.command("shards")(cluster.shards)
-app.command("rebalance")(cluster.rebalance)
-app.command("drain")(cluster.drain)
-app.command("undrain")(cluster.undrain)
-app.command("move")(cluster.move)
-app.command("version")(version)

@@ -1,11 +1,14 @@
-"""`annheal kernels`: the machine code of searches, which servers compile beside their work."""
+"""`annheal kernels`: the machine code of searches, which servers compile beside their work.
+
+What imports FAISS is imported by the commands: `annheal --help` imports this module too.
+"""
 
 from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Group, RenderableType
@@ -13,9 +16,10 @@ from rich.console import Group, RenderableType
 from annheal.cli.output import table
 from annheal.cli.state import state_of
 from annheal.errors import FailedPrecondition
-from annheal.index.kernels.cache import KernelCache, open_cache
-from annheal.index.kernels.catalog import Kernel
-from annheal.index.kernels.compile import compile_missing
+
+if TYPE_CHECKING:
+    from annheal.index.kernels.cache import KernelCache
+    from annheal.index.kernels.catalog import Kernel
 
 app = typer.Typer(
     no_args_is_help=True, help="Compiled search kernels of this user, on this machine."
@@ -55,6 +59,9 @@ class KernelReport:
 @app.command()
 def status(context: typer.Context, cache: CacheOption = None) -> None:
     """Show where compiled kernels are stored, and which exist."""
+    from annheal.index.kernels.cache import open_cache
+    from annheal.index.kernels.catalog import Kernel
+
     found = open_cache(cache)
     entries = [KernelEntry(kernel.value, found.has(kernel)) for kernel in Kernel]
     if found.private_because:
@@ -71,6 +78,9 @@ def build(context: typer.Context, cache: CacheOption = None) -> None:
     For images and set-up scripts. Servers do it by themselves, at a low priority, and answer
     without the kernels meanwhile.
     """
+    from annheal.index.kernels.cache import open_cache
+    from annheal.index.kernels.catalog import Kernel
+
     output, found = state_of(context).output, open_cache(cache)
     if found.private_because:
         shutil.rmtree(found.directory, ignore_errors=True)
@@ -85,6 +95,8 @@ def build(context: typer.Context, cache: CacheOption = None) -> None:
 
 
 def _built(kernel: Kernel, cache: KernelCache) -> KernelEntry:
+    from annheal.index.kernels.compile import compile_missing
+
     took_s = 0.0 if cache.has(kernel) else compile_missing(kernel, cache)
     return KernelEntry(kernel.value, True, round(took_s, 1) if took_s else None)
 
