@@ -22,6 +22,7 @@ from annheal.metastore import keys
 from annheal.metastore.codec import decode_value
 from annheal.metastore.table import readable
 from annheal.model.collection import Collection
+from annheal.model.measures.recall_audit import BandAudit, checked_audit_queries
 from annheal.model.topology.cluster import (
     ClusterStatus,
     CollectionStatus,
@@ -176,6 +177,20 @@ class Admin:
         """Seal and flush every shard; returns when it is done."""
         found = await self._parts.catalog.collection(collection)
         await self._flush(found, range(found.shard_count), deadline=deadline)
+
+    async def audit_recall(
+        self, collection: str, shard: int, *, queries_max: int, deadline: Deadline
+    ) -> tuple[BandAudit, ...]:
+        """Audit the estimates of one shard; raises `InvalidArgument` for one that is not there."""
+        checked_audit_queries(queries_max)
+        found = await self._parts.catalog.collection(collection)
+
+        async def call(node: ShardNode, left: Deadline) -> tuple[BandAudit, ...]:
+            return await node.audit_recall(
+                found.id, shard, queries_max=queries_max, timeout_s=left.remaining_s
+            )
+
+        return await self._parts.router.call(check_shard(found, shard), call, deadline=deadline)
 
     async def retry_task(self, task_id: str, *, deadline: Deadline) -> TaskStatus:
         """Put a failed task back into the queue; raises what `TaskBook.release` raises."""

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from annheal.coordinator.app import Coordinator
 from annheal.coordinator.leader.observation import observe_shards
 from annheal.model.measures.recall import RecallEstimate, SegmentRecall
+from annheal.model.measures.recall_audit import covered
 from annheal.model.measures.recall_summary import TAIL_RECALL, RecallSlice, RecallSummary
 from annheal.model.topology.shard import ShardPhase
 from annheal.model.topology.state import ShardState
@@ -166,6 +167,7 @@ def recall_families(summaries: Iterable[RecallSummary], *, now_s: float) -> list
     return [
         *_slice_families(summaries, now_s=now_s),
         *_tail_families(summaries, now_s=now_s),
+        *_coverage_families(summaries),
         *_segment_families(summaries),
         _trend_family(summaries),
     ]
@@ -290,6 +292,24 @@ def _tail_families(summaries: list[RecallSummary], *, now_s: float) -> list[Fami
                 for bound, value in zip(_BOUNDS, (found.share, found.low, found.high), strict=True):
                     reached.add(value, one.collection, part.name or ALL_BANDS, bound)
     return [promised, reached]
+
+
+def _coverage_families(summaries: list[RecallSummary]) -> list[Family]:
+    """Return how often audits confirmed the estimates; no series before the first audit."""
+    windows = Family(
+        "annheal_recall_audited_windows", "Windows whose estimates were audited.", ("collection",)
+    )
+    coverage = Family(
+        "annheal_recall_coverage",
+        "Share of the audited windows whose estimate was confirmed; 0.95 or more is promised.",
+        ("collection",),
+    )
+    for one in summaries:
+        audited, contained = covered(one.coverage)
+        windows.add(audited, one.collection)
+        if audited:
+            coverage.add(contained / audited, one.collection)
+    return [windows, coverage]
 
 
 def _segment_families(summaries: list[RecallSummary]) -> list[Family]:

@@ -16,6 +16,7 @@ from annheal.coordinator.data_path.router import check_sequences
 from annheal.errors import InvalidArgument
 from annheal.filters import validate_filter
 from annheal.model.collection import Collection
+from annheal.model.measures.recall_audit import AUDIT_QUERIES_DEFAULT
 from annheal.model.search import Consistency, SearchOptions
 from annheal.model.session import SessionToken
 from annheal.model.topology.task import TaskPhase
@@ -42,7 +43,7 @@ from annheal.wire import records as wire_records
 from annheal.wire import search as wire_search
 from annheal.wire.admin import encode_cluster_health
 from annheal.wire.columns import decode_vectors
-from annheal.wire.recall import encode_recall_summary
+from annheal.wire.recall import encode_audits, encode_recall_summary
 from annheal.wire.session import decode_freshness
 
 # The answer, an error above all, must be on its way before the caller gives up.
@@ -471,6 +472,18 @@ class AdminServicer:
         """Report the recall of live queries."""
         collection = await self._coordinator.collections.get(request.collection)
         return encode_recall_summary(await self._coordinator.recall_view.of(collection))
+
+    async def AuditRecall(
+        self, request: admin_pb2.AuditRecallRequest, context: Context
+    ) -> admin_pb2.AuditRecallResponse:
+        """Compare the estimates of one shard with other live queries."""
+        audits = await self._admin.audit_recall(
+            request.collection,
+            request.shard,
+            queries_max=request.queries_max or AUDIT_QUERIES_DEFAULT,
+            deadline=deadline_of(context),
+        )
+        return admin_pb2.AuditRecallResponse(audits=encode_audits(audits))
 
     async def Rebalance(
         self, request: admin_pb2.RebalanceRequest, context: Context

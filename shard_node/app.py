@@ -17,6 +17,7 @@ from annheal.metastore.protocol import MetaStore
 from annheal.model.topology.shard import NodeRegistration
 from annheal.objectstore.protocol import ObjectStore
 from annheal.objectstore.store_watch import StoreWatch
+from annheal.recall.coverage import CoverageBook
 from annheal.runtime.background import Background
 from annheal.runtime.host.disk import DiskWatch
 from annheal.runtime.host.folder_lock import folder_lock
@@ -201,7 +202,7 @@ def _monitor(
     sampler = RecallSampler(
         settings.recall_sample_share, interval_s=settings.recall_interval_s, now_s=shared.now_s
     )
-    controller = EfController()
+    controller, coverage = EfController(), CoverageBook()
     return RecallMonitor(
         lambda: ownership.held,
         sampler=sampler,
@@ -214,10 +215,12 @@ def _monitor(
             shared.objects,
             sampler=sampler,
             controller=controller,
+            coverage=coverage,
             keep_queries=settings.recall_keep_queries,
             clock=time.monotonic,
             now_s=shared.now_s,
         ),
+        coverage=coverage,
         on_cost=metrics.monitor_cpu_seconds.add,
         settings=MonitorSettings(
             interval_s=settings.recall_interval_s,

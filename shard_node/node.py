@@ -16,6 +16,7 @@ from annheal.model.collection import ModelSpec
 from annheal.model.limits import SEARCH_HITS_MAX
 from annheal.model.measures.part_health import PartHealth, PartKind
 from annheal.model.measures.recall import CollectionRecall, band_of
+from annheal.model.measures.recall_audit import BandAudit
 from annheal.model.records import RecordSet
 from annheal.model.search import Consistency, SearchAnswer, SearchRequest
 from annheal.model.topology.checks import checked_shards
@@ -40,6 +41,7 @@ from annheal.shard_node.lanes import Lanes
 from annheal.shard_node.owner.owned_shard import OwnedShard
 from annheal.shard_node.owner.shard_state import describe_unserved, with_recall
 from annheal.shard_node.ownership import Ownership
+from annheal.shard_node.recall.auditor import RecallAuditor
 from annheal.shard_node.recall.monitor import RecallMonitor
 from annheal.shard_node.rows.view import ShardView
 from annheal.shard_node.search.engine import SearchEngine
@@ -81,6 +83,7 @@ class Node:
         self._node_id = node_id
         self._engine = engine
         self._monitor = monitor
+        self._auditor = RecallAuditor(monitor)
         self.stores = stores
         self._disks = disks
         self._metrics = metrics or Metrics()
@@ -203,6 +206,15 @@ class Node:
     async def recall(self, collection_id: str = "") -> tuple[CollectionRecall, ...]:
         """Return what live queries measured of one collection or (when empty) of all held."""
         return self._monitor.recall(collection_id)
+
+    async def audit_recall(
+        self, collection_id: str, shard: int, *, queries_max: int, timeout_s: float
+    ) -> tuple[BandAudit, ...]:
+        """Compare the present estimates of a shard with queries that they were not made from."""
+        owned = self._owned(collection_id, shard)
+        return await self._auditor.audit(
+            owned.id, owned, queries_max=queries_max, timeout_s=timeout_s
+        )
 
     async def flush(self, collection_id: str, shard: int) -> None:
         """Seal and flush what grows, checkpoint delete vectors, trim the log."""

@@ -7,7 +7,7 @@ from annheal.rpc.server import Context, remaining_s
 from annheal.v1 import internal_pb2 as pb
 from annheal.wire import internal as wire
 from annheal.wire.admin import encode_node_health
-from annheal.wire.recall import encode_recall_reports
+from annheal.wire.recall import encode_audits, encode_recall_reports
 
 
 class ShardServicer:
@@ -67,6 +67,19 @@ class ShardServicer:
     ) -> pb.ReportRecallResponse:
         """Report what live queries measured."""
         return encode_recall_reports(await self._node.recall(wire.decode_collection_id(request)))
+
+    async def AuditShard(
+        self, request: pb.AuditShardRequest, context: Context
+    ) -> pb.AuditShardResponse:
+        """Compare the estimates of one shard with other live queries."""
+        shard, queries_max = wire.decode_audit(request)
+        audits = await self._node.audit_recall(
+            shard.collection_id,
+            shard.number,
+            queries_max=queries_max,
+            timeout_s=remaining_s(context),
+        )
+        return pb.AuditShardResponse(audits=encode_audits(audits))
 
     async def FlushShard(
         self, request: pb.FlushShardRequest, context: Context

@@ -5,14 +5,22 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from annheal.client.arguments import as_count, as_flag, as_text, as_word
 from annheal.client.connection import ServerConnection
 from annheal.client.inputs import FilterInput, as_filter, as_ids
+from annheal.client.public_api import PublicApi
 from annheal.errors import DeadlineExceeded, NotFound
 from annheal.model.limits import TIMEOUT_MAX_S
 from annheal.model.measures.part_health import ClusterHealth
+from annheal.model.measures.recall_audit import (
+    AUDIT_QUERIES_DEFAULT,
+    AUDIT_QUERIES_MAX,
+    AuditReport,
+    BandAudit,
+)
 from annheal.model.measures.recall_summary import RecallSummary
 from annheal.model.topology.cluster import (
     RECALL_SAMPLE_DEFAULT,
@@ -261,6 +269,50 @@ class AdminCalls:
             deadline=self._connection.deadline(timeout_s),
         )
 
+    async def audit_recall(
+        self,
+        collection: str,
+        *,
+        queries_max: int = AUDIT_QUERIES_DEFAULT,
+        progress: Callable[[int, int], None] | None = None,
+        timeout_s: float | None = None,
+    ) -> AuditReport:
+        """Compare the measured recall of every shard with live queries that were not measured.
+
+        Up to `queries_max` queries of each shard are searched again and exactly, now.
+
+        Args:
+            collection: its name.
+            queries_max: for each shard, 1 to 10,000; nodes hold a few hundred of each band.
+            progress: called with the shards that are audited, and with all of them.
+            timeout_s: for all shards together.
+        """
+        as_text(collection, "collection")
+        as_count(queries_max, "queries_max", least=1, most=AUDIT_QUERIES_MAX)
+        api, deadline = self._connection.api, self._connection.deadline(timeout_s)
+        described, _ = await self._connection.read(
+            lambda left_s: api.get_collection(collection, with_status=False, timeout_s=left_s),
+            deadline=deadline,
+        )
+        audits: list[BandAudit] = []
+        for shard in range(described.shard_count):
+            if progress is not None:
+                progress(shard, described.shard_count)
+            # Each of the shards that are left has the same time.
+            share = Deadline.after(deadline.remaining_s / (described.shard_count - shard))
+            audits += await self._connection.read(
+                partial(
+                    _audit_shard,
+                    api,
+                    collection=collection,
+                    shard=shard,
+                    queries_max=queries_max,
+                ),
+                deadline=share,
+            )
+        summary = await self.recall(collection, timeout_s=max(1.0, deadline.remaining_s))
+        return AuditReport(collection, tuple(audits), summary.coverage)
+
     async def rebalance(
         self, *, dry_run: bool = False, timeout_s: float | None = None
     ) -> tuple[ShardMove, ...]:
@@ -331,3 +383,9 @@ class AdminCalls:
             except NotFound:
                 continue  # it ended so long ago that it is no longer kept
         return tuple(found)
+
+
+async def _audit_shard(
+    api: PublicApi, left_s: float, *, collection: str, shard: int, queries_max: int
+) -> tuple[BandAudit, ...]:
+    return await api.audit_recall(collection, shard, queries_max=queries_max, timeout_s=left_s)

@@ -20,6 +20,7 @@ from annheal.model.collection import (
 )
 from annheal.model.filter import Filter
 from annheal.model.measures.part_health import ClusterHealth
+from annheal.model.measures.recall_audit import BandAudit
 from annheal.model.measures.recall_summary import RecallSummary
 from annheal.model.records import Projection, RecordSet
 from annheal.model.search import Consistency, SearchOptions
@@ -46,7 +47,7 @@ from annheal.wire import collections as wire_collections
 from annheal.wire import records as wire_records
 from annheal.wire import search as wire_search
 from annheal.wire.admin import decode_cluster_health
-from annheal.wire.recall import decode_recall_summary
+from annheal.wire.recall import decode_audits, decode_recall_summary
 
 
 @dataclass(frozen=True, slots=True)
@@ -366,6 +367,16 @@ class PublicApi:
         request = methods.GET_RECALL.request(collection=collection)
         response = await self._call(methods.GET_RECALL, request, timeout_s=timeout_s)
         return decode_recall_summary(response)
+
+    async def audit_recall(
+        self, collection: str, shard: int, *, queries_max: int, timeout_s: float
+    ) -> tuple[BandAudit, ...]:
+        """Compare the estimates of one shard with other live queries."""
+        request = methods.AUDIT_RECALL.request(
+            collection=collection, shard=shard, queries_max=queries_max
+        )
+        response = await self._call(methods.AUDIT_RECALL, request, timeout_s=timeout_s)
+        return decode_audits(response.audits)
 
     async def rebalance(self, *, dry_run: bool, timeout_s: float) -> tuple[ShardMove, ...]:
         """Even out the shards."""

@@ -115,6 +115,7 @@ class Client:
     retry_task = _blocking(AsyncClient.retry_task)
     measure_recall = _blocking(AsyncClient.measure_recall)
     recall = _blocking(AsyncClient.recall)
+    audit_recall = _blocking(AsyncClient.audit_recall)
     rebalance = _blocking(AsyncClient.rebalance)
     collect_garbage = _blocking(AsyncClient.collect_garbage)
     drain = _blocking(AsyncClient.drain)

@@ -13,6 +13,7 @@ from annheal.errors import DataCorruption, InvalidArgument
 from annheal.filters import format_expression, parse_expression
 from annheal.model.filter import Filter
 from annheal.model.measures.recall import (
+    BandCoverage,
     SegmentRecall,
     SelectivityBand,
     ShardBandRecall,
@@ -71,7 +72,7 @@ class RecallMemory:
 
     `vectors` (n, d) float32 are those of `queries`, of the model named `model`. `objective`, `k`
     and `tail` are those that the states and measurements are about; 0 in a memory of 0.1, which has
-    none.
+    none. `coverage` has the audits of its estimates so far.
     """
 
     model: str
@@ -84,6 +85,7 @@ class RecallMemory:
     queries: tuple[LoggedQuery, ...] = ()
     vectors: Float32Matrix = field(default_factory=lambda: np.empty((0, 0), dtype=np.float32))
     tail: TailObjective | None = None
+    coverage: tuple[BandCoverage, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +111,7 @@ class _Facts:
     bands: tuple[ShardBandRecall, ...] = ()
     queries: tuple[_Query, ...] = ()
     tail: TailObjective | None = None
+    coverage: tuple[BandCoverage, ...] = ()
 
 
 # Created once: msgspec must not inspect a dataclass in several threads at the same time.
@@ -145,6 +148,7 @@ def encode_memory(memory: RecallMemory) -> bytes:
                 for one in memory.queries
             ),
             memory.tail,
+            memory.coverage,
         )
     )
     head = _HEADER.pack(_MAGIC, _VERSION, 0, dimension, count, len(facts))
@@ -193,6 +197,7 @@ def decode_memory(stored: bytes, *, key: str) -> RecallMemory:
         queries,
         vectors.astype(np.float32),
         facts.tail,
+        facts.coverage,
     )
 
 

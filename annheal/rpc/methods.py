@@ -159,6 +159,9 @@ MEASURE_RECALL = Method(
 GET_RECALL = Method(
     ADMIN_SERVICE, "GetRecall", admin_pb2.GetRecallRequest, admin_pb2.GetRecallResponse
 )
+AUDIT_RECALL = Method(
+    ADMIN_SERVICE, "AuditRecall", admin_pb2.AuditRecallRequest, admin_pb2.AuditRecallResponse
+)
 REBALANCE = Method(
     ADMIN_SERVICE,
     "Rebalance",
@@ -237,6 +240,9 @@ REPORT_RECALL = Method(
     "ReportRecall",
     internal_pb2.ReportRecallRequest,
     internal_pb2.ReportRecallResponse,
+)
+AUDIT_SHARD = Method(
+    SHARD_SERVICE, "AuditShard", internal_pb2.AuditShardRequest, internal_pb2.AuditShardResponse
 )
 FLUSH_SHARD = Method(
     SHARD_SERVICE,

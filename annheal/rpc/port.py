@@ -6,6 +6,7 @@ from typing import Protocol
 
 from annheal.model.measures.part_health import PartHealth
 from annheal.model.measures.recall import CollectionRecall
+from annheal.model.measures.recall_audit import BandAudit
 from annheal.model.records import RecordSet
 from annheal.model.search import SearchAnswer, SearchRequest
 from annheal.model.topology.state import ShardState
@@ -61,6 +62,16 @@ class ShardNode(Protocol):
         """Return what live queries measured here of one collection or (when empty) of all.
 
         Collections without a sampled query are there too, with no slices.
+        """
+        ...
+
+    async def audit_recall(
+        self, collection_id: str, shard: int, *, queries_max: int, timeout_s: float
+    ) -> tuple[BandAudit, ...]:
+        """Compare the shard's estimates of recall with up to `queries_max` other live queries.
+
+        One item for each band that has an estimate. Takes `timeout_s` at most; what is not searched
+        by then is left out.
         """
         ...
 

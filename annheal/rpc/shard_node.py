@@ -5,6 +5,7 @@ from __future__ import annotations
 from annheal.model.limits import TIMEOUT_DEFAULT_S
 from annheal.model.measures.part_health import PartHealth
 from annheal.model.measures.recall import CollectionRecall
+from annheal.model.measures.recall_audit import BandAudit
 from annheal.model.records import RecordSet
 from annheal.model.search import SearchAnswer, SearchRequest
 from annheal.model.topology.state import ShardState
@@ -21,7 +22,7 @@ from annheal.rpc import methods
 from annheal.rpc.channel import ClientTls, Connection
 from annheal.wire import internal as wire
 from annheal.wire.admin import decode_parts
-from annheal.wire.recall import decode_recall_reports
+from annheal.wire.recall import decode_audits, decode_recall_reports
 
 STATES_TIMEOUT_S = 10.0
 CHANGE_TIMEOUT_S = 600.0
@@ -105,6 +106,19 @@ class RemoteShardNode:
             timeout_s=STATES_TIMEOUT_S,
         )
         return decode_recall_reports(response)
+
+    async def audit_recall(
+        self, collection_id: str, shard: int, *, queries_max: int, timeout_s: float
+    ) -> tuple[BandAudit, ...]:
+        """Compare the shard's estimates of recall with queries that they were not made from."""
+        response = await self._connection.call(
+            methods.AUDIT_SHARD,
+            methods.AUDIT_SHARD.request(
+                collection_id=collection_id, shard=shard, queries_max=queries_max
+            ),
+            timeout_s=timeout_s,
+        )
+        return decode_audits(response.audits)
 
     async def flush(self, collection_id: str, shard: int) -> None:
         """Seal and flush what grows, checkpoint the delete vectors, and trim the WAL."""

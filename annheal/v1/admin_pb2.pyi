@@ -102,6 +102,13 @@ class TrendVerdict(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     TREND_VERDICT_STEADY: _ClassVar[TrendVerdict]
     TREND_VERDICT_SLOWER: _ClassVar[TrendVerdict]
     TREND_VERDICT_FASTER: _ClassVar[TrendVerdict]
+
+class AuditVerdict(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    AUDIT_VERDICT_UNSPECIFIED: _ClassVar[AuditVerdict]
+    AUDIT_VERDICT_CONTAINED: _ClassVar[AuditVerdict]
+    AUDIT_VERDICT_OUTSIDE: _ClassVar[AuditVerdict]
+    AUDIT_VERDICT_UNKNOWN: _ClassVar[AuditVerdict]
 WORKER_ROLE_UNSPECIFIED: WorkerRole
 WORKER_ROLE_COORDINATOR: WorkerRole
 WORKER_ROLE_COMPACTOR: WorkerRole
@@ -160,6 +167,10 @@ TREND_VERDICT_UNKNOWN: TrendVerdict
 TREND_VERDICT_STEADY: TrendVerdict
 TREND_VERDICT_SLOWER: TrendVerdict
 TREND_VERDICT_FASTER: TrendVerdict
+AUDIT_VERDICT_UNSPECIFIED: AuditVerdict
+AUDIT_VERDICT_CONTAINED: AuditVerdict
+AUDIT_VERDICT_OUTSIDE: AuditVerdict
+AUDIT_VERDICT_UNKNOWN: AuditVerdict
 
 class Node(_message.Message):
     __slots__ = ("node_id", "address", "zone", "capacity", "started_at", "version", "draining", "shards", "shards_serving", "live_rows", "memory_bytes", "error")
@@ -757,7 +768,7 @@ class GetRecallRequest(_message.Message):
     def __init__(self, collection: _Optional[str] = ...) -> None: ...
 
 class GetRecallResponse(_message.Message):
-    __slots__ = ("collection", "collection_id", "recall_objective", "sampled_share", "overall", "bands", "shards", "tiers", "models", "segments", "filters", "errors", "latency", "own", "recall_tail_objective", "recall_objective_share")
+    __slots__ = ("collection", "collection_id", "recall_objective", "sampled_share", "overall", "bands", "shards", "tiers", "models", "segments", "filters", "errors", "latency", "own", "recall_tail_objective", "recall_objective_share", "coverage")
     class ErrorsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -788,6 +799,7 @@ class GetRecallResponse(_message.Message):
     OWN_FIELD_NUMBER: _ClassVar[int]
     RECALL_TAIL_OBJECTIVE_FIELD_NUMBER: _ClassVar[int]
     RECALL_OBJECTIVE_SHARE_FIELD_NUMBER: _ClassVar[int]
+    COVERAGE_FIELD_NUMBER: _ClassVar[int]
     collection: str
     collection_id: str
     recall_objective: float
@@ -804,7 +816,56 @@ class GetRecallResponse(_message.Message):
     own: _containers.RepeatedCompositeFieldContainer[RecallSlice]
     recall_tail_objective: float
     recall_objective_share: float
-    def __init__(self, collection: _Optional[str] = ..., collection_id: _Optional[str] = ..., recall_objective: _Optional[float] = ..., sampled_share: _Optional[float] = ..., overall: _Optional[_Union[RecallSlice, _Mapping]] = ..., bands: _Optional[_Iterable[_Union[RecallSlice, _Mapping]]] = ..., shards: _Optional[_Iterable[_Union[RecallSlice, _Mapping]]] = ..., tiers: _Optional[_Iterable[_Union[RecallSlice, _Mapping]]] = ..., models: _Optional[_Iterable[_Union[RecallSlice, _Mapping]]] = ..., segments: _Optional[_Iterable[_Union[SegmentRecall, _Mapping]]] = ..., filters: _Optional[_Iterable[_Union[FilterRecall, _Mapping]]] = ..., errors: _Optional[_Mapping[str, str]] = ..., latency: _Optional[_Mapping[str, LatencyTrend]] = ..., own: _Optional[_Iterable[_Union[RecallSlice, _Mapping]]] = ..., recall_tail_objective: _Optional[float] = ..., recall_objective_share: _Optional[float] = ...) -> None: ...
+    coverage: _containers.RepeatedCompositeFieldContainer[BandCoverage]
+    def __init__(self, collection: _Optional[str] = ..., collection_id: _Optional[str] = ..., recall_objective: _Optional[float] = ..., sampled_share: _Optional[float] = ..., overall: _Optional[_Union[RecallSlice, _Mapping]] = ..., bands: _Optional[_Iterable[_Union[RecallSlice, _Mapping]]] = ..., shards: _Optional[_Iterable[_Union[RecallSlice, _Mapping]]] = ..., tiers: _Optional[_Iterable[_Union[RecallSlice, _Mapping]]] = ..., models: _Optional[_Iterable[_Union[RecallSlice, _Mapping]]] = ..., segments: _Optional[_Iterable[_Union[SegmentRecall, _Mapping]]] = ..., filters: _Optional[_Iterable[_Union[FilterRecall, _Mapping]]] = ..., errors: _Optional[_Mapping[str, str]] = ..., latency: _Optional[_Mapping[str, LatencyTrend]] = ..., own: _Optional[_Iterable[_Union[RecallSlice, _Mapping]]] = ..., recall_tail_objective: _Optional[float] = ..., recall_objective_share: _Optional[float] = ..., coverage: _Optional[_Iterable[_Union[BandCoverage, _Mapping]]] = ...) -> None: ...
+
+class BandAudit(_message.Message):
+    __slots__ = ("shard", "band", "estimate", "audited", "later", "verdict", "reason")
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    BAND_FIELD_NUMBER: _ClassVar[int]
+    ESTIMATE_FIELD_NUMBER: _ClassVar[int]
+    AUDITED_FIELD_NUMBER: _ClassVar[int]
+    LATER_FIELD_NUMBER: _ClassVar[int]
+    VERDICT_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    shard: int
+    band: SelectivityBand
+    estimate: RecallEstimate
+    audited: RecallEstimate
+    later: int
+    verdict: AuditVerdict
+    reason: str
+    def __init__(self, shard: _Optional[int] = ..., band: _Optional[_Union[SelectivityBand, str]] = ..., estimate: _Optional[_Union[RecallEstimate, _Mapping]] = ..., audited: _Optional[_Union[RecallEstimate, _Mapping]] = ..., later: _Optional[int] = ..., verdict: _Optional[_Union[AuditVerdict, str]] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class BandCoverage(_message.Message):
+    __slots__ = ("shard", "band", "windows", "contained", "measured_at")
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    BAND_FIELD_NUMBER: _ClassVar[int]
+    WINDOWS_FIELD_NUMBER: _ClassVar[int]
+    CONTAINED_FIELD_NUMBER: _ClassVar[int]
+    MEASURED_AT_FIELD_NUMBER: _ClassVar[int]
+    shard: int
+    band: SelectivityBand
+    windows: int
+    contained: int
+    measured_at: _timestamp_pb2.Timestamp
+    def __init__(self, shard: _Optional[int] = ..., band: _Optional[_Union[SelectivityBand, str]] = ..., windows: _Optional[int] = ..., contained: _Optional[int] = ..., measured_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+
+class AuditRecallRequest(_message.Message):
+    __slots__ = ("collection", "shard", "queries_max")
+    COLLECTION_FIELD_NUMBER: _ClassVar[int]
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    QUERIES_MAX_FIELD_NUMBER: _ClassVar[int]
+    collection: str
+    shard: int
+    queries_max: int
+    def __init__(self, collection: _Optional[str] = ..., shard: _Optional[int] = ..., queries_max: _Optional[int] = ...) -> None: ...
+
+class AuditRecallResponse(_message.Message):
+    __slots__ = ("audits",)
+    AUDITS_FIELD_NUMBER: _ClassVar[int]
+    audits: _containers.RepeatedCompositeFieldContainer[BandAudit]
+    def __init__(self, audits: _Optional[_Iterable[_Union[BandAudit, _Mapping]]] = ...) -> None: ...
 
 class RebalanceRequest(_message.Message):
     __slots__ = ("dry_run",)

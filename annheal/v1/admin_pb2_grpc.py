@@ -100,6 +100,11 @@ class AdminServiceStub:
                 request_serializer=annheal_dot_v1_dot_admin__pb2.GetRecallRequest.SerializeToString,
                 response_deserializer=annheal_dot_v1_dot_admin__pb2.GetRecallResponse.FromString,
                 _registered_method=True)
+        self.AuditRecall = channel.unary_unary(
+                '/annheal.v1.AdminService/AuditRecall',
+                request_serializer=annheal_dot_v1_dot_admin__pb2.AuditRecallRequest.SerializeToString,
+                response_deserializer=annheal_dot_v1_dot_admin__pb2.AuditRecallResponse.FromString,
+                _registered_method=True)
         self.Rebalance = channel.unary_unary(
                 '/annheal.v1.AdminService/Rebalance',
                 request_serializer=annheal_dot_v1_dot_admin__pb2.RebalanceRequest.SerializeToString,
@@ -223,6 +228,13 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AuditRecall(self, request, context):
+        """Compares the recall measured of one shard with that of live queries that were not measured.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Rebalance(self, request, context):
         """Evens out the shards among the nodes. Returns when the moves are ordered; follow them with
         ListShards.
@@ -328,6 +340,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.GetRecall,
                     request_deserializer=annheal_dot_v1_dot_admin__pb2.GetRecallRequest.FromString,
                     response_serializer=annheal_dot_v1_dot_admin__pb2.GetRecallResponse.SerializeToString,
+            ),
+            'AuditRecall': grpc.unary_unary_rpc_method_handler(
+                    servicer.AuditRecall,
+                    request_deserializer=annheal_dot_v1_dot_admin__pb2.AuditRecallRequest.FromString,
+                    response_serializer=annheal_dot_v1_dot_admin__pb2.AuditRecallResponse.SerializeToString,
             ),
             'Rebalance': grpc.unary_unary_rpc_method_handler(
                     servicer.Rebalance,
@@ -707,6 +724,33 @@ class AdminService:
             '/annheal.v1.AdminService/GetRecall',
             annheal_dot_v1_dot_admin__pb2.GetRecallRequest.SerializeToString,
             annheal_dot_v1_dot_admin__pb2.GetRecallResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AuditRecall(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/annheal.v1.AdminService/AuditRecall',
+            annheal_dot_v1_dot_admin__pb2.AuditRecallRequest.SerializeToString,
+            annheal_dot_v1_dot_admin__pb2.AuditRecallResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -248,7 +248,7 @@ class ReportRecallResponse(_message.Message):
     def __init__(self, collections: _Optional[_Iterable[_Union[CollectionRecall, _Mapping]]] = ...) -> None: ...
 
 class CollectionRecall(_message.Message):
-    __slots__ = ("collection_id", "recall_objective", "sampled_share", "shards", "segments", "filters", "latency", "own")
+    __slots__ = ("collection_id", "recall_objective", "sampled_share", "shards", "segments", "filters", "latency", "own", "coverage")
     COLLECTION_ID_FIELD_NUMBER: _ClassVar[int]
     RECALL_OBJECTIVE_FIELD_NUMBER: _ClassVar[int]
     SAMPLED_SHARE_FIELD_NUMBER: _ClassVar[int]
@@ -257,6 +257,7 @@ class CollectionRecall(_message.Message):
     FILTERS_FIELD_NUMBER: _ClassVar[int]
     LATENCY_FIELD_NUMBER: _ClassVar[int]
     OWN_FIELD_NUMBER: _ClassVar[int]
+    COVERAGE_FIELD_NUMBER: _ClassVar[int]
     collection_id: str
     recall_objective: float
     sampled_share: float
@@ -265,7 +266,8 @@ class CollectionRecall(_message.Message):
     filters: _containers.RepeatedCompositeFieldContainer[_admin_pb2.FilterRecall]
     latency: _admin_pb2.LatencyTrend
     own: _containers.RepeatedCompositeFieldContainer[OwnSettingRecall]
-    def __init__(self, collection_id: _Optional[str] = ..., recall_objective: _Optional[float] = ..., sampled_share: _Optional[float] = ..., shards: _Optional[_Iterable[_Union[ShardBandRecall, _Mapping]]] = ..., segments: _Optional[_Iterable[_Union[_admin_pb2.SegmentRecall, _Mapping]]] = ..., filters: _Optional[_Iterable[_Union[_admin_pb2.FilterRecall, _Mapping]]] = ..., latency: _Optional[_Union[_admin_pb2.LatencyTrend, _Mapping]] = ..., own: _Optional[_Iterable[_Union[OwnSettingRecall, _Mapping]]] = ...) -> None: ...
+    coverage: _containers.RepeatedCompositeFieldContainer[_admin_pb2.BandCoverage]
+    def __init__(self, collection_id: _Optional[str] = ..., recall_objective: _Optional[float] = ..., sampled_share: _Optional[float] = ..., shards: _Optional[_Iterable[_Union[ShardBandRecall, _Mapping]]] = ..., segments: _Optional[_Iterable[_Union[_admin_pb2.SegmentRecall, _Mapping]]] = ..., filters: _Optional[_Iterable[_Union[_admin_pb2.FilterRecall, _Mapping]]] = ..., latency: _Optional[_Union[_admin_pb2.LatencyTrend, _Mapping]] = ..., own: _Optional[_Iterable[_Union[OwnSettingRecall, _Mapping]]] = ..., coverage: _Optional[_Iterable[_Union[_admin_pb2.BandCoverage, _Mapping]]] = ...) -> None: ...
 
 class ShardBandRecall(_message.Message):
     __slots__ = ("shard", "band", "estimate", "stability", "seen", "recent", "served")
@@ -296,6 +298,22 @@ class OwnSettingRecall(_message.Message):
     estimate: _admin_pb2.RecallEstimate
     served: _admin_pb2.RecallEstimate
     def __init__(self, shard: _Optional[int] = ..., objective: _Optional[float] = ..., estimate: _Optional[_Union[_admin_pb2.RecallEstimate, _Mapping]] = ..., served: _Optional[_Union[_admin_pb2.RecallEstimate, _Mapping]] = ...) -> None: ...
+
+class AuditShardRequest(_message.Message):
+    __slots__ = ("collection_id", "shard", "queries_max")
+    COLLECTION_ID_FIELD_NUMBER: _ClassVar[int]
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    QUERIES_MAX_FIELD_NUMBER: _ClassVar[int]
+    collection_id: str
+    shard: int
+    queries_max: int
+    def __init__(self, collection_id: _Optional[str] = ..., shard: _Optional[int] = ..., queries_max: _Optional[int] = ...) -> None: ...
+
+class AuditShardResponse(_message.Message):
+    __slots__ = ("audits",)
+    AUDITS_FIELD_NUMBER: _ClassVar[int]
+    audits: _containers.RepeatedCompositeFieldContainer[_admin_pb2.BandAudit]
+    def __init__(self, audits: _Optional[_Iterable[_Union[_admin_pb2.BandAudit, _Mapping]]] = ...) -> None: ...
 
 class FlushShardRequest(_message.Message):
     __slots__ = ("collection_id", "shard")

@@ -77,6 +77,11 @@ class ShardServiceStub:
                 request_serializer=annheal_dot_v1_dot_internal__pb2.ReportRecallRequest.SerializeToString,
                 response_deserializer=annheal_dot_v1_dot_internal__pb2.ReportRecallResponse.FromString,
                 _registered_method=True)
+        self.AuditShard = channel.unary_unary(
+                '/annheal.v1.ShardService/AuditShard',
+                request_serializer=annheal_dot_v1_dot_internal__pb2.AuditShardRequest.SerializeToString,
+                response_deserializer=annheal_dot_v1_dot_internal__pb2.AuditShardResponse.FromString,
+                _registered_method=True)
         self.FlushShard = channel.unary_unary(
                 '/annheal.v1.ShardService/FlushShard',
                 request_serializer=annheal_dot_v1_dot_internal__pb2.FlushShardRequest.SerializeToString,
@@ -151,6 +156,13 @@ class ShardServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AuditShard(self, request, context):
+        """Compares the recall that was measured with that of live queries that were not measured.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def FlushShard(self, request, context):
         """Seals, flushes, checkpoints and trims one shard.
         """
@@ -207,6 +219,11 @@ def add_ShardServiceServicer_to_server(servicer, server):
                     servicer.ReportRecall,
                     request_deserializer=annheal_dot_v1_dot_internal__pb2.ReportRecallRequest.FromString,
                     response_serializer=annheal_dot_v1_dot_internal__pb2.ReportRecallResponse.SerializeToString,
+            ),
+            'AuditShard': grpc.unary_unary_rpc_method_handler(
+                    servicer.AuditShard,
+                    request_deserializer=annheal_dot_v1_dot_internal__pb2.AuditShardRequest.FromString,
+                    response_serializer=annheal_dot_v1_dot_internal__pb2.AuditShardResponse.SerializeToString,
             ),
             'FlushShard': grpc.unary_unary_rpc_method_handler(
                     servicer.FlushShard,
@@ -438,6 +455,33 @@ class ShardService:
             '/annheal.v1.ShardService/ReportRecall',
             annheal_dot_v1_dot_internal__pb2.ReportRecallRequest.SerializeToString,
             annheal_dot_v1_dot_internal__pb2.ReportRecallResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AuditShard(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/annheal.v1.ShardService/AuditShard',
+            annheal_dot_v1_dot_internal__pb2.AuditShardRequest.SerializeToString,
+            annheal_dot_v1_dot_internal__pb2.AuditShardResponse.FromString,
             options,
             channel_credentials,
             insecure,

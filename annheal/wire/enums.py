@@ -11,6 +11,7 @@ from annheal.model.filter import ComparisonOp
 from annheal.model.measures.latency import TrendVerdict
 from annheal.model.measures.part_health import PartKind
 from annheal.model.measures.recall import Rung, SelectivityBand
+from annheal.model.measures.recall_audit import AuditVerdict
 from annheal.model.measures.recall_summary import RecallVerdict
 from annheal.model.search import Consistency
 from annheal.model.topology.manifest import IndexKind, Tier
@@ -176,6 +177,13 @@ RECALL_VERDICT = EnumCodec(
         RecallVerdict.MET_WITH_BAD_TAIL: admin_pb2.RECALL_VERDICT_MET_WITH_BAD_TAIL,
         RecallVerdict.UNKNOWN: admin_pb2.RECALL_VERDICT_UNKNOWN,
         RecallVerdict.NOT_JUDGED: admin_pb2.RECALL_VERDICT_NOT_JUDGED,
+    }
+)
+AUDIT_VERDICT = EnumCodec(
+    {
+        AuditVerdict.CONTAINED: admin_pb2.AUDIT_VERDICT_CONTAINED,
+        AuditVerdict.OUTSIDE: admin_pb2.AUDIT_VERDICT_OUTSIDE,
+        AuditVerdict.UNKNOWN: admin_pb2.AUDIT_VERDICT_UNKNOWN,
     }
 )
 TREND_VERDICT = EnumCodec(

@@ -16,6 +16,7 @@ from annheal.model.limits import (
     SCAN_PAGE_ROWS_MAX,
     WRITE_ROWS_MAX,
 )
+from annheal.model.measures.recall_audit import checked_audit_queries
 from annheal.model.names import checked_name, checked_shard
 from annheal.model.records import IDS_ONLY, Projection, RecordSet
 from annheal.model.search import Consistency, SearchAnswer, SearchOptions, SearchRequest
@@ -426,6 +427,12 @@ def decode_publish(message: pb.PublishCompactionRequest) -> CompactionTask:
 def decode_flush(message: pb.FlushShardRequest) -> ShardId:
     """Return the shard to flush."""
     return ShardId(_collection_id(message), checked_shard(message.shard))
+
+
+def decode_audit(message: pb.AuditShardRequest) -> tuple[ShardId, int]:
+    """Return the shard to audit, and the most queries; raises `InvalidArgument`."""
+    shard = ShardId(_collection_id(message), checked_shard(message.shard))
+    return shard, checked_audit_queries(message.queries_max)
 
 
 def decode_collection_id(message: pb.ListShardStatesRequest | pb.ReportRecallRequest) -> str:

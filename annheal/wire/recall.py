@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from annheal.model.measures.recall import (
     RECALL_UNKNOWN,
+    BandCoverage,
     CollectionRecall,
     FilterRecall,
     OwnSettingRecall,
@@ -16,6 +17,7 @@ from annheal.model.measures.recall import (
     SelectivityBand,
     ShardBandRecall,
 )
+from annheal.model.measures.recall_audit import AuditVerdict, BandAudit
 from annheal.model.measures.recall_summary import (
     ALL_SHARDS,
     RecallSlice,
@@ -24,7 +26,7 @@ from annheal.model.measures.recall_summary import (
 )
 from annheal.model.measures.recall_tail import TailEstimate, TailObjective
 from annheal.v1 import admin_pb2, internal_pb2
-from annheal.wire.enums import BAND, RECALL_RUNG, RECALL_VERDICT, TIER
+from annheal.wire.enums import AUDIT_VERDICT, BAND, RECALL_RUNG, RECALL_VERDICT, TIER
 from annheal.wire.filters import decode_filter, encode_filter
 from annheal.wire.latency import decode_trend, encode_trend
 from annheal.wire.timestamps import decode_seconds, encode_seconds
@@ -45,6 +47,7 @@ def encode_recall_reports(
                 filters=[_encode_filter_recall(one) for one in report.filters],
                 latency=None if report.latency is None else encode_trend(report.latency),
                 own=[_encode_own(one) for one in report.own],
+                coverage=[_encode_coverage(one) for one in report.coverage],
             )
             for report in reports
         ]
@@ -67,6 +70,7 @@ def decode_recall_reports(
             filters=tuple(_decode_filter_recall(one) for one in report.filters),
             latency=decode_trend(report.latency) if report.HasField("latency") else None,
             own=tuple(_decode_own(one) for one in report.own),
+            coverage=_decode_coverage(report.coverage),
         )
         for report in message.collections
     )
@@ -89,6 +93,7 @@ def encode_recall_summary(summary: RecallSummary) -> admin_pb2.GetRecallResponse
         errors=summary.errors,
         latency={node: encode_trend(trend) for node, trend in summary.latency.items()},
         own=[_encode_slice(one) for one in summary.own],
+        coverage=[_encode_coverage(one) for one in summary.coverage],
         recall_tail_objective=summary.tail_objective.recall if summary.tail_objective else 0.0,
         recall_objective_share=summary.tail_objective.share if summary.tail_objective else 0.0,
     )
@@ -111,11 +116,69 @@ def decode_recall_summary(message: admin_pb2.GetRecallResponse) -> RecallSummary
         errors=dict(message.errors),
         latency={node: decode_trend(trend) for node, trend in message.latency.items()},
         own=tuple(_decode_slice(one) for one in message.own),
+        coverage=_decode_coverage(message.coverage),
         tail_objective=(
             TailObjective(message.recall_tail_objective, message.recall_objective_share)
             if message.recall_tail_objective
             else None
         ),
+    )
+
+
+def encode_audits(audits: Iterable[BandAudit]) -> list[admin_pb2.BandAudit]:
+    """Return audits of estimates."""
+    return [
+        admin_pb2.BandAudit(
+            shard=one.shard,
+            band=BAND.encode(one.band),
+            estimate=_encode_estimate(one.estimate),
+            audited=_encode_optional(one.audited),
+            later=one.later,
+            verdict=AUDIT_VERDICT.encode(one.verdict),
+            reason=one.reason,
+        )
+        for one in audits
+    ]
+
+
+def decode_audits(messages: Iterable[admin_pb2.BandAudit]) -> tuple[BandAudit, ...]:
+    """Return audits of estimates; bands that this version does not know are left out."""
+    return tuple(
+        BandAudit(
+            shard=message.shard,
+            band=SelectivityBand(BAND.decode(message.band, field="band")),
+            estimate=_decode_estimate(message.estimate),
+            audited=_decode_estimate(message.audited) if message.HasField("audited") else None,
+            later=message.later,
+            verdict=AUDIT_VERDICT.decode_or(message.verdict, AuditVerdict.UNKNOWN),
+            reason=message.reason,
+        )
+        for message in messages
+        if BAND.decode_text(message.band)
+    )
+
+
+def _encode_coverage(one: BandCoverage) -> admin_pb2.BandCoverage:
+    return admin_pb2.BandCoverage(
+        shard=one.shard,
+        band=BAND.encode(one.band),
+        windows=one.windows,
+        contained=one.contained,
+        measured_at=encode_seconds(one.measured_at_s),
+    )
+
+
+def _decode_coverage(messages: Iterable[admin_pb2.BandCoverage]) -> tuple[BandCoverage, ...]:
+    return tuple(
+        BandCoverage(
+            shard=message.shard,
+            band=SelectivityBand(BAND.decode(message.band, field="band")),
+            windows=message.windows,
+            contained=message.contained,
+            measured_at_s=decode_seconds(message.measured_at),
+        )
+        for message in messages
+        if BAND.decode_text(message.band)
     )
 
 

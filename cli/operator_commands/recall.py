@@ -14,6 +14,7 @@ from rich.live import Live
 from rich.text import Text
 
 from annheal.cli.operator_commands.latency import render_latency
+from annheal.cli.operator_commands.recall_audit import show_audit
 from annheal.cli.output import facts, moment, print_error, share, table
 from annheal.cli.state import State, state_of
 from annheal.cli.user_commands.records import Collection, Filter
@@ -29,6 +30,7 @@ from annheal.model.measures.recall import (
     Rung,
     SegmentRecall,
 )
+from annheal.model.measures.recall_audit import AUDIT_QUERIES_MAX
 from annheal.model.measures.recall_summary import (
     OWN_EF,
     TAIL_RECALL,
@@ -76,16 +78,32 @@ def recall(
     ] = None,
     ef: Annotated[int | None, typer.Option("--ef", help="Beam width of graph walks.")] = None,
     filter: Filter = None,
+    audit: Annotated[
+        int | None,
+        typer.Option(
+            "--audit",
+            metavar="N",
+            min=1,
+            max=AUDIT_QUERIES_MAX,
+            help="Compare what was measured with up to N other live queries of each shard, now.",
+        ),
+    ] = None,
     seed: Annotated[
         int | None, typer.Option("--seed", min=0, help="Seed of the random sample.")
     ] = None,
 ) -> None:
     """Show recall as the nodes measure it on live queries; with --measure, measure it now.
 
-    The options after --measure belong to it, and each of them implies it.
+    The options -k, --sample, --ef, --filter and --seed belong to --measure, and each of them
+    implies it. --audit checks the measured recall itself.
     """
     state = state_of(context)
     now = measure or any(one is not None for one in (k, sample, ef, filter, seed))
+    if audit is not None and (now or watch):
+        raise InvalidArgument.of("--audit", "goes neither with --watch nor with --measure")
+    if audit is not None:
+        show_audit(state, collection, queries_max=audit)
+        return
     if now and watch:
         raise InvalidArgument.of("--watch", "shows live queries; it does not go with --measure")
     if watch:

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from annheal.model.measures.part_health import PartHealth
 from annheal.model.measures.recall import CollectionRecall
+from annheal.model.measures.recall_audit import BandAudit
 from annheal.model.records import RecordSet
 from annheal.model.search import SearchAnswer, SearchRequest
 from annheal.model.topology.state import ShardState
@@ -66,6 +67,15 @@ class MeteredNode:
     async def recall(self, collection_id: str = "") -> tuple[CollectionRecall, ...]:
         """Return what live queries measured."""
         return await self._timed("recall", self.inner.recall(collection_id))
+
+    async def audit_recall(
+        self, collection_id: str, shard: int, *, queries_max: int, timeout_s: float
+    ) -> tuple[BandAudit, ...]:
+        """Compare estimates of recall with other live queries."""
+        audit = self.inner.audit_recall(
+            collection_id, shard, queries_max=queries_max, timeout_s=timeout_s
+        )
+        return await self._timed("audit_recall", audit)
 
     async def flush(self, collection_id: str, shard: int) -> None:
         """Flush one shard."""

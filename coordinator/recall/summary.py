@@ -134,6 +134,7 @@ class RecallView:
             segments=tuple(one for one in report.segments if owned(one.shard)),
             filters=tuple(one for one in report.filters if owned(one.shard)),
             own=tuple(one for one in report.own if owned(one.shard)),
+            coverage=tuple(one for one in report.coverage if owned(one.shard)),
         )
 
 
@@ -176,6 +177,7 @@ def summarise(
         latency=dict(latency or {}),
         own=_own((one for report in reports for one in report.own), now_s=now_s),
         tail_objective=judge.tail,
+        coverage=tuple(one for report in reports for one in report.coverage),
         errors=dict(errors or {}),
     )
 

@@ -257,6 +257,10 @@ def _step(misses: float) -> float:
     return STEP_MORE_MISSES if misses > MORE_MISSES else STEP
 
 
+Answering = tuple[str, SelectivityBand, float, Rung | None]
+"""Segment, band, scale of its ef, and the method that answers where the graph is below."""
+
+
 class EfController:
     """The states of all segments of a node, by segment and band.
 
@@ -298,6 +302,14 @@ class EfController:
                 return EfState(shortfall=former)
         return _UNMEASURED
 
+    def answering(self, segment_ids: Collection[str]) -> frozenset[Answering]:
+        """Return how segments are answered; those as their recall curves say are left out."""
+        return frozenset(
+            (segment_id, band, state.scale, _rung(state))
+            for (segment_id, band), state in self._states.items()
+            if segment_id in segment_ids and (state.scale != 1.0 or state.shortfall is not None)
+        )
+
     def store(self, segment_id: str, band: SelectivityBand, state: EfState) -> None:
         """Use `state` from the next search on."""
         self._states[segment_id, band] = state
@@ -318,6 +330,10 @@ class EfController:
         for key in [key for key in self._states if key[0] not in segment_ids]:
             del self._states[key]
             self._failing.discard(key)
+
+
+def _rung(state: EfState) -> Rung | None:
+    return None if state.shortfall is None else state.shortfall.rung
 
 
 _UNMEASURED = EfState()

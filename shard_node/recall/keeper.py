@@ -28,6 +28,7 @@ from annheal.recall import (
     queries_max,
     store_memory,
 )
+from annheal.recall.coverage import CoverageBook
 from annheal.shard_node.recall.ef_control import EfController, EfState, for_changed_goal
 from annheal.shard_node.recall.result import ShardResult, without_conclusions
 from annheal.shard_node.recall.sampler import RecallSampler, SampledQuery
@@ -46,7 +47,7 @@ _log = logging.getLogger(__name__)
 class _Written:
     """The last write of a shard: its number within the epoch, and what it contained.
 
-    `decided`: the states of the controller; `sample_version`: the sampled queries.
+    `decided`: the states of the controller and the audits; `sample_version`: the sampled queries.
     """
 
     epoch: int
@@ -63,6 +64,7 @@ class RecallKeeper:
         objects: the store.
         sampler: its queries are stored too if `keep_queries`.
         controller: its states are stored.
+        coverage: the audits counted, which are stored.
         clock: a monotonic clock, in seconds.
         now_s: seconds since the epoch.
     """
@@ -74,12 +76,14 @@ class RecallKeeper:
         sampler: RecallSampler,
         controller: EfController,
         keep_queries: bool,
+        coverage: CoverageBook | None = None,
         clock: Callable[[], float],
         now_s: Callable[[], float],
     ) -> None:
         self._objects = objects
         self._sampler = sampler
         self._controller = controller
+        self._coverage = coverage or CoverageBook()
         self._keep_queries = keep_queries
         self._clock = clock
         self._now_s = now_s
@@ -103,6 +107,7 @@ class RecallKeeper:
         self._written[shard] = _Written(owned.epoch, 0, float("-inf"), (), 0)
         if memory is None:
             return None
+        self._coverage.restore(shard, memory.coverage)
         collection = owned.collection
         if memory.model == collection.model.name:
             self._sampler.restore(shard.collection_id, _sampled(memory, collection))
@@ -153,7 +158,8 @@ class RecallKeeper:
         ef = _states(self._controller, result)
         version = self._sampler.version(shard.collection_id)
         waited_s = self._clock() - before.at_s
-        decided = tuple(_decided(one) for one in ef)
+        coverage = self._coverage.of(shard)
+        decided = (*(_decided(one) for one in ef), *((one,) for one in coverage))
         changed = decided != before.decided and (leaving or waited_s >= STATE_GAP_S)
         sampled = version != before.sample_version and (leaving or waited_s >= SAMPLE_GAP_S)
         if not (changed or sampled):
@@ -170,6 +176,7 @@ class RecallKeeper:
             queries=queries,
             vectors=vectors,
             tail=result.tail,
+            coverage=coverage,
         )
         number = before.number + 1
         # Counted even if the write fails: the object may exist, and no key is used twice.

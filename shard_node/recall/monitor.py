@@ -23,17 +23,20 @@ from annheal.model.measures.recall import (
     Rung,
     SegmentRecall,
     SelectivityBand,
+    ShardBandRecall,
 )
 from annheal.model.measures.recall_tail import TailEstimate, TailObjective
 from annheal.model.topology.manifest import IndexKind
 from annheal.model.topology.shard import ShardId
 from annheal.model.topology.task import TaskReason
+from annheal.recall.coverage import CoverageBook
 from annheal.runtime.clock import Clock, monotonic_s, wall_s
 from annheal.segment import Segment
 from annheal.shard_node.lanes import Lanes
 from annheal.shard_node.owner.shard_state import MeasuredSegment
 from annheal.shard_node.recall.ef_control import (
     QUERIES_MIN,
+    Answering,
     EfController,
     EfState,
     next_state,
@@ -112,7 +115,11 @@ class _Goal:
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """What a shard was like when its last measurement began. `settled`: nothing is below `goal`."""
+    """What a shard was like when its last measurement began.
+
+    `serials` are those of the queries measured, `answers` how the controller had its segments
+    answered. `settled`: nothing is below `goal`.
+    """
 
     started_s: float
     sequence: int
@@ -120,6 +127,21 @@ class _Run:
     sample_version: int
     goal: _Goal
     settled: bool
+    serials: frozenset[int] = frozenset()
+    answers: frozenset[Answering] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """The latest estimates of a shard, and the serials of the queries that they were made from.
+
+    No serials: a former process made them. `changed`: its segments, or how they are answered, are
+    not those of then.
+    """
+
+    bands: tuple[ShardBandRecall, ...]
+    serials: frozenset[int] = frozenset()
+    changed: bool = False
 
 
 class RecallMonitor:
@@ -133,6 +155,7 @@ class RecallMonitor:
         lanes: whose monitor lane does the work.
         latency: the history of search latencies that the node fills; reported with recall.
         keeper: stores recall memories; None stores none.
+        coverage: counts audits of the estimates; reported with recall.
         on_cost: called with the CPU seconds of every slice of work.
         settings: how often and how much.
         now_s: seconds since the epoch, for results.
@@ -152,6 +175,7 @@ class RecallMonitor:
         settings: MonitorSettings,
         latency: LatencyHistory | None = None,
         keeper: RecallKeeper | None = None,
+        coverage: CoverageBook | None = None,
         on_cost: Callable[[float], None] = lambda _: None,
         now_s: Clock = wall_s,
         clock: Clock = monotonic_s,
@@ -159,6 +183,7 @@ class RecallMonitor:
         self.sampler = sampler
         self.controller = controller
         self.latency = latency or LatencyHistory()
+        self.coverage = coverage or CoverageBook()
         self._held = held
         self._keeper = keeper
         self._filters = filters
@@ -212,6 +237,7 @@ class RecallMonitor:
         groups = group_queries(
             sample, dimension=collection.model.dimension, objective=started.goal.objective
         )
+        answers = self.controller.answering(started.segment_ids)
         found: list[GroupFinding] = []
         try:
             for group in groups:
@@ -219,7 +245,11 @@ class RecallMonitor:
                 if self._held().get(shard) is not owned:
                     return
         finally:
-            self._runs[shard] = started
+            self._runs[shard] = started = replace(
+                started,
+                serials=frozenset(one.serial for one in sample),
+                answers=answers,
+            )
         result = self._result(shard, owned, found, goal=started.goal)
         below = any(started.goal.is_missed(one.estimate) for one in result.segments)
         earlier = self._results.get(shard)
@@ -227,6 +257,18 @@ class RecallMonitor:
             result = with_earlier(result, earlier, segment_ids=_ids(owned.view))
         self._results[shard] = result
         self._runs[shard] = replace(started, settled=not below)
+
+    def judged(self, shard: ShardId) -> Judged | None:
+        """Return the latest estimates of a shard that is open here; None without any."""
+        owned, result = self._held().get(shard), self._results.get(shard)
+        if owned is None or result is None:
+            return None
+        last = self._runs.get(shard)
+        if last is None:
+            return Judged(result.bands)
+        ids = _ids(owned.view)
+        changed = ids != last.segment_ids or self.controller.answering(ids) != last.answers
+        return Judged(result.bands, last.serials, changed)
 
     def _affordable(self, collection_id: str) -> int | None:
         """Return how many queries of each stratum may be measured; None: as many as there are.
@@ -281,6 +323,7 @@ class RecallMonitor:
                 filters=tuple(one for result in results for one in result.filters),
                 latency=self.latency.trend(name),
                 own=tuple(one for result in results for one in result.own),
+                coverage=self.coverage.of_collection(name),
             )
             for name, collection in sorted(collections.items())
             for results in [self._results_of(name)]
@@ -319,6 +362,14 @@ class RecallMonitor:
     async def _slice(self, owned: WatchedShard, group: QueryGroup, *, shard: int) -> GroupFinding:
         """Pause for the sake of the CPU share, then measure one group on the present view."""
         await asyncio.sleep(max(0.0, self._rests_until_s - self._clock()))
+        finding, took_s = await self.measure_slice(owned, group, shard=shard)
+        self._rests_until_s = self._clock() + took_s * (1.0 / self._settings.cpu_share - 1.0)
+        return finding
+
+    async def measure_slice(
+        self, owned: WatchedShard, group: QueryGroup, *, shard: int
+    ) -> tuple[GroupFinding, float]:
+        """Measure one group on the present view; return the seconds that it took too."""
         searcher = Searcher(
             owned.collection,
             self._filters,
@@ -342,8 +393,7 @@ class RecallMonitor:
         query_cpu_s = cpu_s / len(group.queries)
         known_s = self._query_cpu_s or query_cpu_s
         self._query_cpu_s = known_s + COST_WEIGHT * (query_cpu_s - known_s)
-        self._rests_until_s = self._clock() + took_s * (1.0 / self._settings.cpu_share - 1.0)
-        return finding
+        return finding, took_s
 
     def _due(self) -> list[ShardId]:
         now_s = self._clock()
@@ -468,6 +518,7 @@ class RecallMonitor:
                 del kept[gone]
         if self._keeper is not None:
             self._keeper.forget_all_but(list(held))
+        self.coverage.forget_all_but(held)
         self.sampler.forget_all_but(shard.collection_id for shard in held)
         self.latency.forget_all_but(shard.collection_id for shard in held)
         views = [owned.view for owned in held.values() if owned is not None]

@@ -276,6 +276,23 @@ class RecallSampler:
             for query in _judging(held.judging, self.windows, now_s=now_s)[:queries_max]
         )
 
+    def held(
+        self, collection_id: str
+    ) -> tuple[tuple[SelectivityBand, tuple[SampledQuery, ...]], ...]:
+        """Return the held queries that may judge, measured or not, by band in random order.
+
+        Those with settings of their own are left out.
+        """
+        samples = self._collections.get(collection_id)
+        if samples is None:
+            return ()
+        oldest_s = self._clock() - self.windows.age_max_s
+        return tuple(
+            (band, tuple(one for one in held.judging.items() if one.arrived_s >= oldest_s))
+            for (band, own, _), held in sorted(samples.strata.items())
+            if not own
+        )
+
     def strata(self, collection_id: str) -> int:
         """Return the number of strata of a collection that have a query that judges now."""
         samples = self._collections.get(collection_id)

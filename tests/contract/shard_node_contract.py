@@ -283,6 +283,13 @@ class ShardNodeContract:
         assert await node.recall() == (of_collection,)
         assert await node.recall("c2") == ()
 
+    async def test_an_audit_without_measurements_is_empty_and_needs_the_shard(
+        self, node: ShardNode
+    ) -> None:
+        assert await node.audit_recall("c1", 0, queries_max=10, timeout_s=5.0) == ()
+        with pytest.raises(Fenced):
+            await node.audit_recall("c1", 99, queries_max=10, timeout_s=5.0)
+
 
 def check_full(found: Any, *, version: int) -> None:
     """Assert that the records have everything that was written of this version of them."""

@@ -24,6 +24,7 @@ from annheal.metastore.protocol import Compare, MetaStore, Put
 from annheal.model.filter import Filter
 from annheal.model.measures.part_health import PartHealth
 from annheal.model.measures.recall import CollectionRecall
+from annheal.model.measures.recall_audit import BandAudit
 from annheal.model.records import Projection, RecordBatch, RecordSet, take_records
 from annheal.model.search import SearchAnswer, SearchRequest
 from annheal.model.topology.checks import checked_shards
@@ -234,6 +235,13 @@ class MemoryNode:
         if self.silent is not None:
             raise self.silent
         return tuple(one for one in self.recalls if collection_id in ("", one.collection_id))
+
+    async def audit_recall(
+        self, collection_id: str, shard: int, *, queries_max: int, timeout_s: float
+    ) -> tuple[BandAudit, ...]:
+        self._fail()
+        self._shard(collection_id, shard)
+        return ()
 
     async def flush(self, collection_id: str, shard: int) -> None:
         self._fail()

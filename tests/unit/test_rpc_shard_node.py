@@ -12,6 +12,7 @@ from annheal import errors
 from annheal.model.filter import Comparison, ComparisonOp
 from annheal.model.measures.part_health import PartHealth
 from annheal.model.measures.recall import CollectionRecall
+from annheal.model.measures.recall_audit import BandAudit
 from annheal.model.records import EVERYTHING, IDS_ONLY, Projection, RecordBatch, RecordSet
 from annheal.model.search import (
     Consistency,
@@ -121,6 +122,11 @@ class RecordingNode:
 
     async def health(self) -> tuple[PartHealth, ...]:
         return ()
+
+    async def audit_recall(
+        self, collection_id: str, shard: int, *, queries_max: int, timeout_s: float
+    ) -> tuple[BandAudit, ...]:
+        raise NotImplementedError
 
     async def recall(self, collection_id: str = "") -> tuple[CollectionRecall, ...]:
         await self._note(("recall", collection_id))

@@ -224,13 +224,27 @@ OWN_OBJECTIVES_MAX = 20
 
 
 @dataclass(frozen=True, slots=True)
+class BandCoverage:
+    """The audits of a shard's estimates in one band so far: those that said something.
+
+    `measured_at_s` (seconds since the epoch) is the estimate that was audited last; it counts once.
+    """
+
+    shard: int
+    band: SelectivityBand
+    windows: int
+    contained: int
+    measured_at_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class CollectionRecall:
     """The recall that one node measured of one collection; the coordinator joins the nodes'.
 
     `sampled_share` is the share of live queries that is sampled at present. `filters` are the
     sampled filters, fewest matches first, at most `FILTERS_REPORTED_MAX` a shard. `latency` is the
     trend of the node's search latency for the collection. `own` is about queries with settings of
-    their own, which are in none of the other measurements.
+    their own, which are in none of the other measurements. `coverage` has the audits so far.
     """
 
     collection_id: str
@@ -241,3 +255,4 @@ class CollectionRecall:
     filters: tuple[FilterRecall, ...] = ()
     latency: LatencyTrend | None = None
     own: tuple[OwnSettingRecall, ...] = ()
+    coverage: tuple[BandCoverage, ...] = ()

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from annheal.model.measures.latency import LatencyTrend
-from annheal.model.measures.recall import FilterRecall, RecallEstimate, SegmentRecall
+from annheal.model.measures.recall import BandCoverage, FilterRecall, RecallEstimate, SegmentRecall
 from annheal.model.measures.recall_tail import TailObjective
 
 ALL_SHARDS = -1
@@ -124,7 +124,8 @@ class RecallSummary:
     `filters` are joined over the shards (`shard` is `ALL_SHARDS`), the smallest share of matches
     first. `latency` is by node: nodes and their other load differ, so it is not joined. `own` has
     queries that set an objective (the slice's name) or only an ef ("ef"); they are in no other
-    slice. `tail_objective` is the collection's; None: it has none.
+    slice. `tail_objective` is the collection's; None: it has none. `coverage` has the audits so
+    far.
     """
 
     collection: str
@@ -141,4 +142,5 @@ class RecallSummary:
     latency: Mapping[str, LatencyTrend] = field(default_factory=dict)
     own: tuple[RecallSlice, ...] = ()
     tail_objective: TailObjective | None = None
+    coverage: tuple[BandCoverage, ...] = ()
     errors: Mapping[str, str] = field(default_factory=dict)
