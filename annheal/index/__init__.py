@@ -7,7 +7,7 @@ from annheal.index.carry.merge import CarriedLinks, is_base, merge_hnsw
 from annheal.index.codes.shortlist import ShortlistCosts
 from annheal.index.costs import WalkCosts, measure_costs
 from annheal.index.hits.ranking import best_columns
-from annheal.index.hits.scoring import score_errors, scores_of
+from annheal.index.hits.scoring import score_errors, scores_of, squared_distances
 from annheal.index.hits.topk import TopK, merge_topk
 from annheal.index.kernels.supply import warm_up
 from annheal.index.live import LiveBitmap
@@ -19,7 +19,14 @@ from annheal.index.vector_index import (
     load_mapped,
     set_search_threads,
 )
-from annheal.index.walk.filtered_walk import ROW_MISSING, SCORE_MISSING, WalkResult
+from annheal.index.walk.filtered_walk import (
+    RATIO_MAX,
+    ROW_MISSING,
+    SCORE_MISSING,
+    WIDTH_TIMES_MAX,
+    Reach,
+    WalkResult,
+)
 from annheal.index.walk.walk_layout import ABORTED, OK, STARVED
 
 __all__ = [
@@ -27,11 +34,14 @@ __all__ = [
     "EF_DEFAULT",
     "OK",
     "PRODUCT_VALUES_MIN",
+    "RATIO_MAX",
     "ROW_MISSING",
     "SCORE_MISSING",
     "STARVED",
+    "WIDTH_TIMES_MAX",
     "CarriedLinks",
     "LiveBitmap",
+    "Reach",
     "ShortlistCosts",
     "TopK",
     "VectorIndex",
@@ -51,5 +61,6 @@ __all__ = [
     "score_errors",
     "scores_of",
     "set_search_threads",
+    "squared_distances",
     "warm_up",
 ]

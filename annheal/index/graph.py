@@ -1,4 +1,4 @@
-"""Views of the arrays of a FAISS HNSW index, without copies."""
+"""Views of the arrays of FAISS indexes, without copies."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 import faiss
 import numpy as np
 import numpy.typing as npt
+
+from annheal.model.records import Float32Matrix
 
 
 class ForeignMemory:
@@ -64,3 +66,11 @@ def graph_of(index: Any, *, rows: int) -> HnswGraph:
         layout=np.concatenate([np.array(head, dtype=np.int64), starts]),
         width=int(starts[1]),
     )
+
+
+def stored_vectors(storage: Any, *, owner: Any) -> Float32Matrix:
+    """Return the vectors (n, d) of a flat FAISS index; the view keeps `owner` alive."""
+    if storage.ntotal == 0:
+        return np.empty((0, storage.d), dtype=np.float32)
+    shape = (storage.ntotal, storage.d)
+    return np.asarray(ForeignMemory(int(storage.get_xb()), shape=shape, typestr="<f4", owner=owner))

@@ -162,8 +162,7 @@ def rerank(
     distances = np.empty((n, k), dtype=np.float32)
     found = np.empty((n, k), dtype=np.int64)
     candidates_of_each_query = np.ascontiguousarray(rows)
-    by_rows = faiss.knn_L2sqr_by_idx if metric is Metric.L2 else faiss.knn_inner_products_by_idx
-    by_rows(
+    compare_by_rows(metric)(
         faiss.swig_ptr(queries),
         raw.get_xb(),
         faiss.swig_ptr(candidates_of_each_query),
@@ -177,6 +176,11 @@ def rerank(
         candidates,
     )
     return distances, found
+
+
+def compare_by_rows(metric: Metric) -> Any:
+    """Return FAISS's function that compares queries with rows given by their numbers."""
+    return faiss.knn_L2sqr_by_idx if metric is Metric.L2 else faiss.knn_inner_products_by_idx
 
 
 def map_raw(path: Path) -> RawVectors:

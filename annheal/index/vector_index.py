@@ -26,7 +26,7 @@ from annheal.errors import DataCorruption
 from annheal.index.codes.row_codes import size_bytes_max
 from annheal.index.codes.shortlist import Shortlist
 from annheal.index.copies import Copies, copies_of
-from annheal.index.graph import ForeignMemory, HnswGraph, graph_of
+from annheal.index.graph import HnswGraph, graph_of, stored_vectors
 from annheal.index.hits.scoring import score_errors, scores_of
 from annheal.index.kernels.catalog import Kernel
 from annheal.index.kernels.loaded import can_walk, is_loaded
@@ -34,13 +34,14 @@ from annheal.index.live import LiveBitmap
 from annheal.index.quantized import (
     QuantizedVectors,
     RawVectors,
+    compare_by_rows,
     map_raw,
     quantized_vectors,
     rerank,
     reranked_rows,
 )
 from annheal.index.walk import filtered_walk
-from annheal.index.walk.filtered_walk import ROW_MISSING, SCORE_MISSING, WalkResult
+from annheal.index.walk.filtered_walk import SCORE_MISSING, Reach, WalkResult, no_hits
 from annheal.model.collection import Metric, VectorStorage
 from annheal.model.records import Float32Matrix
 from annheal.model.topology.manifest import IndexKind
@@ -143,7 +144,7 @@ class VectorIndex:
         self.rows: int = index.ntotal
         self.dimension: int = index.d
         self.metric = metric
-        self._view = _stored_vectors(self._storage, owner=index if raw is None else raw)
+        self._view = stored_vectors(self._storage, owner=index if raw is None else raw)
         self._flat = self._view.reshape(-1)
         self._shortlist: Shortlist | None = None
         self._graph: HnswGraph | None = None
@@ -234,7 +235,7 @@ class VectorIndex:
         n = queries.shape[0]
         found = min(k, self.rows if live is None else live.count)
         if n == 0 or found == 0:
-            return _padded(n, k)
+            return no_hits(n, k)
         if n == 1 and live is None and not exact and self._kernel_is_faster:
             walked = self.walk_filtered(queries, k=k, ef=ef, matching=None)
             return walked.scores, walked.rows
@@ -285,7 +286,7 @@ class VectorIndex:
             raise ValueError(f"{row_range} of {self.rows} rows")
         n, found = len(queries), min(k, stop - start)
         if n == 0 or found == 0:
-            return _padded(n, k)
+            return no_hits(n, k)
         selector = None
         if live is not None:
             chosen = np.ascontiguousarray(live.packed[start // 8 : (stop + 7) // 8])
@@ -312,7 +313,7 @@ class VectorIndex:
         n, m = queries.shape[0], rows.shape[0]
         found = min(k, m)
         if n == 0 or found == 0:
-            return _padded(n, k)
+            return no_hits(n, k)
         if m and (int(rows.min()) < 0 or int(rows.max()) >= self.rows):
             raise ValueError(f"row numbers outside [0, {self.rows})")
         wanted = np.ascontiguousarray(rows, dtype=np.int64)
@@ -324,7 +325,7 @@ class VectorIndex:
         scores = np.empty((n, found), dtype=np.float32)
         found_rows = np.empty((n, found), dtype=np.int64)
         one_subset_for_all_queries = 0
-        _by_rows(self.metric)(
+        compare_by_rows(self.metric)(
             faiss.swig_ptr(queries),
             self._storage.get_xb(),
             faiss.swig_ptr(wanted),
@@ -350,7 +351,7 @@ class VectorIndex:
         self._check_queries(queries, k)
         self._check_bitmap(matching)
         if len(queries) == 0 or matching.count == 0:
-            return _padded(len(queries), k)
+            return no_hits(len(queries), k)
         if not is_loaded(Kernel.COMPARE_BITMAP):
             return self.search_rows(queries, rows=matching.members(), k=k)
         return filtered_walk.compare_bitmap(
@@ -395,7 +396,7 @@ class VectorIndex:
         self._check_queries(queries, k)
         self._check_bitmap(matching)
         if len(queries) == 0 or matching.count == 0:
-            return _padded(len(queries), k)
+            return no_hits(len(queries), k)
         return self._shortlist.search(queries, k=k, matching=matching)
 
     def walk_filtered(
@@ -435,19 +436,52 @@ class VectorIndex:
             raise ValueError(f"seeds outside [0, {self.rows})")
         if seeds is not None and matching is not None and not matching.contains(seeds).all():
             raise ValueError("seeds that are not in the bitmap")
-        returned = k if self._quantized is None else reranked_rows(k, ef=max(ef, ef_far or 0))
-        walked = filtered_walk.walk(
-            self._graph,
-            self._flat if self._quantized is None else self._quantized,
+        return self._walked(
             queries,
-            l2=self._is_l2,
             k=k,
             ef=ef,
+            rerank_ef=max(ef, ef_far or 0),
             ef_far=ef_far,
             matching=matching,
             seeds=seeds,
             work_max=work_max,
-            kept=returned,
+        )
+
+    @property
+    def can_adapt(self) -> bool:
+        """Whether `walk_adaptive` can be called: kernels are loaded, distances Euclidean."""
+        euclidean = self.metric is not Metric.INNER_PRODUCT
+        return self.kind is IndexKind.HNSW and euclidean and self.walk_ready
+
+    def walk_adaptive(
+        self,
+        queries: Float32Matrix,
+        *,
+        k: int,
+        ef: int,
+        reach: Reach,
+        live: LiveBitmap | None = None,
+    ) -> WalkResult:
+        """Walk the whole graph with a beam of its own width for every query; see `Reach`.
+
+        The width is between a quarter of `ef` and four times `ef`. Returns only rows in `live`
+        (None: all rows), at least k if the walk meets them. Other rows are compared, and take
+        places in the beam. Raises ValueError where `can_adapt` is false, and where `search` does.
+        """
+        self._check_queries(queries, k)
+        self._check_bitmap(live)
+        if not self.can_adapt:
+            raise ValueError(f"walks of this {self.kind} index by {self.metric} do not adapt")
+        return self._walked(queries, k=k, ef=ef, rerank_ef=ef, reach=reach, matching=live)
+
+    def _walked(
+        self, queries: Float32Matrix, *, k: int, rerank_ef: int, **settings: Any
+    ) -> WalkResult:
+        """Walk by the kernel, and compare the best rows again if vectors are quantized."""
+        stored: Any = self._flat if self._quantized is None else self._quantized
+        kept = k if self._quantized is None else reranked_rows(k, ef=rerank_ef)
+        walked = filtered_walk.walk(
+            self._graph, stored, queries, l2=self._is_l2, k=k, kept=kept, **settings
         )
         if self._quantized is None:
             return walked
@@ -466,7 +500,7 @@ class VectorIndex:
         self, queries: Float32Matrix, rows: Rows, *, found: int, k: int
     ) -> tuple[Scores, Rows]:
         if not len(queries):
-            return _padded(0, k)
+            return no_hits(0, k)
         best = rerank(self._storage, queries, rows, k=found, metric=self.metric)
         return self._finish(*best, k)
 
@@ -486,7 +520,7 @@ class VectorIndex:
         found = scores.shape[1]
         if found == k:
             return scores, rows
-        wide_scores, wide_rows = _padded(scores.shape[0], k)
+        wide_scores, wide_rows = no_hits(scores.shape[0], k)
         wide_scores[:, :found] = scores
         wide_rows[:, :found] = rows
         return wide_scores, wide_rows
@@ -562,24 +596,3 @@ def load_mapped(
         raise DataCorruption(
             f"{what} cannot be read: {error}", metadata={"file": str(raw or path)}
         ) from error
-
-
-def _by_rows(metric: Metric) -> Any:
-    if metric is Metric.L2:
-        return faiss.knn_L2sqr_by_idx
-    return faiss.knn_inner_products_by_idx
-
-
-def _padded(n: int, k: int) -> tuple[Scores, Rows]:
-    scores = np.full((n, k), SCORE_MISSING, dtype=np.float32)
-    return scores, np.full((n, k), ROW_MISSING, dtype=np.int64)
-
-
-def _stored_vectors(storage: Any, *, owner: Any) -> Float32Matrix:
-    if storage.ntotal == 0:
-        return np.empty((0, storage.d), dtype=np.float32)
-    return np.asarray(
-        ForeignMemory(
-            int(storage.get_xb()), shape=(storage.ntotal, storage.d), typestr="<f4", owner=owner
-        )
-    )

@@ -55,7 +55,9 @@ class RecallPoint:
     the matching rows were those far from the query, otherwise random ones. `selector`: the plain
     walk with the filter applied to the rows it kept, otherwise the walk that compares matching
     rows only. `visited` and `checked` are means over the probes of the rows compared and tested
-    against the filter; 0 when they were not measured.
+    against the filter; 0 when they were not measured. `reach` is the ratio of
+    `annheal.index.Reach`, with rank `k`, at which walks whose width adapts to the query have the
+    same recall; 0 where they were not measured or compare more rows.
     """
 
     k: int
@@ -67,6 +69,7 @@ class RecallPoint:
     selector: bool = False
     visited: float = 0.0
     checked: float = 0.0
+    reach: float = 0.0
 
 
 class GraphKind(StrEnum):

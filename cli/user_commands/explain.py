@@ -91,7 +91,7 @@ def _why_scan(entry: SegmentExplain) -> str:
 
 
 def _why_graph(entry: SegmentExplain) -> str:
-    return f"all rows match: a walk of the graph with ef {entry.ef} finds the nearest"
+    return f"all live rows match: a walk of the graph with ef {entry.ef} finds the nearest"
 
 
 def _why_walk(entry: SegmentExplain) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from annheal.compactor.build.bands import mean_visited
+from annheal.compactor.build.reaches import REACH_QUERIES, with_reaches
 from annheal.compactor.build.recalls import best_scores, recalls_of
 from annheal.compactor.build.slices import queries_walked, slices
 from annheal.index import VectorIndex
@@ -145,7 +146,8 @@ def measure_recall(
     `queries` (n, d) must not be rows of the index: links would lead straight to them. Recall@1
     comes from the searches for `k`. Long walks are measured with the first `LONG_WALK_QUERIES` of
     the queries, those for k 1,000 with `WIDEST_QUERIES`. A k above the number of rows is left out,
-    and each curve ends at `CURVE_END_RECALL`.
+    and each curve ends at `CURVE_END_RECALL`. Points have the reach of adaptive walks with the same
+    recall (`with_reaches`), but for k 1, whose searches are those for `k`, and above `WIDE_K`.
     """
     curves: dict[int, list[RecallPoint]] = {}
     if k <= index.rows:
@@ -172,7 +174,7 @@ def _curves(
     end = WIDE_END_RECALL if widest > WIDE_K else CURVE_END_RECALL
     truth = best_scores(index, queries, k=widest, yield_point=yield_point)
     curves: dict[int, list[RecallPoint]] = {k: [] for k in ks}
-    open_ks = list(ks)
+    open_ks, of_few = list(ks), list[float]()
     for ef in ef_ladder(widest):
         count = len(queries) if ef <= SHORT_WALK_EF_MAX else LONG_WALK_QUERIES
         found = walked_scores(index, queries[:count], k=widest, ef=ef, yield_point=yield_point)
@@ -184,10 +186,16 @@ def _curves(
             error = float(recalls.std() / np.sqrt(len(recalls)))
             recall = round(float(recalls.mean()), 4)
             curves[k].append(RecallPoint(k, ef, recall, round(error, 5), visited=visited))
+            if k == widest:
+                of_few.append(float(recalls[:REACH_QUERIES].mean()))
             if recall >= end:
                 open_ks.remove(k)
         if not open_ks:
             break
+    if widest <= WIDE_K:
+        curves[widest] = with_reaches(
+            index, queries, truth, curves[widest], recalls=of_few, yield_point=yield_point
+        )
     return curves
 
 

@@ -291,8 +291,9 @@ def walk_work(held: SegmentView, plan: SegmentPlan, queries: Float32Matrix, *, k
     """Return the walk cost of the first `WALK_QUERIES` queries, (m,): rows compared in the graph.
 
     A row that is tested but not compared counts 1 / `CHECKS_PER_COMPARISON`. Empty for plans
-    without a walk, and while the kernels are not loaded. Without a filter the kernel's walk
-    compares the same rows as FAISS's, which does not count them.
+    without a walk, and while the kernels are not loaded. Walks have the plan's ef as their width,
+    as those at the build that they are compared with, whether or not searches adapt it. Without a
+    filter the kernel's walk compares the same rows as FAISS's, which does not count them.
     """
     if plan.kind not in WALKS or not held.segment.index.walk_ready:
         return np.empty(0)

@@ -132,7 +132,8 @@ def _is_below(
     query with a lower objective has a smaller ef, so it is below if even the measured recall is.
     """
     if query.ef is not None:
-        measured = scaled_plan(plan_segment(facts, replace(query, ef=None)), scale)
+        query = replace(query, ef=None)
+        measured = scaled_plan(facts, query, plan_segment(facts, query), scale)
         return measured.kind not in _EXACT and plan.ef <= measured.ef
     return query.objective >= objective or shortfall.high < query.objective
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import lru_cache
 
-from annheal.index import ShortlistCosts, WalkCosts
+from annheal.index import Reach, ShortlistCosts, WalkCosts
 from annheal.model.limits import EF_MAX
 from annheal.model.topology.manifest import IndexKind
 from annheal.segment import RecallPoint
 from annheal.shard_node.search.ef_scale import scaled_ef
-from annheal.shard_node.search.recall_curves import choose_band_ef, plain_ef
+from annheal.shard_node.search.recall_curves import choose_band_ef, choose_reach, plain_ef
 
 WALK_COMPARISONS_PER_EF = 12
 """Rows that a walk compares per unit of ef, without a measurement: 600 to 900 at ef 64 with M 16 on
@@ -52,7 +52,8 @@ class PlanKind(StrEnum):
 
     SKIP: no row is allowed. SCAN compares all rows, ROWS the allowed ones. SHORTLIST compares the
     allowed ones by their codes, and by their vectors those that can be among the best. GRAPH is
-    FAISS's walk over all rows. SELECTOR is the same walk, and returns the allowed rows of its beam.
+    a walk over all rows: FAISS's, or with a reach that of the kernel, where few rows are dead too.
+    SELECTOR is FAISS's walk, and returns the allowed rows of its beam.
     IN_GRAPH is a walk that compares allowed rows only, and follows links through the others.
     """
 
@@ -81,6 +82,8 @@ class SegmentPlan:
         by_codes: exact comparison reads codes first.
         codes_wanted: the query would cost less if the segment had codes.
         far_check: far queries are recognised by a short walk before FAISS's.
+        reach: of a GRAPH plan: every query is walked with a width of its own, such that mean recall
+            is that of `ef`; None: all with width `ef`.
     """
 
     kind: PlanKind
@@ -92,6 +95,7 @@ class SegmentPlan:
     by_codes: bool = False
     codes_wanted: bool = False
     far_check: bool = False
+    reach: Reach | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,15 +155,21 @@ def _cached_plan(facts: SegmentFacts, query: QueryFacts) -> SegmentPlan:
         ef = _plain_ef(facts, query)
         if ef is None or _scan_is_cheaper(facts, max(ef, query.k)):
             return SegmentPlan(PlanKind.SCAN, cost_ns=facts.costs.exact_ns(facts.rows))
-        return SegmentPlan(PlanKind.GRAPH, ef, visited=_plain_visited(facts, ef))
+        visited = _plain_visited(facts, ef)
+        return SegmentPlan(PlanKind.GRAPH, ef, visited=visited, reach=_reach(facts, query, ef))
     exact = _exact_plan(facts, query)
     if facts.allowed <= query.k:
         return exact
-    candidates = [exact, *_selector_plans(facts, query), *_in_graph_plans(facts, query)]
-    best = min(candidates, key=lambda plan: plan.cost_ns)
+    adaptive = _adaptive_plan(facts, query)
+    walks = (
+        [adaptive] if adaptive else [*_selector_plans(facts, query), *_in_graph_plans(facts, query)]
+    )
+    best = min([exact, *walks], key=lambda plan: plan.cost_ns)
     codes_wanted = _codes_would_be_cheaper(facts, query, best)
     if best is exact:
         return replace(exact, cost_ns=0.0, codes_wanted=codes_wanted)
+    if best.kind is PlanKind.GRAPH:
+        return replace(best, by_codes=exact.by_codes, codes_wanted=codes_wanted)
     work_max = max(1, int(exact.cost_ns / facts.costs.walk_row_ns))
     return replace(
         best,
@@ -173,13 +183,16 @@ def _cached_plan(facts: SegmentFacts, query: QueryFacts) -> SegmentPlan:
     )
 
 
-def scaled_plan(plan: SegmentPlan, scale: float) -> SegmentPlan:
+def scaled_plan(
+    facts: SegmentFacts, query: QueryFacts, plan: SegmentPlan, scale: float
+) -> SegmentPlan:
     """Return `plan` with its ef multiplied by `scale`, the factor that measured recall requires."""
     if scale <= 1.0 or not plan.ef:
         return plan
     ef = scaled_ef(plan.ef, scale)
     ef_far = scaled_ef(plan.ef_far, scale) if plan.ef_far else 0
-    return replace(plan, ef=ef, ef_far=ef_far, cost_ns=plan.cost_ns * ef / plan.ef)
+    reach = None if plan.reach is None else _reach(facts, query, ef)
+    return replace(plan, ef=ef, ef_far=ef_far, cost_ns=plan.cost_ns * ef / plan.ef, reach=reach)
 
 
 def plan_ns(facts: SegmentFacts, plan: SegmentPlan) -> float:
@@ -260,12 +273,42 @@ def _scan_is_cheaper(facts: SegmentFacts, ef: int) -> bool:
     return walk_ns >= facts.costs.exact_ns(facts.rows)
 
 
+@lru_cache(maxsize=PLANS_CACHED_MAX)
+def _reach(facts: SegmentFacts, query: QueryFacts, ef: int) -> Reach | None:
+    """Return the reach of walks of all rows whose width adapts.
+
+    None for a query that gives its own ef, which is the width of its walks.
+    """
+    if query.ef is not None or not facts.walk_ready:
+        return None
+    return choose_reach(facts.curve, k=query.k, ef=round(ef * _share(facts)))
+
+
 def _share(facts: SegmentFacts) -> float:
     return facts.allowed / facts.rows
 
 
 def _has_bands(facts: SegmentFacts) -> bool:
     return any(point.band for point in facts.curve)
+
+
+def _adaptive_plan(facts: SegmentFacts, query: QueryFacts) -> SegmentPlan | None:
+    """Return the GRAPH plan whose beams hold enough live rows, where few are dead.
+
+    Its cost is that of a fixed width. A walk with a reach compares fewer rows than that, so where
+    there is one no walk of a fixed width is considered.
+    """
+    share = _share(facts)
+    plain = None if query.filtered or share < PLAIN_SHARE else _plain_ef(facts, query)
+    if plain is None:
+        return None
+    ef = math.ceil(plain / share)
+    reach = _reach(facts, query, ef)
+    if reach is None or ef > EF_MAX:
+        return None
+    visited = _plain_visited(facts, ef)
+    cost_ns = facts.costs.walk_ns(visited=visited, checked=0)
+    return SegmentPlan(PlanKind.GRAPH, ef, cost_ns=cost_ns, visited=visited, reach=reach)
 
 
 def _selector_plans(facts: SegmentFacts, query: QueryFacts) -> Iterator[SegmentPlan]:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+from annheal.index import RATIO_MAX, Reach
 from annheal.model.limits import EF_MAX
 from annheal.segment import RecallPoint
 
@@ -74,6 +75,30 @@ def measured_visits(curve: Sequence[RecallPoint], *, k: int, ef: int) -> float:
         if low.ef <= ef < high.ef:
             return _between(low, high, (ef - low.ef) / (high.ef - low.ef)).visited
     return points[-1].visited if points and points[-1].ef <= ef else 0.0
+
+
+def choose_reach(curve: Sequence[RecallPoint], *, k: int, ef: int) -> Reach | None:
+    """Return the reach at which an adaptive walk has the recall of a walk of width `ef`.
+
+    It is that of the smallest k not below `k` that has reaches: recall@k is then no lower either.
+    It is interpolated linearly in the logarithm of ef, and beyond the largest measured ef it rises
+    as between the last two points. None above the largest k with reaches, where fewer than two
+    points have one, or where `ef` is below all that have one.
+    """
+    rank = min((point.k for point in curve if point.reach and point.k >= k), default=None)
+    if rank is None:
+        return None
+    points = [point for point in _points(curve, k=rank) if point.reach]
+    if len(points) < 2 or ef < points[0].ef:
+        return None
+    low, high = points[-2:]
+    for before, after in itertools.pairwise(points):
+        if ef <= after.ef:
+            low, high = before, after
+            break
+    share = math.log(ef / low.ef) / math.log(high.ef / low.ef)
+    ratio = low.reach + share * (high.reach - low.reach)
+    return Reach(min(max(ratio, 1.0), RATIO_MAX), rank)
 
 
 def choose_band_ef(

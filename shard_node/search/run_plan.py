@@ -206,8 +206,10 @@ def _answer(
 
     def run(part: Float32Matrix) -> Ran:
         if live is None:
-            return _walk_all(index, plan, part, k=k, yield_point=yield_point)
+            return _walk_all(index, plan, part, k=k, threads=threads, yield_point=yield_point)
         walks = _Walks(index, plan, k, live, threads, yield_point)
+        if plan.kind is PlanKind.GRAPH:
+            return _walk_live(walks, part)
         return _walk(walks, part) if plan.kind is PlanKind.IN_GRAPH else _select(walks, part)
 
     beam = max(plan.ef, plan.ef_far, k)
@@ -231,11 +233,15 @@ def _walk_all(
     queries: Float32Matrix,
     *,
     k: int,
+    threads: SearchThreads,
     yield_point: YieldPoint,
 ) -> Ran:
     """Walk the graph where every row is allowed."""
-    n = len(queries)
-    hits = index.search(queries, k=k, ef=max(plan.ef, 1))
+    if plan.reach is None:
+        hits = index.search(queries, k=k, ef=max(plan.ef, 1))
+        visited = len(queries) * plan.visited
+    else:
+        hits, visited = _adaptive(index, plan, queries, k=k, live=None, threads=threads)
     # Parts of the graph may be out of reach, where many rows are equal for example.
     short = np.flatnonzero(hits[1][:, min(k, index.graph_size) - 1] < 0)
     if len(short):
@@ -243,7 +249,39 @@ def _walk_all(
         every = index.graph_rows(None)
         again = scan_in_slices(index, asked, k=k, live=every, yield_point=yield_point)
         hits[0][short], hits[1][short] = again
-    return Ran(hits, n * plan.visited + len(short) * index.graph_size, len(short))
+    return Ran(hits, visited + len(short) * index.graph_size, len(short))
+
+
+def _walk_live(walks: _Walks, queries: Float32Matrix) -> Ran:
+    """Walk the graph where few rows are dead, with the plan's reach."""
+    k, live = walks.k, walks.live
+    hits, visited = _adaptive(
+        walks.index, walks.plan, queries, k=k, live=live, threads=walks.threads
+    )
+    short = np.flatnonzero(hits[1][:, min(k, live.count) - 1] < 0)
+    _compare(walks, queries, short, hits)
+    return Ran(hits, visited + len(short) * live.count, len(short))
+
+
+def _adaptive(
+    index: VectorIndex,
+    plan: SegmentPlan,
+    queries: Float32Matrix,
+    *,
+    k: int,
+    live: LiveBitmap | None,
+    threads: SearchThreads,
+) -> tuple[Hits, int]:
+    """Return hits of walks whose width adapts, and how many rows they compared."""
+    reach = plan.reach
+    if reach is None:
+        raise ValueError(f"a {plan.kind} plan without a reach, for {index.rows} rows")
+    walks = threads.run(
+        query_parts(queries, threads=threads.count),
+        lambda part: index.walk_adaptive(part, k=k, ef=plan.ef, reach=reach, live=live),
+    )
+    hits = _joined([walk.scores for walk in walks]), _joined([walk.rows for walk in walks])
+    return hits, sum(int(walk.visited.sum()) for walk in walks)
 
 
 def _walk(walks: _Walks, queries: Float32Matrix) -> Ran:

@@ -306,7 +306,7 @@ class Searcher:
             scale = self._ef_scale(segment.id, band)
             shortfall = self._shortfall(segment.id, segment.meta.build.sources, band)
             if options.ef is None:
-                plan = scaled_plan(plan, scale)
+                plan = scaled_plan(facts, query, plan, scale)
         return PlannedSegment(
             held,
             facts,

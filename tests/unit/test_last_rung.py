@@ -51,7 +51,7 @@ def offered(
     """Return the offer for a segment whose ef is scaled, unless the query has its own."""
     plan = plan_segment(facts, query)
     if query.ef is None:
-        plan = scaled_plan(plan, SCALE)
+        plan = scaled_plan(facts, query, plan, SCALE)
     return offer(
         facts, query, plan, shortfall=shortfall, scale=SCALE, goal=GOAL, live_rows=live_rows
     )
@@ -63,7 +63,7 @@ def chosen(*offers: Offer, budget: float) -> list[Chosen]:
 
 def test_a_sound_graph_answers_whatever_the_budget() -> None:
     (one,) = chosen(offered(shortfall=None), budget=1_000.0)
-    assert one == Chosen(scaled_plan(plan_segment(FACTS, GOAL), SCALE))
+    assert one == Chosen(scaled_plan(FACTS, GOAL, plan_segment(FACTS, GOAL), SCALE))
     assert (one.plan.kind, one.plan.ef) == (PlanKind.GRAPH, 100)
 
 

@@ -76,3 +76,15 @@ def score_errors(
         squares = np.einsum("ij,ij->i", queries, queries).astype(np.float64)
         magnitudes = squares + (np.sqrt(squares) + np.sqrt(magnitudes)) ** 2
     return ROUNDING * magnitudes
+
+
+def squared_distances(
+    scores: npt.NDArray[np.float64], *, metric: Metric
+) -> npt.NDArray[np.float64]:
+    """Return the squared Euclidean distances that `scores` of any shape stand for.
+
+    Raises ValueError for `Metric.INNER_PRODUCT`, whose vectors have any length.
+    """
+    if metric is Metric.INNER_PRODUCT:
+        raise ValueError("inner products of vectors of any length are not distances")
+    return -scores if metric is Metric.L2 else 2.0 - 2.0 * scores

@@ -72,7 +72,8 @@ def _compare_rows() -> Signature:
 def _walk(element: Any) -> Signature:
     graph = (_read(i4), _read(i8), _read(i8), _read(element), _read(f4), _read(u1))
     scratch = (_written(u1), _written(i8), _written(i4), _written(f4), _written(i4), _written(i8))
-    return (*graph, _read(i4), _read(i8), *scratch, *_results, _written(i8, 2), _written(u1))
+    calls = (_read(i4), _read(f4), _read(i8))
+    return (*graph, *calls, *scratch, *_results, _written(i8, 2), _written(u1))
 
 
 def _compare_codes() -> Signature:

@@ -21,6 +21,8 @@ SCORE_MISSING = np.float32(-np.inf)
 ROW_MISSING = -1
 EF_WALK_MAX = 16_384
 """The largest beam width of a walk; inserting into the beam takes time linear in it."""
+RATIO_MAX = 1_000.0
+"""The largest ratio of a reach."""
 EXACT_BLOCK_ROWS = 256
 """Rows of a block, which is compared with all queries before the next: 384 KiB at 384 floats."""
 
@@ -29,6 +31,7 @@ Rows = npt.NDArray[np.int64]
 
 _NO_BITMAP = np.zeros(0, dtype=np.uint8)
 _NO_SEEDS = np.zeros(0, dtype=np.int64)
+_NO_SHIFTS = np.zeros(0, dtype=np.float32)
 _NO_LIMIT = np.iinfo(np.int64).max
 
 
@@ -41,7 +44,7 @@ class WalkResult:
         rows: (n, k) int64, -1 where there is no hit.
         visited: (n,) int32, rows compared.
         checked: (n,) int32, rows tested against the bitmap.
-        ef: (n,) int32, the beam width used.
+        ef: (n,) int32, the beam width used; with a reach, the rows in the beam at the end.
         status: (n,) uint8, one of `walk_layout.OK`, `STARVED`, `ABORTED`. Hits of a query that is
             not OK are matching rows with their scores, but better rows may be missing.
     """
@@ -52,6 +55,30 @@ class WalkResult:
     checked: npt.NDArray[np.int32]
     ef: npt.NDArray[np.int32]
     status: npt.NDArray[np.uint8]
+
+
+WIDTH_TIMES_MAX = 4
+"""An adaptive beam has at least ef divided by this, and at most ef times this, rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """How the width of a beam follows from the distances that its walk meets.
+
+    A beam keeps the rows that are at most `ratio` times as far from the query as the best row of
+    rank `rank`, by Euclidean distance; only rows that may be returned have a rank. Where many rows
+    are about as near as the best ones, a query so gets a wide beam; where the best ones stand out,
+    a narrow one. The rule is that of Al-Jazzazi et al., Distance Adaptive Beam Search for Provably
+    Accurate Graph-Based Nearest Neighbor Search, 2025. Raises ValueError for a rank below 1 or a
+    ratio below 1.
+    """
+
+    ratio: float
+    rank: int
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or not 1.0 <= self.ratio <= RATIO_MAX:
+            raise ValueError(f"a reach of {self.ratio} times the distance of rank {self.rank}")
 
 
 class _WalkScratch(threading.local):
@@ -89,30 +116,28 @@ def walk(
     l2: bool,
     k: int,
     ef: int,
-    ef_far: int | None,
-    matching: LiveBitmap | None,
-    seeds: Rows | None,
-    work_max: int | None,
     kept: int,
+    ef_far: int | None = None,
+    matching: LiveBitmap | None = None,
+    seeds: Rows | None = None,
+    work_max: int | None = None,
+    reach: Reach | None = None,
 ) -> WalkResult:
     """Walk `graph` over the `stored` vectors, (rows * d,) float32 or quantized.
 
-    See `VectorIndex.walk_filtered`. The result has the best `kept` rows of each query, `kept` at
-    least k. Scores with quantized vectors are approximate, and those of different queries cannot be
-    compared.
+    See `VectorIndex.walk_filtered` and `walk_adaptive`; `reach` needs unit vectors unless `l2`. The
+    result has the best `kept` rows of each query, `kept` at least k. Scores with quantized vectors
+    are approximate, and those of different queries cannot be compared.
     """
     n, rows = len(queries), 0 if graph is None else int(graph.layout[layout.ROWS])
     matches = rows if matching is None else matching.count
-    scores = np.full((n, kept), SCORE_MISSING, dtype=np.float32)
-    found = np.full((n, kept), ROW_MISSING, dtype=np.int64)
+    scores, found = no_hits(n, kept)
     counts = np.zeros((n, 3), dtype=np.int64)
     status = np.zeros(n, dtype=np.uint8)
     if graph is not None and n and matches:
-        beam = _beam(ef, k=k, matches=matches)
+        beam = _beam(ef if reach is None else max(ef * WIDTH_TIMES_MAX, kept), k=k, matches=matches)
         beam_far = beam if ef_far is None else ef_far and _beam(ef_far, k=k, matches=matches)
-        work_limit = _NO_LIMIT if work_max is None else work_max
-        given_seeds = _NO_SEEDS if seeds is None else seeds
-        scratch = _scratch
+        given_seeds, scratch = _NO_SEEDS if seeds is None else seeds, _scratch
         # Rows to compare: at most those of one expansion, which may exceed `width` by the links of
         # the last row looked through, or the seeds and the entry. Then rows to look through.
         buffered = max(3 * graph.width, len(given_seeds) + layout.SEEDS_MAX + 1) + graph.width
@@ -120,8 +145,11 @@ def walk(
         settings = [0] * layout.SETTINGS
         settings[layout.L2], settings[layout.K] = l2, k
         settings[layout.EF], settings[layout.EF_FAR] = beam, beam_far
-        settings[layout.MATCHES], settings[layout.WORK_MAX] = matches, work_limit
+        settings[layout.MATCHES] = matches
+        settings[layout.WORK_MAX] = _NO_LIMIT if work_max is None else work_max
         settings[layout.START], settings[layout.STOP] = 0, n
+        if reach is not None:
+            _set_reach(settings, reach, ef=ef, kept=kept)
         storage, elements, flat_queries = VectorStorage.FLOAT32, stored, queries.reshape(-1)
         if isinstance(stored, QuantizedVectors):
             storage, elements = stored.storage, stored.stored
@@ -134,6 +162,7 @@ def walk(
             flat_queries,
             _NO_BITMAP if matching is None else matching.packed,
             given_seeds.astype(np.int32),
+            _NO_SHIFTS if reach is None else _shifts(stored, queries, l2=l2),
             np.array(settings, dtype=np.int64),
             scratch.marks,
             scratch.pool,
@@ -148,6 +177,34 @@ def walk(
         )
     narrow = counts.astype(np.int32)
     return WalkResult(scores, found, narrow[:, 0], narrow[:, 1], narrow[:, 2], status)
+
+
+def no_hits(n: int, k: int) -> tuple[npt.NDArray[np.float32], Rows]:
+    """Return scores (n, k) float32 and rows (n, k) int64 without any hit."""
+    scores = np.full((n, k), SCORE_MISSING, dtype=np.float32)
+    return scores, np.full((n, k), ROW_MISSING, dtype=np.int64)
+
+
+def _set_reach(settings: list[int], reach: Reach, *, ef: int, kept: int) -> None:
+    settings[layout.REACH] = round(reach.ratio * layout.REACH_ONE)
+    settings[layout.REACH_RANK], settings[layout.KEPT] = reach.rank, kept
+    settings[layout.FLOOR] = max(ef // WIDTH_TIMES_MAX, reach.rank, kept)
+
+
+def _shifts(
+    stored: npt.NDArray[np.float32] | QuantizedVectors, queries: Float32Matrix, *, l2: bool
+) -> npt.NDArray[np.float32]:
+    """Return what to add to the kernel's distances of each query, (n,) float32.
+
+    The sums are proportional to squared Euclidean distances. Between unit vectors these are
+    2 - 2 x y, and the kernel's distance is -x y.
+    """
+    if l2:
+        return np.zeros(len(queries), dtype=np.float32)
+    if isinstance(stored, QuantizedVectors) and stored.low is not None:
+        # The kernel leaves out the product with `low`, a constant of the query.
+        return (1.0 - queries @ stored.low).astype(np.float32)
+    return np.ones(len(queries), dtype=np.float32)
 
 
 def _beam(ef: int, *, k: int, matches: int) -> int:

@@ -14,6 +14,11 @@ found by three additions. Seeds are matching rows from all over the index, where
 too. Waypoints are rows that do not match and were not looked through; while the pool is not full,
 they are queued, and expanded when all rows of the pool are. And a query around which few rows match
 gets a wider pool (`_is_far`).
+
+With a reach, a walk compares rows whether or not they match, and has a beam of its own width for
+every query: its pool keeps the rows that are at most so many times as far as the matching row of
+rank `REACH_RANK`, at least `FLOOR` and at most `EF` of them (`_drop_out_of_reach`). Only rows that
+match are returned.
 """
 
 from __future__ import annotations
@@ -44,11 +49,16 @@ from annheal.index.walk.walk_layout import (
     FAR_DEVIATIONS,
     FAR_EXPECTED_MIN,
     FAR_SHARE,
+    FLOOR,
+    KEPT,
     L2,
     LOOK_AHEAD_ROWS,
     LOOK_THROUGH_SHARE,
     MATCHES,
     OK,
+    REACH,
+    REACH_ONE,
+    REACH_RANK,
     ROWS,
     SEEDS_MAX,
     START,
@@ -358,8 +368,52 @@ def _next_in_pool(scratch: Any) -> Any:
     return int64(-1)
 
 
+@njit(nogil=True)
+def _place_of_rank(graph: Any, scratch: Any, rank: Any) -> Any:
+    """Return the position in the pool of the matching row of `rank`; its size if there is none."""
+    size = scratch.state[SIZE]
+    if graph.bitmap.size == 0:
+        return min(rank - 1, size)
+    for i in range(size):
+        rank -= _matches(graph.bitmap, row_in(scratch.pool[uint64(i)]))
+        if rank == 0:
+            return i
+    return size
+
+
+@njit(nogil=True)
+def _drop_out_of_reach(graph: Any, scratch: Any, settings: Any, shift: Any) -> None:
+    """Drop the rows of the pool that are out of reach, but for the first ones.
+
+    These are `FLOOR`, or more where fewer of them match than are returned. The others would never
+    be expanded: the distance of the row of rank `REACH_RANK` only falls. `shift` makes distances
+    proportional to squared Euclidean ones.
+    """
+    pool, state = scratch.pool, scratch.state
+    high = state[SIZE]
+    if high <= settings[FLOOR]:
+        return
+    last = _place_of_rank(graph, scratch, max(settings[KEPT], settings[REACH_RANK]))
+    low = max(settings[FLOOR], last + 1)
+    if high <= low:
+        return
+    place = _place_of_rank(graph, scratch, settings[REACH_RANK])
+    ratio = np.float32(settings[REACH]) / np.float32(REACH_ONE)
+    near = distance_in(pool[uint64(place)]) + shift
+    limit = max(near, np.float32(0)) * ratio * ratio - shift
+    while low < high:
+        middle = (low + high) >> int64(1)
+        if distance_in(pool[uint64(middle)]) <= limit:
+            low = middle + 1
+        else:
+            high = middle
+    state[SIZE] = low
+
+
 @njit(nogil=True, fastmath=REORDER_SUMS)
-def _walk_unfiltered(graph: Any, scratch: Any, entry: Any, width: Any, l2: Any) -> Any:
+def _walk_unfiltered(
+    graph: Any, scratch: Any, entry: Any, settings: Any, shift: Any, width: Any, l2: Any
+) -> Any:
     scratch.marks[uint64(entry)] = uint8(scratch.state[STAMP])
     scratch.buffer[uint64(0)] = entry
     count = int64(1)
@@ -367,6 +421,8 @@ def _walk_unfiltered(graph: Any, scratch: Any, entry: Any, width: Any, l2: Any) 
     row = entry
     while row >= 0:
         _compare_buffered(graph, scratch, count, l2)
+        if settings[REACH]:
+            _drop_out_of_reach(graph, scratch, settings, shift)
         row = _next_in_pool(scratch)
         if row >= 0:
             count = _new_neighbors(graph, scratch, row, width)
@@ -450,6 +506,7 @@ def walk(
     queries: Any,
     bitmap: Any,
     given_seeds: Any,
+    shifts: Any,
     settings: Any,
     marks: Any,
     pool: Any,
@@ -465,17 +522,18 @@ def walk(
     """Answer the queries `settings[START]` to `settings[STOP]` (exclusive).
 
     Reads the graph (`annheal.index.graph.HnswGraph`); `stored`, flat vectors; `queries`, flat
-    float32; `bitmap`, uint8, empty without a filter; `given_seeds`, int32, empty to sample some;
-    `settings`, see `walk_layout`. `marks` to `state` are the fields of `Scratch`. Writes, for n
-    queries: scores (n, kept) float32 and rows (n, kept) int64, best first, with kept at least k and
-    the columns after the last hit not written; counts (n, 3) int64: rows compared, rows tested,
-    beam width used; status (n,) uint8.
+    float32; `bitmap`, uint8, empty where all rows match; `given_seeds`, int32, empty to sample
+    some; `shifts`, (n,) float32, read with a reach: a distance plus the shift of its query is
+    proportional to the squared Euclidean one; `settings`, see `walk_layout`. `marks` to `state` are
+    the fields of `Scratch`. Writes, for n queries: scores (n, kept) float32 and rows (n, kept)
+    int64, best first, with kept at least k and the columns after the last hit not written; counts
+    (n, 3) int64: rows compared, rows tested, beam width used; status (n,) uint8.
     """
     graph = Graph(neighbors, offsets, layout, stored, queries, bitmap)
     scratch = Scratch(marks, pool, buffer, distances, queue, state)
     width = uint64(layout[WIDTHS + 1])
     l2 = settings[L2] != 0
-    filtered = bitmap.size > 0
+    filtered = bitmap.size > 0 and settings[REACH] == 0
     seeds = given_seeds
     if filtered and seeds.size == 0:
         # Sampled once for all queries of the call, into the last places of the queue.
@@ -490,11 +548,17 @@ def walk(
         if filtered:
             status[q] = _walk_filtered(graph, scratch, entry, seeds, settings, width, l2)
         else:
-            status[q] = _walk_unfiltered(graph, scratch, entry, width, l2)
-        for i in range(min(int64(scores.shape[1]), state[SIZE])):
+            shift = shifts[uint64(q)] if settings[REACH] else np.float32(0)
+            status[q] = _walk_unfiltered(graph, scratch, entry, settings, shift, width, l2)
+        returned = int64(0)
+        for i in range(state[SIZE]):
+            if returned == int64(scores.shape[1]):
+                break
             key = pool[uint64(i)]
-            scores[q, i] = -distance_in(key)
-            rows[q, i] = row_in(key)
+            if bitmap.size == 0 or _matches(bitmap, row_in(key)):
+                scores[q, returned] = -distance_in(key)
+                rows[q, returned] = row_in(key)
+                returned += 1
         counts[q, 0] = state[VISITED]
         counts[q, 1] = state[CHECKED]
-        counts[q, 2] = state[BEAM]
+        counts[q, 2] = state[SIZE] if settings[REACH] else state[BEAM]

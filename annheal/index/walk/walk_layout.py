@@ -12,8 +12,11 @@ ENTRY, TOP_LEVEL, DIMENSION, ROWS, WIDTHS = 0, 1, 2, 3, 4
 """From WIDTHS on `layout` has where the links of each level begin among the links of a row."""
 
 # Positions in `settings`, the arguments of a call that are numbers.
-L2, K, EF, EF_FAR, MATCHES, WORK_MAX, START, STOP = range(8)
-SETTINGS = 8
+L2, K, EF, EF_FAR, MATCHES, WORK_MAX, START, STOP, REACH, REACH_RANK, FLOOR, KEPT = range(12)
+SETTINGS = 12
+REACH_ONE = 1_000_000
+"""`REACH` is a ratio of distances in units of 1 / this; 0: every query is walked with width `EF`.
+"""
 
 STATE_SIZE = 16
 
