@@ -142,7 +142,7 @@ def main(
             min=0.001,
             max=TIMEOUT_MAX_S,
             help="Seconds for the whole command; for import, export, scan, --watch: for each call.",
-            show_default="60; import, export 300; flush, compact, gc, recall --measure/--audit 600",
+            show_default="60; import, export 300; flush, compact, gc, measuring recall 600",
         ),
     ] = None,
 ) -> None:

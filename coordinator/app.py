@@ -24,6 +24,7 @@ from annheal.coordinator.leader.health_view import HealthView
 from annheal.coordinator.placement.topology import Topology
 from annheal.coordinator.recall.probe import RecallMeter
 from annheal.coordinator.recall.summary import RecallView
+from annheal.coordinator.recall.worst import WorstQueries
 from annheal.coordinator.settings import CoordinatorSettings
 from annheal.metastore.protocol import MetaStore
 from annheal.model.topology.shard import WorkerRegistration, WorkerRole
@@ -100,6 +101,9 @@ class Coordinator:
         self.recall = RecallMeter(self.reads, self.search)
         self.recall_view = RecallView(
             self.catalog, self.router, timeout_s=settings.observe_timeout_s, now_s=wall_clock
+        )
+        self.worst_queries = WorstQueries(
+            self.catalog, self.router, self.search, timeout_s=settings.observe_timeout_s
         )
         self.health = HealthView(
             self.stores, self.catalog, self.router, timeout_s=settings.observe_timeout_s

@@ -17,6 +17,7 @@ from annheal.errors import InvalidArgument
 from annheal.filters import validate_filter
 from annheal.model.collection import Collection
 from annheal.model.measures.recall_audit import AUDIT_QUERIES_DEFAULT
+from annheal.model.measures.recall_worst import WORST_DEFAULT, checked_worst
 from annheal.model.search import Consistency, SearchOptions
 from annheal.model.session import SessionToken
 from annheal.model.topology.task import TaskPhase
@@ -43,7 +44,7 @@ from annheal.wire import records as wire_records
 from annheal.wire import search as wire_search
 from annheal.wire.admin import encode_cluster_health
 from annheal.wire.columns import decode_vectors
-from annheal.wire.recall import encode_audits, encode_recall_summary
+from annheal.wire.recall import encode_audits, encode_recall_summary, encode_worst
 from annheal.wire.session import decode_freshness
 
 # The answer, an error above all, must be on its way before the caller gives up.
@@ -484,6 +485,18 @@ class AdminServicer:
             deadline=deadline_of(context),
         )
         return admin_pb2.AuditRecallResponse(audits=encode_audits(audits))
+
+    async def ListWorstQueries(
+        self, request: admin_pb2.ListWorstQueriesRequest, context: Context
+    ) -> admin_pb2.ListWorstQueriesResponse:
+        """List the live queries that find least."""
+        queries_max = checked_worst(request.queries_max or WORST_DEFAULT)
+        collection = await self._coordinator.collections.get(request.collection)
+        return encode_worst(
+            await self._coordinator.worst_queries.find(
+                collection, queries_max=queries_max, deadline=deadline_of(context)
+            )
+        )
 
     async def Rebalance(
         self, request: admin_pb2.RebalanceRequest, context: Context

@@ -17,6 +17,7 @@ from annheal.model.limits import SEARCH_HITS_MAX
 from annheal.model.measures.part_health import PartHealth, PartKind
 from annheal.model.measures.recall import CollectionRecall, band_of
 from annheal.model.measures.recall_audit import BandAudit
+from annheal.model.measures.recall_worst import LiveQuery
 from annheal.model.records import RecordSet
 from annheal.model.search import Consistency, SearchAnswer, SearchRequest
 from annheal.model.topology.checks import checked_shards
@@ -215,6 +216,11 @@ class Node:
         return await self._auditor.audit(
             owned.id, owned, queries_max=queries_max, timeout_s=timeout_s
         )
+
+    async def sampled_queries(self, collection_id: str) -> tuple[LiveQuery, ...]:
+        """Return the sampled live queries that judge the recall of a collection now."""
+        present = any(shard.collection_id == collection_id for shard in self._ownership.held)
+        return self._monitor.sampler.live_queries(collection_id) if present else ()
 
     async def flush(self, collection_id: str, shard: int) -> None:
         """Seal and flush what grows, checkpoint delete vectors, trim the log."""

@@ -7,7 +7,7 @@ from annheal.rpc.server import Context, remaining_s
 from annheal.v1 import internal_pb2 as pb
 from annheal.wire import internal as wire
 from annheal.wire.admin import encode_node_health
-from annheal.wire.recall import encode_audits, encode_recall_reports
+from annheal.wire.recall import encode_audits, encode_live_queries, encode_recall_reports
 
 
 class ShardServicer:
@@ -80,6 +80,13 @@ class ShardServicer:
             timeout_s=remaining_s(context),
         )
         return pb.AuditShardResponse(audits=encode_audits(audits))
+
+    async def ListSampledQueries(
+        self, request: pb.ListSampledQueriesRequest, context: Context
+    ) -> pb.ListSampledQueriesResponse:
+        """List sampled live queries."""
+        queries = await self._node.sampled_queries(wire.decode_one_collection_id(request))
+        return pb.ListSampledQueriesResponse(queries=encode_live_queries(queries))
 
     async def FlushShard(
         self, request: pb.FlushShardRequest, context: Context

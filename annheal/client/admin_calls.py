@@ -22,6 +22,7 @@ from annheal.model.measures.recall_audit import (
     BandAudit,
 )
 from annheal.model.measures.recall_summary import RecallSummary
+from annheal.model.measures.recall_worst import WORST_DEFAULT, WORST_MAX, WorstReport
 from annheal.model.topology.cluster import (
     RECALL_SAMPLE_DEFAULT,
     ClusterStatus,
@@ -312,6 +313,26 @@ class AdminCalls:
             )
         summary = await self.recall(collection, timeout_s=max(1.0, deadline.remaining_s))
         return AuditReport(collection, tuple(audits), summary.coverage)
+
+    async def worst_queries(
+        self,
+        collection: str,
+        *,
+        queries_max: int = WORST_DEFAULT,
+        timeout_s: float | None = None,
+    ) -> WorstReport:
+        """Return the sampled live queries that find least: up to `queries_max` (1 to 100) a band.
+
+        Each is searched again as it was asked, and exactly. They are what users sent. Takes up to
+        `timeout_s`; the report says how many queries were searched by then.
+        """
+        as_text(collection, "collection")
+        as_count(queries_max, "queries_max", least=1, most=WORST_MAX)
+        api = self._connection.api
+        return await self._connection.read(
+            lambda left_s: api.worst_queries(collection, queries_max=queries_max, timeout_s=left_s),
+            deadline=self._connection.deadline(timeout_s),
+        )
 
     async def rebalance(
         self, *, dry_run: bool = False, timeout_s: float | None = None

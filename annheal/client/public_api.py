@@ -22,6 +22,7 @@ from annheal.model.filter import Filter
 from annheal.model.measures.part_health import ClusterHealth
 from annheal.model.measures.recall_audit import BandAudit
 from annheal.model.measures.recall_summary import RecallSummary
+from annheal.model.measures.recall_worst import WorstReport
 from annheal.model.records import Projection, RecordSet
 from annheal.model.search import Consistency, SearchOptions
 from annheal.model.session import SessionToken
@@ -47,7 +48,7 @@ from annheal.wire import collections as wire_collections
 from annheal.wire import records as wire_records
 from annheal.wire import search as wire_search
 from annheal.wire.admin import decode_cluster_health
-from annheal.wire.recall import decode_audits, decode_recall_summary
+from annheal.wire.recall import decode_audits, decode_recall_summary, decode_worst
 
 
 @dataclass(frozen=True, slots=True)
@@ -377,6 +378,14 @@ class PublicApi:
         )
         response = await self._call(methods.AUDIT_RECALL, request, timeout_s=timeout_s)
         return decode_audits(response.audits)
+
+    async def worst_queries(
+        self, collection: str, *, queries_max: int, timeout_s: float
+    ) -> WorstReport:
+        """List the live queries that find least."""
+        request = methods.LIST_WORST_QUERIES.request(collection=collection, queries_max=queries_max)
+        response = await self._call(methods.LIST_WORST_QUERIES, request, timeout_s=timeout_s)
+        return decode_worst(response, collection=collection)
 
     async def rebalance(self, *, dry_run: bool, timeout_s: float) -> tuple[ShardMove, ...]:
         """Even out the shards."""

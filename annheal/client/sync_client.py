@@ -116,6 +116,7 @@ class Client:
     measure_recall = _blocking(AsyncClient.measure_recall)
     recall = _blocking(AsyncClient.recall)
     audit_recall = _blocking(AsyncClient.audit_recall)
+    worst_queries = _blocking(AsyncClient.worst_queries)
     rebalance = _blocking(AsyncClient.rebalance)
     collect_garbage = _blocking(AsyncClient.collect_garbage)
     drain = _blocking(AsyncClient.drain)

@@ -162,6 +162,12 @@ GET_RECALL = Method(
 AUDIT_RECALL = Method(
     ADMIN_SERVICE, "AuditRecall", admin_pb2.AuditRecallRequest, admin_pb2.AuditRecallResponse
 )
+LIST_WORST_QUERIES = Method(
+    ADMIN_SERVICE,
+    "ListWorstQueries",
+    admin_pb2.ListWorstQueriesRequest,
+    admin_pb2.ListWorstQueriesResponse,
+)
 REBALANCE = Method(
     ADMIN_SERVICE,
     "Rebalance",
@@ -243,6 +249,12 @@ REPORT_RECALL = Method(
 )
 AUDIT_SHARD = Method(
     SHARD_SERVICE, "AuditShard", internal_pb2.AuditShardRequest, internal_pb2.AuditShardResponse
+)
+LIST_SAMPLED_QUERIES = Method(
+    SHARD_SERVICE,
+    "ListSampledQueries",
+    internal_pb2.ListSampledQueriesRequest,
+    internal_pb2.ListSampledQueriesResponse,
 )
 FLUSH_SHARD = Method(
     SHARD_SERVICE,

@@ -7,6 +7,7 @@ from typing import Protocol
 from annheal.model.measures.part_health import PartHealth
 from annheal.model.measures.recall import CollectionRecall
 from annheal.model.measures.recall_audit import BandAudit
+from annheal.model.measures.recall_worst import LiveQuery
 from annheal.model.records import RecordSet
 from annheal.model.search import SearchAnswer, SearchRequest
 from annheal.model.topology.state import ShardState
@@ -72,6 +73,13 @@ class ShardNode(Protocol):
 
         One item for each band that has an estimate. Takes `timeout_s` at most; what is not searched
         by then is left out.
+        """
+        ...
+
+    async def sampled_queries(self, collection_id: str) -> tuple[LiveQuery, ...]:
+        """Return the sampled live queries that judge the recall of a collection now.
+
+        None of a collection that has no shard here.
         """
         ...
 

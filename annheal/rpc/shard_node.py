@@ -6,6 +6,7 @@ from annheal.model.limits import TIMEOUT_DEFAULT_S
 from annheal.model.measures.part_health import PartHealth
 from annheal.model.measures.recall import CollectionRecall
 from annheal.model.measures.recall_audit import BandAudit
+from annheal.model.measures.recall_worst import LiveQuery
 from annheal.model.records import RecordSet
 from annheal.model.search import SearchAnswer, SearchRequest
 from annheal.model.topology.state import ShardState
@@ -22,7 +23,7 @@ from annheal.rpc import methods
 from annheal.rpc.channel import ClientTls, Connection
 from annheal.wire import internal as wire
 from annheal.wire.admin import decode_parts
-from annheal.wire.recall import decode_audits, decode_recall_reports
+from annheal.wire.recall import decode_audits, decode_live_queries, decode_recall_reports
 
 STATES_TIMEOUT_S = 10.0
 CHANGE_TIMEOUT_S = 600.0
@@ -119,6 +120,15 @@ class RemoteShardNode:
             timeout_s=timeout_s,
         )
         return decode_audits(response.audits)
+
+    async def sampled_queries(self, collection_id: str) -> tuple[LiveQuery, ...]:
+        """Return the sampled live queries that judge the recall of a collection now."""
+        response = await self._connection.call(
+            methods.LIST_SAMPLED_QUERIES,
+            methods.LIST_SAMPLED_QUERIES.request(collection_id=collection_id),
+            timeout_s=STATES_TIMEOUT_S,
+        )
+        return decode_live_queries(response.queries)
 
     async def flush(self, collection_id: str, shard: int) -> None:
         """Seal and flush what grows, checkpoint the delete vectors, and trim the WAL."""

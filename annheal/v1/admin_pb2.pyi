@@ -867,6 +867,73 @@ class AuditRecallResponse(_message.Message):
     audits: _containers.RepeatedCompositeFieldContainer[BandAudit]
     def __init__(self, audits: _Optional[_Iterable[_Union[BandAudit, _Mapping]]] = ...) -> None: ...
 
+class LiveQuery(_message.Message):
+    __slots__ = ("vector", "k", "band", "asked_at", "filter", "recall_objective", "ef")
+    VECTOR_FIELD_NUMBER: _ClassVar[int]
+    K_FIELD_NUMBER: _ClassVar[int]
+    BAND_FIELD_NUMBER: _ClassVar[int]
+    ASKED_AT_FIELD_NUMBER: _ClassVar[int]
+    FILTER_FIELD_NUMBER: _ClassVar[int]
+    RECALL_OBJECTIVE_FIELD_NUMBER: _ClassVar[int]
+    EF_FIELD_NUMBER: _ClassVar[int]
+    vector: bytes
+    k: int
+    band: SelectivityBand
+    asked_at: _timestamp_pb2.Timestamp
+    filter: _filter_pb2.Filter
+    recall_objective: float
+    ef: int
+    def __init__(self, vector: _Optional[bytes] = ..., k: _Optional[int] = ..., band: _Optional[_Union[SelectivityBand, str]] = ..., asked_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., filter: _Optional[_Union[_filter_pb2.Filter, _Mapping]] = ..., recall_objective: _Optional[float] = ..., ef: _Optional[int] = ...) -> None: ...
+
+class ShownHit(_message.Message):
+    __slots__ = ("id", "score")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    score: float
+    def __init__(self, id: _Optional[str] = ..., score: _Optional[float] = ...) -> None: ...
+
+class WorstQuery(_message.Message):
+    __slots__ = ("query", "recall", "returned", "missed", "missed_count")
+    QUERY_FIELD_NUMBER: _ClassVar[int]
+    RECALL_FIELD_NUMBER: _ClassVar[int]
+    RETURNED_FIELD_NUMBER: _ClassVar[int]
+    MISSED_FIELD_NUMBER: _ClassVar[int]
+    MISSED_COUNT_FIELD_NUMBER: _ClassVar[int]
+    query: LiveQuery
+    recall: float
+    returned: _containers.RepeatedCompositeFieldContainer[ShownHit]
+    missed: _containers.RepeatedCompositeFieldContainer[ShownHit]
+    missed_count: int
+    def __init__(self, query: _Optional[_Union[LiveQuery, _Mapping]] = ..., recall: _Optional[float] = ..., returned: _Optional[_Iterable[_Union[ShownHit, _Mapping]]] = ..., missed: _Optional[_Iterable[_Union[ShownHit, _Mapping]]] = ..., missed_count: _Optional[int] = ...) -> None: ...
+
+class ListWorstQueriesRequest(_message.Message):
+    __slots__ = ("collection", "queries_max")
+    COLLECTION_FIELD_NUMBER: _ClassVar[int]
+    QUERIES_MAX_FIELD_NUMBER: _ClassVar[int]
+    collection: str
+    queries_max: int
+    def __init__(self, collection: _Optional[str] = ..., queries_max: _Optional[int] = ...) -> None: ...
+
+class ListWorstQueriesResponse(_message.Message):
+    __slots__ = ("queries", "sampled", "reviewed", "errors")
+    class ErrorsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    QUERIES_FIELD_NUMBER: _ClassVar[int]
+    SAMPLED_FIELD_NUMBER: _ClassVar[int]
+    REVIEWED_FIELD_NUMBER: _ClassVar[int]
+    ERRORS_FIELD_NUMBER: _ClassVar[int]
+    queries: _containers.RepeatedCompositeFieldContainer[WorstQuery]
+    sampled: int
+    reviewed: int
+    errors: _containers.ScalarMap[str, str]
+    def __init__(self, queries: _Optional[_Iterable[_Union[WorstQuery, _Mapping]]] = ..., sampled: _Optional[int] = ..., reviewed: _Optional[int] = ..., errors: _Optional[_Mapping[str, str]] = ...) -> None: ...
+
 class RebalanceRequest(_message.Message):
     __slots__ = ("dry_run",)
     DRY_RUN_FIELD_NUMBER: _ClassVar[int]

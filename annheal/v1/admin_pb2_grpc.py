@@ -100,6 +100,11 @@ class AdminServiceStub:
                 request_serializer=annheal_dot_v1_dot_admin__pb2.GetRecallRequest.SerializeToString,
                 response_deserializer=annheal_dot_v1_dot_admin__pb2.GetRecallResponse.FromString,
                 _registered_method=True)
+        self.ListWorstQueries = channel.unary_unary(
+                '/annheal.v1.AdminService/ListWorstQueries',
+                request_serializer=annheal_dot_v1_dot_admin__pb2.ListWorstQueriesRequest.SerializeToString,
+                response_deserializer=annheal_dot_v1_dot_admin__pb2.ListWorstQueriesResponse.FromString,
+                _registered_method=True)
         self.AuditRecall = channel.unary_unary(
                 '/annheal.v1.AdminService/AuditRecall',
                 request_serializer=annheal_dot_v1_dot_admin__pb2.AuditRecallRequest.SerializeToString,
@@ -228,6 +233,13 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListWorstQueries(self, request, context):
+        """Lists the live queries that find least: searches a sample of them again, and exactly.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def AuditRecall(self, request, context):
         """Compares the recall measured of one shard with that of live queries that were not measured.
         """
@@ -340,6 +352,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.GetRecall,
                     request_deserializer=annheal_dot_v1_dot_admin__pb2.GetRecallRequest.FromString,
                     response_serializer=annheal_dot_v1_dot_admin__pb2.GetRecallResponse.SerializeToString,
+            ),
+            'ListWorstQueries': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListWorstQueries,
+                    request_deserializer=annheal_dot_v1_dot_admin__pb2.ListWorstQueriesRequest.FromString,
+                    response_serializer=annheal_dot_v1_dot_admin__pb2.ListWorstQueriesResponse.SerializeToString,
             ),
             'AuditRecall': grpc.unary_unary_rpc_method_handler(
                     servicer.AuditRecall,
@@ -724,6 +741,33 @@ class AdminService:
             '/annheal.v1.AdminService/GetRecall',
             annheal_dot_v1_dot_admin__pb2.GetRecallRequest.SerializeToString,
             annheal_dot_v1_dot_admin__pb2.GetRecallResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListWorstQueries(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/annheal.v1.AdminService/ListWorstQueries',
+            annheal_dot_v1_dot_admin__pb2.ListWorstQueriesRequest.SerializeToString,
+            annheal_dot_v1_dot_admin__pb2.ListWorstQueriesResponse.FromString,
             options,
             channel_credentials,
             insecure,

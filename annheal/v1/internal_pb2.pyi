@@ -315,6 +315,18 @@ class AuditShardResponse(_message.Message):
     audits: _containers.RepeatedCompositeFieldContainer[_admin_pb2.BandAudit]
     def __init__(self, audits: _Optional[_Iterable[_Union[_admin_pb2.BandAudit, _Mapping]]] = ...) -> None: ...
 
+class ListSampledQueriesRequest(_message.Message):
+    __slots__ = ("collection_id",)
+    COLLECTION_ID_FIELD_NUMBER: _ClassVar[int]
+    collection_id: str
+    def __init__(self, collection_id: _Optional[str] = ...) -> None: ...
+
+class ListSampledQueriesResponse(_message.Message):
+    __slots__ = ("queries",)
+    QUERIES_FIELD_NUMBER: _ClassVar[int]
+    queries: _containers.RepeatedCompositeFieldContainer[_admin_pb2.LiveQuery]
+    def __init__(self, queries: _Optional[_Iterable[_Union[_admin_pb2.LiveQuery, _Mapping]]] = ...) -> None: ...
+
 class FlushShardRequest(_message.Message):
     __slots__ = ("collection_id", "shard")
     COLLECTION_ID_FIELD_NUMBER: _ClassVar[int]

@@ -82,6 +82,11 @@ class ShardServiceStub:
                 request_serializer=annheal_dot_v1_dot_internal__pb2.AuditShardRequest.SerializeToString,
                 response_deserializer=annheal_dot_v1_dot_internal__pb2.AuditShardResponse.FromString,
                 _registered_method=True)
+        self.ListSampledQueries = channel.unary_unary(
+                '/annheal.v1.ShardService/ListSampledQueries',
+                request_serializer=annheal_dot_v1_dot_internal__pb2.ListSampledQueriesRequest.SerializeToString,
+                response_deserializer=annheal_dot_v1_dot_internal__pb2.ListSampledQueriesResponse.FromString,
+                _registered_method=True)
         self.FlushShard = channel.unary_unary(
                 '/annheal.v1.ShardService/FlushShard',
                 request_serializer=annheal_dot_v1_dot_internal__pb2.FlushShardRequest.SerializeToString,
@@ -163,6 +168,13 @@ class ShardServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListSampledQueries(self, request, context):
+        """Lists the sampled live queries that judge recall now. They are what users sent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def FlushShard(self, request, context):
         """Seals, flushes, checkpoints and trims one shard.
         """
@@ -224,6 +236,11 @@ def add_ShardServiceServicer_to_server(servicer, server):
                     servicer.AuditShard,
                     request_deserializer=annheal_dot_v1_dot_internal__pb2.AuditShardRequest.FromString,
                     response_serializer=annheal_dot_v1_dot_internal__pb2.AuditShardResponse.SerializeToString,
+            ),
+            'ListSampledQueries': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSampledQueries,
+                    request_deserializer=annheal_dot_v1_dot_internal__pb2.ListSampledQueriesRequest.FromString,
+                    response_serializer=annheal_dot_v1_dot_internal__pb2.ListSampledQueriesResponse.SerializeToString,
             ),
             'FlushShard': grpc.unary_unary_rpc_method_handler(
                     servicer.FlushShard,
@@ -482,6 +499,33 @@ class ShardService:
             '/annheal.v1.ShardService/AuditShard',
             annheal_dot_v1_dot_internal__pb2.AuditShardRequest.SerializeToString,
             annheal_dot_v1_dot_internal__pb2.AuditShardResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSampledQueries(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/annheal.v1.ShardService/ListSampledQueries',
+            annheal_dot_v1_dot_internal__pb2.ListSampledQueriesRequest.SerializeToString,
+            annheal_dot_v1_dot_internal__pb2.ListSampledQueriesResponse.FromString,
             options,
             channel_credentials,
             insecure,

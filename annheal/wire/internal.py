@@ -440,6 +440,11 @@ def decode_collection_id(message: pb.ListShardStatesRequest | pb.ReportRecallReq
     return _collection_id(message) if message.collection_id else ""
 
 
+def decode_one_collection_id(message: pb.ListSampledQueriesRequest) -> str:
+    """Return the collection asked for; raises `InvalidArgument` without one."""
+    return _collection_id(message)
+
+
 def _collection_id(message: _OfCollection) -> str:
     return checked_name(message.collection_id, field="collection_id")
 

@@ -5,6 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+import numpy as np
+
+from annheal.errors import InvalidArgument
+from annheal.model.limits import ANSWER_BYTES_MAX
 from annheal.model.measures.recall import (
     RECALL_UNKNOWN,
     BandCoverage,
@@ -25,6 +29,7 @@ from annheal.model.measures.recall_summary import (
     RecallVerdict,
 )
 from annheal.model.measures.recall_tail import TailEstimate, TailObjective
+from annheal.model.measures.recall_worst import LiveQuery, ShownHit, WorstQuery, WorstReport
 from annheal.v1 import admin_pb2, internal_pb2
 from annheal.wire.enums import AUDIT_VERDICT, BAND, RECALL_RUNG, RECALL_VERDICT, TIER
 from annheal.wire.filters import decode_filter, encode_filter
@@ -122,6 +127,90 @@ def decode_recall_summary(message: admin_pb2.GetRecallResponse) -> RecallSummary
             if message.recall_tail_objective
             else None
         ),
+    )
+
+
+def encode_live_queries(queries: Iterable[LiveQuery]) -> list[admin_pb2.LiveQuery]:
+    """Return sampled queries, as many of the first as fit into an answer."""
+    messages: list[admin_pb2.LiveQuery] = []
+    room = ANSWER_BYTES_MAX
+    for one in queries:
+        message = _encode_live_query(one)
+        room -= message.ByteSize()
+        if room < 0:
+            break
+        messages.append(message)
+    return messages
+
+
+def decode_live_queries(messages: Iterable[admin_pb2.LiveQuery]) -> tuple[LiveQuery, ...]:
+    """Return sampled queries; bands that this version does not know are left out."""
+    return tuple(_decode_live_query(one) for one in messages if BAND.decode_text(one.band))
+
+
+def encode_worst(report: WorstReport) -> admin_pb2.ListWorstQueriesResponse:
+    """Return a list of the worst queries."""
+    return admin_pb2.ListWorstQueriesResponse(
+        queries=[
+            admin_pb2.WorstQuery(
+                query=_encode_live_query(one.query),
+                recall=one.recall,
+                returned=[admin_pb2.ShownHit(id=hit.id, score=hit.score) for hit in one.returned],
+                missed=[admin_pb2.ShownHit(id=hit.id, score=hit.score) for hit in one.missed],
+                missed_count=one.missed_count,
+            )
+            for one in report.queries
+        ],
+        sampled=report.sampled,
+        reviewed=report.reviewed,
+        errors=report.errors,
+    )
+
+
+def decode_worst(message: admin_pb2.ListWorstQueriesResponse, *, collection: str) -> WorstReport:
+    """Return a list of the worst queries."""
+    return WorstReport(
+        collection,
+        message.sampled,
+        message.reviewed,
+        tuple(
+            WorstQuery(
+                _decode_live_query(one.query),
+                one.recall,
+                tuple(ShownHit(hit.id, hit.score) for hit in one.returned),
+                tuple(ShownHit(hit.id, hit.score) for hit in one.missed),
+                one.missed_count,
+            )
+            for one in message.queries
+            if BAND.decode_text(one.query.band)
+        ),
+        dict(message.errors),
+    )
+
+
+def _encode_live_query(one: LiveQuery) -> admin_pb2.LiveQuery:
+    return admin_pb2.LiveQuery(
+        vector=one.vector.astype("<f4").tobytes(),
+        k=one.k,
+        band=BAND.encode(one.band),
+        asked_at=encode_seconds(one.asked_at_s),
+        filter=None if one.filter is None else encode_filter(one.filter),
+        recall_objective=one.objective,
+        ef=one.ef,
+    )
+
+
+def _decode_live_query(message: admin_pb2.LiveQuery) -> LiveQuery:
+    if len(message.vector) % 4:
+        raise InvalidArgument.of("vector", f"{len(message.vector)} bytes are no float32 values")
+    return LiveQuery(
+        vector=np.frombuffer(message.vector, dtype="<f4").astype(np.float32),
+        k=message.k,
+        band=SelectivityBand(BAND.decode(message.band, field="band")),
+        asked_at_s=decode_seconds(message.asked_at),
+        filter=decode_filter(message.filter) if message.HasField("filter") else None,
+        objective=message.recall_objective if message.HasField("recall_objective") else None,
+        ef=message.ef if message.HasField("ef") else None,
     )
 
 

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from annheal.cli.operator_commands.latency import render_latency
 from annheal.cli.operator_commands.recall_audit import show_audit
+from annheal.cli.operator_commands.recall_worst import show_worst
 from annheal.cli.output import facts, moment, print_error, share, table
 from annheal.cli.state import State, state_of
 from annheal.cli.user_commands.records import Collection, Filter
@@ -40,6 +41,7 @@ from annheal.model.measures.recall_summary import (
     traffic_of,
     verdict_of,
 )
+from annheal.model.measures.recall_worst import WORST_MAX
 from annheal.model.topology.cluster import RECALL_SAMPLE_DEFAULT, RecallReport
 from annheal.runtime.clock import wall_s
 
@@ -88,6 +90,16 @@ def recall(
             help="Compare what was measured with up to N other live queries of each shard, now.",
         ),
     ] = None,
+    worst: Annotated[
+        int | None,
+        typer.Option(
+            "--worst",
+            metavar="N",
+            min=1,
+            max=WORST_MAX,
+            help="List the N live queries of each band that find least, and what they miss.",
+        ),
+    ] = None,
     seed: Annotated[
         int | None, typer.Option("--seed", min=0, help="Seed of the random sample.")
     ] = None,
@@ -95,17 +107,17 @@ def recall(
     """Show recall as the nodes measure it on live queries; with --measure, measure it now.
 
     The options -k, --sample, --ef, --filter and --seed belong to --measure, and each of them
-    implies it. --audit checks the measured recall itself.
+    implies it. --audit checks the measured recall itself, --worst lists what hides in the mean.
     """
     state = state_of(context)
     now = measure or any(one is not None for one in (k, sample, ef, filter, seed))
-    if audit is not None and (now or watch):
-        raise InvalidArgument.of("--audit", "goes neither with --watch nor with --measure")
+    _check_one_view(measure=now, watch=watch, audit=audit is not None, worst=worst is not None)
     if audit is not None:
         show_audit(state, collection, queries_max=audit)
         return
-    if now and watch:
-        raise InvalidArgument.of("--watch", "shows live queries; it does not go with --measure")
+    if worst is not None:
+        show_worst(state, collection, queries_max=worst)
+        return
     if watch:
         _watch(state, collection, interval_s=interval)
         return
@@ -116,16 +128,32 @@ def recall(
             state.output.show(_as_document(summary), lambda _: render_summary(summary))
             return
         state.output.note(_why_unmeasured(summary))
+    size = RECALL_SAMPLE_DEFAULT if sample is None else sample
+    _measure_now(state, collection, k=k, sample_size=size, ef=ef, filter=filter, seed=seed or 0)
+
+
+def _measure_now(
+    state: State,
+    collection: str,
+    *,
+    k: int | None,
+    sample_size: int,
+    ef: int | None,
+    filter: str | None,
+    seed: int,
+) -> None:
     with state.client(default_s=TIMEOUT_MAX_S) as client:
         report = client.measure_recall(
-            collection,
-            k=k,
-            sample_size=RECALL_SAMPLE_DEFAULT if sample is None else sample,
-            ef=ef,
-            filter=filter,
-            seed=seed or 0,
+            collection, k=k, sample_size=sample_size, ef=ef, filter=filter, seed=seed
         )
     state.output.show(_report_document(report), lambda _: _render_report(report))
+
+
+def _check_one_view(**views: bool) -> None:
+    """Raise `InvalidArgument` if more than one of the options is given."""
+    given = [f"--{name}" for name, wanted in views.items() if wanted]
+    if len(given) > 1:
+        raise InvalidArgument.of(given[-1], f"does not go with {given[0]}; give one of them")
 
 
 def _why_unmeasured(summary: RecallSummary) -> str:

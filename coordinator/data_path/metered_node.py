@@ -9,6 +9,7 @@ from typing import TypeVar
 from annheal.model.measures.part_health import PartHealth
 from annheal.model.measures.recall import CollectionRecall
 from annheal.model.measures.recall_audit import BandAudit
+from annheal.model.measures.recall_worst import LiveQuery
 from annheal.model.records import RecordSet
 from annheal.model.search import SearchAnswer, SearchRequest
 from annheal.model.topology.state import ShardState
@@ -76,6 +77,10 @@ class MeteredNode:
             collection_id, shard, queries_max=queries_max, timeout_s=timeout_s
         )
         return await self._timed("audit_recall", audit)
+
+    async def sampled_queries(self, collection_id: str) -> tuple[LiveQuery, ...]:
+        """Return the sampled live queries."""
+        return await self._timed("sampled_queries", self.inner.sampled_queries(collection_id))
 
     async def flush(self, collection_id: str, shard: int) -> None:
         """Flush one shard."""

@@ -10,6 +10,7 @@ that forgets within half a minute gets about 128 new ones a minute from any fast
 from __future__ import annotations
 
 import bisect
+import itertools
 import random
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -20,6 +21,7 @@ import numpy.typing as npt
 
 from annheal.model.filter import Filter
 from annheal.model.measures.recall import SelectivityBand, band_of
+from annheal.model.measures.recall_worst import LiveQuery
 from annheal.model.records import Float32Matrix
 from annheal.model.search import SearchAnswer, SearchOptions
 from annheal.runtime.clock import Clock, monotonic_s, wall_s
@@ -292,6 +294,24 @@ class RecallSampler:
             for (band, own, _), held in sorted(samples.strata.items())
             if not own
         )
+
+    def live_queries(self, collection_id: str) -> tuple[LiveQuery, ...]:
+        """Return the queries that judge recall now, with their bands, of all bands in turn."""
+        samples = self._collections.get(collection_id)
+        if samples is None:
+            return ()
+        now_s = self._clock()
+        by_stratum = [
+            [
+                LiveQuery(
+                    one.vector, one.k, band, one.sampled_at_s, one.filter, one.objective, one.ef
+                )
+                for one in _judging(held.judging, self.windows, now_s=now_s)
+            ]
+            for (band, _, _), held in sorted(samples.strata.items())
+        ]
+        turns = itertools.zip_longest(*by_stratum)
+        return tuple(one for turn in turns for one in turn if one is not None)
 
     def strata(self, collection_id: str) -> int:
         """Return the number of strata of a collection that have a query that judges now."""

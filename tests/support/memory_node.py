@@ -25,6 +25,7 @@ from annheal.model.filter import Filter
 from annheal.model.measures.part_health import PartHealth
 from annheal.model.measures.recall import CollectionRecall
 from annheal.model.measures.recall_audit import BandAudit
+from annheal.model.measures.recall_worst import LiveQuery
 from annheal.model.records import Projection, RecordBatch, RecordSet, take_records
 from annheal.model.search import SearchAnswer, SearchRequest
 from annheal.model.topology.checks import checked_shards
@@ -241,6 +242,9 @@ class MemoryNode:
     ) -> tuple[BandAudit, ...]:
         self._fail()
         self._shard(collection_id, shard)
+        return ()
+
+    async def sampled_queries(self, collection_id: str) -> tuple[LiveQuery, ...]:
         return ()
 
     async def flush(self, collection_id: str, shard: int) -> None:

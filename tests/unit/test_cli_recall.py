@@ -215,6 +215,18 @@ def test_stored_rows_never_show_that_the_objective_is_met(high: float, verdict: 
     assert "200 stored rows" in shown
 
 
+async def test_an_audit_and_the_worst_queries_are_views_of_their_own(served: Served) -> None:
+    audit = document(await served.run("recall", "things", "--audit", "50", "-o", "json"))
+    assert (audit["audits"], audit["windows"], audit["coverage_share"]) == ([], 0, None)
+    worst = document(await served.run("recall", "things", "--worst", "5", "-o", "json"))
+    assert (worst["queries"], worst["sampled"]) == ([], 0)
+    for first, second in (("--audit", "--worst"), ("--worst", "--sample"), ("--audit", "-k")):
+        both = await served.run(
+            "recall", "things", first, "5", second, "5", code=ExitCode.INVALID_ARGUMENT
+        )
+        assert "does not go with" in both.stderr
+
+
 async def test_without_live_queries_recall_measures_at_once(served: Served) -> None:
     found = await served.run("recall", "things", code=ExitCode.FAILED_PRECONDITION)
     assert "live recall is unknown" in found.stderr

@@ -13,6 +13,7 @@ from annheal.model.filter import Comparison, ComparisonOp
 from annheal.model.measures.part_health import PartHealth
 from annheal.model.measures.recall import CollectionRecall
 from annheal.model.measures.recall_audit import BandAudit
+from annheal.model.measures.recall_worst import LiveQuery
 from annheal.model.records import EVERYTHING, IDS_ONLY, Projection, RecordBatch, RecordSet
 from annheal.model.search import (
     Consistency,
@@ -131,6 +132,9 @@ class RecordingNode:
     async def recall(self, collection_id: str = "") -> tuple[CollectionRecall, ...]:
         await self._note(("recall", collection_id))
         return (report(collection_id),)
+
+    async def sampled_queries(self, collection_id: str) -> tuple[LiveQuery, ...]:
+        raise NotImplementedError
 
     async def flush(self, collection_id: str, shard: int) -> None:
         await self._note((collection_id, shard))
