@@ -166,6 +166,7 @@ def recall_families(summaries: Iterable[RecallSummary], *, now_s: float) -> list
     summaries = list(summaries)
     return [
         *_slice_families(summaries, now_s=now_s),
+        *_merged_families(summaries, now_s=now_s),
         *_tail_families(summaries, now_s=now_s),
         *_coverage_families(summaries),
         *_segment_families(summaries),
@@ -200,7 +201,9 @@ def _slice_families(summaries: list[RecallSummary], *, now_s: float) -> list[Fam
         ("collection", "band", "bound"),
     )
     tiers = Family(
-        "annheal_recall_tier_ratio", "The same by tier.", ("collection", "tier", "bound")
+        "annheal_recall_tier_ratio",
+        "Recall of each segment's own best k, by tier.",
+        ("collection", "tier", "bound"),
     )
     models = Family(
         "annheal_recall_model_ratio", "The same by model.", ("collection", "model", "bound")
@@ -252,7 +255,29 @@ def _slice_families(summaries: list[RecallSummary], *, now_s: float) -> list[Fam
             _add_bounds(tiers, part.estimate, one.collection, part.name, now_s=now_s)
         for part in one.models:
             _add_bounds(models, part.estimate, one.collection, part.name, now_s=now_s)
-    return [objective, recall, served, window, tail, tiers, models, queries, seen, stability, age]
+    return [
+        objective, recall, served, window, tail, tiers, models, queries,
+        seen, stability, age,
+    ]  # fmt: skip
+
+
+def _merged_families(summaries: list[RecallSummary], *, now_s: float) -> list[Family]:
+    """Return what is known of shards apart from their answers, of collections of several."""
+    own_top_k = Family(
+        "annheal_recall_own_top_k_ratio",
+        "Recall of each shard's own best k, averaged; of collections of several shards.",
+        ("collection", "bound"),
+    )
+    incomplete = Family(
+        "annheal_recall_incomplete_queries",
+        "Queries that some shards measured and others did not; they say nothing about answers.",
+        ("collection",),
+    )
+    for one in summaries:
+        if one.merged is not None:
+            _add_bounds(own_top_k, one.merged.own_top_k.estimate, one.collection, now_s=now_s)
+            incomplete.add(one.merged.incomplete, one.collection)
+    return [own_top_k, incomplete]
 
 
 def _add_tail(

@@ -126,7 +126,12 @@ class Node:
                 work, collection_id=request.collection_id, exact=exact, deadline=deadline
             )
         self._monitor.sampler.note(
-            request.collection_id, queries, request.options, match_counts, answer
+            request.collection_id,
+            queries,
+            request.options,
+            match_counts,
+            answer,
+            request.numbers,
         )
         band = band_of(
             sum(match_count.matches for match_count in match_counts),
@@ -283,6 +288,10 @@ def _check_queries(request: SearchRequest, model: ModelSpec) -> None:
     hits = len(queries) * options.k
     if hits > SEARCH_HITS_MAX:
         raise InvalidArgument.of("k", f"{hits} hits are wanted; the limit is {SEARCH_HITS_MAX}")
+    if request.numbers is not None and len(request.numbers) != len(queries):
+        raise InvalidArgument.of(
+            "query_numbers", f"are {len(request.numbers)} for {len(queries)} queries; send as many"
+        )
     if not np.isfinite(queries).all():
         raise InvalidArgument.of("queries", "hold a value that is not finite")
 

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from annheal.model.filter import Filter
+from annheal.model.measures.shard_queries import Numbers
 from annheal.model.records import IDS_ONLY, Float32Matrix, Projection, RecordSet
 from annheal.model.topology.shard import ShardId
 
@@ -43,7 +44,9 @@ class SearchRequest:
     """Queries (n, d) float32 for some shards of one collection, all on the node addressed.
 
     `min_sequences[shard number]`: the shard must have applied that sequence (session reads).
-    `timeout_s` is what is left of the caller's time.
+    `timeout_s` is what is left of the caller's time. `numbers` (n,) uint64 are random, and the same
+    for all nodes that search for a query, so that they sample the same queries; None where one
+    shard has all records.
     """
 
     collection_id: str
@@ -53,6 +56,7 @@ class SearchRequest:
     consistency: Consistency = Consistency.EVENTUAL
     min_sequences: dict[int, int] = field(default_factory=dict)
     timeout_s: float = 60.0
+    numbers: Numbers | None = None
 
 
 @dataclass(frozen=True, slots=True)

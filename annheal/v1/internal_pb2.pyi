@@ -1,8 +1,11 @@
+import datetime
+
 from annheal.v1 import admin_pb2 as _admin_pb2
 from annheal.v1 import columns_pb2 as _columns_pb2
 from annheal.v1 import filter_pb2 as _filter_pb2
 from annheal.v1 import search_pb2 as _search_pb2
 from annheal.v1 import session_pb2 as _session_pb2
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -12,7 +15,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class SearchShardsRequest(_message.Message):
-    __slots__ = ("collection_id", "shards", "dimension", "queries", "k", "filter", "exact", "ef", "recall_objective", "projection", "explain", "model", "consistency", "min_sequences")
+    __slots__ = ("collection_id", "shards", "dimension", "queries", "k", "filter", "exact", "ef", "recall_objective", "projection", "explain", "model", "consistency", "min_sequences", "query_numbers")
     class MinSequencesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -34,6 +37,7 @@ class SearchShardsRequest(_message.Message):
     MODEL_FIELD_NUMBER: _ClassVar[int]
     CONSISTENCY_FIELD_NUMBER: _ClassVar[int]
     MIN_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
+    QUERY_NUMBERS_FIELD_NUMBER: _ClassVar[int]
     collection_id: str
     shards: _containers.RepeatedScalarFieldContainer[int]
     dimension: int
@@ -48,7 +52,8 @@ class SearchShardsRequest(_message.Message):
     model: str
     consistency: _session_pb2.Consistency
     min_sequences: _containers.ScalarMap[int, int]
-    def __init__(self, collection_id: _Optional[str] = ..., shards: _Optional[_Iterable[int]] = ..., dimension: _Optional[int] = ..., queries: _Optional[bytes] = ..., k: _Optional[int] = ..., filter: _Optional[_Union[_filter_pb2.Filter, _Mapping]] = ..., exact: _Optional[bool] = ..., ef: _Optional[int] = ..., recall_objective: _Optional[float] = ..., projection: _Optional[_Union[_columns_pb2.Projection, _Mapping]] = ..., explain: _Optional[bool] = ..., model: _Optional[str] = ..., consistency: _Optional[_Union[_session_pb2.Consistency, str]] = ..., min_sequences: _Optional[_Mapping[int, int]] = ...) -> None: ...
+    query_numbers: bytes
+    def __init__(self, collection_id: _Optional[str] = ..., shards: _Optional[_Iterable[int]] = ..., dimension: _Optional[int] = ..., queries: _Optional[bytes] = ..., k: _Optional[int] = ..., filter: _Optional[_Union[_filter_pb2.Filter, _Mapping]] = ..., exact: _Optional[bool] = ..., ef: _Optional[int] = ..., recall_objective: _Optional[float] = ..., projection: _Optional[_Union[_columns_pb2.Projection, _Mapping]] = ..., explain: _Optional[bool] = ..., model: _Optional[str] = ..., consistency: _Optional[_Union[_session_pb2.Consistency, str]] = ..., min_sequences: _Optional[_Mapping[int, int]] = ..., query_numbers: _Optional[bytes] = ...) -> None: ...
 
 class SearchShardsResponse(_message.Message):
     __slots__ = ("counts", "scores", "ids", "columns", "explain", "sequences", "missing_shards", "below_objective")
@@ -248,7 +253,7 @@ class ReportRecallResponse(_message.Message):
     def __init__(self, collections: _Optional[_Iterable[_Union[CollectionRecall, _Mapping]]] = ...) -> None: ...
 
 class CollectionRecall(_message.Message):
-    __slots__ = ("collection_id", "recall_objective", "sampled_share", "shards", "segments", "filters", "latency", "own", "coverage")
+    __slots__ = ("collection_id", "recall_objective", "sampled_share", "shards", "segments", "filters", "latency", "own", "coverage", "queries")
     COLLECTION_ID_FIELD_NUMBER: _ClassVar[int]
     RECALL_OBJECTIVE_FIELD_NUMBER: _ClassVar[int]
     SAMPLED_SHARE_FIELD_NUMBER: _ClassVar[int]
@@ -258,6 +263,7 @@ class CollectionRecall(_message.Message):
     LATENCY_FIELD_NUMBER: _ClassVar[int]
     OWN_FIELD_NUMBER: _ClassVar[int]
     COVERAGE_FIELD_NUMBER: _ClassVar[int]
+    QUERIES_FIELD_NUMBER: _ClassVar[int]
     collection_id: str
     recall_objective: float
     sampled_share: float
@@ -267,7 +273,8 @@ class CollectionRecall(_message.Message):
     latency: _admin_pb2.LatencyTrend
     own: _containers.RepeatedCompositeFieldContainer[OwnSettingRecall]
     coverage: _containers.RepeatedCompositeFieldContainer[_admin_pb2.BandCoverage]
-    def __init__(self, collection_id: _Optional[str] = ..., recall_objective: _Optional[float] = ..., sampled_share: _Optional[float] = ..., shards: _Optional[_Iterable[_Union[ShardBandRecall, _Mapping]]] = ..., segments: _Optional[_Iterable[_Union[_admin_pb2.SegmentRecall, _Mapping]]] = ..., filters: _Optional[_Iterable[_Union[_admin_pb2.FilterRecall, _Mapping]]] = ..., latency: _Optional[_Union[_admin_pb2.LatencyTrend, _Mapping]] = ..., own: _Optional[_Iterable[_Union[OwnSettingRecall, _Mapping]]] = ..., coverage: _Optional[_Iterable[_Union[_admin_pb2.BandCoverage, _Mapping]]] = ...) -> None: ...
+    queries: _containers.RepeatedCompositeFieldContainer[ShardQueries]
+    def __init__(self, collection_id: _Optional[str] = ..., recall_objective: _Optional[float] = ..., sampled_share: _Optional[float] = ..., shards: _Optional[_Iterable[_Union[ShardBandRecall, _Mapping]]] = ..., segments: _Optional[_Iterable[_Union[_admin_pb2.SegmentRecall, _Mapping]]] = ..., filters: _Optional[_Iterable[_Union[_admin_pb2.FilterRecall, _Mapping]]] = ..., latency: _Optional[_Union[_admin_pb2.LatencyTrend, _Mapping]] = ..., own: _Optional[_Iterable[_Union[OwnSettingRecall, _Mapping]]] = ..., coverage: _Optional[_Iterable[_Union[_admin_pb2.BandCoverage, _Mapping]]] = ..., queries: _Optional[_Iterable[_Union[ShardQueries, _Mapping]]] = ...) -> None: ...
 
 class ShardBandRecall(_message.Message):
     __slots__ = ("shard", "band", "estimate", "stability", "seen", "recent", "served")
@@ -286,6 +293,50 @@ class ShardBandRecall(_message.Message):
     recent: int
     served: _admin_pb2.RecallEstimate
     def __init__(self, shard: _Optional[int] = ..., band: _Optional[_Union[_admin_pb2.SelectivityBand, str]] = ..., estimate: _Optional[_Union[_admin_pb2.RecallEstimate, _Mapping]] = ..., stability: _Optional[float] = ..., seen: _Optional[int] = ..., recent: _Optional[int] = ..., served: _Optional[_Union[_admin_pb2.RecallEstimate, _Mapping]] = ...) -> None: ...
+
+class ShardQueries(_message.Message):
+    __slots__ = ("shard", "measured_at", "valid_s", "numbers", "same", "ks", "filters", "own", "objectives", "matches", "live_rows", "sampled_at_s", "depths", "more", "scores", "marks", "served", "cuts", "gone", "gone_scores")
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    MEASURED_AT_FIELD_NUMBER: _ClassVar[int]
+    VALID_S_FIELD_NUMBER: _ClassVar[int]
+    NUMBERS_FIELD_NUMBER: _ClassVar[int]
+    SAME_FIELD_NUMBER: _ClassVar[int]
+    KS_FIELD_NUMBER: _ClassVar[int]
+    FILTERS_FIELD_NUMBER: _ClassVar[int]
+    OWN_FIELD_NUMBER: _ClassVar[int]
+    OBJECTIVES_FIELD_NUMBER: _ClassVar[int]
+    MATCHES_FIELD_NUMBER: _ClassVar[int]
+    LIVE_ROWS_FIELD_NUMBER: _ClassVar[int]
+    SAMPLED_AT_S_FIELD_NUMBER: _ClassVar[int]
+    DEPTHS_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
+    SCORES_FIELD_NUMBER: _ClassVar[int]
+    MARKS_FIELD_NUMBER: _ClassVar[int]
+    SERVED_FIELD_NUMBER: _ClassVar[int]
+    CUTS_FIELD_NUMBER: _ClassVar[int]
+    GONE_FIELD_NUMBER: _ClassVar[int]
+    GONE_SCORES_FIELD_NUMBER: _ClassVar[int]
+    shard: int
+    measured_at: _timestamp_pb2.Timestamp
+    valid_s: float
+    numbers: _containers.RepeatedScalarFieldContainer[int]
+    same: _containers.RepeatedScalarFieldContainer[int]
+    ks: _containers.RepeatedScalarFieldContainer[int]
+    filters: _containers.RepeatedScalarFieldContainer[int]
+    own: _containers.RepeatedScalarFieldContainer[bool]
+    objectives: _containers.RepeatedScalarFieldContainer[float]
+    matches: _containers.RepeatedScalarFieldContainer[int]
+    live_rows: _containers.RepeatedScalarFieldContainer[int]
+    sampled_at_s: _containers.RepeatedScalarFieldContainer[float]
+    depths: _containers.RepeatedScalarFieldContainer[int]
+    more: _containers.RepeatedScalarFieldContainer[bool]
+    scores: bytes
+    marks: bytes
+    served: _containers.RepeatedScalarFieldContainer[bool]
+    cuts: _containers.RepeatedScalarFieldContainer[float]
+    gone: _containers.RepeatedScalarFieldContainer[int]
+    gone_scores: bytes
+    def __init__(self, shard: _Optional[int] = ..., measured_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., valid_s: _Optional[float] = ..., numbers: _Optional[_Iterable[int]] = ..., same: _Optional[_Iterable[int]] = ..., ks: _Optional[_Iterable[int]] = ..., filters: _Optional[_Iterable[int]] = ..., own: _Optional[_Iterable[bool]] = ..., objectives: _Optional[_Iterable[float]] = ..., matches: _Optional[_Iterable[int]] = ..., live_rows: _Optional[_Iterable[int]] = ..., sampled_at_s: _Optional[_Iterable[float]] = ..., depths: _Optional[_Iterable[int]] = ..., more: _Optional[_Iterable[bool]] = ..., scores: _Optional[bytes] = ..., marks: _Optional[bytes] = ..., served: _Optional[_Iterable[bool]] = ..., cuts: _Optional[_Iterable[float]] = ..., gone: _Optional[_Iterable[int]] = ..., gone_scores: _Optional[bytes] = ...) -> None: ...
 
 class OwnSettingRecall(_message.Message):
     __slots__ = ("shard", "objective", "estimate", "served")

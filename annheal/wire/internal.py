@@ -17,6 +17,7 @@ from annheal.model.limits import (
     WRITE_ROWS_MAX,
 )
 from annheal.model.measures.recall_audit import checked_audit_queries
+from annheal.model.measures.shard_queries import Numbers
 from annheal.model.names import checked_name, checked_shard
 from annheal.model.records import IDS_ONLY, Projection, RecordSet
 from annheal.model.search import Consistency, SearchAnswer, SearchOptions, SearchRequest
@@ -55,6 +56,7 @@ class _OfCollection(Protocol):
 
 
 _FLOAT32 = np.dtype("<f4")
+_UINT64 = np.dtype("<u8")
 _NOTHING_SEEN = -1
 """`after_hash` and `last_hash` where no record was seen; hashes are unsigned."""
 
@@ -84,6 +86,8 @@ def encode_shard_search(request: SearchRequest) -> pb.SearchShardsRequest:
         message.filter.CopyFrom(encode_filter(options.filter))
     if not options.projection.ids_only:
         message.projection.CopyFrom(encode_projection(options.projection))
+    if request.numbers is not None:
+        message.query_numbers = request.numbers.astype(_UINT64, copy=False).tobytes()
     return message
 
 
@@ -119,7 +123,16 @@ def decode_shard_search(message: pb.SearchShardsRequest, *, timeout_s: float) ->
             if shard in message.min_sequences
         },
         timeout_s=timeout_s,
+        numbers=_numbers(message.query_numbers),
     )
+
+
+def _numbers(packed: bytes) -> Numbers | None:
+    if len(packed) % _UINT64.itemsize:
+        raise InvalidArgument.of(
+            "query_numbers", f"has {len(packed)} bytes, no whole number of 8-byte integers"
+        )
+    return np.frombuffer(packed, dtype=_UINT64) if packed else None
 
 
 def encode_shard_answer(answer: SearchAnswer) -> pb.SearchShardsResponse:

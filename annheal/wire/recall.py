@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 
 import numpy as np
+import numpy.typing as npt
 
 from annheal.errors import InvalidArgument
 from annheal.model.limits import ANSWER_BYTES_MAX
@@ -24,17 +25,25 @@ from annheal.model.measures.recall import (
 from annheal.model.measures.recall_audit import AuditVerdict, BandAudit
 from annheal.model.measures.recall_summary import (
     ALL_SHARDS,
+    MergedRecall,
     RecallSlice,
     RecallSummary,
     RecallVerdict,
 )
 from annheal.model.measures.recall_tail import TailEstimate, TailObjective
 from annheal.model.measures.recall_worst import LiveQuery, ShownHit, WorstQuery, WorstReport
+from annheal.model.measures.shard_queries import ShardQueries
 from annheal.v1 import admin_pb2, internal_pb2
 from annheal.wire.enums import AUDIT_VERDICT, BAND, RECALL_RUNG, RECALL_VERDICT, TIER
 from annheal.wire.filters import decode_filter, encode_filter
 from annheal.wire.latency import decode_trend, encode_trend
 from annheal.wire.timestamps import decode_seconds, encode_seconds
+
+_FLOAT32 = np.dtype("<f4")
+_QUERY_COLUMNS = (
+    "same", "ks", "filters", "own", "objectives", "matches", "live_rows", "sampled_at_s", "depths",
+    "more", "served", "cuts", "gone",
+)  # fmt: skip
 
 
 def encode_recall_reports(
@@ -53,6 +62,7 @@ def encode_recall_reports(
                 latency=None if report.latency is None else encode_trend(report.latency),
                 own=[_encode_own(one) for one in report.own],
                 coverage=[_encode_coverage(one) for one in report.coverage],
+                queries=[_encode_queries(one) for one in report.queries],
             )
             for report in reports
         ]
@@ -62,7 +72,10 @@ def encode_recall_reports(
 def decode_recall_reports(
     message: internal_pb2.ReportRecallResponse,
 ) -> tuple[CollectionRecall, ...]:
-    """Return what one node measured; bands that this version does not know are left out."""
+    """Return what one node measured; bands that this version does not know are left out.
+
+    Raises `InvalidArgument` for columns of different lengths.
+    """
     return tuple(
         CollectionRecall(
             collection_id=report.collection_id,
@@ -76,6 +89,7 @@ def decode_recall_reports(
             latency=decode_trend(report.latency) if report.HasField("latency") else None,
             own=tuple(_decode_own(one) for one in report.own),
             coverage=_decode_coverage(report.coverage),
+            queries=tuple(_decode_queries(one) for one in report.queries),
         )
         for report in message.collections
     )
@@ -101,6 +115,7 @@ def encode_recall_summary(summary: RecallSummary) -> admin_pb2.GetRecallResponse
         coverage=[_encode_coverage(one) for one in summary.coverage],
         recall_tail_objective=summary.tail_objective.recall if summary.tail_objective else 0.0,
         recall_objective_share=summary.tail_objective.share if summary.tail_objective else 0.0,
+        merged=None if summary.merged is None else _encode_merged(summary.merged),
     )
 
 
@@ -127,6 +142,7 @@ def decode_recall_summary(message: admin_pb2.GetRecallResponse) -> RecallSummary
             if message.recall_tail_objective
             else None
         ),
+        merged=_decode_merged(message.merged) if message.HasField("merged") else None,
     )
 
 
@@ -271,6 +287,18 @@ def _decode_coverage(messages: Iterable[admin_pb2.BandCoverage]) -> tuple[BandCo
     )
 
 
+def _encode_merged(one: MergedRecall) -> admin_pb2.MergedRecall:
+    return admin_pb2.MergedRecall(
+        complete=one.complete,
+        incomplete=one.incomplete,
+        own_top_k=_encode_slice(one.own_top_k),
+    )
+
+
+def _decode_merged(message: admin_pb2.MergedRecall) -> MergedRecall:
+    return MergedRecall(message.complete, message.incomplete, _decode_slice(message.own_top_k))
+
+
 def _encode_estimate(estimate: RecallEstimate) -> admin_pb2.RecallEstimate:
     return admin_pb2.RecallEstimate(
         k=estimate.k,
@@ -366,6 +394,76 @@ def _decode_own(message: internal_pb2.OwnSettingRecall) -> OwnSettingRecall:
         estimate=_decode_estimate(message.estimate),
         served=_decode_estimate(message.served) if message.HasField("served") else None,
     )
+
+
+def _encode_queries(one: ShardQueries) -> internal_pb2.ShardQueries:
+    return internal_pb2.ShardQueries(
+        shard=one.shard,
+        measured_at=encode_seconds(one.measured_at_s),
+        valid_s=one.valid_s,
+        numbers=one.numbers.tolist(),
+        same=one.same.tolist(),
+        ks=one.ks.tolist(),
+        filters=one.filters.tolist(),
+        own=one.own.tolist(),
+        objectives=one.objectives.tolist(),
+        matches=one.matches.tolist(),
+        live_rows=one.live_rows.tolist(),
+        sampled_at_s=one.sampled_at_s.tolist(),
+        depths=one.depths.tolist(),
+        more=one.more.tolist(),
+        scores=one.scores.astype(_FLOAT32, copy=False).tobytes(),
+        marks=one.marks.tobytes(),
+        served=one.served.tolist(),
+        cuts=one.cuts.tolist(),
+        gone=one.gone.tolist(),
+        gone_scores=one.gone_scores.astype(_FLOAT32, copy=False).tobytes(),
+    )
+
+
+def _decode_queries(message: internal_pb2.ShardQueries) -> ShardQueries:
+    found = ShardQueries(
+        shard=message.shard,
+        measured_at_s=decode_seconds(message.measured_at),
+        valid_s=message.valid_s,
+        numbers=np.array(message.numbers, dtype=np.uint64),
+        same=np.array(message.same, dtype=np.uint64),
+        ks=np.array(message.ks, dtype=np.int64),
+        filters=np.array(message.filters, dtype=np.uint64),
+        own=np.array(message.own, dtype=np.bool_),
+        objectives=np.array(message.objectives, dtype=np.float64),
+        matches=np.array(message.matches, dtype=np.int64),
+        live_rows=np.array(message.live_rows, dtype=np.int64),
+        sampled_at_s=np.array(message.sampled_at_s, dtype=np.float64),
+        depths=np.array(message.depths, dtype=np.int64),
+        more=np.array(message.more, dtype=np.bool_),
+        scores=_floats(message.scores, field="queries.scores"),
+        marks=np.frombuffer(message.marks, dtype=np.uint8),
+        served=np.array(message.served, dtype=np.bool_),
+        cuts=np.array(message.cuts, dtype=np.float32),
+        gone=np.array(message.gone, dtype=np.int64),
+        gone_scores=_floats(message.gone_scores, field="queries.gone_scores"),
+    )
+    for name in _QUERY_COLUMNS:
+        if len(getattr(found, name)) != len(found.numbers):
+            raise InvalidArgument.of(
+                f"queries.{name}",
+                f"has {len(getattr(found, name))} items for {len(found.numbers)} queries",
+            )
+    for name, counts in (("scores", "depths"), ("marks", "depths"), ("gone_scores", "gone")):
+        expected = sum(getattr(found, counts).tolist())
+        if len(getattr(found, name)) != expected:
+            raise InvalidArgument.of(
+                f"queries.{name}",
+                f"has {len(getattr(found, name))} items; {counts} add up to {expected}",
+            )
+    return found
+
+
+def _floats(packed: bytes, *, field: str) -> npt.NDArray[np.float32]:
+    if len(packed) % _FLOAT32.itemsize:
+        raise InvalidArgument.of(field, f"has {len(packed)} bytes, no whole number of floats")
+    return np.frombuffer(packed, dtype=_FLOAT32)
 
 
 def _encode_segment(one: SegmentRecall) -> admin_pb2.SegmentRecall:

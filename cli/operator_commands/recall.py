@@ -35,6 +35,7 @@ from annheal.model.measures.recall_audit import AUDIT_QUERIES_MAX
 from annheal.model.measures.recall_summary import (
     OWN_EF,
     TAIL_RECALL,
+    MergedRecall,
     RecallSlice,
     RecallSummary,
     RecallVerdict,
@@ -252,6 +253,7 @@ def render_summary(summary: RecallSummary) -> RenderableType:
             ("95 % interval", _interval(estimate)),
         ]
     lines += [
+        *_merged_lines(summary.merged),
         ("objective", _objective(summary)),
         *_tail_facts(summary),
         (
@@ -282,11 +284,7 @@ def render_summary(summary: RecallSummary) -> RenderableType:
         parts += ["", render_bands(summary)]
     if summary.own:
         parts += ["", _render_own(summary.own)]
-    for title, slices in (
-        ("TIER", summary.tiers), ("MODEL", summary.models), ("SHARD", summary.shards)
-    ):  # fmt: skip
-        if len(slices) > 1:
-            parts += ["", _render_slices(title, slices)]
+    parts += _render_parts(summary)
     if summary.segments:
         parts += ["", _render_segments(summary)]
     if summary.latency:
@@ -297,6 +295,22 @@ def render_summary(summary: RecallSummary) -> RenderableType:
         for node, error in summary.errors.items()
     ]
     return Group(*parts)
+
+
+def _merged_lines(merged: MergedRecall | None) -> list[tuple[str, object]]:
+    """Return what recall over several shards is about, and that of each shard's own hits."""
+    if merged is None:
+        return []
+    lines: list[tuple[str, object]] = [
+        ("recall of", f"answers; all shards have measured {merged.complete:,} queries")
+    ]
+    if merged.incomplete:
+        lines.append(("left out", f"{merged.incomplete:,} queries that not all shards measured"))
+    if (own := merged.own_top_k.estimate) is not None:
+        lines.append(
+            (f"own top {own.k}", f"{_recall(own)} ({_interval(own)}), of each shard, averaged")
+        )
+    return lines
 
 
 def render_bands(summary: RecallSummary) -> RenderableType:
@@ -359,6 +373,18 @@ def plans_text(plans: dict[str, int]) -> str | None:
     total = sum(plans.values())
     ranked = sorted(plans.items(), key=lambda item: -item[1])
     return ", ".join(f"{name} {count / total:.0%}" for name, count in ranked) or None
+
+
+def _render_parts(summary: RecallSummary) -> list[RenderableType]:
+    """Return recall by tier, model and shard, of the hits of each segment or shard."""
+    of = "" if summary.merged is None else " (OWN TOP K)"
+    parts: list[RenderableType] = []
+    for title, slices in (
+        ("TIER", summary.tiers), ("MODEL", summary.models), ("SHARD", summary.shards)
+    ):  # fmt: skip
+        if len(slices) > 1:
+            parts += ["", _render_slices(title + of, slices)]
+    return parts
 
 
 def _render_slices(title: str, slices: Sequence[RecallSlice]) -> RenderableType:

@@ -18,6 +18,7 @@ import numpy as np
 
 from annheal.coordinator.data_path.merge import slice_answer
 from annheal.errors import AnnhealError, DeadlineExceeded, ResourceExhausted, Unavailable
+from annheal.model.measures.shard_queries import Numbers
 from annheal.model.records import Float32Matrix
 from annheal.model.search import Consistency, SearchAnswer, SearchOptions, SearchRequest
 from annheal.rpc.port import ShardNode
@@ -37,7 +38,7 @@ GroupKey: TypeAlias = tuple[str, tuple[int, ...], SearchOptions, Consistency]
 class _Waiter:
     """One caller's queries and the future of its answer."""
 
-    __slots__ = ("alone", "deadline", "future", "min_sequences", "queries")
+    __slots__ = ("alone", "deadline", "future", "min_sequences", "numbers", "queries")
 
     def __init__(
         self,
@@ -45,9 +46,11 @@ class _Waiter:
         future: asyncio.Future[SearchAnswer],
         deadline: Deadline,
         min_sequences: Mapping[int, int],
+        numbers: Numbers | None,
         alone: bool,
     ) -> None:
         self.queries = queries
+        self.numbers = numbers
         self.future = future
         self.deadline = deadline
         self.min_sequences = min_sequences
@@ -113,8 +116,11 @@ class SearchBatcher:
         consistency: Consistency,
         deadline: Deadline,
         min_sequences: Mapping[int, int] = _NO_SEQUENCES,
+        numbers: Numbers | None = None,
     ) -> SearchAnswer:
         """Return the hits of `queries` (n, d) among `shards`, all of which the node serves.
+
+        `numbers` is that of `SearchRequest`: for one collection always there, or never.
 
         Queries with equal collection, shards, options and consistency share a call; the sequences
         that session reads ask for are joined by their maximum. The caller bounds the wait: an
@@ -132,7 +138,7 @@ class SearchBatcher:
                 retry_after_s=_RETRY_AFTER_S,
             )
         future: asyncio.Future[SearchAnswer] = asyncio.get_running_loop().create_future()
-        waiter = _Waiter(queries, future, deadline, min_sequences, options.explain)
+        waiter = _Waiter(queries, future, deadline, min_sequences, numbers, options.explain)
         lane_key = (collection_id, options.exact)
         lane = self._lanes.setdefault(lane_key, _Lane())
         key = (collection_id, shards, options, consistency)
@@ -207,9 +213,12 @@ class SearchBatcher:
         collection_id, shards, options, consistency = key
         if len(batch) == 1:
             queries, sequences = batch[0].queries, dict(batch[0].min_sequences)
+            numbers = batch[0].numbers
         else:
             queries = np.concatenate([waiter.queries for waiter in batch])
             sequences = _joined(batch)
+            parts = [waiter.numbers for waiter in batch if waiter.numbers is not None]
+            numbers = np.concatenate(parts) if len(parts) == len(batch) else None
         timeout_s = max(waiter.deadline.remaining_s for waiter in batch)
         if timeout_s <= 0:
             raise DeadlineExceeded("the deadline passed while the search waited for its node")
@@ -221,6 +230,7 @@ class SearchBatcher:
             consistency=consistency,
             min_sequences=sequences,
             timeout_s=timeout_s,
+            numbers=numbers,
         )
         try:
             async with asyncio.timeout(timeout_s):

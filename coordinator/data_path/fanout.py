@@ -8,13 +8,17 @@ them much longer than for the others, and names them.
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from annheal.coordinator.data_path.merge import empty_answer, merge_answers
 from annheal.coordinator.data_path.router import ROUTE_POLICY, Router, reroutable
 from annheal.errors import AnnhealError, DeadlineExceeded, Unavailable
 from annheal.model.collection import Collection
+from annheal.model.measures.shard_queries import Numbers
 from annheal.model.records import Float32Matrix
 from annheal.model.search import Consistency, SearchAnswer, SearchOptions
 from annheal.model.topology.shard import ShardId
@@ -28,7 +32,10 @@ _PARTIAL_RESERVE = 0.1
 
 @dataclass(frozen=True, slots=True)
 class SearchCall:
-    """A search as it goes to every shard; `queries` (n, d) float32 are normalised already."""
+    """A search as it goes to every shard; `queries` (n, d) float32 are normalised already.
+
+    `numbers` is that of `SearchRequest`.
+    """
 
     collection: Collection
     queries: Float32Matrix
@@ -36,13 +43,17 @@ class SearchCall:
     consistency: Consistency
     min_sequences: Mapping[int, int]
     deadline: Deadline
+    numbers: Numbers | None = None
 
 
 class Fanout:
-    """Searches collections through the router."""
+    """Searches collections through the router; `draw` numbers the queries."""
 
-    def __init__(self, router: Router, *, partial_patience_s: float) -> None:
+    def __init__(
+        self, router: Router, *, partial_patience_s: float, draw: random.Random | None = None
+    ) -> None:
         self._router = router
+        self._draw = draw or random.Random()
         self._partial_patience_s = partial_patience_s
 
     async def search(
@@ -61,7 +72,10 @@ class Fanout:
         Raises `Unavailable` that names the shards that no node could answer for, unless
         `allow_partial`: then the answer names them. `DeadlineExceeded` when a node was too slow.
         """
-        call = SearchCall(collection, queries, options, consistency, min_sequences, deadline)
+        numbers = self._numbers(len(queries)) if collection.shard_count > 1 else None
+        call = SearchCall(
+            collection, queries, options, consistency, min_sequences, deadline, numbers
+        )
         if allow_partial:
             return await self._search_patiently(call, patience_s=self._partial_patience_s)
         groups = self._router.groups(collection)
@@ -77,6 +91,9 @@ class Fanout:
                     if not reroutable(error):
                         raise
         return await self._search_patiently(call, patience_s=None)
+
+    def _numbers(self, queries: int) -> Numbers:
+        return np.frombuffer(self._draw.randbytes(8 * queries), dtype=np.uint64)
 
     async def _search_patiently(
         self, call: SearchCall, *, patience_s: float | None
@@ -161,6 +178,7 @@ class Fanout:
             consistency=call.consistency,
             deadline=call.deadline,
             min_sequences=wanted,
+            numbers=call.numbers,
         )
 
     def _settle(

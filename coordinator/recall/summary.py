@@ -1,12 +1,16 @@
 """Joins the recall that nodes measured on live queries into a summary of each collection.
 
+What users get is an answer over all shards. With several shards its recall is measured with queries
+that all of them measured (`answers.py`): a shard's recall of its own best k is another figure.
+
 There are two ways to join estimates, for dependent and for independent parts. Let part i have the
 mean r_i, the interval [l_i, h_i], n_i queries and the weight w_i, where the weights add up to 1.
 Always r = sum(w_i r_i).
 
 - Shards, and segments, of one band answer the same queries, and a hard query is hard everywhere.
   Their errors may be correlated to any degree, so the bounds are averaged like the means:
-  l = sum(w_i l_i), h = sum(w_i h_i), n = max(n_i). Such an interval is never too narrow. w_i is
+  l = sum(w_i l_i), h = sum(w_i h_i), n = max(n_i). Such an interval is never too narrow. A shard
+  that was searched but not measured widens it by its weight. w_i is
   proportional to the queries of shard i in this band in the last window, as one filter may be of
   different bands in two shards; for segments, and where no shard has any, to n_i.
 - Bands hold different queries, so their errors are independent: they are strata of the traffic and
@@ -28,6 +32,7 @@ from typing import TypeVar
 from annheal.coordinator.catalog.catalog import Catalog
 from annheal.coordinator.data_path.ask_nodes import ask_nodes
 from annheal.coordinator.data_path.router import Router
+from annheal.coordinator.recall.answers import AnswerRecall
 from annheal.coordinator.recall.tail import join_dependent_tails, join_independent_tails
 from annheal.model.collection import Collection
 from annheal.model.measures.latency import LatencyTrend
@@ -45,6 +50,7 @@ from annheal.model.measures.recall import (
 from annheal.model.measures.recall_summary import (
     ALL_SHARDS,
     OWN_EF,
+    MergedRecall,
     RecallSlice,
     RecallSummary,
     RecallVerdict,
@@ -135,6 +141,7 @@ class RecallView:
             filters=tuple(one for one in report.filters if owned(one.shard)),
             own=tuple(one for one in report.own if owned(one.shard)),
             coverage=tuple(one for one in report.coverage if owned(one.shard)),
+            queries=tuple(one for one in report.queries if owned(one.shard)),
         )
 
 
@@ -156,14 +163,14 @@ def summarise(
     settings = collection.settings
     judge = _Judge(settings.recall_objective, now_s, settings.tail_objective)
     traffic = traffic_by_band(shards)
-    bands = _bands(shards, judge)
+    answers = AnswerRecall.of(reports, shard_count=collection.shard_count, tail=judge.tail)
     return RecallSummary(
         collection=collection.name,
         collection_id=collection.id,
         recall_objective=judge.objective,
         sampled_share=max((report.sampled_share for report in reports), default=0.0),
-        overall=_overall(shards, judge),
-        bands=bands,
+        overall=_overall(shards, judge, answers),
+        bands=_bands(shards, judge, answers),
         shards=tuple(
             _of_shard(shard, parts, judge)
             for shard, parts in sorted(_grouped(shards, lambda one: one.shard).items())
@@ -173,12 +180,19 @@ def summarise(
         segments=tuple(
             sorted(segments, key=lambda one: (one.shard, one.segment_id, _rank(one.band)))
         ),
-        filters=_join_filters([one for report in reports for one in report.filters]),
+        filters=_join_filters([one for report in reports for one in report.filters], answers),
         latency=dict(latency or {}),
-        own=_own((one for report in reports for one in report.own), now_s=now_s),
+        own=_own((one for report in reports for one in report.own), answers, now_s=now_s),
         tail_objective=judge.tail,
         coverage=tuple(one for report in reports for one in report.coverage),
         errors=dict(errors or {}),
+        merged=None
+        if answers is None
+        else MergedRecall(
+            complete=len(answers.queries.recalls),
+            incomplete=answers.queries.incomplete,
+            own_top_k=_overall(shards, judge, None),
+        ),
     )
 
 
@@ -343,32 +357,39 @@ def _join_shares(parts: Sequence[RecallEstimate], weights: Sequence[float]) -> t
     )
 
 
-def _bands(shards: Sequence[ShardBandRecall], judge: _Judge) -> tuple[RecallSlice, ...]:
-    grouped = _grouped(shards, lambda one: one.band)
+def _bands(
+    shards: Sequence[ShardBandRecall], judge: _Judge, answers: AnswerRecall | None
+) -> tuple[RecallSlice, ...]:
+    grouped = _by_band(shards, answers)
     seen, recent = seen_by_band(shards), recent_by_band(shards)
     return tuple(
         _slice(
             band.value,
-            _joined(grouped[band]),
+            _of_band(band, grouped[band], answers),
             judge,
             stability=_stability(grouped[band]),
-            seen=seen[band],
-            served=_joined_served(grouped[band]),
-            recent=recent[band],
+            seen=seen.get(band, 0),
+            served=_served_of_band(band, grouped[band], answers),
+            recent=recent.get(band, 0),
+            shards=_joined(grouped[band]),
         )
         for band in SelectivityBand
         if band in grouped
     )
 
 
-def _overall(shards: Sequence[ShardBandRecall], judge: _Judge) -> RecallSlice:
+def _overall(
+    shards: Sequence[ShardBandRecall], judge: _Judge, answers: AnswerRecall | None
+) -> RecallSlice:
     traffic = traffic_by_band(shards)
-    bands = _grouped(shards, lambda one: one.band)
-    parts = [(_joined(held), traffic[band]) for band, held in bands.items()]
+    bands = _by_band(shards, answers)
+    parts = [
+        (_of_band(band, held, answers), traffic.get(band, 0.0)) for band, held in bands.items()
+    ]
     served = [
-        (joined, traffic[band])
+        (joined, traffic.get(band, 0.0))
         for band, held in bands.items()
-        if (joined := _joined_served(held)) is not None
+        if (joined := _served_of_band(band, held, answers)) is not None
     ]
     found = _slice(
         "",
@@ -378,6 +399,7 @@ def _overall(shards: Sequence[ShardBandRecall], judge: _Judge) -> RecallSlice:
         seen=sum(seen_by_band(shards).values()),
         served=join_independent(served),
         recent=sum(recent_by_band(shards).values()),
+        shards=_joined(shards),
     )
     judged = sum(weight for part, weight in parts if judge.verdict(part) not in _UNDECIDED)
     is_covered = judged >= COVERED_SHARE_MIN * sum(traffic.values())
@@ -388,9 +410,45 @@ def _overall(shards: Sequence[ShardBandRecall], judge: _Judge) -> RecallSlice:
     return replace(found, verdict=verdict, tail_verdict=tail)
 
 
+def _by_band(
+    shards: Sequence[ShardBandRecall], answers: AnswerRecall | None
+) -> dict[SelectivityBand, list[ShardBandRecall]]:
+    """Return the shards' parts of each band; of one that only whole answers have, none."""
+    grouped = _grouped(shards, lambda one: one.band)
+    if answers is not None:
+        for band in answers.bands:
+            grouped.setdefault(band, [])
+    return grouped
+
+
+def _of_band(
+    band: SelectivityBand, parts: Sequence[ShardBandRecall], answers: AnswerRecall | None
+) -> RecallEstimate | None:
+    """Return the recall of the answers of one band."""
+    if answers is None:
+        return _joined(parts)
+    return answers.band(band, _plans(one.estimate.plans for one in parts))
+
+
+def _served_of_band(
+    band: SelectivityBand, parts: Sequence[ShardBandRecall], answers: AnswerRecall | None
+) -> RecallEstimate | None:
+    return _joined_served(parts) if answers is None else answers.served_band(band)
+
+
 def _joined(parts: Sequence[ShardBandRecall]) -> RecallEstimate | None:
-    """Return the recall of the shards of one band, weighted by the traffic of the window."""
-    return join_dependent((one.estimate for one in parts), _traffic(parts))
+    """Return the recall of each shard's own best k, weighted by the traffic of the window.
+
+    Queries of a shard that was searched but not measured may have found nothing or everything.
+    """
+    traffic = _traffic(parts)
+    joined = join_dependent((one.estimate for one in parts), traffic)
+    unknown = sum(w for one, w in zip(parts, traffic, strict=True) if not one.estimate.queries)
+    if joined is None or not unknown:
+        return joined
+    known = 1.0 - unknown / sum(traffic)
+    high = 1.0 - known * (1.0 - joined.high)
+    return replace(joined, low=known * joined.low, high=high, tail=None)
 
 
 def _joined_served(parts: Iterable[ShardBandRecall | OwnSettingRecall]) -> RecallEstimate | None:
@@ -400,16 +458,23 @@ def _joined_served(parts: Iterable[ShardBandRecall | OwnSettingRecall]) -> Recal
     return join_dependent((served for _, served in known), _traffic(shards))
 
 
-def _own(parts: Iterable[OwnSettingRecall], *, now_s: float) -> tuple[RecallSlice, ...]:
+def _own(
+    parts: Iterable[OwnSettingRecall], answers: AnswerRecall | None, *, now_s: float
+) -> tuple[RecallSlice, ...]:
     """Return a slice for each objective that clients set, and one for those that set an ef."""
     slices: list[RecallSlice] = []
     for objective, held in _grouped(list(parts), lambda one: one.objective).items():
-        estimate = join_dependent(one.estimate for one in held)
+        if answers is None:
+            estimate = join_dependent(one.estimate for one in held)
+            served = _joined_served(held)
+        else:
+            estimate = answers.own(objective, _plans(one.estimate.plans for one in held))
+            served = answers.served_own(objective)
         verdict = RecallVerdict.NOT_JUDGED
         if objective is not None:
             verdict = verdict_of(estimate, objective, now_s=now_s)
         name = OWN_EF if objective is None else f"{objective:g}"
-        slices.append(RecallSlice(name, verdict, estimate, served=_joined_served(held)))
+        slices.append(RecallSlice(name, verdict, estimate, served=served))
     return tuple(sorted(slices, key=lambda one: one.name))
 
 
@@ -442,29 +507,36 @@ def _of_segments(
     return tuple(found)
 
 
-def _join_filters(parts: Sequence[FilterRecall]) -> tuple[FilterRecall, ...]:
+def _join_filters(
+    parts: Sequence[FilterRecall], answers: AnswerRecall | None
+) -> tuple[FilterRecall, ...]:
     """Join each filter over the shards; the smallest share of matches comes first."""
     joined = []
     for tree, held in _grouped(parts, lambda one: one.filter).items():
-        measured = [one for one in held if one.recall != RECALL_UNKNOWN and one.queries]
-        total = sum(one.queries for one in measured)
+        recall, queries = _mean_of(held) if answers is None else answers.filter(tree)
         joined.append(
             FilterRecall(
                 shard=ALL_SHARDS,
                 filter=tree,
                 matches=sum(one.matches for one in held),
                 live_rows=sum(one.live_rows for one in held),
-                recall=(
-                    math.fsum(one.recall * one.queries for one in measured) / total
-                    if total
-                    else RECALL_UNKNOWN
-                ),
-                queries=max(one.queries for one in held),
+                recall=recall,
+                queries=queries,
                 plans=_plans(one.plans for one in held),
             )
         )
     joined.sort(key=lambda one: (one.matches / max(1, one.live_rows), -one.queries))
     return tuple(joined[:FILTERS_REPORTED_MAX])
+
+
+def _mean_of(parts: Sequence[FilterRecall]) -> tuple[float, int]:
+    """Return the mean recall under one filter, and the queries."""
+    measured = [one for one in parts if one.recall != RECALL_UNKNOWN and one.queries]
+    total = sum(one.queries for one in measured)
+    if not total:
+        return RECALL_UNKNOWN, max(one.queries for one in parts)
+    recall = math.fsum(one.recall * one.queries for one in measured) / total
+    return recall, max(one.queries for one in parts)
 
 
 def _slice(
@@ -476,10 +548,15 @@ def _slice(
     seen: int = 0,
     served: RecallEstimate | None = None,
     recent: int = 0,
+    shards: RecallEstimate | None = None,
 ) -> RecallSlice:
+    """Return a slice; where the `shards` measured other queries only, its recall is unknown."""
+    verdict = judge.verdict(estimate)
+    if verdict is RecallVerdict.UNMEASURED and shards is not None:
+        verdict = RecallVerdict.UNKNOWN
     return RecallSlice(
         name,
-        judge.verdict(estimate),
+        verdict,
         estimate,
         stability,
         seen,

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import numpy as np
 import numpy.typing as npt
 
-from annheal.model.measures.recall_tail import TailEstimate, TailObjective
-from annheal.recall.interval import mean_interval
-
 _TIE_TOLERANCE = np.float32(1e-6)
-_ROUNDING = 1e-9
 
 Scores = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
@@ -40,25 +34,20 @@ def query_recalls(
     return recalls
 
 
-def tail_estimate(
-    parts: Iterable[tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]],
-    objective: TailObjective,
-) -> TailEstimate:
-    """Return the share of queries with a recall of at least `objective.recall`.
+def found_ranks(found: tuple[Scores, Rows], truth: tuple[Scores, Rows]) -> npt.NDArray[np.bool_]:
+    """Return which true neighbours were found, (n, k), so that their number is the recall's.
 
-    Each part has recalls (n,) and, for each of them, the number of its query within the part, (n,).
-    A query that was asked ten times counts ten times in the share, and once in the interval, which
-    is that of Clopper and Pearson if no query was asked twice.
+    A found row that is as good as the last true one counts for the last one that was not found.
     """
-    reached: list[npt.NDArray[np.float64]] = []
-    times: list[npt.NDArray[np.float64]] = []
-    for recalls, queries in parts:
-        counts = np.bincount(queries).astype(np.float64)
-        good = recalls >= objective.recall - _ROUNDING
-        asked = counts > 0
-        # Answers of one query may differ, where they were given at different times.
-        shares = np.bincount(queries, weights=good)[asked] / counts[asked]
-        reached.append(shares)
-        times.append(counts[asked])
-    interval = mean_interval(np.concatenate(reached), times=np.concatenate(times))
-    return TailEstimate(objective, interval.mean, interval.low, interval.high)
+    true_rows = truth[1]
+    present = true_rows >= 0
+    ranks = present.copy()
+    wanted = np.count_nonzero(present, axis=1)
+    hits = np.rint(np.nan_to_num(query_recalls(found, truth)) * wanted).astype(np.int64)
+    for query in np.flatnonzero(hits < wanted).tolist():
+        of_query = present[query] & np.isin(true_rows[query], found[1][query])
+        missing = np.flatnonzero(present[query] & ~of_query)
+        equal = int(hits[query]) - int(np.count_nonzero(of_query))
+        of_query[missing[len(missing) - equal :]] = True
+        ranks[query] = of_query
+    return ranks

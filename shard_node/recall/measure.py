@@ -13,13 +13,19 @@ from annheal.filters import filter_key
 from annheal.index import TopK, merge_topk
 from annheal.index.walk.walk_layout import CHECKS_PER_COMPARISON
 from annheal.model.filter import Filter
-from annheal.model.measures.recall import RECALL_STEPS, RecallEstimate, SelectivityBand, band_of
+from annheal.model.measures.recall import RecallEstimate, SelectivityBand, band_of
 from annheal.model.records import Float32Matrix
 from annheal.model.search import SearchOptions
-from annheal.recall.interval import mean_interval
-from annheal.shard_node.recall.estimate import query_recalls
+from annheal.recall.estimating import recall_estimate
+from annheal.shard_node.recall.estimate import found_ranks, query_recalls
 from annheal.shard_node.recall.sampler import SampledQuery
-from annheal.shard_node.recall.served import ServedHits, ShardTruth, served_recalls
+from annheal.shard_node.recall.served import (
+    ServedHits,
+    ServedRanks,
+    ShardTruth,
+    served_ranks,
+    served_recalls,
+)
 from annheal.shard_node.rows.growing import GrowingView
 from annheal.shard_node.rows.view import SegmentView, ShardView
 from annheal.shard_node.search.planner import PlanKind, SegmentPlan
@@ -119,6 +125,21 @@ class SegmentFinding:
 
 
 @dataclass(frozen=True, slots=True)
+class ExactHits:
+    """The exact hits of the queries of a group in one shard of several, and which were found.
+
+    Attributes:
+        scores: (m, k) float32 of the different queries, best first, padded with -inf.
+        found: (m, k) bool, whether the node would find the hit now.
+        served: (n,) what the answer to each sample had of them.
+    """
+
+    scores: npt.NDArray[np.float32]
+    found: npt.NDArray[np.bool_]
+    served: tuple[ServedRanks | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class GroupFinding:
     """What one group of queries found in a shard, all its segments and growing rows merged.
 
@@ -128,6 +149,7 @@ class GroupFinding:
             no row matches.
         served: (m,) recall of the answers that were given, of those that are kept.
         same: queries, of `repeated`, that got the same answer twice.
+        exact: from which the answers over all shards are rebuilt; None where one shard has them.
     """
 
     group: QueryGroup
@@ -139,6 +161,7 @@ class GroupFinding:
     same: int
     repeated: int
     segments: tuple[SegmentFinding, ...]
+    exact: ExactHits | None = None
 
 
 def group_queries(
@@ -227,6 +250,13 @@ def measure_group(
     recalls = query_recalls(_keyed(first), _keyed(best_of_all))[group.places]
     truth_here = ShardTruth(view, sources, best_of_all, shard=shard, shard_count=shard_count)
     served = served_recalls(truth_here, group.served, group.places, k=group.k)
+    exact_hits: ExactHits | None = None
+    if shard_count > 1:
+        exact_hits = ExactHits(
+            best_of_all.scores,
+            found_ranks(_keyed(first), _keyed(best_of_all)),
+            served_ranks(truth_here, group.served, group.places),
+        )
     same = (first.rows == second.rows) & (first.parts == second.parts)
     return GroupFinding(
         group=group,
@@ -238,6 +268,7 @@ def measure_group(
         same=int(np.count_nonzero(same.all(axis=1))),
         repeated=len(queries),
         segments=tuple(segments),
+        exact=exact_hits,
     )
 
 
@@ -311,8 +342,7 @@ def estimate_of(
 ) -> RecallEstimate | None:
     """Return the estimate from `recalls` of several groups; None if there is no query.
 
-    `ks` is the k of each group. The estimate's `k` is the most frequent one. Its interval supposes
-    nothing about how recall varies between queries (`annheal/recall/interval.py`).
+    `ks` is the k of each group.
     """
     together = np.concatenate(recalls) if recalls else np.empty(0)
     if not len(together):
@@ -320,24 +350,7 @@ def estimate_of(
     asked: Counter[int] = Counter()
     for part, k in zip(recalls, ks, strict=True):
         asked[k] += len(part)
-    interval = mean_interval(together)
-    return RecallEstimate(
-        k=asked.most_common(1)[0][0],
-        recall=interval.mean,
-        low=interval.low,
-        high=interval.high,
-        queries=len(together),
-        measured_at_s=measured_at_s,
-        plans=dict(plans),
-        shares=recall_shares(together),
-    )
-
-
-def recall_shares(recalls: Recalls) -> tuple[float, ...]:
-    """Return the share of the queries, at least one, in each step of `RecallEstimate.shares`."""
-    steps = np.floor(recalls * RECALL_STEPS + 1e-9).astype(np.int64)
-    counts = np.bincount(np.clip(steps, 0, RECALL_STEPS), minlength=RECALL_STEPS + 1)
-    return tuple((counts / len(recalls)).tolist())
+    return recall_estimate(together, asked, plans, measured_at_s=measured_at_s)
 
 
 def _keyed(best: TopK) -> Hits:

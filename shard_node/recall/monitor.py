@@ -55,12 +55,12 @@ from annheal.shard_node.recall.result import (
     own_recalls,
     segment_estimates,
     segment_walks,
+    shard_queries,
     with_earlier,
     with_seen,
 )
-from annheal.shard_node.recall.sampler import RecallSampler, Traffic
+from annheal.shard_node.recall.sampler import RecallSampler, Rounds, Traffic
 from annheal.shard_node.recall.watched import WatchedShard
-from annheal.shard_node.rows.view import SegmentView, ShardView
 from annheal.shard_node.search.code_maker import CodeMaker
 from annheal.shard_node.search.costs import MeasuredCosts
 from annheal.shard_node.search.ef_scale import EF_CONTROL_MAX, scaled_ef
@@ -199,6 +199,7 @@ class RecallMonitor:
         self._runs: dict[ShardId, _Run] = {}
         self._first_seen_s: dict[ShardId, float] = {}
         self._results: dict[ShardId, ShardResult] = {}
+        self._rounds = Rounds(sampler, interval_s=settings.interval_s)
         self._present = (frozenset[str](), frozenset[int]())
 
     async def run(self) -> None:
@@ -206,14 +207,19 @@ class RecallMonitor:
         look_s = min(LOOK_MAX_S, self._settings.interval_s / LOOKS_PER_INTERVAL)
         while True:
             await asyncio.sleep(look_s)
-            self._forget_gone()
-            await self._restore_new()
-            for shard in self._due():
-                try:
-                    await self.measure(shard)
-                    await self._save(shard)
-                except AnnhealError as error:
-                    _log.warning("recall of %s was not measured, or not stored: %s", shard, error)
+            await self.look()
+
+    async def look(self) -> None:
+        """Measure the shards that are due now."""
+        self._forget_gone()
+        await self._restore_new()
+        self._begin_rounds()
+        for shard in self._due():
+            try:
+                await self.measure(shard)
+                await self._save(shard)
+            except AnnhealError as error:
+                _log.warning("recall of %s was not measured, or not stored: %s", shard, error)
 
     async def measure(self, shard: ShardId) -> None:
         """Measure one shard now and update the controller; does nothing if it is not open here."""
@@ -224,14 +230,14 @@ class RecallMonitor:
         started = _Run(
             self._clock(),
             view.sequence,
-            _ids(view),
+            view.segment_ids,
             self.sampler.version(shard.collection_id),
             _Goal.of(collection.settings),
             settled=False,
         )
         if self._known_goal(shard) not in (None, started.goal):
             self.controller.change_goal(started.segment_ids)
-        sample = self.sampler.sample(
+        sample = self._rounds.sample(
             shard.collection_id, queries_max=self._affordable(shard.collection_id)
         )
         groups = group_queries(
@@ -254,7 +260,7 @@ class RecallMonitor:
         below = any(started.goal.is_missed(one.estimate) for one in result.segments)
         earlier = self._results.get(shard)
         if earlier is not None:
-            result = with_earlier(result, earlier, segment_ids=_ids(owned.view))
+            result = with_earlier(result, earlier, segment_ids=owned.view.segment_ids)
         self._results[shard] = result
         self._runs[shard] = replace(started, settled=not below)
 
@@ -266,9 +272,17 @@ class RecallMonitor:
         last = self._runs.get(shard)
         if last is None:
             return Judged(result.bands)
-        ids = _ids(owned.view)
+        ids = owned.view.segment_ids
         changed = ids != last.segment_ids or self.controller.answering(ids) != last.answers
         return Judged(result.bands, last.serials, changed)
+
+    def _begin_rounds(self) -> None:
+        """Choose the queries of the present interval, for collections of several shards."""
+        wall_s, at_s = self._now_s(), self._clock()
+        for shard, owned in self._held().items():
+            if owned is not None and owned.collection.shard_count > 1:
+                most = self._affordable(shard.collection_id)
+                self._rounds.begin(shard.collection_id, wall_s=wall_s, at_s=at_s, queries_max=most)
 
     def _affordable(self, collection_id: str) -> int | None:
         """Return how many queries of each stratum may be measured; None: as many as there are.
@@ -324,6 +338,7 @@ class RecallMonitor:
                 latency=self.latency.trend(name),
                 own=tuple(one for result in results for one in result.own),
                 coverage=self.coverage.of_collection(name),
+                queries=tuple(one.queries for one in results if one.queries is not None),
             )
             for name, collection in sorted(collections.items())
             for results in [self._results_of(name)]
@@ -413,7 +428,7 @@ class RecallMonitor:
             first_s = self._first_seen_s.setdefault(shard, now_s)
             return version >= QUERIES_MIN or now_s - first_s >= interval_s
         view = owned.view
-        same = (view.sequence, _ids(view), version) == (
+        same = (view.sequence, view.segment_ids, version) == (
             last.sequence,
             last.segment_ids,
             last.sample_version,
@@ -422,10 +437,11 @@ class RecallMonitor:
         new_goal = last.goal != _Goal.of(owned.collection.settings)
         if same and last.settled and not new_goal:
             return False
-        if waited_s >= interval_s:
+        if waited_s >= interval_s or self._rounds.began_after(shard.collection_id, last.started_s):
             return True
         return waited_s >= min(interval_s, CHANGED_GAP_S) and (
-            new_goal or _changed_share(view, last) > self._settings.changed_share
+            new_goal
+            or view.changed_share(last.segment_ids, last.sequence) > self._settings.changed_share
         )
 
     def _result(
@@ -438,6 +454,9 @@ class RecallMonitor:
     ) -> ShardResult:
         moment = Moment(self._now_s(), self.sampler.windows.age_max_s)
         present = {held.segment.id: held.segment for held in owned.view.segments}
+        queries = shard_queries(
+            shard.number, found, moment=moment, shard_count=owned.collection.shard_count
+        )
         own = [one for one in found if one.group.has_own_setting]
         found = [one for one in found if not one.group.has_own_setting]
         estimates = segment_estimates(found, moment=moment, tail=goal.tail)
@@ -458,6 +477,7 @@ class RecallMonitor:
             k=goal.k,
             own=own_recalls(shard.number, own, moment=moment),
             tail=goal.tail,
+            queries=queries,
         )
 
     def _of_segment(
@@ -519,32 +539,23 @@ class RecallMonitor:
         if self._keeper is not None:
             self._keeper.forget_all_but(list(held))
         self.coverage.forget_all_but(held)
-        self.sampler.forget_all_but(shard.collection_id for shard in held)
-        self.latency.forget_all_but(shard.collection_id for shard in held)
+        present = {shard.collection_id for shard in held}
+        self._rounds.forget_all_but(present)
+        self.sampler.forget_all_but(present)
+        self.latency.forget_all_but(present)
         views = [owned.view for owned in held.values() if owned is not None]
         segments = frozenset(one.segment.id for view in views for one in view.segments)
         growing = frozenset(one.number for view in views for one in view.growing)
-        sources = {name for view in views for one in view.segments for name in _sources(one)}
+        sources = {
+            name
+            for view in views
+            for one in view.segments
+            for name in one.segment.meta.build.sources
+        }
         self.controller.forget_all_but(segments | sources)
         if (segments, growing) != self._present:
             self._present = segments, growing
             self._filters.forget_all_but([*segments, *growing])
-
-
-def _ids(view: ShardView) -> frozenset[str]:
-    return frozenset(held.segment.id for held in view.segments)
-
-
-def _sources(held: SegmentView) -> tuple[str, ...]:
-    return held.segment.meta.build.sources
-
-
-def _changed_share(view: ShardView, last: _Run) -> float:
-    """Return the share of the rows that was written since `last`, or moved to a new segment."""
-    moved = sum(
-        held.live_count for held in view.segments if held.segment.id not in last.segment_ids
-    )
-    return max(moved, view.sequence - last.sequence) / max(view.live_rows, 1)
 
 
 def _report(shard: ShardId, found: SegmentRecall, before: EfState, after: EfState) -> None:

@@ -106,6 +106,27 @@ class DecayingReservoir(Generic[ItemT]):
         self._jump -= end - place
         return entered
 
+    def offer_drawn(
+        self, drawn: float, at_s: float, item: Callable[[], ItemT], *, weight: float = 1.0
+    ) -> bool:
+        """Offer one item whose random number was drawn elsewhere; return whether it entered.
+
+        `drawn` is exponentially distributed with mean 1, and has nothing to do with the weight.
+        Reservoirs in different processes that are offered the same numbers hold the same items
+        (coordinated samples: E. Cohen and H. Kaplan, "Summarizing data using bottom-k sketches",
+        Symposium on Principles of Distributed Computing, 2007). The other parameters are as in
+        `offer`.
+        """
+        at_s += self.horizon_s * math.log(weight)
+        drawn = max(drawn, _SMALLEST)
+        if len(self._held) == self.size and drawn >= self._threshold(at_s):
+            return False
+        self._push(drawn, at_s, item())
+        if len(self._held) == self.size:
+            # The largest key has changed; weights until the next item enters have no memory.
+            self._draw_jump(at_s)
+        return True
+
     def add_earlier(self, item: ItemT, *, arrived_s: float, now_s: float) -> None:
         """Offer an item of the past, such as one that was stored; `now_s` as in `offer`."""
         self._push(self._exponential(), arrived_s, item)
@@ -192,6 +213,14 @@ class RotatingReservoir(Generic[ItemT]):
         if at_s - self._began_s >= self._part_s:
             self._rotate(at_s)
         return self._parts[-1].offer(count, at_s, item, first=first, weight=weight)
+
+    def offer_drawn(
+        self, drawn: float, at_s: float, item: Callable[[], ItemT], *, weight: float = 1.0
+    ) -> bool:
+        """Offer one item as to a `DecayingReservoir`; return whether it entered."""
+        if at_s - self._began_s >= self._part_s:
+            self._rotate(at_s)
+        return self._parts[-1].offer_drawn(drawn, at_s, item, weight=weight)
 
     def add_earlier(self, item: ItemT, *, arrived_s: float, now_s: float) -> None:
         """Offer an item of the past, such as one that was stored; `now_s` as in `offer`."""

@@ -15,6 +15,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,7 @@ import numpy.typing as npt
 from annheal.model.filter import Filter
 from annheal.model.measures.recall import SelectivityBand, band_of
 from annheal.model.measures.recall_worst import LiveQuery
+from annheal.model.measures.shard_queries import Numbers
 from annheal.model.records import Float32Matrix
 from annheal.model.search import SearchAnswer, SearchOptions
 from annheal.runtime.clock import Clock, monotonic_s, wall_s
@@ -68,6 +70,7 @@ class SampledQuery:
         serial: grows by one with every sampled query of the collection.
         objective, ef: what the client set for this query; None: what the collection's settings say.
         served: the hits that were returned; None in a query of an earlier process.
+        number: the same in all nodes that answered; None where one shard has the whole answer.
     """
 
     vector: npt.NDArray[np.float32]
@@ -79,6 +82,7 @@ class SampledQuery:
     objective: float | None = None
     ef: int | None = None
     served: ServedHits | None = None
+    number: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +126,14 @@ class _Reservoirs:
         self.judging.offer(1, at_s, item, first=place, weight=weight)
         for reservoir in self.calibrating:
             reservoir.offer(1, at_s, item, first=place, weight=weight)
+
+    def offer_drawn(
+        self, drawn: float, at_s: float, item: Callable[[], SampledQuery], *, weight: float
+    ) -> None:
+        """Offer a query with a random number of its own; see `DecayingReservoir.offer_drawn`."""
+        self.judging.offer_drawn(drawn, at_s, item, weight=weight)
+        for reservoir in self.calibrating:
+            reservoir.offer_drawn(drawn, at_s, item, weight=weight)
 
     def add_earlier(self, query: SampledQuery, *, now_s: float) -> None:
         """Offer a stored query to all of them, by its own time."""
@@ -206,11 +218,14 @@ class RecallSampler:
         options: SearchOptions,
         match_counts: Sequence[MatchCount],
         answer: SearchAnswer | None = None,
+        numbers: Numbers | None = None,
     ) -> None:
         """Count the answered `queries` (n, d), and keep some of them with what was returned.
 
-        `match_counts` has one item for each shard searched. Exact and explained searches are not
-        counted: the former have recall 1, the latter are questions of operators.
+        `match_counts` has one item for each shard searched. With random `numbers` (n,), nodes that
+        are given the same ones keep the same queries, up to differences of their loads. Exact and
+        explained searches are not counted: the former have recall 1, the latter are questions of
+        operators.
         """
         if not self.share or options.exact or options.explain:
             return
@@ -224,8 +239,8 @@ class RecallSampler:
         )
         own = options.ef is not None or options.recall_objective is not None
         held = self._reservoirs(samples, (band, own, queries.shape[1]), at_s=now_s)
-        if not held.thinning.skips(n, now_s):
-            self._keep(samples, held, queries, options, answer, now_s=now_s)
+        if numbers is not None or not held.thinning.skips(n, now_s):
+            self._keep(samples, held, queries, options, answer, numbers, now_s=now_s)
 
     def _keep(
         self,
@@ -234,6 +249,7 @@ class RecallSampler:
         queries: Float32Matrix,
         options: SearchOptions,
         answer: SearchAnswer | None,
+        numbers: Numbers | None,
         *,
         now_s: float,
     ) -> None:
@@ -254,11 +270,16 @@ class RecallSampler:
                     objective=options.recall_objective,
                     ef=options.ef,
                     served=None if answer is None else served_hits(answer, place),
+                    number=None if numbers is None else int(numbers[place]),
                 )
             return made[place]
 
-        for place, weight in held.thinning.passing(len(queries)):
-            held.offer(place, now_s, made_once, weight=weight)
+        if numbers is None:
+            for place, weight in held.thinning.passing(len(queries)):
+                held.offer(place, now_s, made_once, weight=weight)
+            return
+        for place, weight, drawn in held.thinning.choose(numbers, now_s):
+            held.offer_drawn(drawn, now_s, partial(made_once, place), weight=weight)
 
     def sample(
         self, collection_id: str, *, queries_max: int | None = None
@@ -473,6 +494,59 @@ class RecallSampler:
                 ),
             )
         return held
+
+
+@dataclass(frozen=True, slots=True)
+class _Round:
+    """The queries of one interval."""
+
+    number: int
+    began_s: float
+    sample: tuple[SampledQuery, ...]
+
+
+class Rounds:
+    """Chooses the queries with which all shards of a collection are measured in one interval.
+
+    Rounds begin at multiples of the interval since the epoch, so that nodes choose theirs at the
+    same time.
+    """
+
+    def __init__(self, sampler: RecallSampler, *, interval_s: float) -> None:
+        self._sampler = sampler
+        self._interval_s = interval_s
+        self._rounds: dict[str, _Round] = {}
+
+    def begin(
+        self, collection_id: str, *, wall_s: float, at_s: float, queries_max: int | None
+    ) -> None:
+        """Begin the round of `wall_s`, seconds since the epoch, unless it has begun.
+
+        `at_s` is the same time by a clock that never goes back.
+        """
+        number = int(wall_s // self._interval_s)
+        present = self._rounds.get(collection_id)
+        if present is None or present.number != number:
+            sample = self._sampler.sample(collection_id, queries_max=queries_max)
+            self._rounds[collection_id] = _Round(number, at_s, sample)
+
+    def began_after(self, collection_id: str, at_s: float) -> bool:
+        """Return whether the present round began after `at_s`."""
+        present = self._rounds.get(collection_id)
+        return present is not None and at_s < present.began_s
+
+    def sample(self, collection_id: str, *, queries_max: int | None) -> tuple[SampledQuery, ...]:
+        """Return the queries of the round; those of now if it has none, or few."""
+        present = self._rounds.get(collection_id)
+        if present is not None and len(present.sample) >= FRESH_QUERIES:
+            return present.sample
+        return self._sampler.sample(collection_id, queries_max=queries_max)
+
+    def forget_all_but(self, collection_ids: Iterable[str]) -> None:
+        """Drop the rounds of all other collections."""
+        present = set(collection_ids)
+        for gone in [one for one in self._rounds if one not in present]:
+            del self._rounds[gone]
 
 
 def _judging(

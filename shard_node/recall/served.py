@@ -106,6 +106,59 @@ def served_recalls(
 
 
 @dataclass(frozen=True, slots=True)
+class ServedRanks:
+    """What an answer had of the exact hits of one shard, of which there are r.
+
+    Attributes:
+        known: (r,) bool, whether the hit was visible to the answer, and is not replaced since.
+        served: (r,) bool, whether it was in the answer.
+        gone: scores of hits of the shard whose rows were replaced or deleted since, float32.
+        cut: the lowest score of the answer that is kept; -inf: it is kept whole.
+    """
+
+    known: npt.NDArray[np.bool_]
+    served: npt.NDArray[np.bool_]
+    gone: npt.NDArray[np.float32]
+    cut: float
+
+
+def served_ranks(
+    truth: ShardTruth, served: Sequence[ServedHits | None], places: npt.NDArray[np.int64]
+) -> tuple[ServedRanks | None, ...]:
+    """Return what each answer in `served` (n,) had of the shard's exact hits; None: not known.
+
+    `places` is that of `served_recalls`.
+    """
+    found: dict[int, _TrueRows] = {}
+    ranks: list[ServedRanks | None] = []
+    for hits, place in zip(served, places.tolist(), strict=True):
+        if hits is None or truth.shard not in hits.sequences:
+            ranks.append(None)
+            continue
+        if place not in found:
+            found[place] = _true_rows(truth, place)
+        ranks.append(_served_of(truth, found[place], hits))
+    return tuple(ranks)
+
+
+def _served_of(truth: ShardTruth, true: _TrueRows, hits: ServedHits) -> ServedRanks:
+    """Return what one answer had. A hit as good as the last exact one counts for one of those."""
+    here = _of_shard(truth, hits)
+    alive = _alive(truth, hits, here)
+    known = true.sequences <= hits.sequences[truth.shard]
+    named = {name for name, is_alive in zip(hits.ids, alive.tolist(), strict=True) if is_alive}
+    served = known & np.fromiter((name in named for name in true.ids), np.bool_, len(true.ids))
+    if len(true.scores):
+        last = float(true.scores[-1])
+        good = alive & (hits.scores >= last - abs(last) * SCORE_TOLERANCE)
+        equal = int(np.count_nonzero(good)) - int(np.count_nonzero(served))
+        missing = np.flatnonzero(known & ~served)
+        served[missing[len(missing) - min(max(0, equal), len(missing)) :]] = True
+    cut = -np.inf if hits.is_whole else float(hits.scores[-1]) if len(hits.scores) else np.inf
+    return ServedRanks(known, served, hits.scores[here & ~alive], cut)
+
+
+@dataclass(frozen=True, slots=True)
 class _TrueRows:
     """The exact hits of one query in the shard, best first."""
 
@@ -132,14 +185,9 @@ def _true_rows(truth: ShardTruth, place: int) -> _TrueRows:
 
 def _recall(truth: ShardTruth, true: _TrueRows, hits: ServedHits, *, k: int) -> float:
     """Return the recall of one answer, NaN if no row of the shard belongs into it."""
-    sequence = hits.sequences[truth.shard]
     here = _of_shard(truth, hits)
-    alive = here.copy()
-    if truth.view.sequence != sequence:
-        named = [name for name, own in zip(hits.ids, here.tolist(), strict=True) if own]
-        now = live_sequences(truth.view, named)
-        alive[here] = (now >= 0) & (now <= sequence)
-    known = true.sequences <= sequence
+    alive = _alive(truth, hits, here)
+    known = true.sequences <= hits.sequences[truth.shard]
     scores = true.scores[known]
     # The rows of the answer that are left: of it all, or of the best hits if not all are kept.
     wanted = (k if hits.is_whole else len(hits.ids)) - int(np.count_nonzero(here & ~alive))
@@ -164,6 +212,19 @@ def _recall(truth: ShardTruth, true: _TrueRows, hits: ServedHits, *, k: int) -> 
         )
     )
     return float(min(good, expected) / expected)
+
+
+def _alive(
+    truth: ShardTruth, hits: ServedHits, here: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.bool_]:
+    """Return which of the hits that are `here`, (m,) bool, have the same row now as then."""
+    sequence = hits.sequences[truth.shard]
+    alive = here.copy()
+    if truth.view.sequence != sequence:
+        named = [name for name, own in zip(hits.ids, here.tolist(), strict=True) if own]
+        now = live_sequences(truth.view, named)
+        alive[here] = (now >= 0) & (now <= sequence)
+    return alive
 
 
 def _of_shard(truth: ShardTruth, hits: ServedHits) -> npt.NDArray[np.bool_]:

@@ -6,6 +6,11 @@ subtraction. The probability follows from the load, so that about equally many q
 same time, whatever the load. One that passes with the probability p stands for 1 / p queries
 (Horvitz and Thompson, "A generalization of sampling without replacement from a finite universe",
 Journal of the American Statistical Association 47, 1952).
+
+Nodes that hold shards of one collection must choose the same queries. Then a query brings a random
+number, and passes where the number is below the probability of the node (permanent random numbers:
+K. R. W. Brewer, L. J. Early and S. F. Joyce, "Selecting several samples from a single population",
+Australian Journal of Statistics 14, 1972).
 """
 
 from __future__ import annotations
@@ -13,6 +18,10 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterator
+
+import numpy as np
+
+from annheal.model.measures.shard_queries import Numbers
 
 TICK_S = 1.0
 """Seconds after which the probability is set again; the weight of the rate before halves."""
@@ -79,12 +88,34 @@ class Thinning:
         place = self._gap
         while place < count:
             yield place, 1.0 / self.share
-            self._passed += 1
-            if self._passed >= PASSED_MAX:
-                self._passed = 0
-                self.share /= 2.0
+            self._note_passed()
             place += 1 + self._draw_gap()
         self._gap = place - count
+
+    def choose(self, numbers: Numbers, at_s: float) -> Iterator[tuple[int, float, float]]:
+        """Count queries of one moment that have `numbers` (n,), uniform in [0, 2^64); choose some.
+
+        Yield the position of each query that passes, how many queries it stands for, and a random
+        number, exponentially distributed with mean 1, that follows from its own one. It is a
+        sample's key (`DecayingReservoir.offer_drawn`), whatever the probability was. The iterator
+        must be used up.
+        """
+        if at_s - self._tick_s >= TICK_S:
+            self._plan(at_s)
+        self._count += len(numbers)
+        uniform = numbers * 2.0**-64
+        for place in np.flatnonzero(uniform < self.share).tolist():
+            given_passing = float(uniform[place]) / self.share
+            if given_passing < 1.0:  # the share may have halved
+                drawn = -math.log1p(-given_passing)
+                yield place, 1.0 / self.share, drawn
+                self._note_passed()
+
+    def _note_passed(self) -> None:
+        self._passed += 1
+        if self._passed >= PASSED_MAX:
+            self._passed = 0
+            self.share /= 2.0
 
     def _plan(self, at_s: float) -> None:
         """Set the probability by the rate; the first queries of all are not extrapolated."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from annheal.model.topology.manifest import IndexKind, Tier
@@ -31,9 +32,19 @@ class ShardView:
     sequence: int = 0
 
     @property
+    def segment_ids(self) -> frozenset[str]:
+        """The ids of its segments."""
+        return frozenset(held.segment.id for held in self.segments)
+
+    @property
     def live_rows(self) -> int:
         """Records that exist."""
         return sum(s.live_count for s in self.segments) + sum(g.live_count for g in self.growing)
+
+    def changed_share(self, segment_ids: Collection[str], sequence: int) -> float:
+        """Return the share of rows written since `sequence`, or in other segments than those."""
+        moved = sum(held.live_count for held in self.segments if held.segment.id not in segment_ids)
+        return max(moved, self.sequence - sequence) / max(self.live_rows, 1)
 
     @property
     def dead_rows(self) -> int:

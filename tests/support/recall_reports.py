@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from annheal.model.filter import And, Comparison, ComparisonOp, Filter
 from annheal.model.measures.latency import LatencyTrend, TrendRatio, TrendVerdict
 from annheal.model.measures.recall import (
@@ -14,6 +16,8 @@ from annheal.model.measures.recall import (
     SelectivityBand,
     ShardBandRecall,
 )
+from annheal.model.measures.shard_queries import FOUND, ShardQueries
+from annheal.recall.merging import filter_number
 
 SLOWER = LatencyTrend(
     TrendVerdict.SLOWER,
@@ -49,6 +53,42 @@ def shard_band(
     seen: int = 1_000,
 ) -> ShardBandRecall:
     return ShardBandRecall(shard, band, measured, stability, seen)
+
+
+def shard_queries(shard: int) -> ShardQueries:
+    """Return a shard's part of 100 queries with a mean recall of 0.98, and 40 filtered ones of 0.8.
+
+    Of two shards each has five of the ten hits of every answer; the first misses some of its own.
+    """
+    plain, few = 100, 40
+    n, hits = plain + few, 5
+    missed = np.zeros((n, hits), dtype=np.bool_)
+    if shard == 0:
+        missed[:20, 0] = True
+        missed[plain:, :2] = True
+    number = filter_number(SELECTIVE)
+    return ShardQueries(
+        shard=shard,
+        measured_at_s=MEASURED_AT_S,
+        valid_s=1e9,
+        numbers=np.arange(1, n + 1, dtype=np.uint64),
+        same=np.arange(1, n + 1, dtype=np.uint64),
+        ks=np.full(n, 10),
+        filters=np.array([0] * plain + [number] * few, dtype=np.uint64),
+        own=np.zeros(n, dtype=np.bool_),
+        objectives=np.full(n, np.nan),
+        matches=np.array([1_000] * plain + [5] * few),
+        live_rows=np.full(n, 1_000),
+        sampled_at_s=np.full(n, MEASURED_AT_S),
+        depths=np.full(n, hits),
+        more=np.zeros(n, dtype=np.bool_),
+        scores=np.tile(np.linspace(0.9, 0.5, hits, dtype=np.float32) - shard / 100, n),
+        marks=np.where(missed, 0, FOUND).astype(np.uint8).ravel(),
+        served=np.zeros(n, dtype=np.bool_),
+        cuts=np.full(n, -np.inf, dtype=np.float32),
+        gone=np.zeros(n, dtype=np.int64),
+        gone_scores=np.zeros(0, dtype=np.float32),
+    )
 
 
 def report(
@@ -88,4 +128,5 @@ def report(
                 FilterRecall(shard, BROAD, 900, 1_000, -1.0, 0, {}),
             )
         ),
+        queries=tuple(map(shard_queries, shards)),
     )

@@ -40,10 +40,11 @@ WAIT_S = 60.0
 
 @dataclass(slots=True)
 class Served:
-    """A server with the collection `things`, whose recall its one node tells."""
+    """A server whose one node tells recall: of `things`, and of `wide`, which has two shards."""
 
     address: str
     collection_id: str
+    wide_id: str
     node: MemoryNode
 
     async def run(self, *arguments: str, code: int = 0) -> Result:
@@ -61,12 +62,13 @@ async def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
     async with memory_cluster(tmp_path) as cluster:
         node = await cluster.add_node("a")
         coordinator = await cluster.add_coordinator()
-        made = await coordinator.collections.create(spec("things", shard_count=2), deadline=soon())
+        made = await coordinator.collections.create(spec("things", shard_count=1), deadline=soon())
+        wide = await coordinator.collections.create(spec("wide", shard_count=2), deadline=soon())
         server = RpcServer(services(coordinator))
         address = f"127.0.0.1:{server.listen('127.0.0.1:0')}"
         await server.start()
         try:
-            yield Served(address, made.id, node)
+            yield Served(address, made.id, wide.id, node)
         finally:
             await server.stop(grace_s=0)
 
@@ -76,14 +78,20 @@ def document(found: Result) -> Any:
 
 
 async def test_recall_shows_slices_segments_and_what_is_done(served: Served) -> None:
-    served.node.recalls.append(report(served.collection_id, shards=[0, 1]))
-    shown = (await served.run("recall", "things")).stdout
+    served.node.recalls.append(report(served.wide_id, shards=[0, 1]))
+    shown = (await served.run("recall", "wide")).stdout
     lines = {" ".join(line.split()) for line in shown.splitlines()}
     assert "objective 0.95 (met)" in lines
     assert "live queries 10,000; 1.00% of the present ones are sampled" in lines
-    assert "window 140 queries, of unknown time" in lines
-    assert "0.1-1% 1,000 10.0% 0.8000 0.7000 to 0.9000 - 40 - 50.0% selector 100% missed" in lines
-    assert "unfiltered 9,000 90.0% 0.9800 0.9700 to 0.9900 - 100 - 100.0% graph 100% met" in lines
+    assert any(line.startswith("window 140 queries, asked from") for line in lines)
+    few = next(line for line in lines if line.startswith("0.1-1% 1,000 10.0% 0.8000 0."))
+    assert few.endswith("50.0% selector 100% missed")
+    plain = next(line for line in lines if line.startswith("unfiltered 9,000 90.0% 0.9800 0.9"))
+    assert plain.endswith("100.0% graph 100% met")
+    # Which recall is shown: that of answers, or of the shards' own hits.
+    assert "recall of answers; all shards have measured 140 queries" in lines
+    assert "own top 10 0.9620 (0.9485 to 0.9755), of each shard, averaged" in lines
+    assert any(line.startswith("TIER (OWN TOP K) RECALL") for line in lines)
     assert "cold 0.8000 0.7000 to 0.9000 - 40 missed" in lines
     assert any(line.startswith("segment cold-0 (shard 0, 0.1-1%): ef 512 of at") for line in lines)
     assert any("although it was rebuilt" in line for line in lines)
@@ -91,13 +99,15 @@ async def test_recall_shows_slices_segments_and_what_is_done(served: Served) -> 
     said = " ".join(shown.split())
     assert "take 2.00 times (1.90 to 2.10) what they took at this volume" in said
     assert "2.00 times as many rows are compared" in said
-    whole = document(await served.run("recall", "things", "-o", "json"))
+    whole = document(await served.run("recall", "wide", "-o", "json"))
     assert whole["overall"]["estimate"]["recall"] == pytest.approx(0.962)
     assert whole["bands"][1]["verdict"] == "missed"
+    assert (whole["merged"]["complete"], whole["merged"]["incomplete"]) == (140, 0)
+    assert whole["merged"]["own_top_k"]["estimate"]["recall"] == pytest.approx(0.962)
     assert {one["segment_id"] for one in whole["segments"] if one["stuck"]} == {"cold-1"}
     assert whole["latency"]["a"]["p50"]["ratio"] == 2.0
-    served.node.recalls[:] = [report(served.collection_id, latency=UNKNOWN)]
-    shown = " ".join((await served.run("recall", "things")).stdout.split())
+    served.node.recalls[:] = [report(served.wide_id, latency=UNKNOWN)]
+    shown = " ".join((await served.run("recall", "wide")).stdout.split())
     assert "node a: searches by volume are not comparable yet: 4 of the last 10 minutes" in shown
     assert (
         whole["filters"][0]["filter"] == 'ecosystem = "pypi" and year >= 2024'

@@ -198,3 +198,76 @@ def test_bands_objectives_and_k_are_sampled_in_proportion_to_their_queries() -> 
         measured = np.sum(counts, axis=0) / total
         deviation = np.sqrt(np.array(expected) * (1.0 - np.array(expected)) / total)
         assert (np.abs(measured - expected) < 4.5 * deviation).all()
+
+
+def test_nodes_that_are_given_the_same_numbers_keep_the_same_queries() -> None:
+    """Two nodes answer the same queries at slightly different times, in batches of their own."""
+    clocks = [[1_000.0], [7.0]]
+    kept = [
+        RecallSampler(draw=random.Random(seed), clock=lambda now=now: now[0])
+        for seed, now in enumerate(clocks)
+    ]
+    rng, options = np.random.default_rng(5), SearchOptions(k=10)
+    for _ in range(6_000):  # a minute at 2,400 queries a second
+        numbers = rng.integers(0, 2**64, size=24, dtype=np.uint64)
+        for sampler, now, batch in ((kept[0], clocks[0], 24), (kept[1], clocks[1], 8)):
+            now[0] += 0.01 * rng.random() * 2
+            for first in range(0, 24, batch):
+                part = numbers[first : first + batch]
+                vectors = np.zeros((batch, 2), dtype=np.float32)
+                sampler.note("c", vectors, options, [MatchCount(0, 9, 9)], numbers=part)
+    samples = [{one.number for one in sampler.sample("c")} for sampler in kept]
+    assert all(len(one) == JUDGING_QUERIES for one in samples)
+    # One node may hold a minute and the other half of it, as parts begin at different times.
+    assert len(samples[0] & samples[1]) >= 0.63 * JUDGING_QUERIES
+
+
+def test_queries_with_numbers_are_sampled_like_others() -> None:
+    """Over many seeds: how old those that are held are, and how many pass."""
+    ages: dict[bool, list[float]] = {True: [], False: []}
+    for seed in range(12):
+        for numbered in ages:
+            now, rng = [0.0], np.random.default_rng(seed)
+            kept = RecallSampler(draw=random.Random(seed), clock=lambda now=now: now[0])
+            for second in range(90):
+                rate = 400 if second % 20 < 10 else 40  # a load that changes
+                for _ in range(rate // 4):
+                    now[0] += 4 / rate
+                    numbers = rng.integers(0, 2**64, size=4, dtype=np.uint64)
+                    kept.note(
+                        "c",
+                        np.zeros((4, 2), dtype=np.float32),
+                        SearchOptions(k=10),
+                        [MatchCount(0, 9, 9)],
+                        numbers=numbers if numbered else None,
+                    )
+            ages[numbered] += [now[0] - one.arrived_s for one in kept.sample("c")]
+    plain, numbered_ages = np.array(ages[False]), np.array(ages[True])
+    assert len(plain) == len(numbered_ages)
+    error = math.hypot(
+        plain.std() / math.sqrt(len(plain)), numbered_ages.std() / math.sqrt(len(numbered_ages))
+    )
+    assert abs(plain.mean() - numbered_ages.mean()) < 4.5 * error
+    shares = [[np.mean(one < limit) for limit in (10, 20, 40)] for one in (plain, numbered_ages)]
+    assert np.abs(np.subtract(*shares)).max() < 4.5 * math.sqrt(0.5 / len(plain))
+
+
+def test_some_with_and_some_without_numbers_are_one_fair_sample() -> None:
+    """Half of the queries have numbers, as while coordinators are updated."""
+    held = 0
+    for seed in range(40):
+        now, rng = [0.0], np.random.default_rng(seed)
+        kept = RecallSampler(draw=random.Random(seed), clock=lambda now=now: now[0])
+        for turn in range(4_000):
+            now[0] += 0.01
+            numbers = rng.integers(0, 2**64, size=1, dtype=np.uint64)
+            kept.note(
+                "c",
+                np.zeros((1, 2), dtype=np.float32),
+                SearchOptions(k=10),
+                [MatchCount(0, 9, 9)],
+                numbers=numbers if turn % 2 else None,
+            )
+        held += sum(one.number is not None for one in kept.sample("c"))
+    expected = 40 * JUDGING_QUERIES / 2
+    assert held == pytest.approx(expected, abs=4.5 * math.sqrt(expected / 2))

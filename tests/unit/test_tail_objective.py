@@ -19,9 +19,9 @@ from annheal.model.measures.recall_summary import RecallSummary, RecallVerdict, 
 from annheal.model.measures.recall_tail import TailObjective
 from annheal.model.validation import validate_collection
 from annheal.recall import RecallMemory, decode_memory, encode_memory
+from annheal.recall.estimating import tail_estimate
 from annheal.recall.interval import mean_interval
 from annheal.shard_node.recall.ef_control import ABOVE_RUNS, EfState, next_state, with_answers
-from annheal.shard_node.recall.estimate import tail_estimate
 from annheal.shard_node.recall.measure import estimate_of
 from annheal.wire import collections
 from annheal.wire.recall import decode_recall_summary, encode_recall_summary

@@ -9,6 +9,7 @@ from enum import StrEnum
 from annheal.model.filter import Filter
 from annheal.model.measures.latency import LatencyTrend
 from annheal.model.measures.recall_tail import TailEstimate, TailObjective
+from annheal.model.measures.shard_queries import ShardQueries
 
 
 class SelectivityBand(StrEnum):
@@ -245,6 +246,8 @@ class CollectionRecall:
     sampled filters, fewest matches first, at most `FILTERS_REPORTED_MAX` a shard. `latency` is the
     trend of the node's search latency for the collection. `own` is about queries with settings of
     their own, which are in none of the other measurements. `coverage` has the audits so far.
+    `queries` says what each shard found of each measured query, where a collection has several
+    shards.
     """
 
     collection_id: str
@@ -256,3 +259,4 @@ class CollectionRecall:
     latency: LatencyTrend | None = None
     own: tuple[OwnSettingRecall, ...] = ()
     coverage: tuple[BandCoverage, ...] = ()
+    queries: tuple[ShardQueries, ...] = ()

@@ -108,6 +108,21 @@ class RecallSlice:
     tail_verdict: RecallVerdict | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class MergedRecall:
+    """What the recall of answers over several shards stands on.
+
+    It is measured with the `complete` queries that all shards measured. `incomplete` ones, which
+    some shards did not measure, are in estimates of shards and segments only. `own_top_k` is the
+    recall of each shard's own best k, averaged over the shards: it says how well shards search, and
+    is usually lower than what users get, because few of a shard's k hits belong into an answer.
+    """
+
+    complete: int
+    incomplete: int
+    own_top_k: RecallSlice
+
+
 def traffic_of(slices: Sequence[RecallSlice]) -> list[int]:
     """Return the weight of each slice: its queries of the last window.
 
@@ -126,6 +141,10 @@ class RecallSummary:
     queries that set an objective (the slice's name) or only an ef ("ef"); they are in no other
     slice. `tail_objective` is the collection's; None: it has none. `coverage` has the audits so
     far.
+
+    `overall`, `bands`, `filters` and `own` are about the answers that users get. `shards`, `tiers`,
+    `models` and `segments` are about the best k of each shard, or of each segment. With one shard
+    these are the same hits, and `merged` is None.
     """
 
     collection: str
@@ -144,3 +163,4 @@ class RecallSummary:
     tail_objective: TailObjective | None = None
     coverage: tuple[BandCoverage, ...] = ()
     errors: Mapping[str, str] = field(default_factory=dict)
+    merged: MergedRecall | None = None
