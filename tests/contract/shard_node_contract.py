@@ -283,6 +283,10 @@ class ShardNodeContract:
         assert await node.recall() == (of_collection,)
         assert await node.recall("c2") == ()
 
+    async def test_without_searches_no_query_is_sampled(self, node: ShardNode) -> None:
+        assert await node.sampled_queries("c1") == ()
+        assert await node.sampled_queries("c2") == ()
+
     async def test_an_audit_without_measurements_is_empty_and_needs_the_shard(
         self, node: ShardNode
     ) -> None:

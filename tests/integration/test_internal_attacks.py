@@ -230,6 +230,8 @@ async def test_names_that_are_none_reach_no_path(target: Target, name: str) -> N
         (methods.COUNT_SHARD, pb.CountShardRequest(collection_id=name)),
         (methods.SCAN_SHARD, pb.ScanShardRequest(collection_id=name, rows_max=1)),
         (methods.FLUSH_SHARD, pb.FlushShardRequest(collection_id=name)),
+        (methods.AUDIT_SHARD, pb.AuditShardRequest(collection_id=name, queries_max=9)),
+        (methods.LIST_SAMPLED_QUERIES, pb.ListSampledQueriesRequest(collection_id=name)),
     )
     for method, request in of_collection:
         error = await target.attack(method, request)
