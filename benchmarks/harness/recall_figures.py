@@ -38,7 +38,7 @@ def panel_of(
     overall = [one for one in windows if one.slice == OVERALL]
 
     def steps(values: Sequence[float]) -> tuple[tuple[float, float], ...]:
-        ends = [*(one.seen_s for one in overall[1:]), end_s]
+        ends = [*(one.seen_s for one in overall[1:]), end_s][: len(overall)]
         return tuple(
             (at_s - start_s, value)
             for one, until_s, value in zip(overall, ends, values, strict=True)

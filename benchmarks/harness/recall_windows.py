@@ -8,6 +8,7 @@ two differ while recall changes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -93,13 +94,20 @@ class Window:
 
 
 class Answers:
-    """Recall of answers by the time at which they came; both (n,), NaN recall is left out."""
+    """Recall of answers by the time at which they came; both (n,), NaN recall is left out.
 
-    def __init__(self, times_s: Values, recalls: Values) -> None:
+    `flags`, (n,), says which of them carried `below_objective`; None: none did.
+    """
+
+    def __init__(
+        self, times_s: Values, recalls: Values, flags: npt.NDArray[np.bool_] | None = None
+    ) -> None:
         known = ~np.isnan(recalls)
         order = np.argsort(times_s[known], kind="stable")
         self._times_s = times_s[known][order]
         self._recalls = recalls[known][order]
+        flags = np.zeros(len(times_s), dtype=np.bool_) if flags is None else flags
+        self._flag_sums = np.concatenate([[0], np.cumsum(flags[known][order])])
         self._sums = np.concatenate([[0.0], np.cumsum(self._recalls)])
 
     def count(self, begin_s: float, end_s: float) -> int:
@@ -113,6 +121,11 @@ class Answers:
         if first >= last:
             return float("nan")
         return float(self._sums[last] - self._sums[first]) / (last - first)
+
+    def flagged(self, begin_s: float, end_s: float) -> int:
+        """Return how many of them said that they are below the objective."""
+        first, last = self._places(begin_s, end_s)
+        return int(self._flag_sums[last] - self._flag_sums[first])
 
     def weighted_mean(self, begin_s: float, end_s: float, *, horizon_s: float) -> float:
         """Return their mean with weights that fall by the factor e in `horizon_s`."""
@@ -259,13 +272,22 @@ def seconds_to_objective(
     """Return from when after a change the answers keep the objective to the end; None: never.
 
     That is the first block of `BLOCK_S` from which on the mean of all answers is within
-    `SUFFIX_TOLERANCE` of the objective, and that is itself within `BELOW_MAX`.
+    `SUFFIX_TOLERANCE` of the objective, and that is itself within `BELOW_MAX`. A block in which
+    every answer said that it is below the objective counts as one that keeps it.
     """
-    start_s = change_s
-    while answers.count(start_s, end_s) >= ANSWERS_MIN:
-        first = answers.mean(start_s, start_s + BLOCK_S)
-        kept = np.isnan(first) or first >= objective - BELOW_MAX
-        if kept and answers.mean(start_s, end_s) >= objective - SUFFIX_TOLERANCE:
+    starts_s = [change_s + BLOCK_S * n for n in range(math.ceil((end_s - change_s) / BLOCK_S))]
+    counts = np.zeros(len(starts_s))
+    means = np.full(len(starts_s), objective)
+    for place, start_s in enumerate(starts_s):
+        span = start_s, min(end_s, start_s + BLOCK_S)
+        counts[place] = answers.count(*span)
+        if answers.flagged(*span) < counts[place]:
+            means[place] = answers.mean(*span)
+    for place, start_s in enumerate(starts_s):
+        rest = counts[place:]
+        if rest.sum() < ANSWERS_MIN:
+            return None
+        kept = means[place] >= objective - BELOW_MAX
+        if kept and rest @ means[place:] / rest.sum() >= objective - SUFFIX_TOLERANCE:
             return start_s - change_s
-        start_s += BLOCK_S
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -24,8 +25,8 @@ from benchmarks.systems.broken_graphs import break_graphs
 from benchmarks.systems.servers import Server, serve
 
 POLL_S = 1.0
-PROBES = 16
-"""Queries of each kind whose cost is looked at."""
+USUAL_S = 10.0
+"""Seconds of unmeasured searches whose CPU time is the usual one."""
 PARTS = 1_000
 """Every record has a random number below this, for filters of any selectivity."""
 WRITE_EVERY_S = 1.0
@@ -36,20 +37,23 @@ Int64s = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """One answer: what kind of query it was for, and when it came, in seconds since the epoch."""
+    """One answer: what kind of query it was for, when it came, in seconds since the epoch, and
+    whether it said that it is below the objective."""
 
     ask: Ask
     answered_s: float
     given: Given
+    below_objective: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Passed:
     """A phase that is over, from the change before its first query on, in seconds since the epoch.
 
-    `cost_ratio` is the rows that the phase's queries compare at its end, by those that they
-    compared before the condition's first query. `late_ms` is the 95th percentile of the time from
-    when a query was due until it was answered.
+    `cost_ratio` is the CPU time of the server for each search of the phase, all that it does beside
+    included, by that of plain searches at the same rate before it, which are not sampled or
+    measured. `late_ms` is the 95th percentile of the time from when a query was due until it was
+    answered.
     """
 
     phase: Phase
@@ -107,11 +111,11 @@ class ObservedServer:
         """Load the rows and go through the phases."""
         try:
             await self._load()
-            usual = {ask: await self._cost(ask) for ask in self._asks()}
+            usual_cpu_s = await self._usual_cpu_s()
             looking = asyncio.create_task(self._look())
             try:
                 for phase in self._condition.phases:
-                    await self._pass(phase, usual)
+                    await self._pass(phase, usual_cpu_s)
             finally:
                 looking.cancel()
                 await asyncio.gather(looking, return_exceptions=True)
@@ -153,13 +157,14 @@ class ObservedServer:
             timeout_s=INDEX_TIMEOUT_S,
         )
 
-    async def _pass(self, phase: Phase, usual: dict[Ask, float]) -> None:
+    async def _pass(self, phase: Phase, usual_cpu_s: float) -> None:
         change_s = await self._prepare(phase.before)
         rate = self._rate * phase.rate
         seconds = phase.length * self._seconds
         if phase.queries is not None:
             seconds = phase.queries / rate
         until, took_ms = asyncio.Event(), list[float]()
+        before_s, answered = self._server.cpu_s(), len(self.observed.answered)
 
         async def ask_one(number: int) -> None:
             await self._ask(self._drawn(phase, number / (rate * seconds)))
@@ -173,11 +178,8 @@ class ObservedServer:
             await asyncio.sleep(seconds)
             until.set()
         end_s = time.time()
-        shares = [one.share for one in phase.asks]
-        if phase.shares_end:
-            shares = list(phase.shares_end)
-        costs = [await self._cost(one) / max(1.0, usual[one]) for one in phase.asks]
-        ratio = float(np.dot(shares, costs) / sum(shares))
+        searches = max(1, len(self.observed.answered) - answered)
+        ratio = (self._server.cpu_s() - before_s) / searches / usual_cpu_s
         late_ms = float(np.percentile(took_ms, 95)) if took_ms else 0.0
         self.observed.passed.append(Passed(phase, change_s, end_s, ratio, late_ms))
         self._say(f"  {self._condition.name}: phase {phase.name!r} has passed")
@@ -234,7 +236,7 @@ class ObservedServer:
             return
         records = np.array([record_number(one) for one in found.ids], dtype=np.int32)
         given = Given(self._question(ask, number), records, acknowledged, self._sent)
-        self.observed.answered.append(Answered(ask, time.time(), given))
+        self.observed.answered.append(Answered(ask, time.time(), given, found.below_objective))
 
     def _question(self, ask: Ask, number: int) -> int:
         known = self._question_of.get((ask, number))
@@ -272,25 +274,27 @@ class ObservedServer:
                     self.observed.published.append(Published(time.time(), summary))
             await asyncio.sleep(POLL_S)
 
-    async def _cost(self, ask: Ask) -> float:
-        """Return the rows that a query compares; explained searches are not sampled.
+    async def _usual_cpu_s(self) -> float:
+        """Return the server's CPU seconds for a plain search, at the rate of the first phase.
 
-        Each query is sent alone, as a batch may get another plan.
+        Explained searches are neither sampled nor measured.
         """
-        probes = self._planted.pools[ask.pool][:PROBES]
-        visited = 0
-        for probe in probes:
-            answer = await self._client.search(
-                COLLECTION,
-                probe,
-                k=ask.k,
-                filter=expression(ask),
-                ef=ask.ef,
-                recall_objective=ask.objective,
-                explain=True,
-            )
-            visited += sum(one.visited for one in answer.explain)
-        return visited / len(probes)
+        first = self._condition.phases[0]
+        ask, rate = Ask(k=first.asks[0].k), self._rate * first.rate
+        seconds = min(USUAL_S, self._seconds)
+        pool = self._planted.pools[ask.pool]
+        until, answered = asyncio.Event(), list[float]()
+
+        async def ask_one(number: int) -> None:
+            await self._client.search(COLLECTION, pool[number % len(pool)], k=ask.k, explain=True)
+
+        before_s = self._server.cpu_s()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(run_at_rate(ask_one, rate=rate, until=until, took_ms=answered))
+            await asyncio.sleep(seconds)
+            until.set()
+        ticks_s = 1.0 / os.sysconf("SC_CLK_TCK")
+        return max(ticks_s, self._server.cpu_s() - before_s) / max(1, len(answered))
 
 
 async def _is_set_within(event: asyncio.Event, seconds: float) -> bool:

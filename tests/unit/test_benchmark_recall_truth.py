@@ -247,6 +247,26 @@ def test_the_objective_is_kept_from_the_last_fall_on() -> None:
     assert kept(answers((100.0, 195.0, 0.7), (195.0, 200.0, 1.0))) is None, "too few to say it"
 
 
+def test_an_objective_that_every_answer_says_is_missed_is_as_good_as_kept() -> None:
+    times = np.arange(0.0, 100.0, 0.1)
+    recalls = np.where(times < 60.0, 0.7, 0.96)
+
+    def kept(flags: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> float | None:
+        known = Answers(times, recalls, flags)
+        return seconds_to_objective(known, change_s=0.0, end_s=100.0, objective=0.95)
+
+    assert kept(times < 0.0) == pytest.approx(60.0, abs=5.0)
+    flags = (times >= 20.0) & (times < 60.0)
+    assert kept(flags) == pytest.approx(20.0, abs=5.0)
+    assert Answers(times, recalls, flags).flagged(0.0, 100.0) == pytest.approx(400, abs=1)
+    assert kept(flags & (np.arange(1_000) % 2 == 0)) == pytest.approx(60.0, abs=5.0), "every answer"
+
+
+def test_the_picture_of_nothing_published_has_the_truth_only() -> None:
+    panel = panel_of("new", answers((0.0, 5.0, 0.9)), [], phases=[("plain", 0.0)], end_s=5.0)
+    assert [len(one.points) for one in panel.lines] == [1, 0, 0, 0]
+
+
 def test_the_picture_has_what_was_true_and_what_was_said() -> None:
     known = answers((0.0, 60.0, 0.9), (60.0, 100.0, 0.7))
     said = windows_of(
@@ -334,7 +354,7 @@ def row(window: int | None = None, **changed: object) -> Row:
     usual = {
         "condition": "steady", "window": window, "contained": True, "contained_weighted": True,
         "low": 0.95, "high": 0.98, "queries": 256, "met_while_below_s": 0.0, "fell": False,
-        "seconds_to_notice": None, "seconds_to_objective": 0.0, "kept": True,
+        "seconds_to_notice": None, "seconds_to_objective": 0.0, "kept": True, "late_ms": 9.0,
     }  # fmt: skip
     return {**usual, **changed}
 
@@ -349,6 +369,7 @@ def row(window: int | None = None, **changed: object) -> Row:
         (None, {"fell": True}, "noticed"),
         (None, {"seconds_to_objective": 61.0}, "kept"),
         (None, {"seconds_to_objective": None}, "kept"),
+        (None, {"late_ms": 2_000.0}, "answers of each phase came within"),
     ],
 )
 def test_each_requirement_can_fail(
@@ -385,7 +406,7 @@ async def test_a_condition_with_all_that_can_happen_is_run_and_judged() -> None:
     assert all(one["queries"] > 0 for one in whole)
     assert all(0.0 < one["true_recall"] <= 1.0 for one in whole)
     assert all(one["cost_ratio"] > 0 for one in whole)
-    assert len(requirements(rows, names=["tiny"])) == 6
+    assert len(requirements(rows, names=["tiny"])) == 7
     ElementTree.fromstring(draw([judged.panel()]))
 
 
