@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from annheal.index import warm_up
 from tests.support.cluster import EmbeddedServer
@@ -26,12 +27,17 @@ pytest.register_assert_rewrite(
 
 
 def pytest_configure() -> None:
-    """Undo two settings of the caller that every process of the tests would inherit.
+    """Give examples of Hypothesis as long as the test has, and undo two settings of the caller.
+
+    Every process of the tests would inherit those two.
 
     A shell that runs the tests in its background has SIGINT ignored; tests send it. With
     PYTHONDONTWRITEBYTECODE, which container images like to set, each of the hundreds of processes
     compiles the whole package again: 1.2 of the 4.4 CPU seconds from start to stop of a server.
     """
+    # A time limit for one example measures how busy the machine is, and fails on one that is.
+    settings.register_profile("annheal", deadline=None)
+    settings.load_profile("annheal")
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     sys.dont_write_bytecode = False
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
