@@ -235,7 +235,14 @@ def _slice_families(summaries: list[RecallSummary], *, now_s: float) -> list[Fam
         "The worst queries: their recall (p5), and shares below the objective and below a half.",
         ("collection", "band", "measure"),
     )
+    change = Family(
+        "annheal_recall_change_seconds",
+        "Unix time at which a change of the live queries was last noticed.",
+        ("collection",),
+    )
     for one in summaries:
+        if one.changed_at_s:
+            change.add(one.changed_at_s, one.collection)
         objective.add(one.recall_objective, one.collection)
         if one.overall.estimate is not None:
             age.add(max(0.0, now_s - one.overall.estimate.measured_at_s), one.collection)
@@ -257,7 +264,7 @@ def _slice_families(summaries: list[RecallSummary], *, now_s: float) -> list[Fam
             _add_bounds(models, part.estimate, one.collection, part.name, now_s=now_s)
     return [
         objective, recall, served, window, tail, tiers, models, queries,
-        seen, stability, age,
+        seen, stability, age, change,
     ]  # fmt: skip
 
 

@@ -63,6 +63,7 @@ def encode_recall_reports(
                 own=[_encode_own(one) for one in report.own],
                 coverage=[_encode_coverage(one) for one in report.coverage],
                 queries=[_encode_queries(one) for one in report.queries],
+                changed_at=encode_seconds(report.changed_at_s),
             )
             for report in reports
         ]
@@ -90,6 +91,7 @@ def decode_recall_reports(
             own=tuple(_decode_own(one) for one in report.own),
             coverage=_decode_coverage(report.coverage),
             queries=tuple(_decode_queries(one) for one in report.queries),
+            changed_at_s=decode_seconds(report.changed_at),
         )
         for report in message.collections
     )
@@ -116,6 +118,7 @@ def encode_recall_summary(summary: RecallSummary) -> admin_pb2.GetRecallResponse
         recall_tail_objective=summary.tail_objective.recall if summary.tail_objective else 0.0,
         recall_objective_share=summary.tail_objective.share if summary.tail_objective else 0.0,
         merged=None if summary.merged is None else _encode_merged(summary.merged),
+        changed_at=encode_seconds(summary.changed_at_s),
     )
 
 
@@ -143,6 +146,7 @@ def decode_recall_summary(message: admin_pb2.GetRecallResponse) -> RecallSummary
             else None
         ),
         merged=_decode_merged(message.merged) if message.HasField("merged") else None,
+        changed_at_s=decode_seconds(message.changed_at),
     )
 
 

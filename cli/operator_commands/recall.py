@@ -277,8 +277,7 @@ def render_summary(summary: RecallSummary) -> RenderableType:
             ("window", window_text(overall.estimate)),
             ("measured", moment(overall.estimate.measured_at_s) or "never"),
         ]
-    if overall.stability is not None:
-        lines.append(("same answer twice", f"{overall.stability:.1%}"))
+    lines += _change_and_stability(summary)
     parts: list[RenderableType] = [facts(lines)]
     if summary.bands:
         parts += ["", render_bands(summary)]
@@ -310,6 +309,15 @@ def _merged_lines(merged: MergedRecall | None) -> list[tuple[str, object]]:
         lines.append(
             (f"own top {own.k}", f"{_recall(own)} ({_interval(own)}), of each shard, averaged")
         )
+    return lines
+
+
+def _change_and_stability(summary: RecallSummary) -> list[tuple[str, object]]:
+    lines: list[tuple[str, object]] = []
+    if summary.changed_at_s:
+        lines.append(("queries changed", f"change detected at {moment(summary.changed_at_s)}"))
+    if summary.overall.stability is not None:
+        lines.append(("same answer twice", f"{summary.overall.stability:.1%}"))
     return lines
 
 

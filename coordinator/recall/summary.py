@@ -142,6 +142,7 @@ class RecallView:
             own=tuple(one for one in report.own if owned(one.shard)),
             coverage=tuple(one for one in report.coverage if owned(one.shard)),
             queries=tuple(one for one in report.queries if owned(one.shard)),
+            changed_at_s=report.changed_at_s,
         )
 
 
@@ -193,6 +194,7 @@ def summarise(
             incomplete=answers.queries.incomplete,
             own_top_k=_overall(shards, judge, None),
         ),
+        changed_at_s=max((report.changed_at_s for report in reports), default=0.0),
     )
 
 

@@ -26,9 +26,9 @@ from annheal.model.topology.shard import ShardId
 from annheal.recall.interval import mean_interval
 from annheal.runtime.deadline import Deadline
 from annheal.shard_node.recall.measure import GroupFinding, group_queries
-from annheal.shard_node.recall.monitor import Judged, RecallMonitor
-from annheal.shard_node.recall.sampler import SampledQuery
-from annheal.shard_node.recall.watched import WatchedShard
+from annheal.shard_node.recall.monitor import RecallMonitor
+from annheal.shard_node.recall.sampling.sampled_query import SampledQuery
+from annheal.shard_node.recall.watched import Judged, WatchedShard
 
 AUDIT_CPU_SHARE = 0.25
 """Share of a core that an audit may take: it is asked for, and somebody waits for it."""

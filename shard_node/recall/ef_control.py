@@ -9,7 +9,7 @@ multiplies the ef that the curve gives for the k and the objective of a query. `
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 from annheal.model.measures.recall import RecallEstimate, Rung, SelectivityBand, Shortfall
@@ -21,6 +21,9 @@ STEP_MANY_MISSES, STEP_MORE_MISSES = 4.0, 2.0
 """Factors of larger steps up, for recall far below the objective."""
 MANY_MISSES, MORE_MISSES = 4.0, 2.0
 """They apply when more than this many times the misses that the objective allows were measured."""
+AIMED_MISSES = 0.8
+"""A step by the curve aims at this share of the misses that the objective allows: if it aimed at
+the objective itself, every other step would end just below."""
 QUERIES_MIN = 16
 """With fewer different queries the state changes only if the whole interval is below the
 objective."""
@@ -31,6 +34,11 @@ BELOW_RUNS = 3
 """Measurements of fresh samples in a row, probably below the objective, that raise the scale."""
 LIMIT_RUNS = 2
 """Measurements in a row certainly below the objective at the largest ef that ask for a rebuild."""
+SOON_QUERIES = 16
+"""New queries after which a changed ef is confirmed by another measurement."""
+FEW_QUERIES = 64
+"""If fewer queries leave it open whether recall is below the objective, twice as many are measured
+as soon as they have come."""
 ABOVE_RUNS = 5
 """Measurements of fresh samples in a row, well above the objective, that lower the scale."""
 FRESH_SHARE = 0.5
@@ -46,6 +54,15 @@ FLOOR_RUNS = 120
 """Measurements for which the scale is not lowered again to a value that was too small."""
 
 _ROUNDING = 1.001
+
+StepByCurve = Callable[[float], float | None]
+"""Returns by which factor ef must grow until so many times fewer neighbours are missed; None where
+nothing is known of it."""
+
+
+def no_curve(fewer: float) -> float | None:
+    """Return None: nothing is known of how recall grows with ef."""
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +123,7 @@ class EfState:
 
     Attributes:
         scale: factor of the curve's ef, at least 1.
-        sample_version: serial of the newest query of the last fresh sample.
+        sample_version: serial of the newest query of the last fresh sample; 0 after ef was raised.
         below_runs: measurements in a row that were below the objective: certainly, or probably and
             of a fresh sample.
         above_runs: measurements of fresh samples in a row that were well above it.
@@ -144,6 +161,7 @@ def next_state(
     serials: Sequence[int],
     curve_ef: int,
     objective: float,
+    by_curve: StepByCurve = no_curve,
     rebuilt: bool = False,
 ) -> EfState:
     """Return the state after one more measurement, made with the present scale.
@@ -151,8 +169,9 @@ def next_state(
     `serials` are those of the queries behind the estimate. They grow with every sampled query
     and tell whether this sample is fresh, as measuring the same queries again is no new evidence.
     `curve_ef` is the ef that the curve gives for the collection's k and `objective`. If the
-    estimate has a tail, the objective about it counts too. `rebuilt`: whether the segment was
-    rebuilt for its recall, so that another rebuild would not help.
+    estimate has a tail, the objective about it counts too. `by_curve` says how far a step goes.
+    `rebuilt`: whether the segment was rebuilt for its recall, so that another rebuild would not
+    help.
     """
     new = sum(serial > state.sample_version for serial in serials)
     fresh = new > 0 and new >= FRESH_SHARE * len(serials)
@@ -166,12 +185,17 @@ def next_state(
     goals = _goals(estimate, objective)
     if (missed := _worst([goal for goal in goals if goal.certainly_missed])) is not None:
         return _certainly_below(
-            state, missed, mean_high=estimate.high, curve_ef=curve_ef, rebuilt=rebuilt
+            state,
+            missed,
+            mean_high=estimate.high,
+            curve_ef=curve_ef,
+            by_curve=by_curve,
+            rebuilt=rebuilt,
         )
     if estimate.evidence < QUERIES_MIN:
         return state
     if (missed := _worst([goal for goal in goals if goal.probably_missed])) is not None:
-        return _probably_below(state, missed, curve_ef=curve_ef, fresh=fresh)
+        return _probably_below(state, missed, curve_ef=curve_ef, by_curve=by_curve, fresh=fresh)
     if all(goal.value >= goal.objective for goal in goals):
         state = replace(state, rebuild=False, stuck=False, shortfall=None)
     state = replace(state, below_runs=0)
@@ -189,8 +213,38 @@ def with_answers(state: EfState, *, answered: RecallEstimate, objective: float) 
     return replace(state, shortfall=replace(state.shortfall, rung=Rung.EXACT))
 
 
+def queries_until_next(
+    before: EfState, after: EfState, *, estimate: RecallEstimate, objective: float
+) -> int | None:
+    """Return after how many new queries recall is measured again, before the interval has passed.
+
+    None: at the interval. A state that an `estimate` has changed is to be confirmed, answers that
+    say `below_objective` and measurements that count against a state are to be decided, and a
+    sample of few queries that decides nothing is to grow.
+    """
+    if _answering(after) != _answering(before):
+        return SOON_QUERIES
+    is_flagged = after.shortfall is not None and after.shortfall.rung is Rung.GRAPH
+    is_open = is_flagged or 0 < after.below_runs < BELOW_RUNS
+    if is_open and not (after.rebuild or after.stuck):
+        return max(SOON_QUERIES, math.ceil(FRESH_SHARE * estimate.queries))
+    is_undecided = any(one.low < one.objective <= one.high for one in _goals(estimate, objective))
+    return estimate.queries if estimate.queries < FEW_QUERIES and is_undecided else None
+
+
+def _answering(state: EfState) -> tuple[float, Rung | None]:
+    """Return what of the state says how queries are answered."""
+    return state.scale, None if state.shortfall is None else state.shortfall.rung
+
+
 def _certainly_below(
-    state: EfState, missed: _Goal, *, mean_high: float, curve_ef: int, rebuilt: bool
+    state: EfState,
+    missed: _Goal,
+    *,
+    mean_high: float,
+    curve_ef: int,
+    by_curve: StepByCurve,
+    rebuilt: bool,
 ) -> EfState:
     """Raise the scale; at the largest ef, ask for a rebuild or mark the segment as stuck.
 
@@ -208,7 +262,7 @@ def _certainly_below(
         shortfall=Shortfall(mean_high, rung),
     )
     if not at_limit:
-        return _raised(state, missed, curve_ef=curve_ef)
+        return _raised(state, missed, curve_ef=curve_ef, by_curve=by_curve)
     at_last = state.below_runs >= LIMIT_RUNS
     return replace(
         state,
@@ -217,13 +271,20 @@ def _certainly_below(
     )
 
 
-def _probably_below(state: EfState, missed: _Goal, *, curve_ef: int, fresh: bool) -> EfState:
-    """Raise the scale after `BELOW_RUNS` fresh samples, unless ef is the largest already."""
+def _probably_below(
+    state: EfState, missed: _Goal, *, curve_ef: int, by_curve: StepByCurve, fresh: bool
+) -> EfState:
+    """Raise the scale after `BELOW_RUNS` fresh samples, unless ef is the largest already.
+
+    One suffices after a measurement certainly below: the graph is not at the objective until a
+    measurement says so.
+    """
     state = replace(state, below_runs=state.below_runs + fresh, above_runs=0)
     at_limit = scaled_ef(curve_ef, state.scale) >= EF_CONTROL_MAX
-    if at_limit or state.below_runs < BELOW_RUNS:
+    wanted = BELOW_RUNS if state.shortfall is None else 1
+    if at_limit or state.below_runs < wanted:
         return state
-    return _raised(state, missed, curve_ef=curve_ef)
+    return _raised(state, missed, curve_ef=curve_ef, by_curve=by_curve)
 
 
 def _perhaps_above(state: EfState, well_above: bool, *, fresh: bool) -> EfState:
@@ -239,19 +300,28 @@ def _perhaps_above(state: EfState, well_above: bool, *, fresh: bool) -> EfState:
     return replace(state, scale=lower, above_runs=0)
 
 
-def _raised(state: EfState, missed: _Goal, *, curve_ef: int) -> EfState:
-    scale = state.scale * _step(missed.misses)
+def _raised(state: EfState, missed: _Goal, *, curve_ef: int, by_curve: StepByCurve) -> EfState:
+    """Return the state with a larger scale. All queries are new to that."""
+    scale = state.scale * _step(missed.misses, by_curve)
     return replace(
         state,
         scale=min(scale, EF_CONTROL_MAX / curve_ef),
+        sample_version=0,
         below_runs=0,
         floor=state.scale,
         floor_runs=FLOOR_RUNS,
     )
 
 
-def _step(misses: float) -> float:
-    """Return the factor of the next step up; larger if much more is missed than allowed."""
+def _step(misses: float, by_curve: StepByCurve) -> float:
+    """Return the factor of the next step up; larger if much more is missed than allowed.
+
+    It is what the curve says, if it says anything, but never below `STEP` or above
+    `STEP_MANY_MISSES`.
+    """
+    factor = by_curve(max(1.0, misses / AIMED_MISSES))
+    if factor is not None:
+        return min(max(factor, STEP), STEP_MANY_MISSES)
     if misses > MANY_MISSES:
         return STEP_MANY_MISSES
     return STEP_MORE_MISSES if misses > MORE_MISSES else STEP

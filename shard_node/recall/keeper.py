@@ -31,7 +31,8 @@ from annheal.recall import (
 from annheal.recall.coverage import CoverageBook
 from annheal.shard_node.recall.ef_control import EfController, EfState, for_changed_goal
 from annheal.shard_node.recall.result import ShardResult, without_conclusions
-from annheal.shard_node.recall.sampler import RecallSampler, SampledQuery
+from annheal.shard_node.recall.sampler import RecallSampler
+from annheal.shard_node.recall.sampling.sampled_query import SampledQuery
 from annheal.shard_node.recall.watched import WatchedShard
 from annheal.shard_node.search.ef_scale import EF_CONTROL_MAX
 

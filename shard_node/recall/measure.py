@@ -18,7 +18,7 @@ from annheal.model.records import Float32Matrix
 from annheal.model.search import SearchOptions
 from annheal.recall.estimating import recall_estimate
 from annheal.shard_node.recall.estimate import found_ranks, query_recalls
-from annheal.shard_node.recall.sampler import SampledQuery
+from annheal.shard_node.recall.sampling.sampled_query import SampledQuery
 from annheal.shard_node.recall.served import (
     ServedHits,
     ServedRanks,

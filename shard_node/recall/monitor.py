@@ -16,16 +16,11 @@ from dataclasses import dataclass, replace
 
 from annheal.errors import AnnhealError
 from annheal.index import set_search_threads
-from annheal.model.collection import CollectionSettings
 from annheal.model.measures.recall import (
     CollectionRecall,
-    RecallEstimate,
-    Rung,
     SegmentRecall,
     SelectivityBand,
-    ShardBandRecall,
 )
-from annheal.model.measures.recall_tail import TailEstimate, TailObjective
 from annheal.model.topology.manifest import IndexKind
 from annheal.model.topology.shard import ShardId
 from annheal.model.topology.task import TaskReason
@@ -36,10 +31,9 @@ from annheal.shard_node.lanes import Lanes
 from annheal.shard_node.owner.shard_state import MeasuredSegment
 from annheal.shard_node.recall.ef_control import (
     QUERIES_MIN,
-    Answering,
     EfController,
-    EfState,
     next_state,
+    queries_until_next,
     with_answers,
 )
 from annheal.shard_node.recall.keeper import RecallKeeper
@@ -50,6 +44,7 @@ from annheal.shard_node.recall.result import (
     SegmentEstimate,
     ShardResult,
     band_recalls,
+    before_change,
     filter_recalls,
     measured_segments,
     own_recalls,
@@ -59,19 +54,28 @@ from annheal.shard_node.recall.result import (
     with_earlier,
     with_seen,
 )
-from annheal.shard_node.recall.sampler import RecallSampler, Rounds, Traffic
-from annheal.shard_node.recall.watched import WatchedShard
+from annheal.shard_node.recall.sampler import RecallSampler, Traffic
+from annheal.shard_node.recall.sampling.rounds import Rounds
+from annheal.shard_node.recall.watched import (
+    Goal,
+    Judged,
+    Run,
+    WatchedShard,
+    report_state,
+)
 from annheal.shard_node.search.code_maker import CodeMaker
 from annheal.shard_node.search.costs import MeasuredCosts
 from annheal.shard_node.search.ef_scale import EF_CONTROL_MAX, scaled_ef
 from annheal.shard_node.search.filter_cache import FilterCache
-from annheal.shard_node.search.recall_curves import choose_ef
+from annheal.shard_node.search.recall_curves import choose_ef, curve_factor
 from annheal.shard_node.search.searcher import Searcher
 
 LOOK_MAX_S = 1.0
 LOOKS_PER_INTERVAL = 4
-CHANGED_GAP_S = 5.0
-"""Least seconds between two measurements of a changing shard, unless the interval is shorter."""
+SOON_GAP_S = 5.0
+"""Least seconds between two measurements of a shard, unless the interval is shorter."""
+CHANGE_QUERIES_MIN = 32
+"""Queries since a change of their distribution with which recall is measured again."""
 STRATUM_QUERIES_MIN = 16
 """Queries of a stratum that are measured however much that costs: fewer would judge nothing."""
 COST_WEIGHT = 0.125
@@ -91,57 +95,6 @@ class MonitorSettings:
     interval_s: float = 60.0
     changed_share: float = 0.1
     cpu_share: float = 0.02
-
-
-@dataclass(frozen=True, slots=True)
-class _Goal:
-    """What the collection promises: recall@`k` of at least `objective`, and `tail`."""
-
-    objective: float
-    k: int
-    tail: TailObjective | None = None
-
-    @classmethod
-    def of(cls, settings: CollectionSettings) -> _Goal:
-        return cls(settings.recall_objective, settings.recall_k, settings.tail_objective)
-
-    def is_missed(self, estimate: RecallEstimate) -> bool:
-        """Return whether an estimate is below one of the objectives."""
-        tail = estimate.tail_for(self.tail)
-        return estimate.recall < self.objective or (
-            tail is not None and tail.share < tail.objective.share
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """What a shard was like when its last measurement began.
-
-    `serials` are those of the queries measured, `answers` how the controller had its segments
-    answered. `settled`: nothing is below `goal`.
-    """
-
-    started_s: float
-    sequence: int
-    segment_ids: frozenset[str]
-    sample_version: int
-    goal: _Goal
-    settled: bool
-    serials: frozenset[int] = frozenset()
-    answers: frozenset[Answering] = frozenset()
-
-
-@dataclass(frozen=True, slots=True)
-class Judged:
-    """The latest estimates of a shard, and the serials of the queries that they were made from.
-
-    No serials: a former process made them. `changed`: its segments, or how they are answered, are
-    not those of then.
-    """
-
-    bands: tuple[ShardBandRecall, ...]
-    serials: frozenset[int] = frozenset()
-    changed: bool = False
 
 
 class RecallMonitor:
@@ -196,7 +149,7 @@ class RecallMonitor:
         self._clock = clock
         self._rests_until_s = -math.inf
         self._query_cpu_s = 0.0
-        self._runs: dict[ShardId, _Run] = {}
+        self._runs: dict[ShardId, Run] = {}
         self._first_seen_s: dict[ShardId, float] = {}
         self._results: dict[ShardId, ShardResult] = {}
         self._rounds = Rounds(sampler, interval_s=settings.interval_s)
@@ -213,6 +166,7 @@ class RecallMonitor:
         """Measure the shards that are due now."""
         self._forget_gone()
         await self._restore_new()
+        self._look_for_changes()
         self._begin_rounds()
         for shard in self._due():
             try:
@@ -227,42 +181,48 @@ class RecallMonitor:
         if owned is None:
             return
         collection, view = owned.collection, owned.view
-        started = _Run(
+        started = Run(
             self._clock(),
             view.sequence,
             view.segment_ids,
             self.sampler.version(shard.collection_id),
-            _Goal.of(collection.settings),
-            settled=False,
+            Goal.of(collection.settings),
         )
         if self._known_goal(shard) not in (None, started.goal):
             self.controller.change_goal(started.segment_ids)
+        last = self._runs.get(shard)
         sample = self._rounds.sample(
-            shard.collection_id, queries_max=self._affordable(shard.collection_id)
+            shard.collection_id,
+            measured_s=-math.inf if last is None else last.started_s,
+            queries_max=self._affordable(shard.collection_id),
         )
+        self.sampler.note_measured(shard.collection_id, sample)
         groups = group_queries(
             sample, dimension=collection.model.dimension, objective=started.goal.objective
         )
-        answers = self.controller.answering(started.segment_ids)
+        started = replace(
+            started,
+            serials=frozenset(one.serial for one in sample),
+            answers=self.controller.answering(started.segment_ids),
+        )
         found: list[GroupFinding] = []
         try:
             for group in groups:
                 found.append(await self._slice(owned, group, shard=shard.number))
                 if self._held().get(shard) is not owned:
                     return
+                if self._is_outdated(shard, started):
+                    started = self._cut(shard, started)
+                    return
         finally:
-            self._runs[shard] = started = replace(
-                started,
-                serials=frozenset(one.serial for one in sample),
-                answers=answers,
-            )
-        result = self._result(shard, owned, found, goal=started.goal)
+            self._runs[shard] = started
+        result, next_after = self._result(shard, owned, found, goal=started.goal)
         below = any(started.goal.is_missed(one.estimate) for one in result.segments)
         earlier = self._results.get(shard)
         if earlier is not None:
             result = with_earlier(result, earlier, segment_ids=owned.view.segment_ids)
         self._results[shard] = result
-        self._runs[shard] = replace(started, settled=not below)
+        self._runs[shard] = replace(started, settled=not below, next_after=next_after)
 
     def judged(self, shard: ShardId) -> Judged | None:
         """Return the latest estimates of a shard that is open here; None without any."""
@@ -296,12 +256,12 @@ class RecallMonitor:
         budget_s = self.sampler.windows.window_s * self._settings.cpu_share
         return max(STRATUM_QUERIES_MIN, int(budget_s / self._query_cpu_s / parts))
 
-    def _known_goal(self, shard: ShardId) -> _Goal | None:
+    def _known_goal(self, shard: ShardId) -> Goal | None:
         """Return what the controller's states of the shard are about; None: nothing is known."""
         last, restored = self._runs.get(shard), self._results.get(shard)
         if last is not None:
             return last.goal
-        return None if restored is None else _Goal(restored.objective, restored.k, restored.tail)
+        return None if restored is None else Goal(restored.objective, restored.k, restored.tail)
 
     async def save_leaving(self) -> None:
         """Store the recall memory of every shard, before the node leaves."""
@@ -339,9 +299,10 @@ class RecallMonitor:
                 own=tuple(one for result in results for one in result.own),
                 coverage=self.coverage.of_collection(name),
                 queries=tuple(one.queries for one in results if one.queries is not None),
+                changed_at_s=0.0 if change is None else change.noticed_at_s,
             )
             for name, collection in sorted(collections.items())
-            for results in [self._results_of(name)]
+            for results, change in [(self._results_of(name), self.sampler.change(name))]
         )
 
     def _here(self, collection_id: str, counts: Traffic) -> Traffic:
@@ -427,6 +388,8 @@ class RecallMonitor:
         if last is None:
             first_s = self._first_seen_s.setdefault(shard, now_s)
             return version >= QUERIES_MIN or now_s - first_s >= interval_s
+        if self._is_changed(shard, last, now_s):
+            return True
         view = owned.view
         same = (view.sequence, view.segment_ids, version) == (
             last.sequence,
@@ -434,15 +397,72 @@ class RecallMonitor:
             last.sample_version,
         )
         waited_s = now_s - last.started_s
-        new_goal = last.goal != _Goal.of(owned.collection.settings)
+        gap_s = min(interval_s, SOON_GAP_S)
+        new_goal = last.goal != Goal.of(owned.collection.settings)
         if same and last.settled and not new_goal:
             return False
         if waited_s >= interval_s or self._rounds.began_after(shard.collection_id, last.started_s):
             return True
-        return waited_s >= min(interval_s, CHANGED_GAP_S) and (
+        return waited_s >= gap_s and (
             new_goal
             or view.changed_share(last.segment_ids, last.sequence) > self._settings.changed_share
+            or any(
+                self.sampler.newer(shard.collection_id, last.sample_version, band) >= wanted
+                for band, wanted in last.next_after.items()
+            )
         )
+
+    def _cut(self, shard: ShardId, run: Run) -> Run:
+        """Return a run that was given up: the results stay those of the run before."""
+        last = self._runs.get(shard)
+        if last is None:
+            return replace(run, is_cut=True)
+        return replace(run, is_cut=True, serials=last.serials, answers=last.answers)
+
+    def _is_outdated(self, shard: ShardId, run: Run) -> bool:
+        """Return whether the queries have changed since a measurement began.
+
+        No two measurements in a row are given up for that, or a load that changes all the time
+        would never be measured.
+        """
+        self._look_for_changes()
+        last, change = self._runs.get(shard), self.sampler.change(shard.collection_id)
+        is_new = change is not None and change.noticed_s > run.started_s
+        return is_new and not (last is not None and last.is_cut)
+
+    def _look_for_changes(self) -> None:
+        """Log changes of the queries; what was measured before is about now no longer."""
+        held = self._held()
+        for collection_id in sorted({shard.collection_id for shard in held}):
+            for change in self.sampler.look_for_changes(collection_id):
+                _log.warning(
+                    "the queries of collection %s (%s%s) have changed within %.0f s; their recall"
+                    " is measured anew",
+                    collection_id,
+                    change.band.value,
+                    ", with settings of their own" if change.own else "",
+                    change.noticed_s - change.since_s,
+                )
+                self._rounds.end(collection_id)
+                for shard in [one for one in held if one.collection_id == collection_id]:
+                    if (result := self._results.get(shard)) is not None:
+                        self._results[shard] = before_change(result, change)
+
+    def _is_changed(self, shard: ShardId, last: Run, now_s: float) -> bool:
+        """Return whether a change of the queries calls for a measurement now.
+
+        It does as soon as enough queries judge that came since, and then again as they become more,
+        until the window has no others.
+        """
+        change = self.sampler.change(shard.collection_id)
+        if change is None or now_s - change.noticed_s > self.sampler.windows.window_s:
+            return False
+        if last.started_s < change.noticed_s:
+            judging = self.sampler.judging_since(shard.collection_id, change)
+            return judging >= CHANGE_QUERIES_MIN
+        gap_s = min(self._settings.interval_s, SOON_GAP_S)
+        is_new = self.sampler.version(shard.collection_id) != last.sample_version
+        return is_new and now_s - last.started_s >= gap_s
 
     def _result(
         self,
@@ -450,8 +470,9 @@ class RecallMonitor:
         owned: WatchedShard,
         found: Sequence[GroupFinding],
         *,
-        goal: _Goal,
-    ) -> ShardResult:
+        goal: Goal,
+    ) -> tuple[ShardResult, dict[SelectivityBand, int]]:
+        """Update the controller; return what is reported, and `Run.next_after`."""
         moment = Moment(self._now_s(), self.sampler.windows.age_max_s)
         present = {held.segment.id: held.segment for held in owned.view.segments}
         queries = shard_queries(
@@ -464,13 +485,17 @@ class RecallMonitor:
             band: self.sampler.seen(shard.collection_id, shard.number, band)
             for band in SelectivityBand
         }
-        return ShardResult(
+        segments: list[SegmentRecall] = []
+        next_after: dict[SelectivityBand, int] = {}
+        for (segment_id, band), estimate in estimates.items():
+            if segment_id in present:
+                one, soon = self._of_segment(shard, goal, present[segment_id], band, estimate)
+                segments.append(one)
+                if soon is not None:
+                    next_after[band] = min(soon, next_after.get(band, soon))
+        result = ShardResult(
             bands=band_recalls(shard.number, found, seen=seen, moment=moment, tail=goal.tail),
-            segments=tuple(
-                self._of_segment(shard, goal, present[segment_id], band, estimate)
-                for (segment_id, band), estimate in estimates.items()
-                if segment_id in present
-            ),
+            segments=tuple(segments),
             filters=filter_recalls(shard.number, found),
             walks=segment_walks(found, k=goal.k),
             objective=goal.objective,
@@ -479,19 +504,24 @@ class RecallMonitor:
             tail=goal.tail,
             queries=queries,
         )
+        return result, next_after
 
     def _of_segment(
         self,
         shard: ShardId,
-        goal: _Goal,
+        goal: Goal,
         segment: Segment,
         band: SelectivityBand,
         found: SegmentEstimate,
-    ) -> SegmentRecall:
-        """Update the controller with an estimate; return both, for reports."""
+    ) -> tuple[SegmentRecall, int | None]:
+        """Update the controller with an estimate; return both, for reports.
+
+        Also after how many new queries recall is measured again; None: at the interval.
+        """
         sources = segment.meta.build.sources
         before = after = self.controller.state(segment.id, band, sources=sources)
         ef = limit = 0
+        soon: int | None = None
         if segment.kind is IndexKind.HNSW:
             curve_ef = choose_ef(segment.recall_curve, k=goal.k, objective=goal.objective)
             after = next_state(
@@ -500,11 +530,20 @@ class RecallMonitor:
                 serials=found.serials.tolist(),
                 curve_ef=curve_ef,
                 objective=goal.objective,
+                by_curve=lambda fewer: curve_factor(
+                    segment.recall_curve,
+                    k=goal.k,
+                    ef=scaled_ef(curve_ef, before.scale),
+                    fewer=fewer,
+                ),
                 rebuilt=segment.meta.build.reason == TaskReason.RECALL,
             )
             if found.by_codes_only and found.answered is not None:
                 after = with_answers(after, answered=found.answered, objective=goal.objective)
             self.controller.store(segment.id, band, after)
+            soon = queries_until_next(
+                before, after, estimate=found.estimate, objective=goal.objective
+            )
             ef, limit = scaled_ef(curve_ef, after.scale), max(curve_ef, EF_CONTROL_MAX)
         result = SegmentRecall(
             shard=shard.number,
@@ -521,8 +560,8 @@ class RecallMonitor:
             below=after.shortfall is not None,
             answered=found.answered,
         )
-        _report(shard, result, before, after)
-        return result
+        report_state(shard, result, before, after)
+        return result, soon
 
     def _results_of(self, collection_id: str) -> list[ShardResult]:
         return [
@@ -556,43 +595,3 @@ class RecallMonitor:
         if (segments, growing) != self._present:
             self._present = segments, growing
             self._filters.forget_all_but([*segments, *growing])
-
-
-def _report(shard: ShardId, found: SegmentRecall, before: EfState, after: EfState) -> None:
-    """Log a changed state: a segment below its objective must be visible (INV-7)."""
-    facts = (
-        f"segment {found.segment_id} of {shard}, {found.band.value}: recall@{found.estimate.k}"
-        f" {found.estimate.recall:.4f} [{found.estimate.low:.4f}, {found.estimate.high:.4f}] of"
-        f" {found.estimate.queries} live queries{_tail_words(found.estimate.tail)}"
-    )
-    if after.stuck and not before.stuck:
-        _log.error(
-            "%s is below the objective at ef %d, although the segment was rebuilt for it; nothing"
-            " more is tried; perhaps the queries are unlike the rows (INV-7)",
-            facts,
-            found.ef,
-        )
-    elif after.rebuild and not before.rebuild:
-        _log.warning("%s is below the objective at ef %d; it will be rebuilt", facts, found.ef)
-    elif after.scale != before.scale:
-        _log.info("%s; ef is now %d", facts, found.ef)
-    if _answers_without_graph(after) and not _answers_without_graph(before):
-        _log.warning(
-            "%s is below the objective at ef %d; codes or exact comparison answer where"
-            " recall_budget allows it, other answers carry below_objective",
-            facts,
-            found.ef,
-        )
-
-
-def _tail_words(tail: TailEstimate | None) -> str:
-    if tail is None:
-        return ""
-    return (
-        f", {tail.share:.4f} [{tail.low:.4f}, {tail.high:.4f}] of them with at least"
-        f" {tail.objective.recall:g} (promised: {tail.objective.share:g})"
-    )
-
-
-def _answers_without_graph(state: EfState) -> bool:
-    return state.shortfall is not None and state.shortfall.rung is not Rung.GRAPH

@@ -36,7 +36,7 @@ from annheal.shard_node.recall.measure import (
     SegmentFinding,
     estimate_of,
 )
-from annheal.shard_node.recall.sampler import SampledQuery
+from annheal.shard_node.recall.sampling.sampled_query import Change, SampledQuery
 from annheal.shard_node.search.planner import PlanKind
 
 QUERIES_BYTES_MAX = 1_048_576
@@ -344,6 +344,29 @@ def with_earlier(
 def without_conclusions(one: SegmentRecall) -> SegmentRecall:
     """Return the recall of a segment without what followed from it for an earlier objective."""
     return replace(one, rebuild=False, stuck=False, rung=Rung.GRAPH, below=False, answered=None)
+
+
+def before_change(result: ShardResult, change: Change) -> ShardResult:
+    """Return `result` after a change of the queries: its estimates of them are too old."""
+
+    def ended(estimate: RecallEstimate) -> RecallEstimate:
+        until_s = min(estimate.valid_until_s or math.inf, change.noticed_at_s)
+        return replace(estimate, valid_until_s=until_s)
+
+    if change.own:
+        own = tuple(replace(one, estimate=ended(one.estimate)) for one in result.own)
+        return replace(result, own=own)
+    return replace(
+        result,
+        bands=tuple(
+            replace(one, estimate=ended(one.estimate)) if one.band is change.band else one
+            for one in result.bands
+        ),
+        segments=tuple(
+            replace(one, estimate=ended(one.estimate)) if one.band is change.band else one
+            for one in result.segments
+        ),
+    )
 
 
 def with_seen(

@@ -11,40 +11,36 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import math
 import random
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-import numpy as np
-import numpy.typing as npt
-
-from annheal.model.filter import Filter
 from annheal.model.measures.recall import SelectivityBand, band_of
 from annheal.model.measures.recall_worst import LiveQuery
 from annheal.model.measures.shard_queries import Numbers
 from annheal.model.records import Float32Matrix
 from annheal.model.search import SearchAnswer, SearchOptions
 from annheal.runtime.clock import Clock, monotonic_s, wall_s
-from annheal.shard_node.recall.reservoir import DecayingReservoir, RotatingReservoir
-from annheal.shard_node.recall.served import ServedHits, served_hits
-from annheal.shard_node.recall.thinning import Thinning
+from annheal.shard_node.recall.sampling.change import ChangeDetector, Sketch, directions, sketch_of
+from annheal.shard_node.recall.sampling.reservoir import DecayingReservoir, RotatingReservoir
+from annheal.shard_node.recall.sampling.sampled_query import (
+    FRESH_QUERIES,
+    Change,
+    SampledQuery,
+    Windows,
+)
+from annheal.shard_node.recall.sampling.thinning import Thinning
+from annheal.shard_node.recall.served import served_hits
 from annheal.shard_node.search.searcher import MatchCount
 
 JUDGING_QUERIES = 128
 """Queries of a reservoir that judges: a measured recall of 1.0 then has an interval from 0.97."""
 CALIBRATING_QUERIES = 64
 """Queries of each reservoir that calibrates."""
-WINDOW_MIN_S = 60
-"""Least seconds of the window in which queries judge; else it is the measuring interval."""
-HORIZONS_PER_WINDOW = 2
-"""The weight of a query falls by the factor e in half a window."""
 CALIBRATING_HORIZONS_S = (3_600.0, 86_400.0)
-FRESH_QUERIES = 64
-"""If the window has fewer queries, older ones judge too, up to so many."""
-WINDOWS_MAX = 10
-"""Queries older than so many windows do not judge, and estimates older than that are unknown."""
 SAMPLE_BYTES_MAX = 2_097_152
 """Bytes of the vectors of one reservoir; of long vectors fewer than above are kept."""
 LONG_QUERIES_MIN = 16
@@ -59,53 +55,6 @@ Traffic = dict[tuple[int, SelectivityBand], int]
 """Queries by shard, and by their band in that shard."""
 
 
-@dataclass(frozen=True, slots=True)
-class SampledQuery:
-    """A live query: what was asked, when, and what was returned.
-
-    Attributes:
-        vector: (d,) float32, a copy.
-        sampled_at_s: seconds since the epoch.
-        arrived_s: the same moment by a clock that never goes back.
-        serial: grows by one with every sampled query of the collection.
-        objective, ef: what the client set for this query; None: what the collection's settings say.
-        served: the hits that were returned; None in a query of an earlier process.
-        number: the same in all nodes that answered; None where one shard has the whole answer.
-    """
-
-    vector: npt.NDArray[np.float32]
-    k: int
-    filter: Filter | None
-    sampled_at_s: float
-    arrived_s: float = 0.0
-    serial: int = 0
-    objective: float | None = None
-    ef: int | None = None
-    served: ServedHits | None = None
-    number: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Windows:
-    """The times of sampling, in seconds.
-
-    Attributes:
-        window_s: queries of this time judge recall.
-        horizon_s: the weight of a query falls by the factor e in this time.
-        age_max_s: queries older than this do not judge.
-    """
-
-    window_s: float
-    horizon_s: float
-    age_max_s: float
-
-    @classmethod
-    def of(cls, interval_s: float) -> Windows:
-        """Return the times for a measuring interval."""
-        window_s = max(float(WINDOW_MIN_S), interval_s)
-        return cls(window_s, window_s / HORIZONS_PER_WINDOW, WINDOWS_MAX * window_s)
-
-
 Reservoir = DecayingReservoir[SampledQuery]
 Stratum = tuple[SelectivityBand, bool, int]
 """Band; whether the client set an ef or an objective; dimension. Each has its own reservoirs."""
@@ -113,11 +62,30 @@ Stratum = tuple[SelectivityBand, bool, int]
 
 @dataclass(slots=True)
 class _Reservoirs:
-    """The reservoirs of one stratum, and the thinning of its queries before they are offered."""
+    """The reservoirs of one stratum, and the thinning of its queries before they are offered.
+
+    Queries that arrived before `since_s` do not judge: the distribution has changed since.
+    """
 
     thinning: Thinning
     judging: RotatingReservoir[SampledQuery]
     calibrating: tuple[Reservoir, ...]
+    directions: Float32Matrix
+    detector: ChangeDetector = field(default_factory=ChangeDetector)
+    since_s: float = -math.inf
+
+    def judges(self, windows: Windows, *, now_s: float) -> list[SampledQuery]:
+        """Return a sample of the last window, or the newest `FRESH_QUERIES` that are not too old.
+
+        The first m of them are a smaller sample.
+        """
+        ranked = [one for one in self.judging.items() if one.arrived_s >= self.since_s]
+        ages = sorted(now_s - one.arrived_s for one in ranked)
+        in_window = bisect.bisect_right(ages, windows.window_s)
+        wanted = min(len(ages), max(in_window, FRESH_QUERIES))
+        oldest_s = min(ages[wanted - 1], windows.age_max_s) if wanted else 0.0
+        young = [one for one in ranked if now_s - one.arrived_s <= oldest_s]
+        return young[: self.judging.size]
 
     def offer(
         self, place: int, at_s: float, item: Callable[[int], SampledQuery], *, weight: float
@@ -157,13 +125,14 @@ class _Samples:
     """What is held of one collection.
 
     `parts` counts the queries of the last window, by part, with the time at which each part began;
-    `past` counts those before. `version` is the last serial.
+    `past` counts those before. `version` is the last serial, `change` the last change.
     """
 
     strata: dict[Stratum, _Reservoirs] = field(default_factory=dict)
     past: Traffic = field(default_factory=dict)
     parts: deque[tuple[float, Traffic]] = field(default_factory=deque)
     version: int = 0
+    change: Change | None = None
 
     def seen(self) -> Traffic:
         """Return the queries since the start."""
@@ -255,6 +224,7 @@ class RecallSampler:
     ) -> None:
         """Offer the queries that pass the thinning to the reservoirs; keep what enters."""
         made: dict[int, SampledQuery] = {}
+        sketch: Sketch | None = None
 
         def made_once(place: int) -> SampledQuery:
             """Return the query at `place`: one object, in however many reservoirs it is held."""
@@ -270,15 +240,25 @@ class RecallSampler:
                     objective=options.recall_objective,
                     ef=options.ef,
                     served=None if answer is None else served_hits(answer, place),
+                    sketch=sketch,
                     number=None if numbers is None else int(numbers[place]),
                 )
             return made[place]
 
+        def sketched(place: int) -> Sketch:
+            """Return the sketch of the query at `place`, which passed the thinning."""
+            best = None if answer is None else _best_score(answer, place)
+            found = sketch_of(queries[place], held.directions, best_score=best)
+            held.detector.add(now_s, found)
+            return found
+
         if numbers is None:
             for place, weight in held.thinning.passing(len(queries)):
+                sketch = sketched(place)
                 held.offer(place, now_s, made_once, weight=weight)
             return
         for place, weight, drawn in held.thinning.choose(numbers, now_s):
+            sketch = sketched(place)
             held.offer_drawn(drawn, now_s, partial(made_once, place), weight=weight)
 
     def sample(
@@ -296,7 +276,54 @@ class RecallSampler:
         return tuple(
             query
             for held in samples.strata.values()
-            for query in _judging(held.judging, self.windows, now_s=now_s)[:queries_max]
+            for query in held.judges(self.windows, now_s=now_s)[:queries_max]
+        )
+
+    def note_measured(self, collection_id: str, sample: Iterable[SampledQuery]) -> None:
+        """Compare the queries of each stratum with those of `sample`, which are measured now."""
+        samples = self._collections.get(collection_id)
+        if samples is None:
+            return
+        serials = {one.serial for one in sample}
+        for held in samples.strata.values():
+            held.detector.refer_to(
+                [
+                    one.sketch
+                    for one in held.judging.items()
+                    if one.sketch is not None and one.serial in serials
+                ]
+            )
+
+    def look_for_changes(self, collection_id: str) -> tuple[Change, ...]:
+        """Return the changes since the last look; from now on only queries since then judge."""
+        samples = self._collections.get(collection_id)
+        if samples is None:
+            return ()
+        found = []
+        for (band, own, _), held in samples.strata.items():
+            since_s = held.detector.look()
+            if since_s is not None:
+                held.since_s = since_s
+                found.append(Change(band, own, since_s, self._clock(), self._now_s()))
+        if found:
+            samples.change = found[-1]
+        return tuple(found)
+
+    def change(self, collection_id: str) -> Change | None:
+        """Return the last change of a collection's queries; None: none was noticed."""
+        samples = self._collections.get(collection_id)
+        return None if samples is None else samples.change
+
+    def judging_since(self, collection_id: str, change: Change) -> int:
+        """Return how many queries that arrived since `change` judge now."""
+        samples = self._collections.get(collection_id)
+        if samples is None:
+            return 0
+        now_s = self._clock()
+        return sum(
+            len(held.judges(self.windows, now_s=now_s))
+            for (band, own, _), held in samples.strata.items()
+            if (band, own) == (change.band, change.own)
         )
 
     def held(
@@ -311,8 +338,9 @@ class RecallSampler:
             return ()
         oldest_s = self._clock() - self.windows.age_max_s
         return tuple(
-            (band, tuple(one for one in held.judging.items() if one.arrived_s >= oldest_s))
+            (band, tuple(one for one in held.judging.items() if one.arrived_s >= since_s))
             for (band, own, _), held in sorted(samples.strata.items())
+            for since_s in [max(oldest_s, held.since_s)]
             if not own
         )
 
@@ -327,12 +355,28 @@ class RecallSampler:
                 LiveQuery(
                     one.vector, one.k, band, one.sampled_at_s, one.filter, one.objective, one.ef
                 )
-                for one in _judging(held.judging, self.windows, now_s=now_s)
+                for one in held.judges(self.windows, now_s=now_s)
             ]
             for (band, _, _), held in sorted(samples.strata.items())
         ]
         turns = itertools.zip_longest(*by_stratum)
         return tuple(one for turn in turns for one in turn if one is not None)
+
+    def newer(self, collection_id: str, serial: int, band: SelectivityBand) -> int:
+        """Return how many queries of a band sampled after `serial` judge now.
+
+        Those with settings of their own are not counted.
+        """
+        samples = self._collections.get(collection_id)
+        if samples is None or samples.version <= serial:
+            return 0
+        now_s = self._clock()
+        return sum(
+            query.serial > serial
+            for (of_band, own, _), held in samples.strata.items()
+            if of_band is band and not own
+            for query in held.judges(self.windows, now_s=now_s)
+        )
 
     def strata(self, collection_id: str) -> int:
         """Return the number of strata of a collection that have a query that judges now."""
@@ -492,73 +536,13 @@ class RecallSampler:
                     Reservoir(min(CALIBRATING_QUERIES, fit), horizon_s=horizon_s, draw=self._draw)
                     for horizon_s in CALIBRATING_HORIZONS_S
                 ),
+                directions(stratum[2]),
             )
         return held
 
 
-@dataclass(frozen=True, slots=True)
-class _Round:
-    """The queries of one interval."""
-
-    number: int
-    began_s: float
-    sample: tuple[SampledQuery, ...]
-
-
-class Rounds:
-    """Chooses the queries with which all shards of a collection are measured in one interval.
-
-    Rounds begin at multiples of the interval since the epoch, so that nodes choose theirs at the
-    same time.
-    """
-
-    def __init__(self, sampler: RecallSampler, *, interval_s: float) -> None:
-        self._sampler = sampler
-        self._interval_s = interval_s
-        self._rounds: dict[str, _Round] = {}
-
-    def begin(
-        self, collection_id: str, *, wall_s: float, at_s: float, queries_max: int | None
-    ) -> None:
-        """Begin the round of `wall_s`, seconds since the epoch, unless it has begun.
-
-        `at_s` is the same time by a clock that never goes back.
-        """
-        number = int(wall_s // self._interval_s)
-        present = self._rounds.get(collection_id)
-        if present is None or present.number != number:
-            sample = self._sampler.sample(collection_id, queries_max=queries_max)
-            self._rounds[collection_id] = _Round(number, at_s, sample)
-
-    def began_after(self, collection_id: str, at_s: float) -> bool:
-        """Return whether the present round began after `at_s`."""
-        present = self._rounds.get(collection_id)
-        return present is not None and at_s < present.began_s
-
-    def sample(self, collection_id: str, *, queries_max: int | None) -> tuple[SampledQuery, ...]:
-        """Return the queries of the round; those of now if it has none, or few."""
-        present = self._rounds.get(collection_id)
-        if present is not None and len(present.sample) >= FRESH_QUERIES:
-            return present.sample
-        return self._sampler.sample(collection_id, queries_max=queries_max)
-
-    def forget_all_but(self, collection_ids: Iterable[str]) -> None:
-        """Drop the rounds of all other collections."""
-        present = set(collection_ids)
-        for gone in [one for one in self._rounds if one not in present]:
-            del self._rounds[gone]
-
-
-def _judging(
-    held: RotatingReservoir[SampledQuery], windows: Windows, *, now_s: float
-) -> list[SampledQuery]:
-    """Return a sample of the last window, or the newest `FRESH_QUERIES` that are not too old.
-
-    The first m of them are a smaller sample.
-    """
-    ranked = held.items()
-    ages = sorted(now_s - one.arrived_s for one in ranked)
-    in_window = bisect.bisect_right(ages, windows.window_s)
-    wanted = min(len(ages), max(in_window, FRESH_QUERIES))
-    oldest_s = min(ages[wanted - 1], windows.age_max_s) if wanted else 0.0
-    return [one for one in ranked if now_s - one.arrived_s <= oldest_s][: held.size]
+def _best_score(answer: SearchAnswer, query: int) -> float | None:
+    """Return the score of the best hit of the query at position `query`; None without a hit."""
+    if not answer.counts[query]:
+        return None
+    return float(answer.scores[sum(answer.counts[:query].tolist())])

@@ -7,6 +7,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from annheal.index import RATIO_MAX, Reach
 from annheal.model.limits import EF_MAX
 from annheal.segment import RecallPoint
@@ -24,6 +26,9 @@ POST_FILTER_OPTIMISM = 0.016
 """The same for walks whose hits are filtered afterwards (`selector`): 0.010 to 0.021 at ef 64 to
 128 on 100,000 package embeddings with half of the rows allowed and 750 other packages as queries.
 Of walks that test the filter it is 0.001 to 0.009 there."""
+
+CURVE_MISSES_MIN = 1e-4
+"""Smaller shares of missed neighbours are noise: curves are measured with some 10,000 of them."""
 
 
 def choose_ef(curve: Sequence[RecallPoint], *, k: int, objective: float) -> int:
@@ -99,6 +104,24 @@ def choose_reach(curve: Sequence[RecallPoint], *, k: int, ef: int) -> Reach | No
     share = math.log(ef / low.ef) / math.log(high.ef / low.ef)
     ratio = low.reach + share * (high.reach - low.reach)
     return Reach(min(max(ratio, 1.0), RATIO_MAX), rank)
+
+
+def curve_factor(curve: Sequence[RecallPoint], *, k: int, ef: int, fewer: float) -> float | None:
+    """Return by which factor `ef` must grow until `fewer` times fewer neighbours are missed.
+
+    Read on the lines between the points of the curve in the logarithms of ef and of the share that
+    is missed. None where the curve does not reach so far.
+    """
+    points = _points(curve, k=k)
+    if len(points) < 2 or not points[0].ef <= ef < points[-1].ef:
+        return None
+    efs = np.log([point.ef for point in points])
+    found = np.log([max(1.0 - point.recall, CURVE_MISSES_MIN) for point in points])
+    found = -np.minimum.accumulate(found)
+    wanted = float(np.interp(math.log(ef), efs, found)) + math.log(fewer)
+    if wanted > found[-1]:
+        return None
+    return math.exp(float(np.interp(wanted, found, efs))) / ef
 
 
 def choose_band_ef(

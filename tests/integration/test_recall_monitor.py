@@ -63,7 +63,8 @@ from annheal.shard_node.recall.monitor import (
     MonitorSettings,
     RecallMonitor,
 )
-from annheal.shard_node.recall.sampler import RecallSampler, SampledQuery
+from annheal.shard_node.recall.sampler import RecallSampler
+from annheal.shard_node.recall.sampling.sampled_query import SampledQuery
 from annheal.shard_node.rows.view import SegmentView
 from annheal.shard_node.search.ef_scale import EF_CONTROL_MAX
 from annheal.shard_node.search.filter_cache import FilterCache

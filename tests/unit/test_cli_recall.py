@@ -209,7 +209,12 @@ async def test_shares_of_bands_are_those_of_the_present_queries(served: Served) 
     }
     assert any(line.startswith("unfiltered 9,000 30.0%") for line in lines)
     live = document(await served.run("recall", "things", "-o", "json"))
-    assert live["queries_from"] == "live queries"
+    assert (live["queries_from"], live["changed_at_s"]) == ("live queries", 0.0)
+    served.node.recalls[:] = [replace(usual, changed_at_s=1_700_000_000.0)]
+    shown = (await served.run("recall", "things")).stdout
+    assert "change detected at 2023-11-1" in shown
+    live = document(await served.run("recall", "things", "-o", "json"))
+    assert live["changed_at_s"] == 1_700_000_000.0
 
 
 @pytest.mark.parametrize(("high", "verdict"), [(0.999, "not judged"), (0.94, "missed")])

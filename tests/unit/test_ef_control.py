@@ -15,13 +15,16 @@ from annheal.recall.interval import mean_interval
 from annheal.shard_node.recall.ef_control import (
     ABOVE_RUNS,
     BELOW_RUNS,
+    FEW_QUERIES,
     FLOOR_RUNS,
     LIMIT_RUNS,
     QUERIES_MIN,
+    SOON_QUERIES,
     EfController,
     EfState,
     for_changed_goal,
     next_state,
+    queries_until_next,
     with_answers,
 )
 from annheal.shard_node.search.ef_scale import EF_CONTROL_MAX, scaled_ef
@@ -75,12 +78,64 @@ def test_certainly_below_is_answered_at_once_and_harder_the_farther() -> None:
     assert ef(after(BROKEN)) == 128
 
 
+@pytest.mark.parametrize(("by_curve", "raised"), [(2.5, 80), (1.01, 46), (20.0, 128), (None, 46)])
+def test_a_step_goes_as_far_as_the_curve_says_within_limits(
+    by_curve: float | None, raised: int
+) -> None:
+    state = next_state(
+        EfState(),
+        estimate=SHORT,
+        serials=range(128),
+        curve_ef=CURVE_EF,
+        objective=OBJECTIVE,
+        by_curve=lambda _: by_curve,
+    )
+    assert ef(state) == raised
+
+
+def test_what_changed_or_is_open_is_measured_again_before_the_interval() -> None:
+    def wanted(run: RecallEstimate, state: EfState | None = None) -> int | None:
+        state = state or EfState()
+        found = after(run, state=state)
+        return queries_until_next(state, found, estimate=run, objective=OBJECTIVE)
+
+    at_limit = EfState(scale=EF_CONTROL_MAX / CURVE_EF)
+    assert wanted(SHORT) == SOON_QUERIES, "ef was raised"
+    assert wanted(BROKEN, at_limit) == SOON_QUERIES, "other methods answer"
+    assert wanted(DOUBTFUL) == 64, "half of the sample must be new to count against it again"
+    raised = after(*[DOUBTFUL] * BELOW_RUNS)
+    assert wanted(DOUBTFUL, after(*[DOUBTFUL] * (BELOW_RUNS - 1))) == SOON_QUERIES
+    assert [wanted(one, raised) for one in (GOOD, FAIR)] == [None, None]
+    room = after(*[GOOD] * (ABOVE_RUNS - 1), state=replace(raised, floor=0.0))
+    assert wanted(GOOD, room) == SOON_QUERIES, "ef was lowered"
+    flagged = EfState(scale=2.0, shortfall=Shortfall(0.94))
+    assert wanted(UNKNOWN, flagged) == 64, "answers say below_objective"
+    assert wanted(FAIR, flagged) == SOON_QUERIES, "they do no longer"
+    few = measured(0.96, 0.8, 1.0, queries=FEW_QUERIES - 1)
+    assert wanted(few) == FEW_QUERIES - 1
+    assert wanted(replace(few, queries=FEW_QUERIES)) is None
+    assert wanted(measured(1.0, 0.96, 1.0, queries=20)) is None, "it is decided"
+    rebuilding = after(*[SHORT] * (BELOW_RUNS + 2), state=at_limit)
+    assert rebuilding.rebuild
+    assert wanted(SHORT, rebuilding) is None, "nothing more follows from it"
+
+
 def test_probably_below_is_answered_after_several_samples_in_a_row() -> None:
     assert ef(after(*[DOUBTFUL] * (BELOW_RUNS - 1))) == CURVE_EF
     assert ef(after(*[DOUBTFUL] * BELOW_RUNS)) > CURVE_EF
     interrupted = [DOUBTFUL] * (BELOW_RUNS - 1) + [FAIR]
     assert ef(after(*interrupted, *interrupted, *interrupted)) == CURVE_EF
     assert ef(after(*[UNKNOWN] * 50)) == CURVE_EF
+
+
+def test_one_sample_raises_ef_again_until_the_objective_is_confirmed() -> None:
+    raised = ef(after(SHORT))
+    assert ef(after(SHORT, DOUBTFUL)) > raised
+    assert ef(after(SHORT, FAIR, DOUBTFUL)) == raised
+    once = next_state(
+        after(SHORT), estimate=DOUBTFUL, serials=range(1, 129), curve_ef=32, objective=OBJECTIVE
+    )
+    assert ef(once) > raised, "the same queries are new to the ef that was raised"
 
 
 def test_the_same_queries_again_are_no_new_evidence() -> None:

@@ -24,6 +24,7 @@ from annheal.shard_node.search.recall_curves import (
     EF_UNCALIBRATED_MAX,
     choose_band_ef,
     choose_ef,
+    curve_factor,
     measured_visits,
 )
 
@@ -235,6 +236,22 @@ def test_between_two_points_recall_rises_evenly_with_its_error() -> None:
     assert choose_ef(curve, k=10, objective=0.946) == 80  # 0.936 and 0.956 are sure
     assert choose_ef(curve, k=10, objective=0.93) == 64
     assert choose_ef(curve, k=10, objective=0.96) == 96
+
+
+def test_the_curve_says_how_far_ef_must_grow() -> None:
+    """Misses fall to a quarter where ef doubles."""
+    curve = [RecallPoint(10, ef, 1.0 - 0.1 * (64 / ef) ** 2) for ef in (64, 128, 256)]
+
+    def factor(fewer: float, *, ef: int = 64) -> float | None:
+        return curve_factor(curve, k=10, ef=ef, fewer=fewer)
+
+    assert factor(2.0) == pytest.approx(2**0.5)
+    assert [factor(4.0), factor(4.0, ef=96)] == pytest.approx([2.0, 2.0])
+    assert factor(1.0) == pytest.approx(1.0)
+    assert factor(100.0) is None, "farther than the curve"
+    assert factor(4.0, ef=256) is factor(4.0, ef=32) is None
+    assert curve_factor(curve[:1], k=10, ef=64, fewer=2.0) is None
+    assert curve_factor([], k=10, ef=64, fewer=2.0) is None
 
 
 def test_a_band_is_read_at_or_below_the_share() -> None:

@@ -34,8 +34,8 @@ from annheal.recall import RecallMemory, decode_memory, encode_memory
 from annheal.recall.coverage import CoverageBook
 from annheal.shard_node.recall.auditor import audit_bands, unused_queries
 from annheal.shard_node.recall.measure import GroupFinding, QueryGroup, estimate_of
-from annheal.shard_node.recall.monitor import Judged
-from annheal.shard_node.recall.sampler import SampledQuery
+from annheal.shard_node.recall.sampling.sampled_query import SampledQuery
+from annheal.shard_node.recall.watched import Judged
 from annheal.wire.recall import (
     decode_audits,
     decode_recall_reports,

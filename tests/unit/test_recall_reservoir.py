@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from annheal.shard_node.recall.reservoir import DecayingReservoir
+from annheal.shard_node.recall.sampling.reservoir import DecayingReservoir
 
 Batches = list[tuple[float, int]]
 """Seconds since the batch before, and items."""

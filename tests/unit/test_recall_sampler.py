@@ -16,13 +16,15 @@ from annheal.model.records import RecordSet
 from annheal.model.search import SearchAnswer, SearchOptions
 from annheal.shard_node.recall.sampler import (
     CALIBRATING_QUERIES,
-    FRESH_QUERIES,
     JUDGING_QUERIES,
     LONG_QUERIES_MIN,
     SAMPLE_BYTES_MAX,
+    RecallSampler,
+)
+from annheal.shard_node.recall.sampling.sampled_query import (
+    FRESH_QUERIES,
     WINDOW_MIN_S,
     WINDOWS_MAX,
-    RecallSampler,
     SampledQuery,
     Windows,
 )
@@ -128,6 +130,19 @@ def test_after_a_minute_the_old_load_does_not_judge_any_more() -> None:
     before = node.sent
     node.load(61.0, per_s=50.0)
     assert node.since(before) == len(node.judging())
+
+
+def test_newer_queries_are_counted_by_band_and_without_settings_of_their_own() -> None:
+    node = Node()
+    node.ask(3)
+    before = node.sampler.version("c")
+    node.ask(5)
+    node.ask(2, filter=RED)
+    node.sampler.note("c", numbered(0, 7), SearchOptions(k=10, ef=99), ALL)
+    count = node.sampler.newer
+    assert (count("c", before, UNFILTERED), count("c", before, NARROW)) == (5, 2)
+    assert count("c", node.sampler.version("c"), UNFILTERED) == 0
+    assert count("other", 0, UNFILTERED) == 0
 
 
 def test_a_burst_is_forgotten_like_other_queries() -> None:

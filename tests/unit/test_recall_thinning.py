@@ -8,19 +8,14 @@ from dataclasses import dataclass, field
 from typing import cast
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 from annheal.model.filter import Comparison, ComparisonOp
 from annheal.model.records import RecordSet
 from annheal.model.search import SearchAnswer, SearchOptions
-from annheal.shard_node.recall.sampler import (
-    FRESH_QUERIES,
-    JUDGING_QUERIES,
-    OVERSAMPLED,
-    RecallSampler,
-)
-from annheal.shard_node.recall.thinning import PASSED_MAX, Thinning
+from annheal.shard_node.recall.sampler import JUDGING_QUERIES, OVERSAMPLED, RecallSampler
+from annheal.shard_node.recall.sampling.sampled_query import FRESH_QUERIES
+from annheal.shard_node.recall.sampling.thinning import PASSED_MAX, Thinning
 from annheal.shard_node.search.searcher import MatchCount
 
 WANTED, HORIZON_S = 256, 30.0
@@ -121,22 +116,22 @@ def test_a_limit_of_the_share_is_kept() -> None:
 
 
 class Watched:
-    """An answer that counts how often its hits are looked for."""
+    """An answer that counts how often hits are copied."""
 
     def __init__(self, queries: int) -> None:
         self.reads = 0
-        self.records = RecordSet(["a"] * queries)
+        self.scores = np.zeros(queries, dtype=np.float32)
         self.sequences = {0: 1}
         self.counts = np.ones(queries, dtype=np.int32)
-        self._scores = np.zeros(queries, dtype=np.float32)
+        self._records = RecordSet(["a"] * queries)
 
     @property
-    def scores(self) -> npt.NDArray[np.float32]:
+    def records(self) -> RecordSet:
         self.reads += 1
-        return self._scores
+        return self._records
 
 
-def test_nothing_is_read_of_a_query_that_does_not_pass() -> None:
+def test_nothing_is_copied_of_a_query_that_does_not_enter() -> None:
     now, watched = [0.0], Watched(24)
     kept = RecallSampler(draw=random.Random(3), clock=lambda: now[0])
     queries = np.zeros((24, 8), dtype=np.float32)

@@ -88,8 +88,10 @@ def test_shards_of_a_band_weigh_by_their_queries_of_the_window() -> None:
         ShardBandRecall(0, NARROW, asked(GOOD, queries=20), 1.0, 10, 900, asked(GOOD)),
         ShardBandRecall(1, NARROW, asked(BAD, queries=100), 0.0, 9_000, 100, asked(BAD)),
     ]
-    report = CollectionRecall("c1", 0.95, 0.01, tuple(parts), ())
+    report = CollectionRecall("c1", 0.95, 0.01, tuple(parts), (), changed_at_s=NOW_S - 5.0)
+    assert decode_recall_reports(encode_recall_reports([report])) == (report,)
     summary = summarise(COLLECTION, [report], now_s=NOW_S)
+    assert summary.changed_at_s == NOW_S - 5.0
     (found,) = summary.bands
     for one in (found, summary.overall):
         assert one.estimate is not None

@@ -247,7 +247,8 @@ class CollectionRecall:
     trend of the node's search latency for the collection. `own` is about queries with settings of
     their own, which are in none of the other measurements. `coverage` has the audits so far.
     `queries` says what each shard found of each measured query, where a collection has several
-    shards.
+    shards. `changed_at_s` is when a change of the distribution of the queries was last noticed, in
+    seconds since the epoch; 0: never.
     """
 
     collection_id: str
@@ -260,3 +261,4 @@ class CollectionRecall:
     own: tuple[OwnSettingRecall, ...] = ()
     coverage: tuple[BandCoverage, ...] = ()
     queries: tuple[ShardQueries, ...] = ()
+    changed_at_s: float = 0.0

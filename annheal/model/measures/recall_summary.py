@@ -140,7 +140,8 @@ class RecallSummary:
     first. `latency` is by node: nodes and their other load differ, so it is not joined. `own` has
     queries that set an objective (the slice's name) or only an ef ("ef"); they are in no other
     slice. `tail_objective` is the collection's; None: it has none. `coverage` has the audits so
-    far.
+    far. `changed_at_s` is when a node last noticed a change of the distribution of the queries, in
+    seconds since the epoch; 0: never.
 
     `overall`, `bands`, `filters` and `own` are about the answers that users get. `shards`, `tiers`,
     `models` and `segments` are about the best k of each shard, or of each segment. With one shard
@@ -164,3 +165,4 @@ class RecallSummary:
     coverage: tuple[BandCoverage, ...] = ()
     errors: Mapping[str, str] = field(default_factory=dict)
     merged: MergedRecall | None = None
+    changed_at_s: float = 0.0

@@ -118,7 +118,7 @@ class Thinning:
             self.share /= 2.0
 
     def _plan(self, at_s: float) -> None:
-        """Set the probability by the rate; the first queries of all are not extrapolated."""
+        """Set the probability by the rate; too few queries are not extrapolated."""
         waited_s = at_s - self._tick_s
         rate = self._count / waited_s
         if self._rate < math.inf:
@@ -127,7 +127,9 @@ class Thinning:
         self._total += self._count
         self._count = self._passed = 0
         self._tick_s = at_s
-        expected = min(rate * self._horizon_s, float(self._total))
+        expected = float(self._total)
+        if self._total >= self._wanted:
+            expected = rate * self._horizon_s
         self.share = min(self._share_max, self._wanted / max(1.0, expected))
         # Gaps have no memory: the rest of one is distributed as a whole one.
         self._gap = self._draw_gap()

@@ -1,0 +1,1 @@
+"""Random samples of streams of queries, and whether the streams have changed."""
