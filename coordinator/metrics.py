@@ -167,6 +167,7 @@ def recall_families(summaries: Iterable[RecallSummary], *, now_s: float) -> list
     return [
         *_slice_families(summaries, now_s=now_s),
         *_merged_families(summaries, now_s=now_s),
+        _change_family(summaries),
         *_tail_families(summaries, now_s=now_s),
         *_coverage_families(summaries),
         *_segment_families(summaries),
@@ -235,14 +236,7 @@ def _slice_families(summaries: list[RecallSummary], *, now_s: float) -> list[Fam
         "The worst queries: their recall (p5), and shares below the objective and below a half.",
         ("collection", "band", "measure"),
     )
-    change = Family(
-        "annheal_recall_change_seconds",
-        "Unix time at which a change of the live queries was last noticed.",
-        ("collection",),
-    )
     for one in summaries:
-        if one.changed_at_s:
-            change.add(one.changed_at_s, one.collection)
         objective.add(one.recall_objective, one.collection)
         if one.overall.estimate is not None:
             age.add(max(0.0, now_s - one.overall.estimate.measured_at_s), one.collection)
@@ -264,8 +258,20 @@ def _slice_families(summaries: list[RecallSummary], *, now_s: float) -> list[Fam
             _add_bounds(models, part.estimate, one.collection, part.name, now_s=now_s)
     return [
         objective, recall, served, window, tail, tiers, models, queries,
-        seen, stability, age, change,
+        seen, stability, age,
     ]  # fmt: skip
+
+
+def _change_family(summaries: list[RecallSummary]) -> Family:
+    change = Family(
+        "annheal_recall_change_seconds",
+        "Unix time at which a change of the live queries was last noticed.",
+        ("collection",),
+    )
+    for one in summaries:
+        if one.changed_at_s:
+            change.add(one.changed_at_s, one.collection)
+    return change
 
 
 def _merged_families(summaries: list[RecallSummary], *, now_s: float) -> list[Family]:

@@ -54,8 +54,8 @@ from annheal.shard_node.recall.result import (
     with_earlier,
     with_seen,
 )
+from annheal.shard_node.recall.rounds import Rounds
 from annheal.shard_node.recall.sampler import RecallSampler, Traffic
-from annheal.shard_node.recall.sampling.rounds import Rounds
 from annheal.shard_node.recall.watched import (
     Goal,
     Judged,

@@ -9,8 +9,8 @@ import numpy as np
 
 from annheal.model.measures.recall import SelectivityBand
 from annheal.model.search import SearchOptions
+from annheal.shard_node.recall.rounds import Rounds
 from annheal.shard_node.recall.sampler import JUDGING_QUERIES, RecallSampler
-from annheal.shard_node.recall.sampling.rounds import Rounds
 from annheal.shard_node.search.searcher import MatchCount
 
 INTERVAL_S = 60.0

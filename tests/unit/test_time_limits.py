@@ -98,6 +98,8 @@ CALLS: Calls = {
     "retry_task": lambda c: c.retry_task("t"),
     "measure_recall": lambda c: c.measure_recall("c"),
     "recall": lambda c: c.recall("c"),
+    "audit_recall": lambda c: c.audit_recall("c"),
+    "worst_queries": lambda c: c.worst_queries("c"),
     "rebalance": lambda c: c.rebalance(),
     "collect_garbage": lambda c: c.collect_garbage(),
     "drain": lambda c: c.drain("n"),

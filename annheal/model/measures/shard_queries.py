@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Final
 
 import numpy as np
@@ -68,3 +68,14 @@ class ShardQueries:
     cuts: npt.NDArray[np.float32]
     gone: npt.NDArray[np.int64]
     gone_scores: npt.NDArray[np.float32]
+
+    def __eq__(self, other: object) -> bool:
+        """Return whether all columns have equal values; NaN equals NaN."""
+        if not isinstance(other, ShardQueries):
+            return NotImplemented
+        return all(
+            np.array_equal(getattr(self, one.name), getattr(other, one.name), equal_nan=True)
+            for one in fields(self)
+        )
+
+    __hash__ = None  # type: ignore[assignment]  # it holds arrays
