@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from benchmarks.harness.drawing import Line, Panel, drawing
 from benchmarks.harness.report import Requirement, Row
 
@@ -41,14 +43,27 @@ _PANELS = (
 )
 
 
+def loss_along_line(recalls: Sequence[float]) -> float:
+    """Return by how much recall falls from the first to the last of equally spaced values.
+
+    That is the fall of the line of least squares. Each build chooses its own ef, so recall varies
+    from cycle to cycle (ADR 41); two single cycles differ by more than is lost or won over all.
+    """
+    if len(recalls) < 2:
+        return 0.0
+    slope = float(np.polyfit(np.arange(len(recalls)), recalls, 1)[0])
+    return -slope * (len(recalls) - 1)
+
+
 def check(rows: Sequence[Row]) -> list[Requirement]:
     """Return what is required of Annheal with healing, and whether it holds; [] without it."""
     own = sorted((row for row in rows if row["system"] == HEALING), key=lambda row: row["cycle"])
     fresh = next((row for row in rows if row["system"] == FRESH), None)
     if not own or fresh is None:
         return []
-    first, last = own[0], own[-1]
-    worst = min(row["recall"] for row in own)
+    last = own[-1]
+    recalls = [row["recall"] for row in own]
+    worst, lost = min(recalls), loss_along_line(recalls)
     slowest = max(own, key=lambda row: row["p99_ratio"])
     ghosts = sum(row["ghosts"] for row in own)
     failures = sum(row["failures"] for row in own)
@@ -57,9 +72,10 @@ def check(rows: Sequence[Row]) -> list[Requirement]:
             f"recall >= {RECALL_MIN} at every cycle", worst >= RECALL_MIN, f"lowest {worst:.4f}"
         ),
         Requirement(
-            f"recall not below cycle 0 by more than {RECALL_LOSS_MAX}",
-            worst >= first["recall"] - RECALL_LOSS_MAX,
-            f"cycle 0 {first['recall']:.4f}, lowest {worst:.4f}",
+            f"recall falls by no more than {RECALL_LOSS_MAX} over all cycles",
+            lost <= RECALL_LOSS_MAX,
+            f"by {lost:.4f} along the line of best fit; cycle 0 {own[0]['recall']:.4f},"
+            f" last {last['recall']:.4f}",
         ),
         Requirement(
             f"p99 at rest <= {P99_RATIO_MAX} times that of a server left as in cycle 0",

@@ -181,7 +181,7 @@ def test_what_is_required_can_be_met() -> None:
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"recall": 0.959}, "below cycle 0"),
+        ({"recall": 0.959}, "falls"),
         ({"p99_ratio": 1.35}, "p99"),
         ({"ghosts": 1}, "ghosts"),
         ({"failures": 1}, "failed"),
@@ -193,6 +193,13 @@ def test_each_requirement_can_fail(changed: dict[str, float], words: str) -> Non
     names = failed(row(), row(cycle=1, **changed))
     assert len(names) == 1
     assert words in names[0]
+
+
+def test_one_low_cycle_is_no_loss_but_a_trend_is() -> None:
+    recalls = [0.967, 0.952, 0.963, 0.962, 0.957, 0.964, 0.965, 0.964]
+    assert failed(*(row(cycle=n, recall=value) for n, value in enumerate(recalls))) == []
+    fading = [row(cycle=n, recall=0.975 - 0.0015 * n) for n in range(8)]
+    assert any("falls" in name for name in failed(*fading))
 
 
 def test_recall_below_the_objective_fails_whatever_it_was() -> None:
