@@ -49,12 +49,18 @@ async def measured(address: str) -> Samples:
         while True:
             found = await scrape(address)
             seen = [v for (name, _), v in found.items() if name == "annheal_searches_total"]
-            # A measurement before the flush tells of growing rows.
+            # A measurement before the flush tells of growing rows, whose cached filters go with
+            # them. Nothing is known of answers before both shards measured the same queries.
             flushed = any(
                 name == "annheal_recall_tier_ratio" and ("tier", "hot") in labels
                 for name, labels in found
             )
-            if sum(seen) == LIVE_QUERIES and flushed:
+            merged = any(
+                name == "annheal_recall_ratio" and {("band", "all"), ("bound", "low")} <= labels
+                for name, labels in found
+            )
+            cached = found.get(("annheal_filter_cache_bytes", frozenset()), 0.0)
+            if sum(seen) == LIVE_QUERIES and flushed and merged and cached:
                 return found
             await asyncio.sleep(0.05)
 
