@@ -233,13 +233,13 @@ async def test_strangers_files_and_temporary_files_are_not_listed(
 
 
 KILLED_WRITER = """
-import asyncio, os, sys, time
+import asyncio, os, signal, sys
 from pathlib import Path
 from annheal.objectstore.local import LocalObjectStore
 
 def stop_before_link(*args, **kwargs):
     print("written", flush=True)
-    time.sleep(60)
+    signal.pause()
 
 os.link = stop_before_link
 asyncio.run(LocalObjectStore(Path(sys.argv[1])).put_if_absent("a/object", b"half" * 1000))
