@@ -142,6 +142,7 @@ class CollectionCalls:
     ) -> Collection:
         """Change settings, field by field; None sets a field back to its default.
 
+        Nodes use them as soon as the metadata store has told them, moments after the return.
         Raises `Conflict` unless the collection is at `if_revision` (when given).
         """
         as_text(name, "name")

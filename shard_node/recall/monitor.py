@@ -62,6 +62,7 @@ from annheal.shard_node.recall.watched import (
     Run,
     WatchedShard,
     report_state,
+    way_of_answering,
 )
 from annheal.shard_node.search.code_maker import CodeMaker
 from annheal.shard_node.search.costs import MeasuredCosts
@@ -434,7 +435,8 @@ class RecallMonitor:
         """Log changes of the queries; what was measured before is about now no longer."""
         held = self._held()
         for collection_id in sorted({shard.collection_id for shard in held}):
-            for change in self.sampler.look_for_changes(collection_id):
+            way = way_of_answering(held, collection_id, self.controller)
+            for change in self.sampler.look_for_changes(collection_id, way):
                 _log.warning(
                     "the queries of collection %s (%s%s) have changed within %.0f s; their recall"
                     " is measured anew",

@@ -14,7 +14,7 @@ import itertools
 import math
 import random
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -24,7 +24,13 @@ from annheal.model.measures.shard_queries import Numbers
 from annheal.model.records import Float32Matrix
 from annheal.model.search import SearchAnswer, SearchOptions
 from annheal.runtime.clock import Clock, monotonic_s, wall_s
-from annheal.shard_node.recall.sampling.change import ChangeDetector, Sketch, directions, sketch_of
+from annheal.shard_node.recall.sampling.change import (
+    ChangeDetector,
+    Sketch,
+    directions,
+    forget_score,
+    sketch_of,
+)
 from annheal.shard_node.recall.sampling.reservoir import DecayingReservoir, RotatingReservoir
 from annheal.shard_node.recall.sampling.sampled_query import (
     FRESH_QUERIES,
@@ -114,6 +120,13 @@ class _Reservoirs:
         share = self.thinning.share
         return share * self.judging.chance(at_s, weight=1.0 / share)
 
+    def forget_scores(self) -> None:
+        """Compare no score of the queries so far: they are answered otherwise from now on."""
+        self.detector.forget_scores()
+        for one in self.judging.items():
+            if one.sketch is not None:
+                forget_score(one.sketch)
+
     def items(self) -> list[SampledQuery]:
         """Return the queries of all of them; one that several hold is there several times."""
         calibrating = [query for reservoir in self.calibrating for query in reservoir.items()]
@@ -125,7 +138,8 @@ class _Samples:
     """What is held of one collection.
 
     `parts` counts the queries of the last window, by part, with the time at which each part began;
-    `past` counts those before. `version` is the last serial, `change` the last change.
+    `past` counts those before. `version` is the last serial, `change` the last change, `way` how
+    queries were answered when changes were last looked for.
     """
 
     strata: dict[Stratum, _Reservoirs] = field(default_factory=dict)
@@ -133,6 +147,7 @@ class _Samples:
     parts: deque[tuple[float, Traffic]] = field(default_factory=deque)
     version: int = 0
     change: Change | None = None
+    way: Hashable = None
 
     def seen(self) -> Traffic:
         """Return the queries since the start."""
@@ -294,13 +309,20 @@ class RecallSampler:
                 ]
             )
 
-    def look_for_changes(self, collection_id: str) -> tuple[Change, ...]:
-        """Return the changes since the last look; from now on only queries since then judge."""
+    def look_for_changes(self, collection_id: str, way: Hashable = None) -> tuple[Change, ...]:
+        """Return the changes since the last look; from now on only queries since then judge.
+
+        `way` tells how queries are answered. Where it is another one than before, the scores of
+        the queries so far are compared no longer.
+        """
         samples = self._collections.get(collection_id)
         if samples is None:
             return ()
         found = []
+        is_new, samples.way = way != samples.way, way
         for (band, own, _), held in samples.strata.items():
+            if is_new:
+                held.forget_scores()
             since_s = held.detector.look()
             if since_s is not None:
                 held.since_s = since_s

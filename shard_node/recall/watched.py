@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -17,7 +17,7 @@ from annheal.model.measures.recall import (
 )
 from annheal.model.measures.recall_tail import TailEstimate, TailObjective
 from annheal.model.topology.shard import ShardId
-from annheal.shard_node.recall.ef_control import Answering, EfState
+from annheal.shard_node.recall.ef_control import Answering, EfController, EfState
 from annheal.shard_node.rows.view import ShardView
 
 _log = logging.getLogger(__name__)
@@ -40,6 +40,18 @@ class WatchedShard(Protocol):
     def epoch(self) -> int:
         """The epoch of this node's ownership."""
         ...
+
+
+def way_of_answering(
+    held: Mapping[ShardId, WatchedShard | None], collection_id: str, controller: EfController
+) -> Hashable:
+    """Return what the answers to a collection's queries follow from, besides the queries."""
+    shards = [one for shard, one in sorted(held.items()) if shard.collection_id == collection_id]
+    return tuple(
+        (one.collection.settings, one.view.segment_ids, controller.answering(one.view.segment_ids))
+        for one in shards
+        if one is not None
+    )
 
 
 @dataclass(frozen=True, slots=True)

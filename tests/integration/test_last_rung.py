@@ -163,8 +163,11 @@ async def test_inv7_a_blind_graph_is_answered_without_it_or_its_answers_say_so(
         assert own.recall < OBJECTIVE
         assert not (await load.ask(ef=16_384)).answers.below_objective, "not known of a larger one"
 
-        # Without a budget, from the next search on: the graph answers, and every answer says so.
+        assert not (await client.recall(NAME)).changed_at_s, "other answers are not other queries"
+
+        # Without a budget, once the nodes know: the graph answers, and every answer says so.
         await client.update_collection(NAME, settings={"recall_budget": 0})
+        await load.ask_until(lambda asked: asked.answers.below_objective)
         for _ in range(10):
             asked = await load.ask()
             assert asked.answers.below_objective

@@ -11,13 +11,16 @@ import numpy.typing as npt
 import pytest
 
 from annheal.model.filter import Comparison, ComparisonOp
-from annheal.model.search import SearchOptions
+from annheal.model.records import RecordSet
+from annheal.model.search import SearchAnswer, SearchOptions
 from annheal.shard_node.recall.sampler import RecallSampler
 from annheal.shard_node.recall.sampling.change import (
     FEATURES,
     NEWEST_TESTED,
     REFERENCE_MIN,
+    SCORE,
     ChangeDetector,
+    Sketch,
     directions,
     distance_limit,
     ks_distances,
@@ -91,6 +94,43 @@ def test_too_few_queries_are_not_compared_and_a_change_is_found_once() -> None:
     assert detector.look() is None
 
 
+@pytest.mark.parametrize("forgotten", [False, True])
+def test_other_scores_of_the_same_queries_are_no_change_where_the_way_of_answering_has_changed(
+    forgotten: bool,
+) -> None:
+    """The best hits of a graph that finds little score less than those of an exact comparison."""
+    rng = np.random.default_rng(5)
+
+    def scored(best_score: float, count: int) -> list[Sketch]:
+        sketches = rng.standard_normal((count, FEATURES)).astype(np.float32)
+        sketches[:, SCORE] += best_score
+        return list(sketches)
+
+    def fed(sketches: list[Sketch]) -> float | None:
+        for sketch in sketches:
+            detector.add(0.0, sketch)
+        return detector.look()
+
+    detector = ChangeDetector()
+    by_graph = scored(0.0, 64)
+    detector.refer_to(by_graph)
+    assert fed(by_graph) is None
+    if not forgotten:
+        assert fed(scored(5.0, 40)) is not None
+        return
+    detector.forget_scores()
+    exactly = scored(5.0, 40)
+    assert fed(exactly) is None
+    detector.refer_to([*by_graph, *exactly])
+    assert fed(scored(5.0, 128)) is None, "scores of the same way are compared, and are the same"
+    others = scored(5.0, 40)
+    for sketch in others:
+        sketch[0] += 5.0
+    assert fed(others) is not None, "the vectors are compared all the time"
+    detector.refer_to([*by_graph, *exactly])
+    assert fed(scored(10.0, 128)) is not None, "and the scores again"
+
+
 def test_sketches_of_odd_queries_are_comparable() -> None:
     along = directions(3)
     zero = sketch_of(np.zeros(3, dtype=np.float32), along, best_score=None)
@@ -106,6 +146,15 @@ def of_centre(rng: np.random.Generator, count: int, *, sign: float = 1.0) -> Que
     centre = np.linspace(-1.0, 1.0, DIMENSION)
     found: Queries = (sign * (centre + rng.standard_normal((count, DIMENSION)))).astype(np.float32)
     return found
+
+
+def one_hit(score: float) -> SearchAnswer:
+    """Return the answer to a query that has one hit."""
+    return SearchAnswer(
+        counts=np.array([1], dtype=np.int32),
+        scores=np.array([score], dtype=np.float32),
+        records=RecordSet(["a"]),
+    )
 
 
 @dataclass(slots=True)
@@ -125,14 +174,24 @@ class Load:
             draw=random.Random(self.seed), clock=lambda: self.at_s, now_s=lambda: 1e9 + self.at_s
         )
 
-    def run(self, seconds: int, *, sign: float = 1.0, per_s: int = 50, red: bool = False) -> None:
+    def run(
+        self,
+        seconds: int,
+        *,
+        sign: float = 1.0,
+        per_s: int = 50,
+        red: bool = False,
+        way: str = "",
+        score: float = 0.0,
+    ) -> None:
         options = SearchOptions(k=10, filter=RED if red else None)
         for _ in range(seconds):
             for query in of_centre(self.rng, per_s, sign=sign):
                 self.at_s += 1.0 / per_s
                 matches = [MatchCount(0, 20 if red else 1_000, 1_000)]
-                self.sampler.note("c", query[np.newaxis], options, matches)
-            self.noticed += [one.since_s for one in self.sampler.look_for_changes("c")]
+                answer = one_hit(score + float(self.rng.standard_normal()))
+                self.sampler.note("c", query[np.newaxis], options, matches, answer)
+            self.noticed += [one.since_s for one in self.sampler.look_for_changes("c", way)]
             if self.at_s - self.measured_s >= 60.0:
                 self.measured_s = self.at_s
                 self.sampler.note_measured("c", self.sampler.sample("c"))
@@ -171,3 +230,14 @@ def test_a_steady_load_of_minutes_raises_no_alarm_and_bands_are_told_apart() -> 
     assert change.band == "1-10%"
     plain = [one for one in load.sampler.sample("c") if one.filter is None]
     assert len(plain) > 100, "the other band has not changed"
+
+
+@pytest.mark.parametrize("way", ["by graphs", "exactly"])
+def test_other_scores_are_a_change_only_if_queries_are_answered_in_the_same_way(way: str) -> None:
+    load = Load(13)
+    load.run(75, way="by graphs")
+    load.run(20, way=way, score=5.0)
+    assert len(load.noticed) == (way == "by graphs")
+    load.run(75, way=way, score=5.0)
+    load.run(10, way=way, score=5.0, sign=-1.0)
+    assert len(load.noticed) == 1 + (way == "by graphs")

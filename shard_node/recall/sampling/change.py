@@ -9,6 +9,8 @@ m < n <= 200, e can be replaced by 2 (F. Wei and R. M. Dudley, "Two-sample
 Dvoretzky-Kiefer-Wolfowitz inequalities", Statistics & Probability Letters 82, 2012). The bounds of
 all features and numbers of newest queries are added up (Bonferroni), so a look raises a false alarm
 with a probability of at most `FALSE_ALARM`, if queries are independent.
+
+Scores depend on how queries are answered too. When that changes, the scores before are forgotten.
 """
 
 from __future__ import annotations
@@ -36,6 +38,8 @@ LOOK_QUERIES = 8
 FALSE_ALARM = 1e-6
 """Of one look. With a look every second, the largest number: one false alarm in more than ten
 days."""
+SCORE = PROJECTIONS + 1
+"""The column of the scores. NaN there: forgotten."""
 CHANGED_MIN = 16
 """Queries since a change, at least, when the moment of the change is looked for."""
 _SEED = 20_240_817
@@ -61,7 +65,7 @@ def sketch_of(
     np.matmul(query, along, out=sketch[:PROJECTIONS])
     sketch[:PROJECTIONS] /= length or 1.0
     sketch[PROJECTIONS] = math.log(length) if length else -math.inf
-    sketch[PROJECTIONS + 1] = -math.inf if best_score is None else best_score
+    sketch[SCORE] = -math.inf if best_score is None else best_score
     return sketch
 
 
@@ -89,6 +93,13 @@ class ChangeDetector:
         if len(measured) >= REFERENCE_MIN:
             self._reference = np.sort(np.stack(measured), axis=0)
 
+    def forget_scores(self) -> None:
+        """Compare no score of the queries so far: they are answered otherwise from now on."""
+        for _, sketch in self._newest:
+            forget_score(sketch)
+        if self._reference is not None:
+            self._reference[:, SCORE] = math.nan
+
     def look(self) -> float | None:
         """Return when the distribution of the queries changed; None: it did not, as far as known.
 
@@ -101,19 +112,37 @@ class ChangeDetector:
         excess, feature = _excess(newest, self._reference, false_alarm=self._false_alarm)
         if excess <= 0.0:
             return None
-        since = _began(newest[:, [feature]], self._reference[:, [feature]])
+        forgotten = np.flatnonzero(np.isnan(newest[:, feature]))
+        first = int(forgotten[-1]) + 1 if len(forgotten) else 0
+        since = first + _began(newest[first:, [feature]], _known(self._reference, [feature]))
         self._reference = None
         return self._newest[since][0]
+
+
+def forget_score(sketch: Sketch) -> None:
+    """Mark the score of `sketch` as one that is not compared with others."""
+    sketch[SCORE] = math.nan
+
+
+def _known(reference: Sketches, columns: Sequence[int]) -> Sketches:
+    """Return some columns of the reference without the rows whose scores are forgotten."""
+    values = reference[:, columns]
+    return values[~np.isnan(values).any(axis=1)]
 
 
 def _excess(newest: Sketches, reference: Sketches, *, false_alarm: float) -> tuple[float, int]:
     """Return by how much a distance exceeds its limit, and the feature for which it does most."""
     found = (-math.inf, 0)
     sizes = [size for size in NEWEST_TESTED if size <= len(newest)]
-    for size in sizes:
-        limit = distance_limit(size, len(reference), chance=false_alarm / FEATURES / len(sizes))
-        excess = ks_distances(newest[-size:], reference) - limit
-        found = max(found, (float(excess.max()), int(excess.argmax())))
+    for columns in (range(SCORE), range(SCORE, FEATURES)):
+        known = _known(reference, columns)
+        for size in sizes:
+            values = newest[-size:, columns]
+            if len(known) < REFERENCE_MIN or np.isnan(values).any():
+                continue
+            limit = distance_limit(size, len(known), chance=false_alarm / FEATURES / len(sizes))
+            excess = ks_distances(values, known) - limit
+            found = max(found, (float(excess.max()), columns[int(excess.argmax())]))
     return found
 
 
