@@ -94,6 +94,7 @@ class RecallVerdict(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     RECALL_VERDICT_MET_WITH_BAD_TAIL: _ClassVar[RecallVerdict]
     RECALL_VERDICT_UNKNOWN: _ClassVar[RecallVerdict]
     RECALL_VERDICT_NOT_JUDGED: _ClassVar[RecallVerdict]
+    RECALL_VERDICT_RECOVERING: _ClassVar[RecallVerdict]
 
 class TrendVerdict(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -162,6 +163,7 @@ RECALL_VERDICT_MISSED: RecallVerdict
 RECALL_VERDICT_MET_WITH_BAD_TAIL: RecallVerdict
 RECALL_VERDICT_UNKNOWN: RecallVerdict
 RECALL_VERDICT_NOT_JUDGED: RecallVerdict
+RECALL_VERDICT_RECOVERING: RecallVerdict
 TREND_VERDICT_UNSPECIFIED: TrendVerdict
 TREND_VERDICT_UNKNOWN: TrendVerdict
 TREND_VERDICT_STEADY: TrendVerdict
@@ -653,7 +655,7 @@ class TailEstimate(_message.Message):
     def __init__(self, recall: _Optional[float] = ..., objective: _Optional[float] = ..., share: _Optional[float] = ..., low: _Optional[float] = ..., high: _Optional[float] = ...) -> None: ...
 
 class SegmentRecall(_message.Message):
-    __slots__ = ("shard", "segment_id", "tier", "model", "band", "estimate", "ef", "ef_limit", "rebuild", "stuck", "rung", "below", "answered")
+    __slots__ = ("shard", "segment_id", "tier", "model", "band", "estimate", "ef", "ef_limit", "rebuild", "stuck", "rung", "below", "answered", "raised_at")
     SHARD_FIELD_NUMBER: _ClassVar[int]
     SEGMENT_ID_FIELD_NUMBER: _ClassVar[int]
     TIER_FIELD_NUMBER: _ClassVar[int]
@@ -667,6 +669,7 @@ class SegmentRecall(_message.Message):
     RUNG_FIELD_NUMBER: _ClassVar[int]
     BELOW_FIELD_NUMBER: _ClassVar[int]
     ANSWERED_FIELD_NUMBER: _ClassVar[int]
+    RAISED_AT_FIELD_NUMBER: _ClassVar[int]
     shard: int
     segment_id: str
     tier: SegmentTier
@@ -680,7 +683,8 @@ class SegmentRecall(_message.Message):
     rung: RecallRung
     below: bool
     answered: RecallEstimate
-    def __init__(self, shard: _Optional[int] = ..., segment_id: _Optional[str] = ..., tier: _Optional[_Union[SegmentTier, str]] = ..., model: _Optional[str] = ..., band: _Optional[_Union[SelectivityBand, str]] = ..., estimate: _Optional[_Union[RecallEstimate, _Mapping]] = ..., ef: _Optional[int] = ..., ef_limit: _Optional[int] = ..., rebuild: _Optional[bool] = ..., stuck: _Optional[bool] = ..., rung: _Optional[_Union[RecallRung, str]] = ..., below: _Optional[bool] = ..., answered: _Optional[_Union[RecallEstimate, _Mapping]] = ...) -> None: ...
+    raised_at: _timestamp_pb2.Timestamp
+    def __init__(self, shard: _Optional[int] = ..., segment_id: _Optional[str] = ..., tier: _Optional[_Union[SegmentTier, str]] = ..., model: _Optional[str] = ..., band: _Optional[_Union[SelectivityBand, str]] = ..., estimate: _Optional[_Union[RecallEstimate, _Mapping]] = ..., ef: _Optional[int] = ..., ef_limit: _Optional[int] = ..., rebuild: _Optional[bool] = ..., stuck: _Optional[bool] = ..., rung: _Optional[_Union[RecallRung, str]] = ..., below: _Optional[bool] = ..., answered: _Optional[_Union[RecallEstimate, _Mapping]] = ..., raised_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class FilterRecall(_message.Message):
     __slots__ = ("shard", "filter", "matches", "live_rows", "recall", "queries", "plans")

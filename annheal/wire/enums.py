@@ -177,6 +177,7 @@ RECALL_VERDICT = EnumCodec(
         RecallVerdict.MET_WITH_BAD_TAIL: admin_pb2.RECALL_VERDICT_MET_WITH_BAD_TAIL,
         RecallVerdict.UNKNOWN: admin_pb2.RECALL_VERDICT_UNKNOWN,
         RecallVerdict.NOT_JUDGED: admin_pb2.RECALL_VERDICT_NOT_JUDGED,
+        RecallVerdict.RECOVERING: admin_pb2.RECALL_VERDICT_RECOVERING,
     }
 )
 AUDIT_VERDICT = EnumCodec(

@@ -485,6 +485,7 @@ def _encode_segment(one: SegmentRecall) -> admin_pb2.SegmentRecall:
         rung=RECALL_RUNG.encode(one.rung),
         below=one.below,
         answered=_encode_optional(one.answered),
+        raised_at=encode_seconds(one.raised_at_s),
     )
 
 
@@ -504,6 +505,7 @@ def _decode_segments(messages: Iterable[admin_pb2.SegmentRecall]) -> tuple[Segme
             rung=RECALL_RUNG.decode_or(message.rung, Rung.GRAPH),
             below=message.below,
             answered=_decode_estimate(message.answered) if message.HasField("answered") else None,
+            raised_at_s=decode_seconds(message.raised_at),
         )
         for message in messages
         if BAND.decode_text(message.band)

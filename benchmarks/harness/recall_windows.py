@@ -23,6 +23,7 @@ OVERALL = ""
 BAND, OWN = "band ", "own "
 MET = (RecallVerdict.MET, RecallVerdict.MET_WITH_BAD_TAIL)
 BELOW = (RecallVerdict.MISSED, RecallVerdict.UNCLEAR)
+TAKEN_BACK = (RecallVerdict.UNKNOWN, RecallVerdict.RECOVERING)
 
 HORIZON_S = 30.0
 """The weight of a query in the sample falls by the factor e in this time, with default settings."""
@@ -253,7 +254,7 @@ def seconds_to_notice(
         verdict = one.summary.overall.verdict
         now = _efs(one.summary)
         raised = any(ef > efs.get(slot, ef) for slot, ef in now.items())
-        taken_back = was_met and verdict is RecallVerdict.UNKNOWN
+        taken_back = was_met and verdict in TAKEN_BACK
         estimate = one.summary.overall.estimate
         is_new = estimate is not None and estimate.window_end_s > change_s
         if raised or taken_back or (is_new and verdict in BELOW):

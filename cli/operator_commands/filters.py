@@ -30,6 +30,12 @@ from annheal.model.measures.recall_summary import (
     traffic_of,
 )
 
+_NOT_VALIDATED = (
+    RecallVerdict.MET_WITH_BAD_TAIL,
+    RecallVerdict.UNKNOWN,
+    RecallVerdict.RECOVERING,
+)
+
 
 def filters(context: typer.Context, collection: Collection) -> None:
     """Show whether filtered live queries meet the recall objective.
@@ -47,7 +53,7 @@ def filters(context: typer.Context, collection: Collection) -> None:
 
 def is_validated(one: RecallSlice, objective: float) -> bool:
     """Return whether the whole interval lies at the objective or above."""
-    if one.verdict in (RecallVerdict.MET_WITH_BAD_TAIL, RecallVerdict.UNKNOWN):
+    if one.verdict in _NOT_VALIDATED:
         return False
     return one.estimate is not None and one.estimate.queries > 0 and one.estimate.low >= objective
 
@@ -71,6 +77,11 @@ def sentence(one: RecallSlice, objective: float) -> str:
         return (
             f"{one.name}: met, with a bad tail; {found} on {queries}, {tail:.1%} of which find less"
             " than half"
+        )
+    if one.verdict is RecallVerdict.RECOVERING:
+        return (
+            f"{one.name}: recovering; {found} on {queries} meets {objective:g} now, but answers"
+            " of the last minute were worse"
         )
     if one.verdict is RecallVerdict.MET:
         return (

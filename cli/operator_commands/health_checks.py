@@ -40,6 +40,14 @@ class Health(StrEnum):
     BAD = "bad"
 
 
+_HEALTH = {
+    RecallVerdict.MET: Health.GOOD,
+    RecallVerdict.UNCLEAR: Health.WATCH,
+    RecallVerdict.RECOVERING: Health.WATCH,
+}
+"""Every other verdict on what was measured is bad."""
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
     """The answer to one question; `advice` is empty where nothing is to be done."""
@@ -162,9 +170,7 @@ def _recall(observed: Observed) -> Finding:
         answer += "; they are too few, too old, or not of the bands that are searched now"
         advice = f"search, or run `annheal recall {observed.collection.name} --measure`"
         return Finding(question, Health.UNKNOWN, answer, advice)
-    health = {RecallVerdict.MET: Health.GOOD, RecallVerdict.UNCLEAR: Health.WATCH}.get(
-        overall.verdict, Health.BAD
-    )
+    health = _HEALTH.get(overall.verdict, Health.BAD)
     rebuilt = sum(segment.rebuild for segment in observed.segments)
     lifted, flagged = _without_graph(observed.recall)
     if lifted:
@@ -175,6 +181,8 @@ def _recall(observed: Observed) -> Finding:
         return Finding(question, Health.WATCH, answer, "see `annheal recall`")
     if health is Health.GOOD:
         return Finding(question, health, answer)
+    if overall.verdict is RecallVerdict.RECOVERING:
+        return Finding(question, health, f"{answer}; answers of the last minute were worse")
     what = f"{rebuilt:,} segments wait for a rebuild" if rebuilt else "ef is being raised"
     return Finding(question, health, answer, f"{what}; see `annheal recall`")
 
@@ -195,9 +203,7 @@ def _tail(observed: Observed) -> list[Finding]:
     if overall.tail_verdict is RecallVerdict.UNKNOWN:
         answer += f"; of fewer than {objective.queries_min} different queries, or too old"
         return [Finding(question, Health.UNKNOWN, answer, "search, and look again in a minute")]
-    health = {RecallVerdict.MET: Health.GOOD, RecallVerdict.UNCLEAR: Health.WATCH}.get(
-        overall.tail_verdict, Health.BAD
-    )
+    health = _HEALTH.get(overall.tail_verdict, Health.BAD)
     advice = "" if health is Health.GOOD else "ef is being raised; see `annheal recall`"
     return [Finding(question, health, answer, advice)]
 

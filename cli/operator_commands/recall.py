@@ -60,6 +60,7 @@ _STYLES = {
     RecallVerdict.UNMEASURED: "dim",
     RecallVerdict.UNKNOWN: "dim",
     RecallVerdict.NOT_JUDGED: "dim",
+    RecallVerdict.RECOVERING: "yellow",
 }
 
 

@@ -26,13 +26,20 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TypeVar
 
 from annheal.coordinator.catalog.catalog import Catalog
 from annheal.coordinator.data_path.ask_nodes import ask_nodes
 from annheal.coordinator.data_path.router import Router
 from annheal.coordinator.recall.answers import AnswerRecall
+from annheal.coordinator.recall.judge import (
+    COVERED_SHARE_MIN,
+    MET,
+    Judge,
+    raised_by_band,
+    verdict_on_answers,
+)
 from annheal.coordinator.recall.tail import join_dependent_tails, join_independent_tails
 from annheal.model.collection import Collection
 from annheal.model.measures.latency import LatencyTrend
@@ -54,21 +61,14 @@ from annheal.model.measures.recall_summary import (
     RecallSlice,
     RecallSummary,
     RecallVerdict,
-    tail_verdict_of,
     verdict_of,
 )
-from annheal.model.measures.recall_tail import TailEstimate, TailObjective
+from annheal.model.measures.recall_tail import TailEstimate
 from annheal.model.topology.shard import ShardId
 from annheal.recall.interval import Interval, Stratum, combine_strata
 from annheal.runtime.clock import Clock, wall_s
 
-COVERED_SHARE_MIN = 0.8
-"""A collection is not said to meet its objective if bands with less than this share of the queries
-of the last window are judged."""
-
 _UNDECIDED = (RecallVerdict.UNMEASURED, RecallVerdict.UNKNOWN)
-_MET = (RecallVerdict.MET, RecallVerdict.MET_WITH_BAD_TAIL)
-
 Weighted = tuple[RecallEstimate | None, float]
 """An estimate, None if nothing was measured, and its weight; the weights need not add up to 1."""
 
@@ -162,7 +162,8 @@ def summarise(
     shards = [one for report in reports for one in report.shards]
     segments = [one for report in reports for one in report.segments]
     settings = collection.settings
-    judge = _Judge(settings.recall_objective, now_s, settings.tail_objective)
+    raised_at_s = raised_by_band(segments)
+    judge = Judge(settings.recall_objective, now_s, settings.tail_objective, raised_at_s)
     traffic = traffic_by_band(shards)
     answers = AnswerRecall.of(reports, shard_count=collection.shard_count, tail=judge.tail)
     return RecallSummary(
@@ -183,7 +184,12 @@ def summarise(
         ),
         filters=_join_filters([one for report in reports for one in report.filters], answers),
         latency=dict(latency or {}),
-        own=_own((one for report in reports for one in report.own), answers, now_s=now_s),
+        own=_own(
+            (one for report in reports for one in report.own),
+            answers,
+            now_s=now_s,
+            raised=judge.are_raised(traffic),
+        ),
         tail_objective=judge.tail,
         coverage=tuple(one for report in reports for one in report.coverage),
         errors=dict(errors or {}),
@@ -229,21 +235,6 @@ def _traffic(parts: Sequence[ShardBandRecall]) -> list[int]:
     """Return the queries of each part in the last window; of all time where it has none."""
     recent = [one.recent for one in parts]
     return recent if any(recent) else [one.seen for one in parts]
-
-
-@dataclass(frozen=True, slots=True)
-class _Judge:
-    """What estimates are compared with, and when."""
-
-    objective: float
-    now_s: float
-    tail: TailObjective | None = None
-
-    def verdict(self, estimate: RecallEstimate | None) -> RecallVerdict:
-        return verdict_of(estimate, self.objective, now_s=self.now_s)
-
-    def tail_verdict(self, estimate: RecallEstimate | None) -> RecallVerdict | None:
-        return tail_verdict_of(estimate, self.tail, now_s=self.now_s)
 
 
 def join_dependent(
@@ -360,7 +351,7 @@ def _join_shares(parts: Sequence[RecallEstimate], weights: Sequence[float]) -> t
 
 
 def _bands(
-    shards: Sequence[ShardBandRecall], judge: _Judge, answers: AnswerRecall | None
+    shards: Sequence[ShardBandRecall], judge: Judge, answers: AnswerRecall | None
 ) -> tuple[RecallSlice, ...]:
     grouped = _by_band(shards, answers)
     seen, recent = seen_by_band(shards), recent_by_band(shards)
@@ -374,6 +365,7 @@ def _bands(
             served=_served_of_band(band, grouped[band], answers),
             recent=recent.get(band, 0),
             shards=_joined(grouped[band]),
+            raised=judge.is_raised(band),
         )
         for band in SelectivityBand
         if band in grouped
@@ -381,7 +373,7 @@ def _bands(
 
 
 def _overall(
-    shards: Sequence[ShardBandRecall], judge: _Judge, answers: AnswerRecall | None
+    shards: Sequence[ShardBandRecall], judge: Judge, answers: AnswerRecall | None
 ) -> RecallSlice:
     traffic = traffic_by_band(shards)
     bands = _by_band(shards, answers)
@@ -402,13 +394,14 @@ def _overall(
         served=join_independent(served),
         recent=sum(recent_by_band(shards).values()),
         shards=_joined(shards),
+        raised=judge.are_raised(traffic),
     )
     judged = sum(weight for part, weight in parts if judge.verdict(part) not in _UNDECIDED)
     is_covered = judged >= COVERED_SHARE_MIN * sum(traffic.values())
     if is_covered:
         return found
-    verdict = RecallVerdict.UNKNOWN if found.verdict in _MET else found.verdict
-    tail = RecallVerdict.UNKNOWN if found.tail_verdict in _MET else found.tail_verdict
+    verdict = RecallVerdict.UNKNOWN if found.verdict in MET else found.verdict
+    tail = RecallVerdict.UNKNOWN if found.tail_verdict in MET else found.tail_verdict
     return replace(found, verdict=verdict, tail_verdict=tail)
 
 
@@ -461,7 +454,11 @@ def _joined_served(parts: Iterable[ShardBandRecall | OwnSettingRecall]) -> Recal
 
 
 def _own(
-    parts: Iterable[OwnSettingRecall], answers: AnswerRecall | None, *, now_s: float
+    parts: Iterable[OwnSettingRecall],
+    answers: AnswerRecall | None,
+    *,
+    now_s: float,
+    raised: bool,
 ) -> tuple[RecallSlice, ...]:
     """Return a slice for each objective that clients set, and one for those that set an ef."""
     slices: list[RecallSlice] = []
@@ -475,12 +472,13 @@ def _own(
         verdict = RecallVerdict.NOT_JUDGED
         if objective is not None:
             verdict = verdict_of(estimate, objective, now_s=now_s)
+            verdict = verdict_on_answers(verdict, served, objective, raised=raised)
         name = OWN_EF if objective is None else f"{objective:g}"
         slices.append(RecallSlice(name, verdict, estimate, served=served))
     return tuple(sorted(slices, key=lambda one: one.name))
 
 
-def _of_shard(shard: int, parts: Sequence[ShardBandRecall], judge: _Judge) -> RecallSlice:
+def _of_shard(shard: int, parts: Sequence[ShardBandRecall], judge: Judge) -> RecallSlice:
     traffic = traffic_by_band(parts)
     return _slice(
         str(shard),
@@ -496,7 +494,7 @@ def _of_segments(
     segments: Sequence[SegmentRecall],
     name: Callable[[SegmentRecall], str],
     traffic: Mapping[SelectivityBand, float],
-    judge: _Judge,
+    judge: Judge,
 ) -> tuple[RecallSlice, ...]:
     """Join the segments with the same `name`: first those of one band, then the bands."""
     found = []
@@ -544,16 +542,18 @@ def _mean_of(parts: Sequence[FilterRecall]) -> tuple[float, int]:
 def _slice(
     name: str,
     estimate: RecallEstimate | None,
-    judge: _Judge,
+    judge: Judge,
     *,
     stability: float | None = None,
     seen: int = 0,
     served: RecallEstimate | None = None,
     recent: int = 0,
     shards: RecallEstimate | None = None,
+    raised: bool = False,
 ) -> RecallSlice:
     """Return a slice; where the `shards` measured other queries only, its recall is unknown."""
     verdict = judge.verdict(estimate)
+    verdict = verdict_on_answers(verdict, served, judge.objective, raised=raised)
     if verdict is RecallVerdict.UNMEASURED and shards is not None:
         verdict = RecallVerdict.UNKNOWN
     return RecallSlice(
@@ -564,7 +564,7 @@ def _slice(
         seen,
         served,
         recent,
-        judge.tail_verdict(estimate),
+        judge.tail_verdict(estimate, raised=raised),
     )
 
 

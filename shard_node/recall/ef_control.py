@@ -132,6 +132,8 @@ class EfState:
         rebuild: whether the segment should be rebuilt for its recall.
         stuck: whether it was rebuilt for that already and is below the objective again.
         shortfall: set by a measurement certainly below the objective, until one is at it again.
+        raised_at_s: when ef was last raised, or a surer method began to answer: seconds since the
+            epoch, 0: never. Answers before that were worse.
     """
 
     scale: float = 1.0
@@ -143,6 +145,7 @@ class EfState:
     rebuild: bool = False
     stuck: bool = False
     shortfall: Shortfall | None = None
+    raised_at_s: float = 0.0
 
 
 def for_changed_goal(state: EfState) -> EfState:
@@ -151,7 +154,7 @@ def for_changed_goal(state: EfState) -> EfState:
     The scale stays until recall is measured against the new goal. Conclusions from the old goal are
     dropped: the floor, `rebuild`, `stuck` and `shortfall`.
     """
-    return EfState(scale=state.scale)
+    return EfState(scale=state.scale, raised_at_s=state.raised_at_s)
 
 
 def next_state(
@@ -187,7 +190,7 @@ def next_state(
         return _certainly_below(
             state,
             missed,
-            mean_high=estimate.high,
+            estimate=estimate,
             curve_ef=curve_ef,
             by_curve=by_curve,
             rebuilt=rebuilt,
@@ -195,7 +198,14 @@ def next_state(
     if estimate.evidence < QUERIES_MIN:
         return state
     if (missed := _worst([goal for goal in goals if goal.probably_missed])) is not None:
-        return _probably_below(state, missed, curve_ef=curve_ef, by_curve=by_curve, fresh=fresh)
+        return _probably_below(
+            state,
+            missed,
+            at_s=estimate.measured_at_s,
+            curve_ef=curve_ef,
+            by_curve=by_curve,
+            fresh=fresh,
+        )
     if all(goal.value >= goal.objective for goal in goals):
         state = replace(state, rebuild=False, stuck=False, shortfall=None)
     state = replace(state, below_runs=0)
@@ -210,7 +220,11 @@ def with_answers(state: EfState, *, answered: RecallEstimate, objective: float) 
     missed = any(goal.certainly_missed for goal in _goals(answered, objective))
     if state.shortfall is None or not missed:
         return state
-    return replace(state, shortfall=replace(state.shortfall, rung=Rung.EXACT))
+    return replace(
+        state,
+        shortfall=replace(state.shortfall, rung=Rung.EXACT),
+        raised_at_s=answered.measured_at_s,
+    )
 
 
 def queries_until_next(
@@ -241,7 +255,7 @@ def _certainly_below(
     state: EfState,
     missed: _Goal,
     *,
-    mean_high: float,
+    estimate: RecallEstimate,
     curve_ef: int,
     by_curve: StepByCurve,
     rebuilt: bool,
@@ -249,20 +263,22 @@ def _certainly_below(
     """Raise the scale; at the largest ef, ask for a rebuild or mark the segment as stuck.
 
     At the largest ef, and already if recall is far below the objective, other methods than the
-    graph answer from now on. `mean_high` is the upper end of the mean recall.
+    graph answer from now on.
     """
     at_limit = scaled_ef(curve_ef, state.scale) >= EF_CONTROL_MAX
-    rung = Rung.GRAPH if state.shortfall is None else state.shortfall.rung
+    rung, raised_at_s = _rung(state) or Rung.GRAPH, state.raised_at_s
     if rung is Rung.GRAPH and (at_limit or missed.misses > MANY_MISSES):
-        rung = Rung.CODES
+        rung, raised_at_s = Rung.CODES, estimate.measured_at_s
     state = replace(
         state,
         below_runs=state.below_runs + 1,
         above_runs=0,
-        shortfall=Shortfall(mean_high, rung),
+        shortfall=Shortfall(estimate.high, rung),
+        raised_at_s=raised_at_s,
     )
     if not at_limit:
-        return _raised(state, missed, curve_ef=curve_ef, by_curve=by_curve)
+        at_s = estimate.measured_at_s
+        return _raised(state, missed, at_s=at_s, curve_ef=curve_ef, by_curve=by_curve)
     at_last = state.below_runs >= LIMIT_RUNS
     return replace(
         state,
@@ -272,7 +288,13 @@ def _certainly_below(
 
 
 def _probably_below(
-    state: EfState, missed: _Goal, *, curve_ef: int, by_curve: StepByCurve, fresh: bool
+    state: EfState,
+    missed: _Goal,
+    *,
+    at_s: float,
+    curve_ef: int,
+    by_curve: StepByCurve,
+    fresh: bool,
 ) -> EfState:
     """Raise the scale after `BELOW_RUNS` fresh samples, unless ef is the largest already.
 
@@ -284,7 +306,7 @@ def _probably_below(
     wanted = BELOW_RUNS if state.shortfall is None else 1
     if at_limit or state.below_runs < wanted:
         return state
-    return _raised(state, missed, curve_ef=curve_ef, by_curve=by_curve)
+    return _raised(state, missed, at_s=at_s, curve_ef=curve_ef, by_curve=by_curve)
 
 
 def _perhaps_above(state: EfState, well_above: bool, *, fresh: bool) -> EfState:
@@ -300,8 +322,10 @@ def _perhaps_above(state: EfState, well_above: bool, *, fresh: bool) -> EfState:
     return replace(state, scale=lower, above_runs=0)
 
 
-def _raised(state: EfState, missed: _Goal, *, curve_ef: int, by_curve: StepByCurve) -> EfState:
-    """Return the state with a larger scale. All queries are new to that."""
+def _raised(
+    state: EfState, missed: _Goal, *, at_s: float, curve_ef: int, by_curve: StepByCurve
+) -> EfState:
+    """Return the state with a larger scale from `at_s` on. All queries are new to that."""
     scale = state.scale * _step(missed.misses, by_curve)
     return replace(
         state,
@@ -310,6 +334,7 @@ def _raised(state: EfState, missed: _Goal, *, curve_ef: int, by_curve: StepByCur
         below_runs=0,
         floor=state.scale,
         floor_runs=FLOOR_RUNS,
+        raised_at_s=at_s,
     )
 
 

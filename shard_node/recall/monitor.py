@@ -561,6 +561,7 @@ class RecallMonitor:
             rung=found.rung,
             below=after.shortfall is not None,
             answered=found.answered,
+            raised_at_s=after.raised_at_s,
         )
         report_state(shard, result, before, after)
         return result, soon

@@ -292,6 +292,27 @@ def test_codes_that_fall_short_are_not_used_again() -> None:
     assert for_changed_goal(exact).shortfall is None
 
 
+def test_a_state_knows_when_answers_became_better() -> None:
+    def at(run: RecallEstimate, at_s: float) -> RecallEstimate:
+        return replace(run, measured_at_s=at_s)
+
+    raised = after(at(SHORT, 5.0))
+    assert raised.raised_at_s == 5.0
+    assert after(at(FAIR, 6.0), state=raised).raised_at_s == 5.0
+    probably = after(*(at(DOUBTFUL, float(run)) for run in range(BELOW_RUNS)))
+    assert probably.raised_at_s == BELOW_RUNS - 1
+    limit = EfState(scale=EF_CONTROL_MAX / CURVE_EF)
+    lifted = after(at(SHORT, 7.0), state=limit)
+    assert lifted.raised_at_s == 7.0, "codes answer instead"
+    again = after(at(SHORT, 8.0), state=lifted)
+    assert again.raised_at_s == 7.0, "nothing has changed"
+    exact = with_answers(again, answered=at(SHORT, 9.0), objective=OBJECTIVE)
+    assert exact.raised_at_s == for_changed_goal(exact).raised_at_s == 9.0
+    lowered = after(*[GOOD] * ABOVE_RUNS, state=replace(raised, floor_runs=0))
+    assert lowered.scale < raised.scale
+    assert lowered.raised_at_s == 5.0
+
+
 def test_a_rebuilt_segment_is_answered_as_its_source_until_it_is_measured() -> None:
     band, other = SelectivityBand.UNFILTERED, SelectivityBand.FROM_10
     controller = EfController()

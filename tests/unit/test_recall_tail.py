@@ -55,6 +55,9 @@ def test_five_of_400_queries_without_a_hit_are_a_bad_tail() -> None:
     one = RecallSlice("unfiltered", verdict_of(bad, 0.95), bad)
     assert not is_validated(one, 0.95)
     assert "met, with a bad tail" in sentence(one, 0.95)
+    again = replace(one, verdict=RecallVerdict.RECOVERING)
+    assert not is_validated(again, 0.95)
+    assert "recovering" in sentence(again, 0.95)
 
 
 def test_joined_parts_keep_their_tails() -> None:

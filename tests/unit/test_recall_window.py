@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -157,9 +158,51 @@ def test_own_settings_are_judged_by_themselves_and_travel() -> None:
     ]
     assert summary.own[1].served is not None
     assert summary.own[1].served.recall == 0.6
-    assert summary.overall.verdict is RecallVerdict.MET
+    assert summary.overall.verdict is RecallVerdict.RECOVERING, "what was served is below"
     assert summary.overall.served is not None
     assert decode_recall_summary(encode_recall_summary(summary)) == summary
+
+
+def verdicts(
+    *bands: ShardBandRecall, raised: Sequence[SelectivityBand] = (), ago_s: float = 10.0
+) -> dict[str, RecallVerdict]:
+    """Return the verdicts by band, and on all (""), `ago_s` after ef was raised in some bands."""
+    report = CollectionRecall(
+        "c1",
+        0.95,
+        0.01,
+        bands,
+        tuple(replace(segment("s", one, 0.98), raised_at_s=NOW_S - ago_s) for one in raised),
+        own=(OwnSettingRecall(0, 0.9, asked(GOOD)),),
+    )
+    assert decode_recall_reports(encode_recall_reports([report])) == (report,)
+    found = summarise(COLLECTION, [report], now_s=NOW_S)
+    return {one.name: one.verdict for one in (found.overall, *found.bands, *found.own)}
+
+
+def test_met_is_said_of_answers_now_and_of_those_of_the_last_minute() -> None:
+    now = band(UNFILTERED, asked(GOOD), seen=5, recent=5)
+    met = {"": RecallVerdict.MET, "unfiltered": RecallVerdict.MET, "0.9": RecallVerdict.MET}
+    assert verdicts(now) == verdicts(replace(now, served=asked(GOOD))) == met
+    below = replace(now, served=asked(BAD))
+    assert verdicts(below)[""] is verdicts(below)["unfiltered"] is RecallVerdict.RECOVERING
+    few = replace(now, served=asked(BAD, queries=QUERIES_KNOWN_MIN - 1))
+    assert verdicts(few) == met, "so few show nothing"
+    missed = replace(now, estimate=asked(BAD), served=asked(GOOD))
+    assert verdicts(missed)[""] is RecallVerdict.MISSED
+
+
+def test_nothing_is_met_for_a_minute_after_answers_became_better() -> None:
+    now = band(UNFILTERED, asked(GOOD), seen=5, recent=95)
+    assert set(verdicts(now, raised=[UNFILTERED]).values()) == {RecallVerdict.RECOVERING}
+    assert set(verdicts(now, raised=[UNFILTERED], ago_s=61.0).values()) == {RecallVerdict.MET}
+    rare = band(NARROW, asked(GOOD), seen=5, recent=5)
+    assert verdicts(now, rare, raised=[NARROW]) == {
+        "": RecallVerdict.MET,
+        "unfiltered": RecallVerdict.MET,
+        NARROW.value: RecallVerdict.RECOVERING,
+        "0.9": RecallVerdict.MET,
+    }
 
 
 def segment(name: str, of: SelectivityBand, recall: float, *, stuck: bool = False) -> SegmentRecall:

@@ -152,6 +152,8 @@ class SegmentRecall:
             answers say so (`below_objective`).
         answered: the measured recall of the answers by another method than the graph; None where
             the graph answers.
+        raised_at_s: when `ef` was last raised, or a surer method began to answer, in seconds since
+            the epoch; 0: never, or not known.
     """
 
     shard: int
@@ -167,6 +169,7 @@ class SegmentRecall:
     rung: Rung = Rung.GRAPH
     below: bool = False
     answered: RecallEstimate | None = None
+    raised_at_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

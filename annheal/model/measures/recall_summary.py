@@ -31,7 +31,8 @@ class RecallVerdict(StrEnum):
     were. `not judged`: the queries have no objective, as they set an ef. `unclear`: the estimate is
     below the objective, the upper end of its interval is not. `missed`: even the upper end is
     below. `met, with a bad tail`: the estimate is not below it, but more than `TAIL_SHARE_MAX` of
-    the queries find less than `TAIL_RECALL` of what they should.
+    the queries find less than `TAIL_RECALL` of what they should. `recovering`: answers as they
+    would be given now meet it, but those of the last minute did not, or were worse than now.
     """
 
     UNMEASURED = "unmeasured"
@@ -41,6 +42,7 @@ class RecallVerdict(StrEnum):
     MISSED = "missed"
     UNKNOWN = "unknown"
     NOT_JUDGED = "not judged"
+    RECOVERING = "recovering"
 
 
 def verdict_of(
