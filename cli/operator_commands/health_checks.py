@@ -182,7 +182,8 @@ def _recall(observed: Observed) -> Finding:
     if health is Health.GOOD:
         return Finding(question, health, answer)
     if overall.verdict is RecallVerdict.RECOVERING:
-        return Finding(question, health, f"{answer}; answers of the last minute were worse")
+        answer += "; answers of the last minute were worse"
+        return Finding(question, health, answer, "wait for a minute; see `annheal recall`")
     what = f"{rebuilt:,} segments wait for a rebuild" if rebuilt else "ef is being raised"
     return Finding(question, health, answer, f"{what}; see `annheal recall`")
 
