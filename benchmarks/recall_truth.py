@@ -5,6 +5,8 @@ and phases of queries that are sent at a fixed rate. Everything that the recall 
 compared with the recall of the answers that were really given, against exact comparison of the rows
 that lived at the time. Half of the conditions (`--set tune`) may be looked at while constants are
 chosen; the other half is for reports.
+
+With `--results FILE` a run can be done in pieces: what has ended is taken from the file.
 """
 
 from __future__ import annotations
@@ -13,8 +15,9 @@ import argparse
 import asyncio
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -27,7 +30,8 @@ from annheal.model.measures.recall_summary import OWN_EF
 from benchmarks.datasets.conditions import BY_NAME, CONDITIONS, REPORT, TUNE, Ask, Condition
 from benchmarks.datasets.planted import plant
 from benchmarks.harness.dataset import Dataset, load_dataset
-from benchmarks.harness.drawing import Panel
+from benchmarks.harness.drawing import Line, Panel
+from benchmarks.harness.finished import FinishedParts
 from benchmarks.harness.options import Options, parse_options
 from benchmarks.harness.recall_figures import draw, panel_of
 from benchmarks.harness.recall_windows import (
@@ -38,6 +42,7 @@ from benchmarks.harness.recall_windows import (
     OWN,
     Answers,
     Window,
+    apart,
     falls,
     met_while_below_s,
     seconds_to_notice,
@@ -50,6 +55,7 @@ from benchmarks.harness.report import (
     Report,
     Requirement,
     Row,
+    git_commit,
     print_report,
     report_console,
 )
@@ -58,6 +64,8 @@ from benchmarks.systems.observed_server import Observed, Passed, observed_server
 SECONDS = 120.0
 RATE = 50.0
 ALL = "all"
+INTERVAL_S = 60.0
+"""The default of `recall_interval_s`."""
 COVERAGE_MIN, WINDOWS_MIN = 0.95, 500
 WIDE_QUERIES_MIN, WIDTH_MAX = 200, 0.05
 NOTICE_MAX_S, OBJECTIVE_MAX_S = 30.0, 60.0
@@ -71,6 +79,7 @@ SHOWN_MINUTE_S = 60.0
 COLUMNS = (
     Column("condition", "condition"),
     Column("phase", "phase"),
+    Column("interval_s", "every", 0),
     Column("windows", "windows"),
     Column("contained_share", "true", 2),
     Column("true_recall", "truth", 4),
@@ -87,24 +96,42 @@ COLUMNS = (
 """Of the lines of phases: true recall of the last minute, and what was published last."""
 
 Say = Callable[[str], None]
+Part = tuple[Condition, float]
+"""A condition, and the seconds between two measurements."""
 
 
 @dataclass(frozen=True, slots=True)
 class TruthOptions:
     """What is particular to this benchmark; `at_once` conditions run side by side, `svg` is where
-    the picture goes."""
+    the picture goes.
+
+    Each condition is run once for each of `intervals_s`, the seconds between two measurements.
+    What has ended is in the file `results`, and taken from there: of the present commit only, or of
+    `any_commit`.
+    """
 
     conditions: tuple[Condition, ...]
     rate: float
     at_once: int
     svg: Path | None = None
+    intervals_s: tuple[float, ...] = (INTERVAL_S,)
+    results: Path | None = None
+    any_commit: bool = False
 
 
 class Judged:
     """What was observed of one condition, compared with the truth."""
 
-    def __init__(self, condition: Condition, metric: Metric, observed: Observed) -> None:
+    def __init__(
+        self,
+        condition: Condition,
+        metric: Metric,
+        observed: Observed,
+        *,
+        interval_s: float = INTERVAL_S,
+    ) -> None:
         self.condition = condition
+        self.interval_s = interval_s
         self.observed = observed
         self._recalls = observed.history.recalls(
             metric,
@@ -147,6 +174,8 @@ class Judged:
     def rows(self) -> list[Row]:
         """Return a row for each phase, and before it one for each of its windows."""
         windows, rows = self.windows(), list[Row]()
+        alone = apart(windows)
+        first_s = self.observed.passed[0].change_s
         for number, passed in enumerate(self.observed.passed):
             line = self._phase(passed, windows)
             shared = {
@@ -159,6 +188,9 @@ class Judged:
                     "set": self.condition.set_name,
                     "phase": passed.phase.name,
                     "window": place,
+                    "interval_s": self.interval_s,
+                    "begin_s": one.begin_s - first_s,
+                    "apart": one in alone,
                     **_window_row(one),
                     **shared,
                 }
@@ -205,6 +237,7 @@ class Judged:
             "set": self.condition.set_name,
             "phase": passed.phase.name,
             "window": None,
+            "interval_s": self.interval_s,
             "objective": objective,
             "seconds": end_s - begin_s,
             "queries": known.count(begin_s, end_s),
@@ -269,15 +302,18 @@ def requirements(rows: Sequence[Row], *, names: Sequence[str] = ()) -> list[Requ
     """Return what the rows must fulfil, and whether they do; `names` are the conditions."""
     windows = [row for row in rows if row["window"] is not None]
     phases = [row for row in rows if row["window"] is None]
+    timed = [row for row in phases if row["interval_s"] == INTERVAL_S]
     held = sum(row["contained"] for row in windows)
+    alone = [row for row in windows if row["apart"]]
+    held_alone = sum(row["contained"] for row in alone)
     weighted = sum(row["contained_weighted"] for row in windows)
     missed = [row for row in windows if not row["contained"]]
     large = [row for row in windows if row["queries"] >= WIDE_QUERIES_MIN]
     wide = [row for row in large if row["high"] - row["low"] > WIDTH_MAX]
-    wrong = [row for row in phases if row["met_while_below_s"] > 0]
-    fell = [row for row in phases if row["fell"]]
+    wrong = [row for row in timed if row["met_while_below_s"] > 0]
+    fell = [row for row in timed if row["fell"]]
     unnoticed = [row for row in fell if not _within(row["seconds_to_notice"], NOTICE_MAX_S)]
-    long = [row for row in phases if row["kept"] is not None]
+    long = [row for row in timed if row["kept"] is not None]
     lost = [row for row in long if not _within(row["seconds_to_objective"], OBJECTIVE_MAX_S)]
     late = [row for row in phases if row["late_ms"] > LATE_MAX_MS]
     absent = sorted(set(names) - {row["condition"] for row in phases})
@@ -291,7 +327,8 @@ def requirements(rows: Sequence[Row], *, names: Sequence[str] = ()) -> list[Requ
             f"the interval contains the truth in {COVERAGE_MIN:.0%} of the windows",
             bool(windows) and held >= COVERAGE_MIN * len(windows),
             f"{held} of {len(windows)} ({WINDOWS_MIN} are to be measured), {weighted} with the"
-            f" weights of the sample; not in {_names(missed)}",
+            f" weights of the sample; of those that share no query {held_alone} of {len(alone)};"
+            f" not in {_names(missed)}",
         ),
         Requirement(
             f"at most {WIDTH_MAX:g} wide from {WIDE_QUERIES_MIN} queries on",
@@ -301,7 +338,7 @@ def requirements(rows: Sequence[Row], *, names: Sequence[str] = ()) -> list[Requ
         Requirement(
             f"never met while the last minute is below the objective by more than {BELOW_MAX:g}",
             not wrong,
-            f"wrong in {len(wrong)} of {len(phases)} phases: {_names(wrong)}",
+            f"wrong in {len(wrong)} of {len(timed)} phases: {_names(wrong)}",
         ),
         Requirement(
             f"noticed within {NOTICE_MAX_S:g} s where recall fell below the objective",
@@ -336,19 +373,33 @@ def _names(rows: Iterable[Row]) -> str:
 
 
 async def measure(
-    condition: Condition, dataset: Dataset, own: TruthOptions, *, seconds: float, say: Say
+    condition: Condition,
+    dataset: Dataset,
+    own: TruthOptions,
+    *,
+    seconds: float,
+    say: Say,
+    interval_s: float = INTERVAL_S,
 ) -> Judged:
     """Run one condition on a server of its own and judge what was published."""
     planted = plant(condition.data, dataset)
     say(f"{condition.name}: {len(planted.vectors):,} rows x {planted.vectors.shape[1]}")
     seed = (CONDITIONS.index(condition),) if condition in CONDITIONS else (0,)
     async with observed_server(
-        condition, planted, rate=own.rate, seconds=seconds, seed=seed, say=say
+        condition,
+        planted,
+        rate=own.rate,
+        seconds=seconds,
+        seed=seed,
+        say=say,
+        interval_s=interval_s,
     ) as server:
         observed = await server.run()
     for failure in observed.failures[:3]:
         say(f"  {condition.name}: {failure}")
-    return await asyncio.to_thread(Judged, condition, planted.metric, observed)
+    return await asyncio.to_thread(
+        Judged, condition, planted.metric, observed, interval_s=interval_s
+    )
 
 
 async def run(
@@ -358,23 +409,61 @@ async def run(
     seconds: float,
     say: Say,
     ended: Callable[[Judged], None],
+    parts: Sequence[Part] | None = None,
 ) -> None:
-    """Run all conditions, so many at once; `ended` is called with each that was judged.
+    """Run `parts`, so many at once; `ended` is called with each that was judged.
 
-    A condition that could not be run is left out, and the others go on.
+    A part that could not be run is left out, and the others go on.
     """
     free = asyncio.Semaphore(own.at_once)
 
-    async def one(condition: Condition) -> None:
+    async def one(condition: Condition, interval_s: float) -> None:
         async with free:
             try:
-                ended(await measure(condition, dataset, own, seconds=seconds, say=say))
+                ended(
+                    await measure(
+                        condition, dataset, own, seconds=seconds, say=say, interval_s=interval_s
+                    )
+                )
             except (RuntimeError, AnnhealError) as error:
                 say(f"{condition.name} could not be run: {error}")
 
     async with asyncio.TaskGroup() as group:
-        for condition in own.conditions:
-            group.create_task(one(condition))
+        for condition, interval_s in parts_of(own) if parts is None else parts:
+            group.create_task(one(condition, interval_s))
+
+
+def parts_of(own: TruthOptions) -> list[Part]:
+    """Return what is to be run: each condition with each interval."""
+    return [(one, interval_s) for interval_s in own.intervals_s for one in own.conditions]
+
+
+def key_of(part: Part, dataset: Dataset, own: TruthOptions, *, seconds: float) -> Row:
+    """Return what the result of a part depends on, besides the code."""
+    condition, interval_s = part
+    return {
+        "condition": condition.name,
+        "interval_s": interval_s,
+        "rate": own.rate,
+        "seconds": seconds,
+        "dataset": dataset.name,
+        "rows": dataset.rows,
+        "queries": len(dataset.queries),
+    }
+
+
+def result_of(judged: Judged) -> Row:
+    """Return what is kept of a part that has ended."""
+    return {"rows": judged.rows(), "panel": asdict(judged.panel())}
+
+
+def restored_panel(kept: dict[str, Any]) -> Panel:
+    """Return the picture of a part from its result."""
+    lines = tuple(
+        Line(**{**line, "points": tuple((x, y) for x, y in line["points"])})
+        for line in kept["lines"]
+    )
+    return Panel(**{**kept, "lines": lines})
 
 
 def parse(arguments: Sequence[str] | None = None) -> tuple[Options, TruthOptions]:
@@ -389,6 +478,15 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Options, TruthOptions
     add("--rows", type=int, metavar="N", help="use the first N rows only, as --limit")
     add("--at-once", type=int, default=1, metavar="N", help="conditions that run at once (1)")
     add("--svg", type=Path, metavar="FILE", help="draw what was true and what was said")
+    add(
+        "--intervals",
+        type=_intervals,
+        default=(INTERVAL_S,),
+        metavar="S,S",
+        help="measure recall every S seconds; each condition is run once for each S (60)",
+    )
+    add("--results", type=Path, metavar="FILE", help="keep results here, and take them from here")
+    add("--any-commit", action="store_true", help="take results of other commits too")
     add("--list", action="store_true", help="list the conditions and exit")
     given, rest = parser.parse_known_args(arguments)
     if {"-h", "--help"} & set(rest):
@@ -411,7 +509,53 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Options, TruthOptions
         conditions = [one for one in conditions if one.name in names]
         if not conditions:
             parser.error(f"--conditions: none of them is in the set {given.set!r}")
-    return options, TruthOptions(tuple(conditions), given.rate, given.at_once, given.svg)
+    if given.any_commit and given.results is None:
+        parser.error("--any-commit: of which results? give --results as well")
+    if given.results is not None and not given.results.parent.is_dir():
+        parser.error(f"--results: {given.results.parent} is no folder")
+    return options, TruthOptions(
+        tuple(conditions),
+        given.rate,
+        given.at_once,
+        given.svg,
+        given.intervals,
+        given.results,
+        given.any_commit,
+    )
+
+
+def _intervals(text: str) -> tuple[float, ...]:
+    found = tuple(float(part) for part in text.split(","))
+    if not all(0 < one < float("inf") for one in found) or len(set(found)) < len(found):
+        raise argparse.ArgumentTypeError(f"{text} are no different positive numbers")
+    return found
+
+
+def _collected(dataset: Dataset, own: TruthOptions, *, seconds: float, say: Say) -> list[Row]:
+    """Return the results of all parts, those that have ended before from the file."""
+    commit = git_commit()
+    file = FinishedParts(own.results)
+    kept: dict[tuple[str, float], Row] = {}
+
+    def ended(one: Judged) -> None:
+        key = key_of((one.condition, one.interval_s), dataset, own, seconds=seconds)
+        line = file.add(key, commit=commit, result=result_of(one))
+        kept[one.condition.name, one.interval_s] = line
+
+    parts = parts_of(own)
+    for part in parts:
+        key = key_of(part, dataset, own, seconds=seconds)
+        line = file.find(key, commit=None if own.any_commit else commit)
+        if line is not None:
+            kept[part[0].name, part[1]] = line
+    if kept:
+        say(f"{len(kept)} of {len(parts)} parts are taken from {own.results}")
+    left = [part for part in parts if (part[0].name, part[1]) not in kept]
+    try:
+        asyncio.run(run(dataset, own, seconds=seconds, say=say, ended=ended, parts=left))
+    except KeyboardInterrupt:
+        say("interrupted: only the conditions that have ended are reported")
+    return [kept[one.name, s] for one, s in parts if (one.name, s) in kept]
 
 
 def main() -> int:
@@ -423,19 +567,12 @@ def main() -> int:
     def say(text: str) -> None:
         console.print(text, style="dim", highlight=False)
 
-    found: dict[str, Judged] = {}
-
-    def ended(one: Judged) -> None:
-        found[one.condition.name] = one
-
-    try:
-        asyncio.run(run(dataset, own, seconds=options.seconds, say=say, ended=ended))
-    except KeyboardInterrupt:
-        say("interrupted: only the conditions that have ended are reported")
-    names = [one.name for one in own.conditions]
-    judged = [found[name] for name in names if name in found]
-    rows = [row for one in judged for row in one.rows()]
-    checks = requirements(rows, names=names)
+    lines = _collected(dataset, own, seconds=options.seconds, say=say)
+    rows = [row for line in lines for row in line["result"]["rows"]]
+    checks = requirements(rows, names=[one.name for one in own.conditions])
+    commits = sorted({line["commit"] for line in lines})
+    if len(commits) > 1:
+        say(f"results of several commits: {', '.join(commits)}")
     phases = [_shown(row) for row in rows if row["window"] is None]
     shown = Report("recall_truth", replace(options, json=None), dataset, phases, checks)
     print_report(shown, title="Recall as published and as it was", columns=COLUMNS, console=console)
@@ -444,7 +581,9 @@ def main() -> int:
         console.print(f"written to {path}", highlight=False)
     if own.svg is not None:
         own.svg.parent.mkdir(parents=True, exist_ok=True)
-        own.svg.write_text(draw([one.panel() for one in judged]))
+        first_s = own.intervals_s[0]
+        panels = [one["result"]["panel"] for one in lines if one["key"]["interval_s"] == first_s]
+        own.svg.write_text(draw([restored_panel(one) for one in panels]))
         console.print(f"drawn to {own.svg}", highlight=False)
     late = max((row["late_ms"] for row in rows if row["window"] is None), default=0.0)
     return 1 if late > LATE_MAX_MS else 0

@@ -195,6 +195,21 @@ def _measurements(summary: RecallSummary, part: RecallSlice) -> frozenset[tuple[
     )
 
 
+def apart(windows: Sequence[Window]) -> list[Window]:
+    """Return windows that have no query in common: as many as follow one another in time.
+
+    Those of bands are left out, as their queries are among all queries.
+    """
+    found: list[Window] = []
+    until_s: dict[str, float] = {}
+    for one in sorted(windows, key=lambda one: one.end_s):
+        if one.slice.startswith(BAND) or one.begin_s < until_s.get(one.slice, -math.inf):
+            continue
+        found.append(one)
+        until_s[one.slice] = one.end_s - SPAN_TOLERANCE_S
+    return found
+
+
 def with_truth(window: Window, answers: Answers) -> Window:
     """Return the window with what was true of the answers of its slice."""
     span = window.begin_s, window.end_s

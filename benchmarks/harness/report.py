@@ -82,7 +82,7 @@ def environment(report: Report) -> dict[str, Any]:
     return {
         "benchmark": report.benchmark,
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "git_commit": _git_commit(),
+        "git_commit": git_commit(),
         "cpu_model": _cpu_model(),
         "cpu_cores": len(os.sched_getaffinity(0)),
         "load_average": os.getloadavg()[0],
@@ -162,7 +162,7 @@ def _cpu_model() -> str:
     return models[0] if models else platform.processor()
 
 
-def _git_commit() -> str:
+def git_commit() -> str:
     """Return the short hash, with "+changes" when files differ from it; "" outside a clone."""
     try:
         commit = _git("rev-parse", "--short", "HEAD")

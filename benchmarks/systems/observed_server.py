@@ -336,9 +336,14 @@ async def observed_server(
     seconds: float,
     seed: Sequence[int],
     say: Say,
+    interval_s: float | None = None,
 ) -> AsyncIterator[ObservedServer]:
-    """Run an embedded server with default settings for the length of the block."""
-    async with serve("embedded") as server:
+    """Run an embedded server with default settings for the length of the block.
+
+    Recall is measured every `interval_s`; None: as by default.
+    """
+    settings = None if interval_s is None else {"recall_interval_s": f"{interval_s:g}"}
+    async with serve("embedded", settings=settings) as server:
         yield ObservedServer(
             server,
             condition,

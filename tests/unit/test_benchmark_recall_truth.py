@@ -5,6 +5,7 @@ from __future__ import annotations
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +27,7 @@ from benchmarks.datasets.conditions import (
 from benchmarks.datasets.planted import DATA, OUTSIDE, PLAIN, plant
 from benchmarks.harness.dataset import Dataset
 from benchmarks.harness.exact_truth import Given, Question, RecordHistory
+from benchmarks.harness.finished import FinishedParts
 from benchmarks.harness.options import REPOSITORY
 from benchmarks.harness.recall_figures import draw, panel_of
 from benchmarks.harness.recall_windows import (
@@ -33,6 +35,7 @@ from benchmarks.harness.recall_windows import (
     SPAN_TOLERANCE_S,
     Answers,
     Published,
+    apart,
     falls,
     met_while_below_s,
     seconds_to_notice,
@@ -41,7 +44,15 @@ from benchmarks.harness.recall_windows import (
     with_truth,
 )
 from benchmarks.harness.report import Row
-from benchmarks.recall_truth import Judged, TruthOptions, parse, requirements, run
+from benchmarks.recall_truth import (
+    Judged,
+    TruthOptions,
+    parse,
+    requirements,
+    restored_panel,
+    result_of,
+    run,
+)
 
 ROWS, DIMENSION = 2_300, 16
 KEYS = (
@@ -198,6 +209,18 @@ def test_bands_that_are_joined_by_other_weights_are_no_new_window() -> None:
     assert len(windows_of([one, later])) == 1
 
 
+def test_windows_are_apart_if_they_have_no_query_in_common() -> None:
+    said = [
+        published(end_s + 1, MET, estimate(0.9, begin_s=end_s - 60, end_s=end_s))
+        for end_s in (60.0, 75.0, 90.0, 120.0, 150.0, 180.0)
+    ]
+    windows = windows_of(said)
+    assert [round(one.end_s) for one in apart(windows)] == [60, 120, 180]
+    bands = [replace(one, slice="band 1-10%") for one in windows]
+    own = [replace(one, slice="own 0.99") for one in windows[:1]]
+    assert apart([*windows, *bands, *own]) == [windows[0], own[0], windows[3], windows[5]]
+
+
 def test_the_weights_of_the_sample_prefer_what_is_new() -> None:
     found = windows_of([published(61, MET, estimate(0.8, begin_s=0, end_s=60))])
     one = with_truth(found[0], answers((0.0, 30.0, 1.0), (30.0, 60.0, 0.6)))
@@ -330,6 +353,8 @@ def test_conditions_are_chosen_by_name_and_set() -> None:
         ["--conditions", "moon"],
         ["--rate", "0"],
         ["--rows", "0"],
+        ["--intervals", "60,0"],
+        ["--any-commit"],
         ["--conditions", "k-1", "--set", "tune"],
     ],
 )
@@ -353,6 +378,7 @@ def test_the_list_names_every_condition(capsys: pytest.CaptureFixture[str]) -> N
 def row(window: int | None = None, **changed: object) -> Row:
     usual = {
         "condition": "steady", "window": window, "contained": True, "contained_weighted": True,
+        "interval_s": 60.0, "apart": True,
         "low": 0.95, "high": 0.98, "queries": 256, "met_while_below_s": 0.0, "fell": False,
         "seconds_to_notice": None, "seconds_to_objective": 0.0, "kept": True, "late_ms": 9.0,
     }  # fmt: skip
@@ -385,6 +411,29 @@ def test_each_requirement_can_fail(
     assert words in failed[0]
 
 
+def test_what_needs_default_settings_is_not_judged_by_other_runs() -> None:
+    often = row(None, interval_s=15.0, met_while_below_s=9.0, seconds_to_objective=61.0, fell=True)
+    assert all(one.holds for one in requirements([row(0), row(None), often], names=["steady"]))
+
+
+def test_finished_parts_are_found_by_key_and_commit(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    file = FinishedParts(path)
+    key = {"condition": "steady", "rate": 50.0}
+    assert file.find(key, commit=None) is None
+    file.add(key, commit="a1", result={"rows": [1]})
+    file.add(key, commit="b2", result={"rows": [2]})
+    with path.open("a") as torn:
+        torn.write('{"key": {"condi')
+    again = FinishedParts(path)
+    again.add({**key, "rate": 20.0}, commit="b2", result={})
+    last = FinishedParts(path)
+    found = [last.find(key, commit=one) for one in (None, "a1", "b2")]
+    assert [one and one["result"]["rows"] for one in found] == [[2], [1], [2]]
+    assert last.find({**key, "rate": 20.0}, commit="b2") is not None
+    assert last.find(key, commit="c3") is None
+
+
 # ----------------------------------------------------------------------------------------- whole
 
 
@@ -408,11 +457,15 @@ async def test_a_condition_with_all_that_can_happen_is_run_and_judged() -> None:
     assert all(one["cost_ratio"] > 0 for one in whole)
     assert len(requirements(rows, names=["tiny"])) == 7
     ElementTree.fromstring(draw([judged.panel()]))
+    line = FinishedParts(None).add({}, commit="", result=result_of(judged))
+    assert restored_panel(line["result"]["panel"]) == judged.panel()
+    assert line["result"]["rows"] == rows
 
 
 def test_keys_and_options_are_documented() -> None:
     manual = (REPOSITORY / "docs" / "benchmarks.md").read_text()
     assert not [key for key in KEYS.split() if f"`{key}`" not in manual]
-    flags = ("conditions", "set", "rate", "rows", "at-once", "list", "svg")
+    flags = ("conditions", "set", "rate", "rows", "at-once", "list", "svg", "intervals", "results",
+             "any-commit")  # fmt: skip
     assert not [flag for flag in flags if f"`--{flag}" not in manual]
     assert not [name for name in BY_NAME if f"`{name}`" not in manual]
