@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,13 +30,14 @@ from annheal.client.inputs import (
 from annheal.client.public_api import ReadFreshness
 from annheal.client.results import Records, WriteResult
 from annheal.errors import AnnhealError, InvalidArgument
-from annheal.model.answer_size import ANSWER_TOO_LARGE
 from annheal.model.collection import Collection
 from annheal.model.limits import GET_IDS_MAX, REQUEST_BYTES_MAX, SCAN_PAGE_ROWS_MAX, WRITE_ROWS_MAX
 from annheal.model.records import RecordSet
 from annheal.model.search import Consistency
 from annheal.model.session import SessionToken
+from annheal.model.values.answer_size import ANSWER_TOO_LARGE
 from annheal.runtime.deadline import Deadline
+from annheal.runtime.tasks import run_all
 
 BATCH_ROWS: Final = 2_000
 """Rows of one upsert request, unless the caller says otherwise."""
@@ -196,7 +196,7 @@ class RecordCalls:
                 if progress is not None:
                     progress(done, total)
 
-        await _all(send() for _ in range(concurrency))
+        await run_all((send() for _ in range(concurrency)), name="annheal-upsert")
         return WriteResult(done, self._connection.session(collection))
 
     async def _coding(
@@ -407,17 +407,6 @@ class RecordCalls:
                 yield Records(records, cursor=cursor)
             if not cursor:
                 return
-
-
-async def _all(coroutines: Iterable[Any]) -> None:
-    """Run all; the first failure cancels the others and is raised as it is."""
-    tasks = [asyncio.create_task(work, name="annheal-upsert") for work in coroutines]
-    try:
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _requests(rows: _Rows, batch_rows: int) -> Iterator[_Rows]:

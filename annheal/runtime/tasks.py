@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any
 
 from annheal.errors import AnnhealError
@@ -94,3 +94,14 @@ async def run_loop(
                 raise
             _log.warning("%s: %s: %s; trying again", name, error.reason, error.message)
         await wait()
+
+
+async def run_all(coroutines: Iterable[Coroutine[Any, Any, Any]], *, name: str) -> None:
+    """Run all side by side; the first failure cancels the others and is raised as it is."""
+    tasks = [asyncio.create_task(work, name=name) for work in coroutines]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

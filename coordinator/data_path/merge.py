@@ -12,11 +12,11 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from annheal.model.answer_size import HITS_FIX, check_answer_size, records_bytes
 from annheal.model.limits import ANSWER_BYTES_MAX
 from annheal.model.records import RecordSet, slice_records, take_records
 from annheal.model.search import SearchAnswer
 from annheal.model.topology.shard import ShardId
+from annheal.model.values.answer_size import HITS_FIX, check_answer_size, records_bytes
 
 
 def merge_answers(

@@ -16,7 +16,6 @@ from annheal.coordinator.data_path.router import Router, check_sequences
 from annheal.coordinator.data_path.writes import rows_by_shard
 from annheal.errors import InvalidArgument, NotFound, ResourceExhausted
 from annheal.filters import validate_filter
-from annheal.model.answer_size import IDS_FIX, check_answer_size, records_bytes
 from annheal.model.collection import Collection
 from annheal.model.filter import Filter
 from annheal.model.limits import GET_IDS_MAX
@@ -29,6 +28,7 @@ from annheal.model.validation import (
     validate_page_rows,
     validate_projection,
 )
+from annheal.model.values.answer_size import IDS_FIX, check_answer_size, records_bytes
 from annheal.model.write import CountRequest, GetRequest, ScanPage, ScanRequest
 from annheal.rpc.port import ShardNode
 from annheal.runtime.deadline import Deadline

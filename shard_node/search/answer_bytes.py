@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from annheal.model.answer_size import RECORD_BYTES, check_answer_size
 from annheal.model.limits import (
     ANSWER_BYTES_MAX,
     ID_BYTES_MAX,
@@ -21,6 +20,7 @@ from annheal.model.limits import (
     PAYLOAD_BYTES_MAX,
 )
 from annheal.model.records import Projection
+from annheal.model.values.answer_size import RECORD_BYTES, check_answer_size
 from annheal.segment.texts import offsets_of, text_bytes
 from annheal.shard_node.rows.growing import GrowingView
 from annheal.shard_node.rows.view import SegmentView

@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from annheal.filters import evaluate
-from annheal.model.answer_size import IDS_FIX
 from annheal.model.filter import Filter
 from annheal.model.limits import ANSWER_BYTES_MAX, SCAN_PAGE_BYTES
 from annheal.model.records import IDS_ONLY, Projection, RecordSet, join_records
+from annheal.model.values.answer_size import IDS_FIX
 from annheal.model.write import ScanPage, ScanRequest
 from annheal.runtime.stop import YieldPoint, no_yield_point
 from annheal.shard_node.rows.growing import GrowingView

@@ -11,13 +11,13 @@ import numpy.typing as npt
 
 from annheal.filters import filter_key
 from annheal.index import LiveBitmap, TopK, merge_topk
-from annheal.model.answer_size import HITS_FIX
 from annheal.model.collection import Collection
 from annheal.model.limits import ANSWER_BYTES_MAX
 from annheal.model.measures.recall import Shortfall, band_of
 from annheal.model.records import IDS_ONLY, Float32Matrix, Projection, RecordSet, join_records
 from annheal.model.search import SearchAnswer, SearchOptions, SegmentExplain
 from annheal.model.topology.manifest import IndexKind
+from annheal.model.values.answer_size import HITS_FIX
 from annheal.runtime.stop import YieldPoint, no_yield_point
 from annheal.shard_node.rows.growing import GrowingView
 from annheal.shard_node.rows.view import SegmentView, ShardView

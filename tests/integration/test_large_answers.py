@@ -14,8 +14,8 @@ from annheal import Client
 from annheal.cli.__main__ import hoist
 from annheal.cli.app import app
 from annheal.errors import InvalidArgument
-from annheal.model.answer_size import ANSWER_TOO_LARGE
 from annheal.model.limits import PAYLOAD_BYTES_MAX, SCAN_PAGE_BYTES
+from annheal.model.values.answer_size import ANSWER_TOO_LARGE
 from tests.support.cluster import EmbeddedServer
 
 ROWS, DIMENSION = 300, 4

