@@ -25,8 +25,8 @@ import pyarrow as pa
 
 from annheal.index import warm_up
 from annheal.model.measures.recall import SelectivityBand
-from annheal.shard_node.recall.measure import GROUP_QUERIES
-from annheal.shard_node.recall.sampler import JUDGING_QUERIES
+from annheal.shard_node.recall.measuring.measure import GROUP_QUERIES
+from annheal.shard_node.recall.sampling.stratum import JUDGING_QUERIES
 from benchmarks.harness.dataset import load_dataset
 from benchmarks.harness.options import Options, parse_options
 from benchmarks.harness.pairs import PairedRatio, paired_ratio

@@ -23,7 +23,7 @@ from annheal.coordinator.leader.gc import GarbageCollector
 from annheal.coordinator.leader.health_view import HealthView
 from annheal.coordinator.placement.topology import Topology
 from annheal.coordinator.recall.probe import RecallMeter
-from annheal.coordinator.recall.summary import RecallView
+from annheal.coordinator.recall.view import RecallView
 from annheal.coordinator.recall.worst import WorstQueries
 from annheal.coordinator.settings import CoordinatorSettings
 from annheal.metastore.protocol import MetaStore

@@ -168,6 +168,7 @@ def recall_families(summaries: Iterable[RecallSummary], *, now_s: float) -> list
         *_slice_families(summaries, now_s=now_s),
         *_merged_families(summaries, now_s=now_s),
         _change_family(summaries),
+        *_tag_families(summaries, now_s=now_s),
         *_tail_families(summaries, now_s=now_s),
         *_coverage_families(summaries),
         *_segment_families(summaries),
@@ -272,6 +273,30 @@ def _change_family(summaries: list[RecallSummary]) -> Family:
         if one.changed_at_s:
             change.add(one.changed_at_s, one.collection)
     return change
+
+
+def _tag_families(summaries: list[RecallSummary], *, now_s: float) -> list[Family]:
+    """Return the recall of each tag; a collection has at most `TAGS_MAX` and one for others."""
+    recall = Family(
+        "annheal_recall_tag_ratio",
+        "Recall of sampled live queries by tag, with the 95 % interval.",
+        ("collection", "tag", "bound"),
+    )
+    queries = Family(
+        "annheal_recall_tag_queries", "Queries measured by tag.", ("collection", "tag")
+    )
+    seen = Family(
+        "annheal_tagged_searches",
+        "Live queries by tag, as the nodes counted them.",
+        ("collection", "tag"),
+        FamilyKind.COUNTER,
+    )
+    for one in summaries:
+        for part in one.tags:
+            _add_bounds(recall, part.estimate, one.collection, part.name, now_s=now_s)
+            queries.add(part.estimate.queries if part.estimate else 0, one.collection, part.name)
+            seen.add(part.seen, one.collection, part.name)
+    return [recall, queries, seen]
 
 
 def _merged_families(summaries: list[RecallSummary], *, now_s: float) -> list[Family]:

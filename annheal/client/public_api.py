@@ -272,6 +272,7 @@ class PublicApi:
             recall_objective=options.recall_objective,
             allow_partial=allow_partial,
             explain=options.explain,
+            tag=options.tag,
         )
         response = await self._call(methods.SEARCH, request, timeout_s=timeout_s)
         return wire_search.decode_search_response(response, projection=options.projection)

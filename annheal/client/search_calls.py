@@ -27,6 +27,7 @@ from annheal.client.inputs import (
 from annheal.client.public_api import ReadFreshness
 from annheal.client.results import SearchBatch, SearchResult
 from annheal.errors import InvalidArgument
+from annheal.model.measures.recall_tags import checked_tag
 from annheal.model.search import Consistency, SearchOptions
 from annheal.model.session import SessionToken
 from annheal.runtime.deadline import Deadline
@@ -55,6 +56,7 @@ class SearchCalls:
         exact: bool = False,
         ef: int | None = None,
         recall_objective: float | None = None,
+        tag: str | None = None,
         consistency: Consistency | str | None = None,
         session: SessionToken | None = None,
         allow_partial: bool = False,
@@ -77,6 +79,8 @@ class SearchCalls:
             exact: compare every record.
             ef: beam width of graph walks; chosen from measurements without it.
             recall_objective: instead of the collection's; not together with `ef`.
+            tag: what you call this kind of query, such as "autocomplete". Recall is measured for
+                each tag, and `recall` reports it.
             consistency: "eventual", "session" or "strong"; without it, what this client wrote is
                 seen.
             session: a token that another client handed over.
@@ -94,6 +98,7 @@ class SearchCalls:
             exact=exact,
             ef=ef,
             recall_objective=recall_objective,
+            tag=tag,
             explain=explain,
         )
         as_text(collection, "collection")
@@ -113,7 +118,7 @@ class SearchCalls:
             texts = [as_text(text, "text")]
             query = (await self._embedded(collection, texts, options.model, deadline))[0]
         else:
-            options = replace(options, model=_tag(model))
+            options = replace(options, model=_vectors_model(model))
             query = as_vector(vector)
         with _named_once():
             return await self._search_one(
@@ -161,6 +166,7 @@ class SearchCalls:
         exact: bool = False,
         ef: int | None = None,
         recall_objective: float | None = None,
+        tag: str | None = None,
         consistency: Consistency | str | None = None,
         session: SessionToken | None = None,
         allow_partial: bool = False,
@@ -178,6 +184,7 @@ class SearchCalls:
             exact=exact,
             ef=ef,
             recall_objective=recall_objective,
+            tag=tag,
             explain=explain,
         )
         if sum(given is not None for given in (vectors, ids, texts)) != 1:
@@ -192,7 +199,7 @@ class SearchCalls:
             options = replace(options, model=_embedder_name(model))
             matrix = await self._embedded(collection, texts, options.model, deadline)
         else:
-            options = replace(options, model=_tag(model))
+            options = replace(options, model=_vectors_model(model))
             matrix = as_matrix(vectors)
         if not names and (matrix is None or len(matrix) == 0):
             raise InvalidArgument.of("vectors", "holds no query")
@@ -301,6 +308,7 @@ def _options(
     exact: bool,
     ef: int | None,
     recall_objective: float | None,
+    tag: str | None,
     explain: bool,
 ) -> SearchOptions:
     if ef is not None and recall_objective is not None:
@@ -316,11 +324,12 @@ def _options(
             None if recall_objective is None else as_share(recall_objective, "recall_objective")
         ),
         explain=as_flag(explain, "explain"),
+        tag="" if tag is None else checked_tag(as_text(tag, "tag")),
     )
 
 
-def _tag(model: str | None) -> str:
-    """Return the tag of the caller's vectors, empty for the model of the collection."""
+def _vectors_model(model: str | None) -> str:
+    """Return the model of the caller's vectors, empty for the model of the collection."""
     return "" if model is None else as_text(model, "model")
 
 

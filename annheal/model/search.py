@@ -26,7 +26,8 @@ class Consistency(StrEnum):
 class SearchOptions:
     """What a group of queries has in common; equal options can be searched together.
 
-    `ef` None means: the node chooses it per segment to meet `recall_objective`.
+    `ef` None means: the node chooses it per segment to meet `recall_objective`. `tag` is what the
+    client calls this kind of query; empty: nothing.
     """
 
     k: int
@@ -37,6 +38,7 @@ class SearchOptions:
     projection: Projection = IDS_ONLY
     explain: bool = False
     model: str = ""
+    tag: str = ""
 
 
 @dataclass(frozen=True, slots=True)

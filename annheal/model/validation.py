@@ -36,6 +36,7 @@ from annheal.model.limits import (
     TIMEOUT_MAX_S,
     WRITE_ROWS_MAX,
 )
+from annheal.model.measures.recall_tags import checked_tag
 from annheal.model.measures.recall_tail import OBJECTIVE_SHARE_MAX, OBJECTIVE_SHARE_MIN
 from annheal.model.records import Float32Matrix, Projection, RecordBatch, arrow_schema
 from annheal.model.search import SearchOptions
@@ -461,7 +462,7 @@ def validate_search(queries: Float32Matrix, options: SearchOptions, *, model: Mo
 
 
 def validate_search_options(options: SearchOptions, *, model: ModelSpec) -> None:
-    """Raise `InvalidArgument` unless k, ef, the objective and the model tag are acceptable."""
+    """Raise `InvalidArgument` unless k, ef, the objective, the tag and the model are acceptable."""
     if not 1 <= options.k <= K_MAX:
         raise InvalidArgument.of("k", f"{options.k} is not between 1 and {K_MAX}")
     if options.ef is not None and not 1 <= options.ef <= EF_MAX:
@@ -471,6 +472,7 @@ def validate_search_options(options: SearchOptions, *, model: ModelSpec) -> None
         raise InvalidArgument.of(
             "recall_objective", f"{objective} must be greater than 0 and at most 1"
         )
+    checked_tag(options.tag)
     if options.model and options.model != model.name:
         raise InvalidArgument.of(
             "model",

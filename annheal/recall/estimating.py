@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -45,24 +45,17 @@ def recall_shares(recalls: Recalls) -> tuple[float, ...]:
 
 
 def tail_estimate(
-    parts: Iterable[tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]],
-    objective: TailObjective,
+    recalls: Recalls, queries: npt.NDArray[np.int64], objective: TailObjective
 ) -> TailEstimate:
     """Return the share of queries with a recall of at least `objective.recall`.
 
-    Each part has recalls (n,) and, for each of them, the number of its query within the part, (n,).
-    A query that was asked ten times counts ten times in the share, and once in the interval, which
-    is that of Clopper and Pearson if no query was asked twice.
+    `recalls` is (n,); `queries` (n,) has the number of the query of each, from 0 on. A query that
+    was asked ten times counts ten times in the share, and once in the interval, which is that of
+    Clopper and Pearson if no query was asked twice.
     """
-    reached: list[npt.NDArray[np.float64]] = []
-    times: list[npt.NDArray[np.float64]] = []
-    for recalls, queries in parts:
-        counts = np.bincount(queries).astype(np.float64)
-        good = recalls >= objective.recall - _ROUNDING
-        asked = counts > 0
-        # Answers of one query may differ, where they were given at different times.
-        shares = np.bincount(queries, weights=good)[asked] / counts[asked]
-        reached.append(shares)
-        times.append(counts[asked])
-    interval = mean_interval(np.concatenate(reached), times=np.concatenate(times))
+    times = np.bincount(queries).astype(np.float64)
+    good = recalls >= objective.recall - _ROUNDING
+    # Answers of one query may differ, where they were given at different times.
+    shares = np.bincount(queries, weights=good) / times
+    interval = mean_interval(shares, times=times)
     return TailEstimate(objective, interval.mean, interval.low, interval.high)

@@ -23,6 +23,7 @@ from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
 from annheal.filters import filter_key
 from annheal.model.filter import Filter
@@ -41,6 +42,7 @@ Scores = npt.NDArray[np.float32]
 Marks = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 ValueT = TypeVar("ValueT", np.float32, np.uint8)
+ColumnT = TypeVar("ColumnT", np.int64, np.uint64, np.bool_)
 
 
 def depth_max(k: int, *, shard_count: int) -> int:
@@ -55,17 +57,23 @@ def filter_number(filter: Filter) -> int:
     return int.from_bytes(filter_key(filter)[:8], "little") | 1
 
 
+def tag_number(tag: str) -> int:
+    """Return the number of a tag in `ShardQueries.tags`: equal for equal tags, 0 for no tag."""
+    return xxhash.xxh3_64_intdigest(tag.encode()) | 1 if tag else 0
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class MergedQueries:
     """The queries that all shards measured; position i of each column is one of them.
 
     Attributes:
         same, ks, filters, own, objectives, sampled_at_s: see `ShardQueries`; (m,).
+        in_band, tags: likewise, where all shards agree; else False and 0.
         matches, live_rows: (m,) of all shards.
         recalls: (m,) of the merged answer as it would be given now; NaN without an exact hit.
         served: (m,) of the answer that was given; NaN where it is not known.
         measured_at_s, valid_s: of the oldest measurement, and the shortest time.
-        incomplete: queries that some shards measured and others did not.
+        incomplete: queries of bands that some shards measured and others did not.
         undecided: queries of which the parts were too short to tell.
     """
 
@@ -74,6 +82,8 @@ class MergedQueries:
     filters: Numbers
     own: Mask
     objectives: npt.NDArray[np.float64]
+    in_band: Mask
+    tags: Numbers
     sampled_at_s: npt.NDArray[np.float64]
     matches: npt.NDArray[np.int64]
     live_rows: npt.NDArray[np.int64]
@@ -96,7 +106,7 @@ class MergedQueries:
             return found
         chosen = of & ~np.isnan(self.recalls)
         _, queries = np.unique(self.same[chosen], return_inverse=True)
-        return replace(found, tail=tail_estimate([(self.recalls[chosen], queries)], tail))
+        return replace(found, tail=tail_estimate(self.recalls[chosen], queries, tail))
 
     def served_estimate(self, of: Mask) -> RecallEstimate | None:
         """Return the same of the answers that were given."""
@@ -129,7 +139,8 @@ def merge_queries(parts: Sequence[ShardQueries], *, shard_count: int) -> MergedQ
     by_shard = {part.shard: part for part in parts}
     shards = [by_shard[shard] for shard in sorted(by_shard)]
     numbers = [np.unique(part.numbers) for part in shards]
-    every = np.unique(np.concatenate(numbers)) if numbers else np.empty(0, dtype=np.uint64)
+    of_bands = [part.numbers[part.in_band] for part in shards]
+    every = np.unique(np.concatenate(of_bands)) if shards else np.empty(0, dtype=np.uint64)
     complete = every[:0]
     if len(shards) == shard_count:
         complete = reduce(np.intersect1d, numbers)
@@ -141,6 +152,9 @@ def merge_queries(parts: Sequence[ShardQueries], *, shard_count: int) -> MergedQ
     complete, places = complete[same_k], places[:, same_k]
     first = shards[0]
     at = places[0]
+    in_band = np.logical_and.reduce(_taken_from([one.in_band for one in shards], places))
+    tags = _taken_from([one.tags for one in shards], places)
+    tags = np.where((tags == tags[0]).all(axis=0), tags[0], np.uint64(0))
     recalls, served = np.full(len(at), np.nan), np.full(len(at), np.nan)
     decided = np.ones(len(at), dtype=np.bool_)
     for k in np.unique(first.ks[at]).tolist():
@@ -155,6 +169,8 @@ def merge_queries(parts: Sequence[ShardQueries], *, shard_count: int) -> MergedQ
         filters=first.filters[at],
         own=first.own[at],
         objectives=first.objectives[at],
+        in_band=in_band[decided],
+        tags=tags[decided],
         sampled_at_s=first.sampled_at_s[at],
         matches=_total([part.matches for part in shards], places),
         live_rows=_total([part.live_rows for part in shards], places),
@@ -162,7 +178,7 @@ def merge_queries(parts: Sequence[ShardQueries], *, shard_count: int) -> MergedQ
         served=served[decided],
         measured_at_s=min(part.measured_at_s for part in shards),
         valid_s=min(part.valid_s for part in shards),
-        incomplete=len(every) - len(complete),
+        incomplete=len(every) - int(np.count_nonzero(in_band)),
         undecided=int(np.count_nonzero(~decided)),
     )
 
@@ -288,12 +304,17 @@ def _places(numbers: Numbers, wanted: Numbers) -> npt.NDArray[np.intp]:
     return first[np.searchsorted(known, wanted)]
 
 
+def _taken_from(
+    columns: Sequence[npt.NDArray[ColumnT]], places: npt.NDArray[np.intp]
+) -> npt.NDArray[ColumnT]:
+    """Return the values of each shard's column at its `places` (S, q), (S, q)."""
+    return np.stack([column[place] for column, place in zip(columns, places, strict=True)])
+
+
 def _total(
     columns: Sequence[npt.NDArray[np.int64]], places: npt.NDArray[np.intp]
 ) -> npt.NDArray[np.int64]:
-    total: npt.NDArray[np.int64] = np.sum(
-        [column[place] for column, place in zip(columns, places, strict=True)], axis=0
-    )
+    total: npt.NDArray[np.int64] = np.sum(_taken_from(columns, places), axis=0)
     return total
 
 
@@ -306,6 +327,8 @@ def _nothing(*, incomplete: int) -> MergedQueries:
         unsigned,
         np.empty(0, dtype=np.bool_),
         real,
+        np.empty(0, dtype=np.bool_),
+        unsigned,
         real,
         whole,
         whole,

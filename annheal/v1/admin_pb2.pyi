@@ -772,7 +772,7 @@ class GetRecallRequest(_message.Message):
     def __init__(self, collection: _Optional[str] = ...) -> None: ...
 
 class GetRecallResponse(_message.Message):
-    __slots__ = ("collection", "collection_id", "recall_objective", "sampled_share", "overall", "bands", "shards", "tiers", "models", "segments", "filters", "errors", "latency", "own", "recall_tail_objective", "recall_objective_share", "coverage", "merged", "changed_at")
+    __slots__ = ("collection", "collection_id", "recall_objective", "sampled_share", "overall", "bands", "shards", "tiers", "models", "segments", "filters", "errors", "latency", "own", "recall_tail_objective", "recall_objective_share", "coverage", "merged", "changed_at", "tags")
     class ErrorsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -806,6 +806,7 @@ class GetRecallResponse(_message.Message):
     COVERAGE_FIELD_NUMBER: _ClassVar[int]
     MERGED_FIELD_NUMBER: _ClassVar[int]
     CHANGED_AT_FIELD_NUMBER: _ClassVar[int]
+    TAGS_FIELD_NUMBER: _ClassVar[int]
     collection: str
     collection_id: str
     recall_objective: float
@@ -825,7 +826,8 @@ class GetRecallResponse(_message.Message):
     coverage: _containers.RepeatedCompositeFieldContainer[BandCoverage]
     merged: MergedRecall
     changed_at: _timestamp_pb2.Timestamp
-    def __init__(self, collection: _Optional[str] = ..., collection_id: _Optional[str] = ..., recall_objective: _Optional[float] = ..., sampled_share: _Optional[float] = ..., overall: _Optional[_Union[RecallSlice, _Mapping]] = ..., bands: _Optional[_Iterable[_Union[RecallSlice, _Mapping]]] = ..., shards: _Optional[_Iterable[_Union[RecallSlice, _Mapping]]] = ..., tiers: _Optional[_Iterable[_Union[RecallSlice, _Mapping]]] = ..., models: _Optional[_Iterable[_Union[RecallSlice, _Mapping]]] = ..., segments: _Optional[_Iterable[_Union[SegmentRecall, _Mapping]]] = ..., filters: _Optional[_Iterable[_Union[FilterRecall, _Mapping]]] = ..., errors: _Optional[_Mapping[str, str]] = ..., latency: _Optional[_Mapping[str, LatencyTrend]] = ..., own: _Optional[_Iterable[_Union[RecallSlice, _Mapping]]] = ..., recall_tail_objective: _Optional[float] = ..., recall_objective_share: _Optional[float] = ..., coverage: _Optional[_Iterable[_Union[BandCoverage, _Mapping]]] = ..., merged: _Optional[_Union[MergedRecall, _Mapping]] = ..., changed_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    tags: _containers.RepeatedCompositeFieldContainer[RecallSlice]
+    def __init__(self, collection: _Optional[str] = ..., collection_id: _Optional[str] = ..., recall_objective: _Optional[float] = ..., sampled_share: _Optional[float] = ..., overall: _Optional[_Union[RecallSlice, _Mapping]] = ..., bands: _Optional[_Iterable[_Union[RecallSlice, _Mapping]]] = ..., shards: _Optional[_Iterable[_Union[RecallSlice, _Mapping]]] = ..., tiers: _Optional[_Iterable[_Union[RecallSlice, _Mapping]]] = ..., models: _Optional[_Iterable[_Union[RecallSlice, _Mapping]]] = ..., segments: _Optional[_Iterable[_Union[SegmentRecall, _Mapping]]] = ..., filters: _Optional[_Iterable[_Union[FilterRecall, _Mapping]]] = ..., errors: _Optional[_Mapping[str, str]] = ..., latency: _Optional[_Mapping[str, LatencyTrend]] = ..., own: _Optional[_Iterable[_Union[RecallSlice, _Mapping]]] = ..., recall_tail_objective: _Optional[float] = ..., recall_objective_share: _Optional[float] = ..., coverage: _Optional[_Iterable[_Union[BandCoverage, _Mapping]]] = ..., merged: _Optional[_Union[MergedRecall, _Mapping]] = ..., changed_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., tags: _Optional[_Iterable[_Union[RecallSlice, _Mapping]]] = ...) -> None: ...
 
 class MergedRecall(_message.Message):
     __slots__ = ("complete", "incomplete", "own_top_k")

@@ -15,7 +15,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class SearchShardsRequest(_message.Message):
-    __slots__ = ("collection_id", "shards", "dimension", "queries", "k", "filter", "exact", "ef", "recall_objective", "projection", "explain", "model", "consistency", "min_sequences", "query_numbers")
+    __slots__ = ("collection_id", "shards", "dimension", "queries", "k", "filter", "exact", "ef", "recall_objective", "projection", "explain", "model", "consistency", "min_sequences", "query_numbers", "tag")
     class MinSequencesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -38,6 +38,7 @@ class SearchShardsRequest(_message.Message):
     CONSISTENCY_FIELD_NUMBER: _ClassVar[int]
     MIN_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
     QUERY_NUMBERS_FIELD_NUMBER: _ClassVar[int]
+    TAG_FIELD_NUMBER: _ClassVar[int]
     collection_id: str
     shards: _containers.RepeatedScalarFieldContainer[int]
     dimension: int
@@ -53,7 +54,8 @@ class SearchShardsRequest(_message.Message):
     consistency: _session_pb2.Consistency
     min_sequences: _containers.ScalarMap[int, int]
     query_numbers: bytes
-    def __init__(self, collection_id: _Optional[str] = ..., shards: _Optional[_Iterable[int]] = ..., dimension: _Optional[int] = ..., queries: _Optional[bytes] = ..., k: _Optional[int] = ..., filter: _Optional[_Union[_filter_pb2.Filter, _Mapping]] = ..., exact: _Optional[bool] = ..., ef: _Optional[int] = ..., recall_objective: _Optional[float] = ..., projection: _Optional[_Union[_columns_pb2.Projection, _Mapping]] = ..., explain: _Optional[bool] = ..., model: _Optional[str] = ..., consistency: _Optional[_Union[_session_pb2.Consistency, str]] = ..., min_sequences: _Optional[_Mapping[int, int]] = ..., query_numbers: _Optional[bytes] = ...) -> None: ...
+    tag: str
+    def __init__(self, collection_id: _Optional[str] = ..., shards: _Optional[_Iterable[int]] = ..., dimension: _Optional[int] = ..., queries: _Optional[bytes] = ..., k: _Optional[int] = ..., filter: _Optional[_Union[_filter_pb2.Filter, _Mapping]] = ..., exact: _Optional[bool] = ..., ef: _Optional[int] = ..., recall_objective: _Optional[float] = ..., projection: _Optional[_Union[_columns_pb2.Projection, _Mapping]] = ..., explain: _Optional[bool] = ..., model: _Optional[str] = ..., consistency: _Optional[_Union[_session_pb2.Consistency, str]] = ..., min_sequences: _Optional[_Mapping[int, int]] = ..., query_numbers: _Optional[bytes] = ..., tag: _Optional[str] = ...) -> None: ...
 
 class SearchShardsResponse(_message.Message):
     __slots__ = ("counts", "scores", "ids", "columns", "explain", "sequences", "missing_shards", "below_objective")
@@ -253,7 +255,7 @@ class ReportRecallResponse(_message.Message):
     def __init__(self, collections: _Optional[_Iterable[_Union[CollectionRecall, _Mapping]]] = ...) -> None: ...
 
 class CollectionRecall(_message.Message):
-    __slots__ = ("collection_id", "recall_objective", "sampled_share", "shards", "segments", "filters", "latency", "own", "coverage", "queries", "changed_at")
+    __slots__ = ("collection_id", "recall_objective", "sampled_share", "shards", "segments", "filters", "latency", "own", "coverage", "queries", "changed_at", "tags")
     COLLECTION_ID_FIELD_NUMBER: _ClassVar[int]
     RECALL_OBJECTIVE_FIELD_NUMBER: _ClassVar[int]
     SAMPLED_SHARE_FIELD_NUMBER: _ClassVar[int]
@@ -265,6 +267,7 @@ class CollectionRecall(_message.Message):
     COVERAGE_FIELD_NUMBER: _ClassVar[int]
     QUERIES_FIELD_NUMBER: _ClassVar[int]
     CHANGED_AT_FIELD_NUMBER: _ClassVar[int]
+    TAGS_FIELD_NUMBER: _ClassVar[int]
     collection_id: str
     recall_objective: float
     sampled_share: float
@@ -276,7 +279,8 @@ class CollectionRecall(_message.Message):
     coverage: _containers.RepeatedCompositeFieldContainer[_admin_pb2.BandCoverage]
     queries: _containers.RepeatedCompositeFieldContainer[ShardQueries]
     changed_at: _timestamp_pb2.Timestamp
-    def __init__(self, collection_id: _Optional[str] = ..., recall_objective: _Optional[float] = ..., sampled_share: _Optional[float] = ..., shards: _Optional[_Iterable[_Union[ShardBandRecall, _Mapping]]] = ..., segments: _Optional[_Iterable[_Union[_admin_pb2.SegmentRecall, _Mapping]]] = ..., filters: _Optional[_Iterable[_Union[_admin_pb2.FilterRecall, _Mapping]]] = ..., latency: _Optional[_Union[_admin_pb2.LatencyTrend, _Mapping]] = ..., own: _Optional[_Iterable[_Union[OwnSettingRecall, _Mapping]]] = ..., coverage: _Optional[_Iterable[_Union[_admin_pb2.BandCoverage, _Mapping]]] = ..., queries: _Optional[_Iterable[_Union[ShardQueries, _Mapping]]] = ..., changed_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    tags: _containers.RepeatedCompositeFieldContainer[TagRecall]
+    def __init__(self, collection_id: _Optional[str] = ..., recall_objective: _Optional[float] = ..., sampled_share: _Optional[float] = ..., shards: _Optional[_Iterable[_Union[ShardBandRecall, _Mapping]]] = ..., segments: _Optional[_Iterable[_Union[_admin_pb2.SegmentRecall, _Mapping]]] = ..., filters: _Optional[_Iterable[_Union[_admin_pb2.FilterRecall, _Mapping]]] = ..., latency: _Optional[_Union[_admin_pb2.LatencyTrend, _Mapping]] = ..., own: _Optional[_Iterable[_Union[OwnSettingRecall, _Mapping]]] = ..., coverage: _Optional[_Iterable[_Union[_admin_pb2.BandCoverage, _Mapping]]] = ..., queries: _Optional[_Iterable[_Union[ShardQueries, _Mapping]]] = ..., changed_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., tags: _Optional[_Iterable[_Union[TagRecall, _Mapping]]] = ...) -> None: ...
 
 class ShardBandRecall(_message.Message):
     __slots__ = ("shard", "band", "estimate", "stability", "seen", "recent", "served")
@@ -297,7 +301,7 @@ class ShardBandRecall(_message.Message):
     def __init__(self, shard: _Optional[int] = ..., band: _Optional[_Union[_admin_pb2.SelectivityBand, str]] = ..., estimate: _Optional[_Union[_admin_pb2.RecallEstimate, _Mapping]] = ..., stability: _Optional[float] = ..., seen: _Optional[int] = ..., recent: _Optional[int] = ..., served: _Optional[_Union[_admin_pb2.RecallEstimate, _Mapping]] = ...) -> None: ...
 
 class ShardQueries(_message.Message):
-    __slots__ = ("shard", "measured_at", "valid_s", "numbers", "same", "ks", "filters", "own", "objectives", "matches", "live_rows", "sampled_at_s", "depths", "more", "scores", "marks", "served", "cuts", "gone", "gone_scores")
+    __slots__ = ("shard", "measured_at", "valid_s", "numbers", "same", "ks", "filters", "own", "objectives", "matches", "live_rows", "sampled_at_s", "depths", "more", "scores", "marks", "served", "cuts", "gone", "gone_scores", "in_band", "tags")
     SHARD_FIELD_NUMBER: _ClassVar[int]
     MEASURED_AT_FIELD_NUMBER: _ClassVar[int]
     VALID_S_FIELD_NUMBER: _ClassVar[int]
@@ -318,6 +322,8 @@ class ShardQueries(_message.Message):
     CUTS_FIELD_NUMBER: _ClassVar[int]
     GONE_FIELD_NUMBER: _ClassVar[int]
     GONE_SCORES_FIELD_NUMBER: _ClassVar[int]
+    IN_BAND_FIELD_NUMBER: _ClassVar[int]
+    TAGS_FIELD_NUMBER: _ClassVar[int]
     shard: int
     measured_at: _timestamp_pb2.Timestamp
     valid_s: float
@@ -338,7 +344,9 @@ class ShardQueries(_message.Message):
     cuts: _containers.RepeatedScalarFieldContainer[float]
     gone: _containers.RepeatedScalarFieldContainer[int]
     gone_scores: bytes
-    def __init__(self, shard: _Optional[int] = ..., measured_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., valid_s: _Optional[float] = ..., numbers: _Optional[_Iterable[int]] = ..., same: _Optional[_Iterable[int]] = ..., ks: _Optional[_Iterable[int]] = ..., filters: _Optional[_Iterable[int]] = ..., own: _Optional[_Iterable[bool]] = ..., objectives: _Optional[_Iterable[float]] = ..., matches: _Optional[_Iterable[int]] = ..., live_rows: _Optional[_Iterable[int]] = ..., sampled_at_s: _Optional[_Iterable[float]] = ..., depths: _Optional[_Iterable[int]] = ..., more: _Optional[_Iterable[bool]] = ..., scores: _Optional[bytes] = ..., marks: _Optional[bytes] = ..., served: _Optional[_Iterable[bool]] = ..., cuts: _Optional[_Iterable[float]] = ..., gone: _Optional[_Iterable[int]] = ..., gone_scores: _Optional[bytes] = ...) -> None: ...
+    in_band: _containers.RepeatedScalarFieldContainer[bool]
+    tags: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, shard: _Optional[int] = ..., measured_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., valid_s: _Optional[float] = ..., numbers: _Optional[_Iterable[int]] = ..., same: _Optional[_Iterable[int]] = ..., ks: _Optional[_Iterable[int]] = ..., filters: _Optional[_Iterable[int]] = ..., own: _Optional[_Iterable[bool]] = ..., objectives: _Optional[_Iterable[float]] = ..., matches: _Optional[_Iterable[int]] = ..., live_rows: _Optional[_Iterable[int]] = ..., sampled_at_s: _Optional[_Iterable[float]] = ..., depths: _Optional[_Iterable[int]] = ..., more: _Optional[_Iterable[bool]] = ..., scores: _Optional[bytes] = ..., marks: _Optional[bytes] = ..., served: _Optional[_Iterable[bool]] = ..., cuts: _Optional[_Iterable[float]] = ..., gone: _Optional[_Iterable[int]] = ..., gone_scores: _Optional[bytes] = ..., in_band: _Optional[_Iterable[bool]] = ..., tags: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class OwnSettingRecall(_message.Message):
     __slots__ = ("shard", "objective", "estimate", "served")
@@ -351,6 +359,22 @@ class OwnSettingRecall(_message.Message):
     estimate: _admin_pb2.RecallEstimate
     served: _admin_pb2.RecallEstimate
     def __init__(self, shard: _Optional[int] = ..., objective: _Optional[float] = ..., estimate: _Optional[_Union[_admin_pb2.RecallEstimate, _Mapping]] = ..., served: _Optional[_Union[_admin_pb2.RecallEstimate, _Mapping]] = ...) -> None: ...
+
+class TagRecall(_message.Message):
+    __slots__ = ("shard", "tag", "estimate", "served", "seen", "recent")
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    TAG_FIELD_NUMBER: _ClassVar[int]
+    ESTIMATE_FIELD_NUMBER: _ClassVar[int]
+    SERVED_FIELD_NUMBER: _ClassVar[int]
+    SEEN_FIELD_NUMBER: _ClassVar[int]
+    RECENT_FIELD_NUMBER: _ClassVar[int]
+    shard: int
+    tag: str
+    estimate: _admin_pb2.RecallEstimate
+    served: _admin_pb2.RecallEstimate
+    seen: int
+    recent: int
+    def __init__(self, shard: _Optional[int] = ..., tag: _Optional[str] = ..., estimate: _Optional[_Union[_admin_pb2.RecallEstimate, _Mapping]] = ..., served: _Optional[_Union[_admin_pb2.RecallEstimate, _Mapping]] = ..., seen: _Optional[int] = ..., recent: _Optional[int] = ...) -> None: ...
 
 class AuditShardRequest(_message.Message):
     __slots__ = ("collection_id", "shard", "queries_max")

@@ -16,7 +16,7 @@ class QueryIds(_message.Message):
     def __init__(self, ids: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class SearchRequest(_message.Message):
-    __slots__ = ("collection", "vectors", "query_ids", "k", "filter", "projection", "consistency", "session", "exact", "ef", "recall_objective", "timeout_ms", "allow_partial", "explain")
+    __slots__ = ("collection", "vectors", "query_ids", "k", "filter", "projection", "consistency", "session", "exact", "ef", "recall_objective", "timeout_ms", "allow_partial", "explain", "tag")
     COLLECTION_FIELD_NUMBER: _ClassVar[int]
     VECTORS_FIELD_NUMBER: _ClassVar[int]
     QUERY_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -31,6 +31,7 @@ class SearchRequest(_message.Message):
     TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
     ALLOW_PARTIAL_FIELD_NUMBER: _ClassVar[int]
     EXPLAIN_FIELD_NUMBER: _ClassVar[int]
+    TAG_FIELD_NUMBER: _ClassVar[int]
     collection: str
     vectors: _columns_pb2.Vectors
     query_ids: QueryIds
@@ -45,7 +46,8 @@ class SearchRequest(_message.Message):
     timeout_ms: int
     allow_partial: bool
     explain: bool
-    def __init__(self, collection: _Optional[str] = ..., vectors: _Optional[_Union[_columns_pb2.Vectors, _Mapping]] = ..., query_ids: _Optional[_Union[QueryIds, _Mapping]] = ..., k: _Optional[int] = ..., filter: _Optional[_Union[_filter_pb2.Filter, _Mapping]] = ..., projection: _Optional[_Union[_columns_pb2.Projection, _Mapping]] = ..., consistency: _Optional[_Union[_session_pb2.Consistency, str]] = ..., session: _Optional[_Union[_session_pb2.SessionToken, _Mapping]] = ..., exact: _Optional[bool] = ..., ef: _Optional[int] = ..., recall_objective: _Optional[float] = ..., timeout_ms: _Optional[int] = ..., allow_partial: _Optional[bool] = ..., explain: _Optional[bool] = ...) -> None: ...
+    tag: str
+    def __init__(self, collection: _Optional[str] = ..., vectors: _Optional[_Union[_columns_pb2.Vectors, _Mapping]] = ..., query_ids: _Optional[_Union[QueryIds, _Mapping]] = ..., k: _Optional[int] = ..., filter: _Optional[_Union[_filter_pb2.Filter, _Mapping]] = ..., projection: _Optional[_Union[_columns_pb2.Projection, _Mapping]] = ..., consistency: _Optional[_Union[_session_pb2.Consistency, str]] = ..., session: _Optional[_Union[_session_pb2.SessionToken, _Mapping]] = ..., exact: _Optional[bool] = ..., ef: _Optional[int] = ..., recall_objective: _Optional[float] = ..., timeout_ms: _Optional[int] = ..., allow_partial: _Optional[bool] = ..., explain: _Optional[bool] = ..., tag: _Optional[str] = ...) -> None: ...
 
 class SearchResponse(_message.Message):
     __slots__ = ("counts", "scores", "ids", "records", "session", "missing_shards", "explain", "below_objective")

@@ -79,6 +79,7 @@ def encode_shard_search(request: SearchRequest) -> pb.SearchShardsRequest:
         recall_objective=options.recall_objective,
         explain=options.explain,
         model=options.model,
+        tag=options.tag,
         consistency=CONSISTENCY.encode(request.consistency),
         min_sequences=request.min_sequences,
     )
@@ -115,6 +116,7 @@ def decode_shard_search(message: pb.SearchShardsRequest, *, timeout_s: float) ->
             projection=_projection(message),
             explain=message.explain,
             model=message.model,
+            tag=message.tag,
         ),
         consistency=CONSISTENCY.decode(message.consistency, field="consistency"),
         min_sequences={

@@ -21,6 +21,7 @@ from annheal.model.measures.recall import (
     SegmentRecall,
     SelectivityBand,
     ShardBandRecall,
+    TagRecall,
 )
 from annheal.model.measures.recall_audit import AuditVerdict, BandAudit
 from annheal.model.measures.recall_summary import (
@@ -42,7 +43,7 @@ from annheal.wire.timestamps import decode_seconds, encode_seconds
 _FLOAT32 = np.dtype("<f4")
 _QUERY_COLUMNS = (
     "same", "ks", "filters", "own", "objectives", "matches", "live_rows", "sampled_at_s", "depths",
-    "more", "served", "cuts", "gone",
+    "more", "served", "cuts", "gone", "in_band", "tags",
 )  # fmt: skip
 
 
@@ -64,6 +65,7 @@ def encode_recall_reports(
                 coverage=[_encode_coverage(one) for one in report.coverage],
                 queries=[_encode_queries(one) for one in report.queries],
                 changed_at=encode_seconds(report.changed_at_s),
+                tags=[_encode_tag(one) for one in report.tags],
             )
             for report in reports
         ]
@@ -92,6 +94,7 @@ def decode_recall_reports(
             coverage=_decode_coverage(report.coverage),
             queries=tuple(_decode_queries(one) for one in report.queries),
             changed_at_s=decode_seconds(report.changed_at),
+            tags=tuple(_decode_tag(one) for one in report.tags),
         )
         for report in message.collections
     )
@@ -119,6 +122,7 @@ def encode_recall_summary(summary: RecallSummary) -> admin_pb2.GetRecallResponse
         recall_objective_share=summary.tail_objective.share if summary.tail_objective else 0.0,
         merged=None if summary.merged is None else _encode_merged(summary.merged),
         changed_at=encode_seconds(summary.changed_at_s),
+        tags=[_encode_slice(one) for one in summary.tags],
     )
 
 
@@ -147,6 +151,7 @@ def decode_recall_summary(message: admin_pb2.GetRecallResponse) -> RecallSummary
         ),
         merged=_decode_merged(message.merged) if message.HasField("merged") else None,
         changed_at_s=decode_seconds(message.changed_at),
+        tags=tuple(_decode_slice(one) for one in message.tags),
     )
 
 
@@ -400,6 +405,28 @@ def _decode_own(message: internal_pb2.OwnSettingRecall) -> OwnSettingRecall:
     )
 
 
+def _encode_tag(one: TagRecall) -> internal_pb2.TagRecall:
+    return internal_pb2.TagRecall(
+        shard=one.shard,
+        tag=one.tag,
+        estimate=_encode_estimate(one.estimate),
+        served=_encode_optional(one.served),
+        seen=one.seen,
+        recent=one.recent,
+    )
+
+
+def _decode_tag(message: internal_pb2.TagRecall) -> TagRecall:
+    return TagRecall(
+        shard=message.shard,
+        tag=message.tag,
+        estimate=_decode_estimate(message.estimate),
+        served=_decode_estimate(message.served) if message.HasField("served") else None,
+        seen=message.seen,
+        recent=message.recent,
+    )
+
+
 def _encode_queries(one: ShardQueries) -> internal_pb2.ShardQueries:
     return internal_pb2.ShardQueries(
         shard=one.shard,
@@ -422,10 +449,13 @@ def _encode_queries(one: ShardQueries) -> internal_pb2.ShardQueries:
         cuts=one.cuts.tolist(),
         gone=one.gone.tolist(),
         gone_scores=one.gone_scores.astype(_FLOAT32, copy=False).tobytes(),
+        in_band=one.in_band.tolist(),
+        tags=one.tags.tolist(),
     )
 
 
 def _decode_queries(message: internal_pb2.ShardQueries) -> ShardQueries:
+    count = len(message.numbers)
     found = ShardQueries(
         shard=message.shard,
         measured_at_s=decode_seconds(message.measured_at),
@@ -447,6 +477,9 @@ def _decode_queries(message: internal_pb2.ShardQueries) -> ShardQueries:
         cuts=np.array(message.cuts, dtype=np.float32),
         gone=np.array(message.gone, dtype=np.int64),
         gone_scores=_floats(message.gone_scores, field="queries.gone_scores"),
+        # A node that knows no tags says nothing of them.
+        in_band=np.array(message.in_band or [True] * count, dtype=np.bool_),
+        tags=np.array(message.tags or [0] * count, dtype=np.uint64),
     )
     for name in _QUERY_COLUMNS:
         if len(getattr(found, name)) != len(found.numbers):

@@ -81,6 +81,7 @@ def encode_search(
     timeout_s: float | None = None,
     allow_partial: bool = False,
     explain: bool = False,
+    tag: str = "",
 ) -> search_pb2.SearchRequest:
     """Return a search by vectors (n, d) or, when `queries` is None, by stored records."""
     request = search_pb2.SearchRequest(collection=collection, k=k)
@@ -105,6 +106,7 @@ def encode_search(
     request.exact = exact
     request.allow_partial = allow_partial
     request.explain = explain
+    request.tag = tag
     return request
 
 
@@ -152,6 +154,7 @@ def _decode_options(request: search_pb2.SearchRequest) -> SearchOptions:
             decode_projection(request.projection) if request.HasField("projection") else IDS_ONLY
         ),
         explain=request.explain,
+        tag=request.tag,
     )
 
 

@@ -21,7 +21,8 @@ from annheal.shard_node.lanes import Lanes
 from annheal.shard_node.node import QUERIES_PER_THREAD, Node
 from annheal.shard_node.recall.ef_control import EfController
 from annheal.shard_node.recall.monitor import MonitorSettings, RecallMonitor
-from annheal.shard_node.recall.sampler import JUDGING_QUERIES, RecallSampler
+from annheal.shard_node.recall.sampler import RecallSampler
+from annheal.shard_node.recall.sampling.stratum import JUDGING_QUERIES
 from annheal.shard_node.rows.view import ShardView
 from annheal.shard_node.search.engine import SearchEngine
 from annheal.shard_node.search.filter_cache import FilterCache
@@ -37,6 +38,9 @@ CALLERS = 4
 WARM_UP_CPU_S = 15.0
 """At most, until the reservoir is full."""
 CALIBRATION_SLICES = 8
+TAGS = ("usual", "rare")
+RARE_SHARE = 0.05
+"""Of the calls; every query has one of the tags, so that noting costs what it can cost."""
 PAUSE_S = 0.001
 """Between two measurements, so that one without queries does not keep the event loop."""
 
@@ -183,8 +187,9 @@ class MonitoredNode:
             nonlocal answered
             while time.process_time() - started_cpu_s < cpu_s:
                 some = self._queries[rng.integers(0, len(self._queries), batch)]
+                tag = TAGS[int(rng.random() < RARE_SHARE)]
                 request = SearchRequest(
-                    self._shard.collection_id, (0,), some, SearchOptions(k=self._k)
+                    self._shard.collection_id, (0,), some, SearchOptions(k=self._k, tag=tag)
                 )
                 await self._nodes[mode].search(request)
                 answered += batch

@@ -14,8 +14,16 @@ from rich.live import Live
 from rich.text import Text
 
 from annheal.cli.operator_commands.latency import render_latency
-from annheal.cli.operator_commands.recall_audit import show_audit
-from annheal.cli.operator_commands.recall_worst import show_worst
+from annheal.cli.operator_commands.recall_reports.audit import show_audit
+from annheal.cli.operator_commands.recall_reports.cells import (
+    estimate_cells,
+    interval_text,
+    recall_text,
+    until_text,
+    verdict_text,
+)
+from annheal.cli.operator_commands.recall_reports.tags import missed_tags, render_tags
+from annheal.cli.operator_commands.recall_reports.worst import show_worst
 from annheal.cli.output import facts, moment, print_error, share, table
 from annheal.cli.state import State, state_of
 from annheal.cli.user_commands.records import Collection, Filter
@@ -52,16 +60,6 @@ NOT_SEARCHED = "no search since the nodes have the shards (exact and explained o
 NOT_SAMPLED = "no node counts live queries (recall_sample_share is 0, or no node has the shards)"
 LIVE_QUERIES, STORED_ROWS = "live queries", "stored rows"
 INTERVAL_MIN_S = 0.1
-_STYLES = {
-    RecallVerdict.MET: "green",
-    RecallVerdict.MET_WITH_BAD_TAIL: "bold yellow",
-    RecallVerdict.UNCLEAR: "yellow",
-    RecallVerdict.MISSED: "bold red",
-    RecallVerdict.UNMEASURED: "dim",
-    RecallVerdict.UNKNOWN: "dim",
-    RecallVerdict.NOT_JUDGED: "dim",
-    RecallVerdict.RECOVERING: "yellow",
-}
 
 
 def recall(
@@ -232,13 +230,15 @@ def _as_line(summary: RecallSummary) -> str:
         if one.estimate is None:
             return f"{one.name or 'recall'} {one.verdict.value}"
         name = one.name or f"recall@{one.estimate.k}"
-        found = f"{name} {_recall(one.estimate)} [{_interval(one.estimate)}] {one.verdict.value}"
+        interval = interval_text(one.estimate)
+        found = f"{name} {recall_text(one.estimate)} [{interval}] {one.verdict.value}"
         return found if one.name else f"{found}, {window_text(one.estimate)}"
 
     time_of_day = datetime.now().astimezone().strftime("%H:%M:%S")
     parts = [words(summary.overall), f"objective {summary.recall_objective:g}"]
     parts += [f"{name} {found}" for name, found in _tail_facts(summary)]
     parts += [words(band) for band in summary.bands]
+    parts += [f"tag {words(tag)}" for tag in summary.tags]
     parts += [f"node {node}: {error}" for node, error in summary.errors.items()]
     return f"{time_of_day} {summary.collection}: " + "; ".join(parts)
 
@@ -250,8 +250,8 @@ def render_summary(summary: RecallSummary) -> RenderableType:
     if overall.estimate is not None:
         estimate = overall.estimate
         lines += [
-            (f"recall@{estimate.k}", _recall(estimate)),
-            ("95 % interval", _interval(estimate)),
+            (f"recall@{estimate.k}", recall_text(estimate)),
+            ("95 % interval", interval_text(estimate)),
         ]
     lines += [
         *_merged_lines(summary.merged),
@@ -267,8 +267,8 @@ def render_summary(summary: RecallSummary) -> RenderableType:
         lines.append(
             (
                 "as served",
-                f"{_recall(served)} ({_interval(served)}), {served.queries:,} answers that were"
-                " given, compared with exact ones of now",
+                f"{recall_text(served)} ({interval_text(served)}), {served.queries:,} answers that"
+                " were given, compared with exact ones of now",
             )
         )
     if (tail := tail_text(overall.estimate, summary.recall_objective)) is not None:
@@ -282,6 +282,8 @@ def render_summary(summary: RecallSummary) -> RenderableType:
     parts: list[RenderableType] = [facts(lines)]
     if summary.bands:
         parts += ["", render_bands(summary)]
+    if summary.tags:
+        parts += ["", render_tags(summary.tags)]
     if summary.own:
         parts += ["", _render_own(summary.own)]
     parts += _render_parts(summary)
@@ -294,6 +296,7 @@ def render_summary(summary: RecallSummary) -> RenderableType:
         Text(f"node {node} was not asked: {error}", style="yellow")
         for node, error in summary.errors.items()
     ]
+    parts += [Text(sentence, style="bold red") for sentence in missed_tags(summary)]
     return Group(*parts)
 
 
@@ -308,7 +311,10 @@ def _merged_lines(merged: MergedRecall | None) -> list[tuple[str, object]]:
         lines.append(("left out", f"{merged.incomplete:,} queries that not all shards measured"))
     if (own := merged.own_top_k.estimate) is not None:
         lines.append(
-            (f"own top {own.k}", f"{_recall(own)} ({_interval(own)}), of each shard, averaged")
+            (
+                f"own top {own.k}",
+                f"{recall_text(own)} ({interval_text(own)}), of each shard, averaged",
+            )
         )
     return lines
 
@@ -337,9 +343,9 @@ def render_bands(summary: RecallSummary) -> RenderableType:
                 one.name,
                 one.seen,
                 share(weight, total),
-                *_cells(one.estimate)[:2],
-                None if one.served is None else _recall(one.served),
-                *(0 if one.estimate is None else one.estimate.queries, _until(one.estimate)),
+                *estimate_cells(one.estimate)[:2],
+                None if one.served is None else recall_text(one.served),
+                *(0 if one.estimate is None else one.estimate.queries, until_text(one.estimate)),
                 None if one.stability is None else f"{one.stability:.1%}",
                 plans_text(one.estimate.plans) if one.estimate else None,
                 verdict_text(one.verdict),
@@ -370,11 +376,6 @@ def actions(summary: RecallSummary) -> list[str]:
                 f"{_meanwhile(one)}"
             )
     return sentences
-
-
-def verdict_text(verdict: RecallVerdict) -> Text:
-    """Return a verdict, coloured."""
-    return Text(verdict.value, style=_STYLES[verdict])
 
 
 def plans_text(plans: dict[str, int]) -> str | None:
@@ -410,8 +411,8 @@ def _render_own(slices: Sequence[RecallSlice]) -> RenderableType:
         (
             (
                 one.name if one.name == OWN_EF else f"objective {one.name}",
-                *_cells(one.estimate)[:2],
-                None if one.served is None else _recall(one.served),
+                *estimate_cells(one.estimate)[:2],
+                None if one.served is None else recall_text(one.served),
                 0 if one.estimate is None else one.estimate.queries,
                 verdict_text(one.verdict),
             )
@@ -434,7 +435,7 @@ def _render_segments(summary: RecallSummary) -> RenderableType:
                 one.segment_id,
                 one.tier,
                 one.band.value,
-                *_cells(one.estimate),
+                *estimate_cells(one.estimate),
                 one.ef or None,
                 one.ef_limit or None,
                 verdict_text(_verdict(one, summary)),
@@ -460,7 +461,7 @@ def _state(one: SegmentRecall) -> str | None:
 def _meanwhile(one: SegmentRecall) -> str:
     """Return how a segment is answered whose graph is below the objective, as words to append."""
     if one.rung is not Rung.GRAPH:
-        found = "" if one.answered is None else f", with recall {_recall(one.answered)}"
+        found = "" if one.answered is None else f", with recall {recall_text(one.answered)}"
         return f"; it is answered {_ANSWERED[one.rung]} instead{found}"
     if one.below:
         return (
@@ -508,20 +509,8 @@ def window_text(estimate: RecallEstimate) -> str:
     return f"{words}, asked from {begin} to {end}"
 
 
-def _until(estimate: RecallEstimate | None) -> str | None:
-    """Return the time of day at which the last of the queries was asked."""
-    end = moment(estimate.window_end_s) if estimate is not None else None
-    return None if end is None else end.split()[-1]
-
-
-def _cells(estimate: RecallEstimate | None) -> tuple[object, object, object]:
-    if estimate is None or not estimate.queries:
-        return None, None, 0
-    return _recall(estimate), _interval(estimate), estimate.queries
-
-
 def _cells_with_tail(estimate: RecallEstimate | None) -> tuple[object, object, object, object]:
-    recall, interval, queries = _cells(estimate)
+    recall, interval, queries = estimate_cells(estimate)
     p5 = None if estimate is None or not estimate.queries else estimate.percentile(0.05)
     return recall, interval, None if p5 is None else f"{p5:.2f}", queries
 
@@ -535,14 +524,6 @@ def tail_text(estimate: RecallEstimate | None, objective: float) -> str | None:
     if p5 is None or below is None or half is None:
         return None
     return f"{below:.1%} below the objective, {half:.1%} below a half; p5 {p5:.2f}"
-
-
-def _recall(estimate: RecallEstimate) -> str:
-    return f"{estimate.recall:.4f}"
-
-
-def _interval(estimate: RecallEstimate) -> str:
-    return f"{estimate.low:.4f} to {estimate.high:.4f}"
 
 
 def _stored_rows_verdict(report: RecallReport) -> RecallVerdict:

@@ -49,6 +49,10 @@ def search(
     recall: Annotated[
         float | None, typer.Option("--recall-objective", help="Instead of the collection's.")
     ] = None,
+    tag: Annotated[
+        str | None,
+        typer.Option("--tag", help="What you call this kind of query; recall is reported by tag."),
+    ] = None,
     allow_partial: Annotated[
         bool, typer.Option("--allow-partial", help="Answer although shards are missing.")
     ] = False,
@@ -73,6 +77,7 @@ def search(
             exact=exact,
             ef=ef,
             recall_objective=recall,
+            tag=tag,
             allow_partial=allow_partial,
             explain=explain,
         )

@@ -16,7 +16,7 @@ from annheal.model.measures.recall import (
     band_of,
 )
 from annheal.model.measures.recall_tail import TailObjective
-from annheal.recall.merging import Mask, MergedQueries, filter_number, merge_queries
+from annheal.recall.merging import Mask, MergedQueries, filter_number, merge_queries, tag_number
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,15 +71,28 @@ class AnswerRecall:
         """Return the same of the answers that were given."""
         return self.queries.served_estimate(self._with_objective(objective))
 
+    def tag(self, tag: str) -> RecallEstimate | None:
+        """Return the recall of queries with a tag and the collection's settings."""
+        return self.queries.estimate(self._with_tag(tag), {}, tail=self.tail)
+
+    def served_tag(self, tag: str) -> RecallEstimate | None:
+        """Return the same of the answers that were given."""
+        return self.queries.served_estimate(self._with_tag(tag))
+
     def filter(self, filter: Filter) -> tuple[float, int]:
         """Return mean recall under `filter`, `RECALL_UNKNOWN` without a query, and the queries."""
-        chosen = ~self.queries.own & (self.queries.filters == np.uint64(filter_number(filter)))
+        usual = self.queries.in_band & ~self.queries.own
+        chosen = usual & (self.queries.filters == np.uint64(filter_number(filter)))
         recalls = self.queries.recalls[chosen & ~np.isnan(self.queries.recalls)]
         return (float(recalls.mean()) if len(recalls) else RECALL_UNKNOWN), len(recalls)
 
     def _in_band(self, band: SelectivityBand) -> Mask:
         inside = np.fromiter((one is band for one in self.bands), np.bool_, len(self.bands))
-        return inside & ~self.queries.own
+        return inside & self.queries.in_band & ~self.queries.own
+
+    def _with_tag(self, tag: str) -> Mask:
+        chosen: Mask = ~self.queries.own & (self.queries.tags == np.uint64(tag_number(tag)))
+        return chosen
 
     def _with_objective(self, objective: float | None) -> Mask:
         objectives = self.queries.objectives

@@ -29,9 +29,8 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from annheal.coordinator.catalog.catalog import Catalog
-from annheal.coordinator.data_path.ask_nodes import ask_nodes
-from annheal.coordinator.data_path.router import Router
+import numpy as np
+
 from annheal.coordinator.recall.answers import AnswerRecall
 from annheal.coordinator.recall.judge import (
     COVERED_SHARE_MIN,
@@ -53,6 +52,7 @@ from annheal.model.measures.recall import (
     SegmentRecall,
     SelectivityBand,
     ShardBandRecall,
+    TagRecall,
 )
 from annheal.model.measures.recall_summary import (
     ALL_SHARDS,
@@ -63,10 +63,9 @@ from annheal.model.measures.recall_summary import (
     RecallVerdict,
     verdict_of,
 )
+from annheal.model.measures.recall_tags import OTHER_TAGS, TAGS_MAX
 from annheal.model.measures.recall_tail import TailEstimate
-from annheal.model.topology.shard import ShardId
 from annheal.recall.interval import Interval, Stratum, combine_strata
-from annheal.runtime.clock import Clock, wall_s
 
 _UNDECIDED = (RecallVerdict.UNMEASURED, RecallVerdict.UNKNOWN)
 Weighted = tuple[RecallEstimate | None, float]
@@ -74,76 +73,6 @@ Weighted = tuple[RecallEstimate | None, float]
 
 PartT = TypeVar("PartT")
 KeyT = TypeVar("KeyT", bound=Hashable)
-
-
-class RecallView:
-    """Collects the recall that nodes measured, and joins it."""
-
-    def __init__(
-        self, catalog: Catalog, router: Router, *, timeout_s: float, now_s: Clock = wall_s
-    ) -> None:
-        self._now_s = now_s
-        self._catalog = catalog
-        self._router = router
-        self._timeout_s = timeout_s
-
-    async def of(self, collection: Collection) -> RecallSummary:
-        """Return the summary of one collection; nodes that do not answer are in its `errors`."""
-        return (await self._summaries([collection], collection.id))[0]
-
-    async def all(self) -> list[RecallSummary]:
-        """Return the summaries of all collections."""
-        return await self._summaries(self._catalog.collections(), "")
-
-    async def _summaries(
-        self, collections: Iterable[Collection], collection_id: str
-    ) -> list[RecallSummary]:
-        asked = await ask_nodes(
-            self._router,
-            self._catalog.nodes(),
-            lambda node: node.recall(collection_id),
-            timeout_s=self._timeout_s,
-            what="report recall",
-        )
-        reports = [(name, report) for name, found in asked.answers.items() for report in found]
-        return [
-            summarise(
-                collection,
-                [
-                    self._owned(report, name)
-                    for name, report in reports
-                    if report.collection_id == collection.id
-                ],
-                latency={
-                    name: report.latency
-                    for name, report in reports
-                    if report.collection_id == collection.id and report.latency is not None
-                },
-                errors=asked.errors,
-                now_s=self._now_s(),
-            )
-            for collection in collections
-        ]
-
-    def _owned(self, report: CollectionRecall, node_id: str) -> CollectionRecall:
-        """Return the report without shards of which the node is not the owner any more."""
-
-        def owned(shard: int) -> bool:
-            stored = self._catalog.assignment(ShardId(report.collection_id, shard))
-            return stored is not None and stored.value.owner == node_id
-
-        return CollectionRecall(
-            collection_id=report.collection_id,
-            recall_objective=report.recall_objective,
-            sampled_share=report.sampled_share,
-            shards=tuple(one for one in report.shards if owned(one.shard)),
-            segments=tuple(one for one in report.segments if owned(one.shard)),
-            filters=tuple(one for one in report.filters if owned(one.shard)),
-            own=tuple(one for one in report.own if owned(one.shard)),
-            coverage=tuple(one for one in report.coverage if owned(one.shard)),
-            queries=tuple(one for one in report.queries if owned(one.shard)),
-            changed_at_s=report.changed_at_s,
-        )
 
 
 def summarise(
@@ -196,11 +125,17 @@ def summarise(
         merged=None
         if answers is None
         else MergedRecall(
-            complete=len(answers.queries.recalls),
+            complete=int(np.count_nonzero(answers.queries.in_band)),
             incomplete=answers.queries.incomplete,
             own_top_k=_overall(shards, judge, None),
         ),
         changed_at_s=max((report.changed_at_s for report in reports), default=0.0),
+        tags=_of_tags(
+            [one for report in reports for one in report.tags],
+            answers,
+            judge,
+            raised=judge.are_raised(traffic),
+        ),
     )
 
 
@@ -446,7 +381,9 @@ def _joined(parts: Sequence[ShardBandRecall]) -> RecallEstimate | None:
     return replace(joined, low=known * joined.low, high=high, tail=None)
 
 
-def _joined_served(parts: Iterable[ShardBandRecall | OwnSettingRecall]) -> RecallEstimate | None:
+def _joined_served(
+    parts: Iterable[ShardBandRecall | OwnSettingRecall | TagRecall],
+) -> RecallEstimate | None:
     """Return the recall of the answers that were given; None where no part knows it."""
     known = [(one, one.served) for one in parts if one.served is not None]
     shards = [one for one, _ in known if isinstance(one, ShardBandRecall)]
@@ -476,6 +413,30 @@ def _own(
         name = OWN_EF if objective is None else f"{objective:g}"
         slices.append(RecallSlice(name, verdict, estimate, served=served))
     return tuple(sorted(slices, key=lambda one: one.name))
+
+
+def _of_tags(
+    parts: Sequence[TagRecall], answers: AnswerRecall | None, judge: Judge, *, raised: bool
+) -> tuple[RecallSlice, ...]:
+    """Return a slice for each tag, the most frequent first; at most `TAGS_MAX` named ones."""
+    slices: list[RecallSlice] = []
+    for tag, held in _grouped(parts, lambda one: one.tag).items():
+        of_shards = join_dependent(one.estimate for one in held)
+        slices.append(
+            _slice(
+                tag,
+                of_shards if answers is None else answers.tag(tag),
+                judge,
+                seen=max(one.seen for one in held),
+                served=_joined_served(held) if answers is None else answers.served_tag(tag),
+                recent=max(one.recent for one in held),
+                shards=of_shards,
+                raised=raised,
+            )
+        )
+    slices.sort(key=lambda one: (-one.recent, -one.seen, one.name))
+    named = [one for one in slices if one.name != OTHER_TAGS][:TAGS_MAX]
+    return (*named, *(one for one in slices if one.name == OTHER_TAGS))
 
 
 def _of_shard(shard: int, parts: Sequence[ShardBandRecall], judge: Judge) -> RecallSlice:

@@ -25,7 +25,7 @@ from annheal.model.measures.recall_audit import (
 from annheal.model.topology.shard import ShardId
 from annheal.recall.interval import mean_interval
 from annheal.runtime.deadline import Deadline
-from annheal.shard_node.recall.measure import GroupFinding, group_queries
+from annheal.shard_node.recall.measuring.measure import GroupFinding, group_queries
 from annheal.shard_node.recall.monitor import RecallMonitor
 from annheal.shard_node.recall.sampling.sampled_query import SampledQuery
 from annheal.shard_node.recall.watched import Judged, WatchedShard

@@ -21,27 +21,22 @@ from annheal.model.measures.recall import (
     SegmentRecall,
     SelectivityBand,
 )
-from annheal.model.topology.manifest import IndexKind
 from annheal.model.topology.shard import ShardId
-from annheal.model.topology.task import TaskReason
 from annheal.recall.coverage import CoverageBook
 from annheal.runtime.clock import Clock, monotonic_s, wall_s
-from annheal.segment import Segment
 from annheal.shard_node.lanes import Lanes
 from annheal.shard_node.owner.shard_state import MeasuredSegment
-from annheal.shard_node.recall.ef_control import (
-    QUERIES_MIN,
-    EfController,
-    next_state,
-    queries_until_next,
-    with_answers,
-)
+from annheal.shard_node.recall.ef_control import QUERIES_MIN, EfController
 from annheal.shard_node.recall.keeper import RecallKeeper
-from annheal.shard_node.recall.latency_history import LatencyHistory
-from annheal.shard_node.recall.measure import GroupFinding, QueryGroup, group_queries, measure_group
+from annheal.shard_node.recall.latency.history import LatencyHistory
+from annheal.shard_node.recall.measuring.answer_parts import Moment, shard_queries
+from annheal.shard_node.recall.measuring.measure import (
+    GroupFinding,
+    QueryGroup,
+    group_queries,
+    measure_group,
+)
 from annheal.shard_node.recall.result import (
-    Moment,
-    SegmentEstimate,
     ShardResult,
     band_recalls,
     before_change,
@@ -50,25 +45,24 @@ from annheal.shard_node.recall.result import (
     own_recalls,
     segment_estimates,
     segment_walks,
-    shard_queries,
+    tag_recalls,
     with_earlier,
     with_seen,
+    with_traffic,
 )
 from annheal.shard_node.recall.rounds import Rounds
 from annheal.shard_node.recall.sampler import RecallSampler, Traffic
+from annheal.shard_node.recall.steering import steered
 from annheal.shard_node.recall.watched import (
     Goal,
     Judged,
     Run,
     WatchedShard,
-    report_state,
     way_of_answering,
 )
 from annheal.shard_node.search.code_maker import CodeMaker
 from annheal.shard_node.search.costs import MeasuredCosts
-from annheal.shard_node.search.ef_scale import EF_CONTROL_MAX, scaled_ef
 from annheal.shard_node.search.filter_cache import FilterCache
-from annheal.shard_node.search.recall_curves import choose_ef, curve_factor
 from annheal.shard_node.search.searcher import Searcher
 
 LOOK_MAX_S = 1.0
@@ -195,15 +189,19 @@ class RecallMonitor:
         sample = self._rounds.sample(
             shard.collection_id,
             measured_s=-math.inf if last is None else last.started_s,
+            wall_s=self._now_s(),
             queries_max=self._affordable(shard.collection_id),
         )
-        self.sampler.note_measured(shard.collection_id, sample)
+        self.sampler.note_measured(shard.collection_id, sample.queries)
         groups = group_queries(
-            sample, dimension=collection.model.dimension, objective=started.goal.objective
+            sample.queries,
+            dimension=collection.model.dimension,
+            objective=started.goal.objective,
+            tagged=sample.tagged,
         )
         started = replace(
             started,
-            serials=frozenset(one.serial for one in sample),
+            serials=frozenset(one.serial for one in sample.queries),
             answers=self.controller.answering(started.segment_ids),
         )
         found: list[GroupFinding] = []
@@ -248,12 +246,14 @@ class RecallMonitor:
     def _affordable(self, collection_id: str) -> int | None:
         """Return how many queries of each stratum may be measured; None: as many as there are.
 
-        A measurement of more would take longer than the window, within the share of the CPU.
+        A measurement of more would take longer than the window, within the share of the CPU. Tags
+        take half of that, if there are any.
         """
         if not self._query_cpu_s:
             return None
         shards = sum(shard.collection_id == collection_id for shard in self._held())
         parts = max(1, shards) * max(1, self.sampler.strata(collection_id))
+        parts *= 2 if self.sampler.has_tags(collection_id) else 1
         budget_s = self.sampler.windows.window_s * self._settings.cpu_share
         return max(STRATUM_QUERIES_MIN, int(budget_s / self._query_cpu_s / parts))
 
@@ -301,6 +301,12 @@ class RecallMonitor:
                 coverage=self.coverage.of_collection(name),
                 queries=tuple(one.queries for one in results if one.queries is not None),
                 changed_at_s=0.0 if change is None else change.noticed_at_s,
+                tags=with_traffic(
+                    [one for result in results for one in result.tags],
+                    self.sampler.traffic_by_tag(name),
+                    shards=self._shards_here(name),
+                    k=collection.settings.recall_k,
+                ),
             )
             for name, collection in sorted(collections.items())
             for results, change in [(self._results_of(name), self.sampler.change(name))]
@@ -308,8 +314,11 @@ class RecallMonitor:
 
     def _here(self, collection_id: str, counts: Traffic) -> Traffic:
         """Return the counts of the shards that are here."""
-        held = {shard.number for shard in self._held() if shard.collection_id == collection_id}
+        held = self._shards_here(collection_id)
         return {slot: queries for slot, queries in counts.items() if slot[0] in held}
+
+    def _shards_here(self, collection_id: str) -> set[int]:
+        return {shard.number for shard in self._held() if shard.collection_id == collection_id}
 
     def measured_segments(self, shard: ShardId) -> dict[str, MeasuredSegment]:
         """Return the measurements of the shard's segments by segment id."""
@@ -481,7 +490,8 @@ class RecallMonitor:
             shard.number, found, moment=moment, shard_count=owned.collection.shard_count
         )
         own = [one for one in found if one.group.has_own_setting]
-        found = [one for one in found if not one.group.has_own_setting]
+        usual = [one for one in found if not one.group.has_own_setting]
+        found = [one for one in usual if one.group.in_band]
         estimates = segment_estimates(found, moment=moment, tail=goal.tail)
         seen = {
             band: self.sampler.seen(shard.collection_id, shard.number, band)
@@ -491,7 +501,9 @@ class RecallMonitor:
         next_after: dict[SelectivityBand, int] = {}
         for (segment_id, band), estimate in estimates.items():
             if segment_id in present:
-                one, soon = self._of_segment(shard, goal, present[segment_id], band, estimate)
+                one, soon = steered(
+                    self.controller, shard, goal, present[segment_id], band, estimate
+                )
                 segments.append(one)
                 if soon is not None:
                     next_after[band] = min(soon, next_after.get(band, soon))
@@ -505,66 +517,9 @@ class RecallMonitor:
             own=own_recalls(shard.number, own, moment=moment),
             tail=goal.tail,
             queries=queries,
+            tags=tag_recalls(shard.number, usual, moment=moment, tail=goal.tail),
         )
         return result, next_after
-
-    def _of_segment(
-        self,
-        shard: ShardId,
-        goal: Goal,
-        segment: Segment,
-        band: SelectivityBand,
-        found: SegmentEstimate,
-    ) -> tuple[SegmentRecall, int | None]:
-        """Update the controller with an estimate; return both, for reports.
-
-        Also after how many new queries recall is measured again; None: at the interval.
-        """
-        sources = segment.meta.build.sources
-        before = after = self.controller.state(segment.id, band, sources=sources)
-        ef = limit = 0
-        soon: int | None = None
-        if segment.kind is IndexKind.HNSW:
-            curve_ef = choose_ef(segment.recall_curve, k=goal.k, objective=goal.objective)
-            after = next_state(
-                before,
-                estimate=found.estimate,
-                serials=found.serials.tolist(),
-                curve_ef=curve_ef,
-                objective=goal.objective,
-                by_curve=lambda fewer: curve_factor(
-                    segment.recall_curve,
-                    k=goal.k,
-                    ef=scaled_ef(curve_ef, before.scale),
-                    fewer=fewer,
-                ),
-                rebuilt=segment.meta.build.reason == TaskReason.RECALL,
-            )
-            if found.by_codes_only and found.answered is not None:
-                after = with_answers(after, answered=found.answered, objective=goal.objective)
-            self.controller.store(segment.id, band, after)
-            soon = queries_until_next(
-                before, after, estimate=found.estimate, objective=goal.objective
-            )
-            ef, limit = scaled_ef(curve_ef, after.scale), max(curve_ef, EF_CONTROL_MAX)
-        result = SegmentRecall(
-            shard=shard.number,
-            segment_id=segment.id,
-            tier=segment.entry.tier.value,
-            model=segment.entry.model,
-            band=band,
-            estimate=found.estimate,
-            ef=ef,
-            ef_limit=limit,
-            rebuild=after.rebuild,
-            stuck=after.stuck,
-            rung=found.rung,
-            below=after.shortfall is not None,
-            answered=found.answered,
-            raised_at_s=after.raised_at_s,
-        )
-        report_state(shard, result, before, after)
-        return result, soon
 
     def _results_of(self, collection_id: str) -> list[ShardResult]:
         return [

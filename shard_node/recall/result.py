@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
-import xxhash
 
 from annheal.model.measures.recall import (
     FILTERS_REPORTED_MAX,
@@ -21,28 +20,24 @@ from annheal.model.measures.recall import (
     SegmentRecall,
     SelectivityBand,
     ShardBandRecall,
+    TagRecall,
     band_of,
 )
+from annheal.model.measures.recall_tags import TAGS_MAX
 from annheal.model.measures.recall_tail import TailObjective
-from annheal.model.measures.shard_queries import FOUND, KNOWN, SERVED, ShardQueries
-from annheal.recall.estimating import tail_estimate
-from annheal.recall.merging import depth_max, filter_number
+from annheal.model.measures.shard_queries import Numbers, ShardQueries
+from annheal.recall.estimating import recall_estimate, tail_estimate
 from annheal.shard_node.owner.shard_state import MeasuredSegment
-from annheal.shard_node.recall.measure import (
-    ExactHits,
+from annheal.shard_node.recall.measuring.answer_parts import Moment
+from annheal.shard_node.recall.measuring.measure import (
     GroupFinding,
     QueryGroup,
     Recalls,
     SegmentFinding,
-    estimate_of,
 )
-from annheal.shard_node.recall.sampling.sampled_query import Change, SampledQuery
+from annheal.shard_node.recall.sampling.sampled_query import Change
 from annheal.shard_node.search.planner import PlanKind
 
-QUERIES_BYTES_MAX = 1_048_576
-"""Bytes of exact hits that a shard reports: of more, the queries with the largest numbers are left
-out, which are the same in all shards."""
-_BYTES_PER_HIT = 5
 WALKS_MIN = 8
 """Queries whose walk cost must have been measured before that of a segment is reported."""
 
@@ -66,17 +61,7 @@ class ShardResult:
     tail: TailObjective | None = None
     queries: ShardQueries | None = None
     """What was found of each query; None where the shard has all records of its collection."""
-
-
-@dataclass(frozen=True, slots=True)
-class Moment:
-    """When a measurement ended, in seconds since the epoch, and how long it says something.
-
-    `valid_s` is the age of the newest query at which an estimate becomes too old.
-    """
-
-    measured_at_s: float
-    valid_s: float
+    tags: tuple[TagRecall, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,113 +174,20 @@ def own_recalls(
     return tuple(recalls[:OWN_OBJECTIVES_MAX])
 
 
-def shard_queries(
-    shard: int, found: Iterable[GroupFinding], *, moment: Moment, shard_count: int
-) -> ShardQueries | None:
-    """Return what the shard found of each numbered query; None if there is none."""
-    rows = [
-        _FoundQuery(finding, finding.exact, place, index, number)
-        for finding in found
-        if finding.exact is not None
-        for index, place in enumerate(finding.group.places.tolist())
-        if (number := finding.group.samples[index].number) is not None
-    ]
-    rows.sort(key=lambda one: one.number)
-    parts: list[tuple[_FoundQuery, _HitsOfQuery]] = []
-    room = QUERIES_BYTES_MAX
-    for row in rows:
-        hits = row.hits(shard_count=shard_count)
-        room -= _BYTES_PER_HIT * len(hits.scores)
-        if room < 0:
-            break
-        parts.append((row, hits))
-    if not parts:
-        return None
-    groups = [row.finding.group for row, _ in parts]
-    unsigned = np.uint64
-    return ShardQueries(
-        shard=shard,
-        measured_at_s=moment.measured_at_s,
-        valid_s=moment.valid_s,
-        numbers=np.array([row.number for row, _ in parts], dtype=unsigned),
-        same=np.array([row.same for row, _ in parts], dtype=unsigned),
-        ks=np.array([group.k for group in groups], dtype=np.int64),
-        filters=np.array(
-            [0 if one.filter is None else filter_number(one.filter) for one in groups],
-            dtype=unsigned,
-        ),
-        own=np.array([group.has_own_setting for group in groups], dtype=np.bool_),
-        objectives=np.array(
-            [math.nan if one.objective is None else one.objective for one in groups]
-        ),
-        matches=np.array([row.finding.matches for row, _ in parts], dtype=np.int64),
-        live_rows=np.array([row.finding.live_rows for row, _ in parts], dtype=np.int64),
-        sampled_at_s=np.array([row.sample.sampled_at_s for row, _ in parts]),
-        depths=np.array([len(hits.scores) for _, hits in parts], dtype=np.int64),
-        more=np.array([hits.more for _, hits in parts], dtype=np.bool_),
-        scores=np.concatenate([hits.scores for _, hits in parts]),
-        marks=np.concatenate([hits.marks for _, hits in parts]),
-        served=np.array([hits.is_served for _, hits in parts], dtype=np.bool_),
-        cuts=np.array([hits.cut for _, hits in parts], dtype=np.float32),
-        gone=np.array([len(hits.gone) for _, hits in parts], dtype=np.int64),
-        gone_scores=np.concatenate([hits.gone for _, hits in parts]),
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class _HitsOfQuery:
-    """A query's part of the columns of `ShardQueries`."""
-
-    scores: npt.NDArray[np.float32]
-    marks: npt.NDArray[np.uint8]
-    more: bool
-    is_served: bool
-    cut: float
-    gone: npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True, slots=True)
-class _FoundQuery:
-    """The sample `index` of a group, whose query is at `place` among the different ones."""
-
-    finding: GroupFinding
-    exact: ExactHits
-    place: int
-    index: int
-    number: int
-
-    @property
-    def sample(self) -> SampledQuery:
-        return self.finding.group.samples[self.index]
-
-    @property
-    def same(self) -> int:
-        """A number that is equal for equal queries."""
-        group = self.finding.group
-        digest = xxhash.xxh3_64(self.sample.vector.tobytes())
-        digest.update(group.key)
-        digest.update(group.k.to_bytes(4, "little"))
-        return digest.intdigest()
-
-    def hits(self, *, shard_count: int) -> _HitsOfQuery:
-        """Return the hits that are needed to know those of the answer over all shards."""
-        every = self.exact.scores[self.place]
-        present = int(np.count_nonzero(~np.isneginf(every)))
-        depth = min(present, depth_max(self.finding.group.k, shard_count=shard_count))
-        marks = np.where(self.exact.found[self.place, :depth], FOUND, 0).astype(np.uint8)
-        served = self.exact.served[self.index]
-        if served is not None:
-            marks |= np.where(served.known[:depth], KNOWN, 0).astype(np.uint8)
-            marks |= np.where(served.served[:depth], SERVED, 0).astype(np.uint8)
-        return _HitsOfQuery(
-            every[:depth].astype(np.float32),
-            marks,
-            # An answer of k hits can need no more than k of a shard.
-            more=depth < present,
-            is_served=served is not None,
-            cut=-math.inf if served is None else served.cut,
-            gone=np.empty(0, dtype=np.float32) if served is None else served.gone,
-        )
+def tag_recalls(
+    shard: int, found: Iterable[GroupFinding], *, moment: Moment, tail: TailObjective | None = None
+) -> tuple[TagRecall, ...]:
+    """Return the recall of the queries of each tag that was measured; `tail` as above."""
+    by_tag: dict[str, list[GroupFinding]] = defaultdict(list)
+    for finding in found:
+        if finding.group.tag:
+            by_tag[finding.group.tag].append(finding)
+    recalls: list[TagRecall] = []
+    for tag, findings in sorted(by_tag.items()):
+        estimate, served = _planned_and_served(findings, moment, tail)
+        if estimate is not None:
+            recalls.append(TagRecall(shard, tag, estimate, served))
+    return tuple(recalls)
 
 
 def with_earlier(
@@ -313,6 +205,7 @@ def with_earlier(
     slots = {(one.segment_id, one.band) for one in present.segments}
     filters = {one.filter for one in present.filters}
     objectives = {one.objective for one in present.own}
+    tags = {one.tag for one in present.tags}
     same_goal = (earlier.objective, earlier.tail) == (present.objective, present.tail)
     kept = [
         one if same_goal else without_conclusions(one)
@@ -338,6 +231,8 @@ def with_earlier(
         own=(*present.own, *(one for one in earlier.own if one.objective not in objectives))[
             :OWN_OBJECTIVES_MAX
         ],
+        # One more than named ones: all others together.
+        tags=(*present.tags, *(one for one in earlier.tags if one.tag not in tags))[: TAGS_MAX + 1],
     )
 
 
@@ -366,6 +261,7 @@ def before_change(result: ShardResult, change: Change) -> ShardResult:
             replace(one, estimate=ended(one.estimate)) if one.band is change.band else one
             for one in result.segments
         ),
+        tags=tuple(replace(one, estimate=ended(one.estimate)) for one in result.tags),
     )
 
 
@@ -392,6 +288,26 @@ def with_seen(
     for slot, queries in (recent or {}).items():
         if slot in found:
             found[slot] = replace(found[slot], recent=queries)
+    return tuple(one for _, one in sorted(found.items()))
+
+
+def with_traffic(
+    tags: Iterable[TagRecall],
+    traffic: Mapping[str, tuple[int, int]],
+    *,
+    shards: Iterable[int],
+    k: int,
+) -> tuple[TagRecall, ...]:
+    """Return `tags` with the counts of now, and those that have no estimate yet, of all `shards`.
+
+    `traffic` has the live queries of each tag, and those of about the last window. A tag without
+    any has no place any more, and is left out.
+    """
+    found = {(one.shard, one.tag): one for one in tags if one.tag in traffic}
+    for tag, (seen, recent) in traffic.items():
+        for shard in shards:
+            known = found.get((shard, tag), TagRecall(shard, tag, _unmeasured(k)))
+            found[shard, tag] = replace(known, seen=seen, recent=recent)
     return tuple(one for _, one in sorted(found.items()))
 
 
@@ -485,35 +401,33 @@ def _estimate(
     moment: Moment,
     tail: TailObjective | None = None,
 ) -> RecallEstimate | None:
-    """Return the estimate from the `recalls` of `groups`, with the window that it stands on."""
-    estimate = estimate_of(
-        recalls, [group.k for group in groups], plans, measured_at_s=moment.measured_at_s
-    )
-    if estimate is None:
+    """Return the estimate from the `recalls` of `groups`, with the window that it stands on.
+
+    The recalls of a group are those of all its samples, NaN where one is not known, or none if no
+    row matches its filter. None if there are none at all.
+    """
+    parts: list[Recalls] = []
+    queries: list[Numbers] = []
+    asked: Counter[int] = Counter()
+    for group, part in zip(groups, recalls, strict=True):
+        if len(part):
+            known = ~np.isnan(part)
+            parts.append(part[known])
+            queries.append(group.identities[group.places[known]])
+            asked[group.k] += len(parts[-1])
+    together = np.concatenate(parts) if parts else np.empty(0)
+    if not len(together):
         return None
+    different, places = np.unique(np.concatenate(queries), return_inverse=True)
     times = [one.sampled_at_s for group in groups for one in group.samples]
     return replace(
-        estimate,
+        recall_estimate(together, asked, plans, measured_at_s=moment.measured_at_s),
         window_begin_s=min(times),
         window_end_s=max(times),
         valid_until_s=max(times) + moment.valid_s,
-        distinct=min(estimate.queries, sum(len(group.queries) for group in groups)),
-        tail=None if tail is None else tail_estimate(_by_query(groups, recalls), tail),
+        distinct=len(different),
+        tail=None if tail is None else tail_estimate(together, places, tail),
     )
-
-
-def _by_query(
-    groups: Sequence[QueryGroup], recalls: Sequence[Recalls]
-) -> list[tuple[Recalls, npt.NDArray[np.int64]]]:
-    """Return the recalls with the number of the query of each.
-
-    A group has the recall of all its samples, or of none if no row matches its filter.
-    """
-    return [
-        (part, group.places)
-        for group, part in zip(groups, recalls, strict=True)
-        if len(part) == len(group.places)
-    ]
 
 
 def _plans(findings: Iterable[GroupFinding]) -> Counter[str]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from annheal.shard_node.recall.sampler import RecallSampler
-from annheal.shard_node.recall.sampling.sampled_query import FRESH_QUERIES, SampledQuery
+from annheal.shard_node.recall.sampling.sampled_query import FRESH_QUERIES, Sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +16,7 @@ class _Round:
 
     number: int
     began_s: float
-    sample: tuple[SampledQuery, ...]
+    sample: Sample
 
 
 class Rounds:
@@ -42,7 +42,7 @@ class Rounds:
         number = int(wall_s // self._interval_s)
         present = self._rounds.get(collection_id)
         if present is None or present.number != number:
-            sample = self._sampler.sample(collection_id, queries_max=queries_max)
+            sample = self._sampler.draw(collection_id, queries_max=queries_max, turn=number)
             self._rounds[collection_id] = _Round(number, at_s, sample)
 
     def began_after(self, collection_id: str, at_s: float) -> bool:
@@ -54,20 +54,22 @@ class Rounds:
         """End the present round: its queries are no longer like those of now."""
         present = self._rounds.get(collection_id)
         if present is not None:
-            self._rounds[collection_id] = replace(present, began_s=-math.inf, sample=())
+            self._rounds[collection_id] = replace(present, began_s=-math.inf, sample=Sample(()))
 
     def sample(
-        self, collection_id: str, *, measured_s: float, queries_max: int | None
-    ) -> tuple[SampledQuery, ...]:
+        self, collection_id: str, *, measured_s: float, wall_s: float, queries_max: int | None
+    ) -> Sample:
         """Return the queries of the round for a shard that was last measured at `measured_s`.
 
-        Those of now if it was measured in this round, or if the round has few queries or has ended.
+        Those of now, `wall_s` as above, if it was measured in this round, or if the round has few
+        queries or has ended.
         """
         present = self._rounds.get(collection_id)
         is_first = present is not None and measured_s < present.began_s
-        if present is not None and is_first and len(present.sample) >= FRESH_QUERIES:
+        if present is not None and is_first and len(present.sample.queries) >= FRESH_QUERIES:
             return present.sample
-        return self._sampler.sample(collection_id, queries_max=queries_max)
+        turn = int(wall_s // self._interval_s)
+        return self._sampler.draw(collection_id, queries_max=queries_max, turn=turn)
 
     def forget_all_but(self, collection_ids: Iterable[str]) -> None:
         """Drop the rounds of all other collections."""

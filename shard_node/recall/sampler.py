@@ -1,7 +1,8 @@
 """Samples live queries for measuring recall: the sample is about now, whatever the load.
 
 Each collection has reservoirs that decay with time (`reservoir.py`), for each band of selectivity
-and three horizons. The shortest, of half a window (a minute by default), judges recall and steers
+and three horizons, and a reservoir for each tag that clients state (`sampling/tags.py`). The
+shortest, of half a window (a minute by default), judges recall and steers
 ef. Those of an hour and of a day only calibrate: they are stored, and compactors measure new graphs
 with them. The share of the queries that is kept follows from the load: a reservoir of 128 queries
 that forgets within half a minute gets about 128 new ones a minute from any faster load.
@@ -9,12 +10,9 @@ that forgets within half a minute gets about 128 new ones a minute from any fast
 
 from __future__ import annotations
 
-import bisect
 import itertools
-import math
 import random
-from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -24,147 +22,40 @@ from annheal.model.measures.shard_queries import Numbers
 from annheal.model.records import Float32Matrix
 from annheal.model.search import SearchAnswer, SearchOptions
 from annheal.runtime.clock import Clock, monotonic_s, wall_s
-from annheal.shard_node.recall.sampling.change import (
-    ChangeDetector,
-    Sketch,
-    directions,
-    forget_score,
-    sketch_of,
+from annheal.shard_node.recall.sampling.change import Sketch, sketch_of
+from annheal.shard_node.recall.sampling.sampled_query import Change, Sample, SampledQuery, Windows
+from annheal.shard_node.recall.sampling.stratum import (
+    JudgingReservoir,
+    StratumReservoirs,
+    stratum_reservoirs,
 )
-from annheal.shard_node.recall.sampling.reservoir import DecayingReservoir, RotatingReservoir
-from annheal.shard_node.recall.sampling.sampled_query import (
-    FRESH_QUERIES,
-    Change,
-    SampledQuery,
-    Windows,
-)
-from annheal.shard_node.recall.sampling.thinning import Thinning
+from annheal.shard_node.recall.sampling.tags import TagSamples
+from annheal.shard_node.recall.sampling.thinning import uniform_of
+from annheal.shard_node.recall.sampling.window_counts import WindowCounts
 from annheal.shard_node.recall.served import served_hits
 from annheal.shard_node.search.searcher import MatchCount
-
-JUDGING_QUERIES = 128
-"""Queries of a reservoir that judges: a measured recall of 1.0 then has an interval from 0.97."""
-CALIBRATING_QUERIES = 64
-"""Queries of each reservoir that calibrates."""
-CALIBRATING_HORIZONS_S = (3_600.0, 86_400.0)
-SAMPLE_BYTES_MAX = 2_097_152
-"""Bytes of the vectors of one reservoir; of long vectors fewer than above are kept."""
-LONG_QUERIES_MIN = 16
-"""Queries of one reservoir, however long the vectors are."""
-OVERSAMPLED = 2
-"""So many times the queries that a reservoir holds are offered to it in a horizon; others are
-skipped before any work is done for them."""
-TRAFFIC_PARTS = 6
-"""Parts of a window in which queries are counted."""
 
 Traffic = dict[tuple[int, SelectivityBand], int]
 """Queries by shard, and by their band in that shard."""
 
-
-Reservoir = DecayingReservoir[SampledQuery]
 Stratum = tuple[SelectivityBand, bool, int]
 """Band; whether the client set an ef or an objective; dimension. Each has its own reservoirs."""
-
-
-@dataclass(slots=True)
-class _Reservoirs:
-    """The reservoirs of one stratum, and the thinning of its queries before they are offered.
-
-    Queries that arrived before `since_s` do not judge: the distribution has changed since.
-    """
-
-    thinning: Thinning
-    judging: RotatingReservoir[SampledQuery]
-    calibrating: tuple[Reservoir, ...]
-    directions: Float32Matrix
-    detector: ChangeDetector = field(default_factory=ChangeDetector)
-    since_s: float = -math.inf
-
-    def judges(self, windows: Windows, *, now_s: float) -> list[SampledQuery]:
-        """Return a sample of the last window, or the newest `FRESH_QUERIES` that are not too old.
-
-        The first m of them are a smaller sample.
-        """
-        ranked = [one for one in self.judging.items() if one.arrived_s >= self.since_s]
-        ages = sorted(now_s - one.arrived_s for one in ranked)
-        in_window = bisect.bisect_right(ages, windows.window_s)
-        wanted = min(len(ages), max(in_window, FRESH_QUERIES))
-        oldest_s = min(ages[wanted - 1], windows.age_max_s) if wanted else 0.0
-        young = [one for one in ranked if now_s - one.arrived_s <= oldest_s]
-        return young[: self.judging.size]
-
-    def offer(
-        self, place: int, at_s: float, item: Callable[[int], SampledQuery], *, weight: float
-    ) -> None:
-        """Offer the query at `place` to all of them; see `DecayingReservoir.offer`."""
-        self.judging.offer(1, at_s, item, first=place, weight=weight)
-        for reservoir in self.calibrating:
-            reservoir.offer(1, at_s, item, first=place, weight=weight)
-
-    def offer_drawn(
-        self, drawn: float, at_s: float, item: Callable[[], SampledQuery], *, weight: float
-    ) -> None:
-        """Offer a query with a random number of its own; see `DecayingReservoir.offer_drawn`."""
-        self.judging.offer_drawn(drawn, at_s, item, weight=weight)
-        for reservoir in self.calibrating:
-            reservoir.offer_drawn(drawn, at_s, item, weight=weight)
-
-    def add_earlier(self, query: SampledQuery, *, now_s: float) -> None:
-        """Offer a stored query to all of them, by its own time."""
-        self.judging.add_earlier(query, arrived_s=query.arrived_s, now_s=now_s)
-        for reservoir in self.calibrating:
-            reservoir.add_earlier(query, arrived_s=query.arrived_s, now_s=now_s)
-
-    def chance(self, at_s: float) -> float:
-        """Return the probability with which a query of now will be held to judge."""
-        share = self.thinning.share
-        return share * self.judging.chance(at_s, weight=1.0 / share)
-
-    def forget_scores(self) -> None:
-        """Compare no score of the queries so far: they are answered otherwise from now on."""
-        self.detector.forget_scores()
-        for one in self.judging.items():
-            if one.sketch is not None:
-                forget_score(one.sketch)
-
-    def items(self) -> list[SampledQuery]:
-        """Return the queries of all of them; one that several hold is there several times."""
-        calibrating = [query for reservoir in self.calibrating for query in reservoir.items()]
-        return self.judging.items() + calibrating
 
 
 @dataclass(slots=True)
 class _Samples:
     """What is held of one collection.
 
-    `parts` counts the queries of the last window, by part, with the time at which each part began;
-    `past` counts those before. `version` is the last serial, `change` the last change, `way` how
-    queries were answered when changes were last looked for.
+    `traffic` counts its queries, `tags` holds those of each tag. `version` is the last serial,
+    `change` the last change, `way` how queries were answered when changes were last looked for.
     """
 
-    strata: dict[Stratum, _Reservoirs] = field(default_factory=dict)
-    past: Traffic = field(default_factory=dict)
-    parts: deque[tuple[float, Traffic]] = field(default_factory=deque)
+    traffic: WindowCounts[tuple[int, SelectivityBand]]
+    tags: TagSamples
+    strata: dict[Stratum, StratumReservoirs] = field(default_factory=dict)
     version: int = 0
     change: Change | None = None
     way: Hashable = None
-
-    def seen(self) -> Traffic:
-        """Return the queries since the start."""
-        counts = dict(self.past)
-        for _, part in self.parts:
-            for slot, queries in part.items():
-                counts[slot] = counts.get(slot, 0) + queries
-        return counts
-
-    def begin_part(self, at_s: float) -> Traffic:
-        """Begin to count another part of the window."""
-        if len(self.parts) > TRAFFIC_PARTS:
-            for slot, queries in self.parts.popleft()[1].items():
-                self.past[slot] = self.past.get(slot, 0) + queries
-        part: Traffic = {}
-        self.parts.append((at_s, part))
-        return part
 
 
 class RecallSampler:
@@ -189,7 +80,6 @@ class RecallSampler:
     ) -> None:
         self.share = share
         self.windows = Windows.of(interval_s)
-        self._part_s = self.windows.window_s / TRAFFIC_PARTS
         self._draw = draw or random.Random()
         self._clock = clock
         self._now_s = now_s
@@ -213,31 +103,52 @@ class RecallSampler:
         """
         if not self.share or options.exact or options.explain:
             return
-        samples = self._collections.get(collection_id)
-        if samples is None:
-            samples = self._collections[collection_id] = _Samples()
+        samples = self._collections.get(collection_id) or self._begin(collection_id)
         now_s = self._clock()
-        n = len(queries)
+        n, dimension = queries.shape
         band = self._count(
             samples, match_counts, n, filtered=options.filter is not None, at_s=now_s
         )
         own = options.ef is not None or options.recall_objective is not None
-        held = self._reservoirs(samples, (band, own, queries.shape[1]), at_s=now_s)
-        if numbers is not None or not held.thinning.skips(n, now_s):
-            self._keep(samples, held, queries, options, answer, numbers, now_s=now_s)
+        held = self._reservoirs(samples, (band, own, dimension), at_s=now_s)
+        tagged: JudgingReservoir | None = None
+        if options.tag and not own:
+            tagged = samples.tags.count(options.tag, dimension, n, at_s=now_s)
+        uniform: Sequence[float] | None = None
+        if numbers is not None:
+            uniform = uniform_of(numbers)
+        elif tagged is not None:
+            uniform = [self._draw.random() for _ in range(n)]
+        elif held.thinning.skips(n, now_s):
+            return
+        self._keep(samples, held, tagged, queries, options, answer, numbers, uniform, now_s=now_s)
+
+    def _begin(self, collection_id: str) -> _Samples:
+        """Begin to sample a collection."""
+        samples = self._collections[collection_id] = _Samples(
+            WindowCounts(self.windows.window_s),
+            TagSamples(self.windows, share_max=self.share, draw=self._draw),
+        )
+        return samples
 
     def _keep(
         self,
         samples: _Samples,
-        held: _Reservoirs,
+        held: StratumReservoirs,
+        tagged: JudgingReservoir | None,
         queries: Float32Matrix,
         options: SearchOptions,
         answer: SearchAnswer | None,
         numbers: Numbers | None,
+        uniform: Sequence[float] | None,
         *,
         now_s: float,
     ) -> None:
-        """Offer the queries that pass the thinning to the reservoirs; keep what enters."""
+        """Offer the queries that pass the thinning to the reservoirs; keep what enters.
+
+        Queries with `uniform` random numbers, in [0, 1), are chosen by these: those of `tagged` by
+        the same ones as those of the band.
+        """
         made: dict[int, SampledQuery] = {}
         sketch: Sketch | None = None
 
@@ -267,14 +178,19 @@ class RecallSampler:
             held.detector.add(now_s, found)
             return found
 
-        if numbers is None:
+        if uniform is None:
             for place, weight in held.thinning.passing(len(queries)):
                 sketch = sketched(place)
                 held.offer(place, now_s, made_once, weight=weight)
             return
-        for place, weight, drawn in held.thinning.choose(numbers, now_s):
+        for place, weight, drawn in held.thinning.choose(uniform, now_s):
             sketch = sketched(place)
             held.offer_drawn(drawn, now_s, partial(made_once, place), weight=weight)
+        if tagged is None:
+            return
+        sketch = None
+        for place, weight, drawn in tagged.thinning.choose(uniform, now_s):
+            tagged.judging.offer_drawn(drawn, now_s, partial(made_once, place), weight=weight)
 
     def sample(
         self, collection_id: str, *, queries_max: int | None = None
@@ -293,6 +209,30 @@ class RecallSampler:
             for held in samples.strata.values()
             for query in held.judges(self.windows, now_s=now_s)[:queries_max]
         )
+
+    def draw(self, collection_id: str, *, queries_max: int | None, turn: int) -> Sample:
+        """Return the queries that judge recall now: of each stratum, and of each tag.
+
+        `queries_max` is of each stratum; all tags together have as many as all strata. `turn` says
+        which tags take their turn where these are too few for all (`TagSamples.judges`).
+        """
+        queries = self.sample(collection_id, queries_max=queries_max)
+        samples = self._collections.get(collection_id)
+        if samples is None or not len(samples.tags):
+            return Sample(queries)
+        most = None if queries_max is None else queries_max * self.strata(collection_id)
+        tagged = samples.tags.judges(queries_max=most, turn=turn, now_s=self._clock())
+        return Sample(queries, tagged)
+
+    def has_tags(self, collection_id: str) -> bool:
+        """Return whether queries of a collection have tags."""
+        samples = self._collections.get(collection_id)
+        return samples is not None and len(samples.tags) > 0
+
+    def traffic_by_tag(self, collection_id: str) -> dict[str, tuple[int, int]]:
+        """Return the live queries of each tag: all, and those of about the last window."""
+        samples = self._collections.get(collection_id)
+        return {} if samples is None else samples.tags.traffic(self._clock())
 
     def note_measured(self, collection_id: str, sample: Iterable[SampledQuery]) -> None:
         """Compare the queries of each stratum with those of `sample`, which are measured now."""
@@ -326,6 +266,8 @@ class RecallSampler:
             since_s = held.detector.look()
             if since_s is not None:
                 held.since_s = since_s
+                if not own:
+                    samples.tags.judge_since(since_s)
                 found.append(Change(band, own, since_s, self._clock(), self._now_s()))
         if found:
             samples.change = found[-1]
@@ -432,7 +374,7 @@ class RecallSampler:
         """
         if not self.share:
             return
-        samples = self._collections.setdefault(collection_id, _Samples())
+        samples = self._collections.get(collection_id) or self._begin(collection_id)
         taken = {stratum for stratum, held in samples.strata.items() if len(held.judging)}
         now_s, wall_now_s = self._clock(), self._now_s()
         for band, query in queries:
@@ -457,25 +399,17 @@ class RecallSampler:
     def seen(self, collection_id: str, shard: int, band: SelectivityBand) -> int:
         """Return how many live queries of the band this node has answered for the shard."""
         samples = self._collections.get(collection_id)
-        return 0 if samples is None else samples.seen().get((shard, band), 0)
+        return 0 if samples is None else samples.traffic.seen().get((shard, band), 0)
 
     def seen_by_band(self, collection_id: str) -> Traffic:
         """Return how many live queries each shard has answered here in each band, as of now."""
         samples = self._collections.get(collection_id)
-        return {} if samples is None else samples.seen()
+        return {} if samples is None else samples.traffic.seen()
 
     def recent_by_band(self, collection_id: str) -> Traffic:
         """Return the same for about the last window."""
         samples = self._collections.get(collection_id)
-        recent: Traffic = {}
-        if samples is None:
-            return recent
-        oldest_s = self._clock() - self.windows.window_s - self._part_s
-        for began_s, part in samples.parts:
-            if began_s >= oldest_s:
-                for slot, queries in part.items():
-                    recent[slot] = recent.get(slot, 0) + queries
-        return recent
+        return {} if samples is None else samples.traffic.recent(self._clock())
 
     def sampled_share(self, collection_id: str) -> float:
         """Return the share of the queries of now that is kept to judge, over all strata."""
@@ -516,10 +450,7 @@ class RecallSampler:
         at_s: float,
     ) -> SelectivityBand:
         """Count `n` queries with these matches; return their band over all shards searched."""
-        if samples.parts and at_s - samples.parts[-1][0] < self._part_s:
-            part = samples.parts[-1][1]
-        else:
-            part = samples.begin_part(at_s)
+        part = samples.traffic.part(at_s)
         if len(match_counts) == 1:
             (count,) = match_counts
             band = band_of(count.matches, count.live_rows, filtered=filtered)
@@ -534,31 +465,15 @@ class RecallSampler:
             live_rows += count.live_rows
         return band_of(matches, live_rows, filtered=filtered)
 
-    def _reservoirs(self, samples: _Samples, stratum: Stratum, *, at_s: float) -> _Reservoirs:
+    def _reservoirs(self, samples: _Samples, stratum: Stratum, *, at_s: float) -> StratumReservoirs:
         held = samples.strata.get(stratum)
         if held is None:
-            fit = max(LONG_QUERIES_MIN, SAMPLE_BYTES_MAX // (4 * max(1, stratum[2])))
-            size = min(JUDGING_QUERIES, fit)
-            held = samples.strata[stratum] = _Reservoirs(
-                Thinning(
-                    OVERSAMPLED * size,
-                    horizon_s=self.windows.horizon_s,
-                    share_max=self.share,
-                    at_s=at_s,
-                    draw=self._draw,
-                ),
-                RotatingReservoir(
-                    size,
-                    horizon_s=self.windows.horizon_s,
-                    part_s=self.windows.horizon_s,
-                    enough=FRESH_QUERIES,
-                    draw=self._draw,
-                ),
-                tuple(
-                    Reservoir(min(CALIBRATING_QUERIES, fit), horizon_s=horizon_s, draw=self._draw)
-                    for horizon_s in CALIBRATING_HORIZONS_S
-                ),
-                directions(stratum[2]),
+            held = samples.strata[stratum] = stratum_reservoirs(
+                stratum[2],
+                self.windows,
+                share_max=self.share,
+                at_s=at_s,
+                draw=self._draw,
             )
         return held
 

@@ -52,7 +52,7 @@ from annheal.shard_node.lanes import Lanes
 from annheal.shard_node.node import Node
 from annheal.shard_node.owner.shard_state import with_recall
 from annheal.shard_node.recall.ef_control import EfController
-from annheal.shard_node.recall.measure import (
+from annheal.shard_node.recall.measuring.measure import (
     WALK_QUERIES,
     GroupFinding,
     group_queries,
@@ -65,6 +65,7 @@ from annheal.shard_node.recall.monitor import (
 )
 from annheal.shard_node.recall.sampler import RecallSampler
 from annheal.shard_node.recall.sampling.sampled_query import SampledQuery
+from annheal.shard_node.recall.sampling.stratum import JUDGING_QUERIES
 from annheal.shard_node.rows.view import SegmentView
 from annheal.shard_node.search.ef_scale import EF_CONTROL_MAX
 from annheal.shard_node.search.filter_cache import FilterCache
@@ -182,9 +183,13 @@ def true_recall(owner: Owner, queries: npt.NDArray[np.float32], filter: Filter |
 
 
 def note(
-    monitor: RecallMonitor, queries: npt.NDArray[np.float32], filter: Filter | None = None
+    monitor: RecallMonitor,
+    queries: npt.NDArray[np.float32],
+    filter: Filter | None = None,
+    *,
+    tag: str = "",
 ) -> None:
-    options = SearchOptions(k=10, filter=filter)
+    options = SearchOptions(k=10, filter=filter, tag=tag)
     monitor.sampler.note("c1", queries, options, [MatchCount(0, ROWS, ROWS)])
 
 
@@ -237,6 +242,32 @@ async def test_measured_recall_raises_ef_until_the_objective_is_met(
     (state,) = with_recall(owner.shard.state(), monitor.measured_segments(SHARD)).segments
     assert (state.visited, state.visited_baseline, state.built_for) == (visited[-1], 40.0, "merge")
     assert true_recall(owner, queries[128:1_000], None) < runs[-1].estimate.low  # unscaled
+
+
+async def test_a_rare_tag_has_an_estimate_of_its_own_and_its_band_stays_as_it_is(
+    owner: Owner, packages: Packages, queries: npt.NDArray[np.float32], lanes: Lanes
+) -> None:
+    warm_up()
+    monitor = monitor_of(owner, lanes)
+    easy, hard = packages.vectors[:3_000], -queries[:30]
+    truth = true_recall(owner, hard, None)
+    note(monitor, easy[:2_000], tag="easy")
+    for number, one in enumerate(hard):
+        note(monitor, easy[2_000 + 30 * number : 2_030 + 30 * number], tag="easy")
+        note(monitor, one[np.newaxis], tag="hard")
+    await monitor.measure(SHARD)
+    (found,) = monitor.recall("c1")
+    (band,) = [one for one in found.shards if one.estimate.queries]
+    of = {one.tag: one for one in found.tags}
+    assert (of["easy"].seen, of["hard"].seen) == (2_900, 30)
+    assert of["hard"].estimate.queries == 30
+    assert of["hard"].estimate.recall == pytest.approx(truth)
+    assert of["hard"].estimate.high < of["easy"].estimate.low
+    # One query in a hundred is hard, and about as many of the sample of the band are.
+    assert band.estimate.queries == JUDGING_QUERIES
+    assert band.estimate.recall > of["easy"].estimate.recall - 0.05
+    (segment,) = found.segments
+    assert segment.estimate == band.estimate, "ef is steered by the band alone"
 
 
 async def test_bands_and_filters_are_told_apart_and_deletes_are_seen(

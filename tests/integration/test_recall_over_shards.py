@@ -26,7 +26,8 @@ from annheal.segment import BuildInfo, DeleteVector, RecallPoint, SegmentRows
 from annheal.shard_node.lanes import Lanes
 from annheal.shard_node.recall.ef_control import EfController
 from annheal.shard_node.recall.monitor import MonitorSettings, RecallMonitor
-from annheal.shard_node.recall.sampler import JUDGING_QUERIES, RecallSampler
+from annheal.shard_node.recall.sampler import RecallSampler
+from annheal.shard_node.recall.sampling.stratum import JUDGING_QUERIES
 from annheal.shard_node.rows.view import SegmentView, ShardView
 from annheal.shard_node.search.filter_cache import FilterCache
 from annheal.shard_node.search.searcher import Searcher
@@ -94,12 +95,14 @@ class Place:
             clock=self.clock,
         )
 
-    def search(self, queries: Rows, numbers: npt.NDArray[np.uint64]) -> SearchAnswer:
+    def search(
+        self, queries: Rows, numbers: npt.NDArray[np.uint64], options: SearchOptions
+    ) -> SearchAnswer:
         held = next(iter(self.shards.values()))
         views = [(shard.number, one.view) for shard, one in sorted(self.shards.items())]
         searcher = Searcher(held.collection, FilterCache())
-        answer, counts = searcher.search_counted(views, queries, OPTIONS)
-        self.monitor.sampler.note(held.collection.id, queries, OPTIONS, counts, answer, numbers)
+        answer, counts = searcher.search_counted(views, queries, options)
+        self.monitor.sampler.note(held.collection.id, queries, options, counts, answer, numbers)
         return answer
 
     def report(self) -> tuple[CollectionRecall, ...]:
@@ -116,9 +119,14 @@ class World:
     clock: Clocks
     vectors: Rows
     recalls: dict[int, float] = field(default_factory=dict)
+    rare: set[int] = field(default_factory=set)
+    """Numbers of the queries with the tag `rare`."""
 
-    def load(self, queries: Rows, *, seconds: float, seed: int) -> None:
-        """Send queries, a few at a time and at an even pace."""
+    def load(self, queries: Rows, *, seconds: float, seed: int, rare_every: int = 0) -> None:
+        """Send queries, a few at a time and at an even pace.
+
+        Every so many calls are tagged `rare`, the others `usual`; 0: none is tagged.
+        """
         draw = np.random.default_rng(seed)
         numbers = draw.integers(0, 2**64, size=len(queries), dtype=np.uint64)
         scores = queries @ self.vectors.T
@@ -126,8 +134,13 @@ class World:
         for first in range(0, len(queries), BATCH):
             few = slice(first, first + BATCH)
             self.clock.now_s += seconds * BATCH / len(queries)
+            options = OPTIONS
+            if rare_every:
+                is_rare = first // BATCH % rare_every == 0
+                options = replace(OPTIONS, tag="rare" if is_rare else "usual")
+                self.rare |= set(numbers[few].tolist()) if is_rare else set()
             answer = merge_answers(
-                [place.search(queries[few], numbers[few]) for place in self.places], k=K
+                [place.search(queries[few], numbers[few], options) for place in self.places], k=K
             )
             starts = np.cumsum(answer.counts) - answer.counts
             for number, lowest, start in zip(numbers[few], last[few], starts, strict=True):
@@ -241,6 +254,33 @@ async def test_the_reported_recall_is_that_of_the_merged_answers(
     assert own is not None
     assert own.recall < truth - 0.01
     assert all(one.estimate is not None for one in summary.shards)
+
+
+async def test_a_rare_tag_is_measured_over_all_shards_and_changes_nothing_else(
+    shards_of_count: ShardsOf, lanes: Lanes
+) -> None:
+    queries = load_packages().vectors[ROWS:]
+    overall = []
+    for rare_every in (0, 15):
+        of = world(shards_of_count(4), lanes)
+        of.load(queries[:QUERIES], seconds=59.0, seed=1, rare_every=rare_every)
+        of.clock.now_s = INTERVAL_S * math.ceil(of.clock.now_s / INTERVAL_S)
+        await of.look()
+        overall.append(of.summary().overall.estimate)
+    assert overall[0] is not None
+    assert overall[1] is not None
+    assert overall[1].recall == pytest.approx(overall[0].recall, abs=0.01)
+    assert abs(overall[1].queries - overall[0].queries) <= 8, "about the same queries"
+    tags = {one.name: one for one in of.summary().tags}
+    assert tags["rare"].seen == len(of.rare) == 60
+    assert tags["usual"].seen == QUERIES - 60
+    rare = tags["rare"].estimate
+    assert rare is not None
+    # All of them are measured by all shards; of the sample of the band they are one in fifteen.
+    assert rare.queries >= 55
+    truth = float(np.mean([of.recalls[one] for one in of.rare]))
+    assert rare.recall == pytest.approx(truth, abs=0.02)
+    assert tags["rare"].served is not None
 
 
 async def test_a_node_without_samples_makes_the_recall_unknown(

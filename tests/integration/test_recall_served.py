@@ -15,7 +15,7 @@ from annheal.model.records import RecordBatch
 from annheal.model.search import SearchAnswer, SearchOptions
 from annheal.model.write import DeleteIds, Upsert
 from annheal.shard_node.lanes import Lanes
-from annheal.shard_node.recall.measure import GROUP_HITS_MAX, group_queries
+from annheal.shard_node.recall.measuring.measure import GROUP_HITS_MAX, group_queries
 from annheal.shard_node.recall.monitor import STRATUM_QUERIES_MIN, RecallMonitor
 from annheal.shard_node.search.filter_cache import FilterCache
 from annheal.shard_node.search.searcher import Searcher

@@ -88,6 +88,8 @@ def shard_queries(shard: int) -> ShardQueries:
         cuts=np.full(n, -np.inf, dtype=np.float32),
         gone=np.zeros(n, dtype=np.int64),
         gone_scores=np.zeros(0, dtype=np.float32),
+        in_band=np.ones(n, dtype=np.bool_),
+        tags=np.zeros(n, dtype=np.uint64),
     )
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from annheal.model.measures.latency import TrendVerdict
-from annheal.shard_node.recall.latency_history import WINDOWS_MAX, LatencyHistory
-from annheal.shard_node.recall.latency_trend import (
+from annheal.shard_node.recall.latency.history import WINDOWS_MAX, LatencyHistory
+from annheal.shard_node.recall.latency.trend import (
     BASELINE_MIN,
     GAP_WINDOWS,
     QUERIES_MIN,

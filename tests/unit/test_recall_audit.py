@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console, RenderableType
 
-from annheal.cli.operator_commands.recall_audit import audit_document, render_audit
+from annheal.cli.operator_commands.recall_reports.audit import audit_document, render_audit
 from annheal.coordinator.metrics import recall_families
 from annheal.coordinator.recall.summary import summarise
 from annheal.errors import InvalidArgument
@@ -32,8 +32,9 @@ from annheal.model.measures.recall_audit import (
 from annheal.model.topology.shard import ShardId
 from annheal.recall import RecallMemory, decode_memory, encode_memory
 from annheal.recall.coverage import CoverageBook
+from annheal.recall.estimating import recall_estimate
 from annheal.shard_node.recall.auditor import audit_bands, unused_queries
-from annheal.shard_node.recall.measure import GroupFinding, QueryGroup, estimate_of
+from annheal.shard_node.recall.measuring.measure import GroupFinding, QueryGroup
 from annheal.shard_node.recall.sampling.sampled_query import SampledQuery
 from annheal.shard_node.recall.watched import Judged
 from annheal.wire.recall import (
@@ -58,8 +59,7 @@ def as_text(shown: RenderableType) -> str:
 
 
 def measured(recalls: np.ndarray[tuple[int], np.dtype[np.float64]]) -> RecallEstimate:
-    found = estimate_of([recalls], [10], Counter(), measured_at_s=100.0)
-    assert found is not None
+    found = recall_estimate(recalls, Counter({10: len(recalls)}), {}, measured_at_s=100.0)
     return replace(found, window_begin_s=40.0, window_end_s=100.0, distinct=len(recalls))
 
 
@@ -69,7 +69,8 @@ def sampled(serial: int, *, at_s: float = 50.0) -> SampledQuery:
 
 def finding(recalls: list[float], *, at_s: float = 50.0) -> GroupFinding:
     queries = tuple(sampled(serial, at_s=at_s) for serial in range(len(recalls)))
-    group = QueryGroup(b"", 10, None, queries, queries, np.arange(len(queries)))
+    places = np.arange(len(queries))
+    group = QueryGroup(b"", 10, None, queries, queries, places, places.astype(np.uint64))
     none = np.empty(0)
     return GroupFinding(group, BAND, 9, 9, np.array(recalls), none, 1, 1, ())
 

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from annheal.shard_node.recall.estimate import query_recalls
+from annheal.shard_node.recall.measuring.estimate import query_recalls
 
 
 def hits(*scores: float) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,7 +16,7 @@ from annheal.errors import InvalidArgument
 from annheal.model.filter import Comparison, ComparisonOp
 from annheal.model.measures.recall import CollectionRecall
 from annheal.model.measures.shard_queries import FOUND, KNOWN, SERVED, ShardQueries
-from annheal.recall.merging import depth_max, filter_number, merge_queries
+from annheal.recall.merging import depth_max, filter_number, merge_queries, tag_number
 from annheal.v1 import internal_pb2
 from annheal.wire.recall import decode_recall_reports, encode_recall_reports
 
@@ -36,9 +36,19 @@ class Part:
 
 
 def shard_queries(
-    shard: int, parts: dict[int, Part], *, k: int, filter: int = 0, objective: float | None = None
+    shard: int,
+    parts: dict[int, Part],
+    *,
+    k: int,
+    filter: int = 0,
+    objective: float | None = None,
+    tags: Mapping[int, str] | None = None,
 ) -> ShardQueries:
-    """Return the parts by query number as a shard reports them."""
+    """Return the parts by query number as a shard reports them.
+
+    Those with `tags` are of the samples of their tags alone.
+    """
+    of_tags = tags or {}
     held = list(parts.values())
     n = len(held)
     marks = [
@@ -72,6 +82,8 @@ def shard_queries(
         cuts=np.array([one.cut for one in held], dtype=np.float32),
         gone=np.array([len(one.gone) for one in held]),
         gone_scores=np.array([score for one in held for score in one.gone], dtype=np.float32),
+        in_band=np.array([number not in of_tags for number in parts]),
+        tags=np.array([tag_number(of_tags.get(number, "")) for number in parts], dtype=np.uint64),
     )
 
 
@@ -121,6 +133,19 @@ def test_queries_that_a_shard_lacks_are_counted_and_left_out() -> None:
     merged = merge_queries(shards, shard_count=3)
     assert (len(merged.recalls), merged.incomplete) == (0, 4)
     assert merge_queries([], shard_count=2).estimate(np.zeros(0, dtype=np.bool_), {}) is None
+
+
+def test_queries_of_a_tag_count_for_it_where_all_shards_say_so_and_not_for_a_band() -> None:
+    good, bad = Part([0.9], [True]), Part([0.8], [False])
+    first = shard_queries(0, {1: good, 2: bad, 3: bad}, k=2, tags={2: "rare", 3: "rare"})
+    second = shard_queries(1, {1: good, 2: good, 3: good}, k=2, tags={2: "rare"})
+    merged = merge_queries([first, second], shard_count=2)
+    assert merged.in_band.tolist() == [True, False, False]
+    rare = merged.tags == tag_number("rare")
+    assert rare.tolist() == [False, True, False], "the second shard has query 3 for its band"
+    assert merged.recalls[rare].tolist() == [0.5]
+    # Of the bands one query is complete, and one is not.
+    assert merged.incomplete == 1
 
 
 def test_a_part_that_is_too_short_to_tell_is_left_out() -> None:

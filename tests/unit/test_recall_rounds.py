@@ -10,7 +10,8 @@ import numpy as np
 from annheal.model.measures.recall import SelectivityBand
 from annheal.model.search import SearchOptions
 from annheal.shard_node.recall.rounds import Rounds
-from annheal.shard_node.recall.sampler import JUDGING_QUERIES, RecallSampler
+from annheal.shard_node.recall.sampler import RecallSampler
+from annheal.shard_node.recall.sampling.stratum import JUDGING_QUERIES
 from annheal.shard_node.search.searcher import MatchCount
 
 INTERVAL_S = 60.0
@@ -41,8 +42,8 @@ class World:
             self.rounds.begin("c", wall_s=self.at_s, at_s=self.at_s, queries_max=None)
 
     def serials(self, *, measured_s: float) -> set[int]:
-        sample = self.rounds.sample("c", measured_s=measured_s, queries_max=None)
-        return {one.serial for one in sample}
+        sample = self.rounds.sample("c", measured_s=measured_s, wall_s=self.at_s, queries_max=None)
+        return {one.serial for one in sample.queries}
 
 
 def test_shards_that_were_not_measured_in_the_round_get_its_queries() -> None:

@@ -14,19 +14,19 @@ from annheal.model.filter import Comparison, ComparisonOp, Filter
 from annheal.model.measures.recall import SelectivityBand
 from annheal.model.records import RecordSet
 from annheal.model.search import SearchAnswer, SearchOptions
-from annheal.shard_node.recall.sampler import (
-    CALIBRATING_QUERIES,
-    JUDGING_QUERIES,
-    LONG_QUERIES_MIN,
-    SAMPLE_BYTES_MAX,
-    RecallSampler,
-)
+from annheal.shard_node.recall.sampler import RecallSampler
 from annheal.shard_node.recall.sampling.sampled_query import (
     FRESH_QUERIES,
     WINDOW_MIN_S,
     WINDOWS_MAX,
     SampledQuery,
     Windows,
+)
+from annheal.shard_node.recall.sampling.stratum import (
+    CALIBRATING_QUERIES,
+    JUDGING_QUERIES,
+    LONG_QUERIES_MIN,
+    SAMPLE_BYTES_MAX,
 )
 from annheal.shard_node.recall.served import HITS_BYTES_MAX
 from annheal.shard_node.search.searcher import MatchCount

@@ -21,14 +21,13 @@ from annheal.model.measures.recall_summary import (
     RecallVerdict,
     verdict_of,
 )
-from annheal.shard_node.recall.measure import estimate_of
+from annheal.recall.estimating import recall_estimate
 from annheal.wire.recall import decode_recall_summary, encode_recall_summary
 
 
 def measured(*recalls: float) -> RecallEstimate:
-    found = estimate_of([np.array(recalls)], [10], Counter(), measured_at_s=1.0)
-    assert found is not None
-    return found
+    asked = Counter({10: len(recalls)})
+    return recall_estimate(np.array(recalls), asked, {}, measured_at_s=1.0)
 
 
 @given(st.lists(st.integers(0, 10), min_size=1, max_size=60), st.integers(1, 10))

@@ -13,8 +13,9 @@ import pytest
 from annheal.model.filter import Comparison, ComparisonOp
 from annheal.model.records import RecordSet
 from annheal.model.search import SearchAnswer, SearchOptions
-from annheal.shard_node.recall.sampler import JUDGING_QUERIES, OVERSAMPLED, RecallSampler
+from annheal.shard_node.recall.sampler import RecallSampler
 from annheal.shard_node.recall.sampling.sampled_query import FRESH_QUERIES
+from annheal.shard_node.recall.sampling.stratum import JUDGING_QUERIES, OVERSAMPLED
 from annheal.shard_node.recall.sampling.thinning import PASSED_MAX, Thinning
 from annheal.shard_node.search.searcher import MatchCount
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from annheal.cli.operator_commands.recall_worst import render_worst, worst_document
+from annheal.cli.operator_commands.recall_reports.worst import render_worst, worst_document
 from annheal.coordinator.recall.worst import (
     BATCH_QUERIES,
     batches_of,

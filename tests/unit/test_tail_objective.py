@@ -19,10 +19,9 @@ from annheal.model.measures.recall_summary import RecallSummary, RecallVerdict, 
 from annheal.model.measures.recall_tail import TailObjective
 from annheal.model.validation import validate_collection
 from annheal.recall import RecallMemory, decode_memory, encode_memory
-from annheal.recall.estimating import tail_estimate
+from annheal.recall.estimating import recall_estimate, tail_estimate
 from annheal.recall.interval import mean_interval
 from annheal.shard_node.recall.ef_control import ABOVE_RUNS, EfState, next_state, with_answers
-from annheal.shard_node.recall.measure import estimate_of
 from annheal.wire import collections
 from annheal.wire.recall import decode_recall_summary, encode_recall_summary
 from tests.support.recall_reports import report
@@ -42,9 +41,8 @@ COLLECTION = Collection(
 def measured(*recalls: float, objective: TailObjective = PROMISE) -> RecallEstimate:
     """Return the estimate from different queries with these recalls."""
     values = np.array(recalls)
-    found = estimate_of([values], [10], Counter(), measured_at_s=1.0)
-    assert found is not None
-    tail = tail_estimate([(values, np.arange(len(values)))], objective)
+    found = recall_estimate(values, Counter({10: len(values)}), {}, measured_at_s=1.0)
+    tail = tail_estimate(values, np.arange(len(values)), objective)
     return replace(found, distinct=len(values), tail=tail)
 
 
@@ -58,18 +56,16 @@ EDGE = measured(0.7, *[1.0] * 127)
 
 def test_the_share_counts_queries_and_its_interval_different_ones() -> None:
     recalls = np.array([0.8, 0.79, 1.0, 0.0])
-    once = tail_estimate([(recalls, np.arange(4))], PROMISE)
+    once = tail_estimate(recalls, np.arange(4), PROMISE)
     assert once.share == 0.5
     exact = mean_interval(np.array([1.0, 0.0, 1.0, 0.0]))  # that of Clopper and Pearson
     assert (once.low, once.high) == pytest.approx((exact.low, exact.high))
     # Each of them asked ten times: as many different queries, so as much evidence.
-    often = tail_estimate([(np.repeat(recalls, 10), np.repeat(np.arange(4), 10))], PROMISE)
+    often = tail_estimate(np.repeat(recalls, 10), np.repeat(np.arange(4), 10), PROMISE)
     assert often.share == 0.5
     assert (often.low, often.high) == pytest.approx((once.low, once.high))
     # One of them asked a hundred times: 101 of 103 answers are good, and one query shows that.
-    hot = tail_estimate(
-        [(np.append(recalls, [1.0] * 99), np.append(np.arange(4), [2] * 99))], PROMISE
-    )
+    hot = tail_estimate(np.append(recalls, [1.0] * 99), np.append(np.arange(4), [2] * 99), PROMISE)
     assert hot.share == pytest.approx(101 / 103)
     assert hot.high - hot.low > once.high - once.low > 0.5
 

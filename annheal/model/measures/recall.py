@@ -223,6 +223,22 @@ class OwnSettingRecall:
     served: RecallEstimate | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class TagRecall:
+    """One shard's answers to queries of one tag, without settings of their own.
+
+    `seen` counts the tag's live queries that the node has answered, `recent` those of about the
+    last window. `estimate` and `served` as above; no queries in `estimate`: none was measured yet.
+    """
+
+    shard: int
+    tag: str
+    estimate: RecallEstimate
+    served: RecallEstimate | None = None
+    seen: int = 0
+    recent: int = 0
+
+
 OWN_OBJECTIVES_MAX = 20
 """Different objectives of queries that are reported, those of the most queries."""
 
@@ -248,7 +264,8 @@ class CollectionRecall:
     `sampled_share` is the share of live queries that is sampled at present. `filters` are the
     sampled filters, fewest matches first, at most `FILTERS_REPORTED_MAX` a shard. `latency` is the
     trend of the node's search latency for the collection. `own` is about queries with settings of
-    their own, which are in none of the other measurements. `coverage` has the audits so far.
+    their own, which are in none of the other measurements. `tags` is about queries that have a tag;
+    they are in the bands as well. `coverage` has the audits so far.
     `queries` says what each shard found of each measured query, where a collection has several
     shards. `changed_at_s` is when a change of the distribution of the queries was last noticed, in
     seconds since the epoch; 0: never.
@@ -265,3 +282,4 @@ class CollectionRecall:
     coverage: tuple[BandCoverage, ...] = ()
     queries: tuple[ShardQueries, ...] = ()
     changed_at_s: float = 0.0
+    tags: tuple[TagRecall, ...] = ()

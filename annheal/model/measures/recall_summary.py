@@ -91,7 +91,7 @@ def tail_verdict_of(
 
 @dataclass(frozen=True, slots=True)
 class RecallSlice:
-    """Part of a collection's live queries: a band, a shard, a tier, a model (`name`), or all ("").
+    """Part of a collection's live queries: a band, tag, shard, tier, model (`name`), or all ("").
 
     `stability` is the share of queries that got the same answer twice (None: not measured); `seen`
     counts live queries, sampled or not, `recent` those of about the last window. `estimate` is
@@ -143,7 +143,8 @@ class RecallSummary:
     queries that set an objective (the slice's name) or only an ef ("ef"); they are in no other
     slice. `tail_objective` is the collection's; None: it has none. `coverage` has the audits so
     far. `changed_at_s` is when a node last noticed a change of the distribution of the queries, in
-    seconds since the epoch; 0: never.
+    seconds since the epoch; 0: never. `tags` has the queries of each tag that clients state, the
+    most frequent first; they are in the bands as well.
 
     `overall`, `bands`, `filters` and `own` are about the answers that users get. `shards`, `tiers`,
     `models` and `segments` are about the best k of each shard, or of each segment. With one shard
@@ -168,3 +169,4 @@ class RecallSummary:
     errors: Mapping[str, str] = field(default_factory=dict)
     merged: MergedRecall | None = None
     changed_at_s: float = 0.0
+    tags: tuple[RecallSlice, ...] = ()

@@ -46,6 +46,8 @@ class ShardQueries:
         cuts: (n,) float32, the lowest score of it that is known; -inf: it is known whole.
         gone: (n,) int64, hits of the shard in it whose rows were replaced or deleted since.
         gone_scores: (sum(gone),) float32, their scores.
+        in_band: (n,) bool, whether the query is of the sample of its band; else only of its tag's.
+        tags: (n,) uint64, `tag_number` of the tag of whose sample it is; 0: of none.
     """
 
     shard: int
@@ -68,6 +70,8 @@ class ShardQueries:
     cuts: npt.NDArray[np.float32]
     gone: npt.NDArray[np.int64]
     gone_scores: npt.NDArray[np.float32]
+    in_band: npt.NDArray[np.bool_]
+    tags: Numbers
 
     def __eq__(self, other: object) -> bool:
         """Return whether all columns have equal values; NaN equals NaN."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -48,6 +49,19 @@ class SampledQuery:
     served: ServedHits | None = None
     sketch: Sketch | None = None
     number: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Queries with which recall is measured.
+
+    Attributes:
+        queries: a random sample of each stratum's queries.
+        tagged: by tag, a random sample of its queries; one may be among `queries` too.
+    """
+
+    queries: tuple[SampledQuery, ...]
+    tagged: Mapping[str, tuple[SampledQuery, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

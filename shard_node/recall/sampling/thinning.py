@@ -17,9 +17,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator
-
-import numpy as np
+from collections.abc import Iterable, Iterator, Sequence
 
 from annheal.model.measures.shard_queries import Numbers
 
@@ -27,6 +25,14 @@ TICK_S = 1.0
 """Seconds after which the probability is set again; the weight of the rate before halves."""
 PASSED_MAX = 128
 """After so many queries within a tick, the probability halves: a burst is no reason for work."""
+
+_BELOW_ONE = math.nextafter(1.0, 0.0)
+
+
+def uniform_of(numbers: Numbers) -> list[float]:
+    """Return the random numbers in [0, 1) of queries with `numbers` (n,)."""
+    # The largest ones would be rounded to 1.
+    return [min(number, _BELOW_ONE) for number in (numbers * 2.0**-64).tolist()]
 
 
 class Thinning:
@@ -92,23 +98,23 @@ class Thinning:
             place += 1 + self._draw_gap()
         self._gap = place - count
 
-    def choose(self, numbers: Numbers, at_s: float) -> Iterator[tuple[int, float, float]]:
-        """Count queries of one moment that have `numbers` (n,), uniform in [0, 2^64); choose some.
+    def choose(self, uniform: Sequence[float], at_s: float) -> Iterable[tuple[int, float, float]]:
+        """Count queries of one moment that have random numbers in [0, 1), (n,); choose some.
 
-        Yield the position of each query that passes, how many queries it stands for, and a random
+        Return the position of each query that passes, how many queries it stands for, and a random
         number, exponentially distributed with mean 1, that follows from its own one. It is a
-        sample's key (`DecayingReservoir.offer_drawn`), whatever the probability was. The iterator
+        sample's key (`DecayingReservoir.offer_drawn`), whatever the probability was. The result
         must be used up.
         """
         if at_s - self._tick_s >= TICK_S:
             self._plan(at_s)
-        self._count += len(numbers)
-        uniform = numbers * 2.0**-64
-        for place in np.flatnonzero(uniform < self.share).tolist():
-            given_passing = float(uniform[place]) / self.share
-            if given_passing < 1.0:  # the share may have halved
-                drawn = -math.log1p(-given_passing)
-                yield place, 1.0 / self.share, drawn
+        self._count += len(uniform)
+        return self._chosen(uniform) if min(uniform) < self.share else ()
+
+    def _chosen(self, uniform: Sequence[float]) -> Iterator[tuple[int, float, float]]:
+        for place, number in enumerate(uniform):
+            if number < self.share:  # which halves now and then
+                yield place, 1.0 / self.share, -math.log1p(-number / self.share)
                 self._note_passed()
 
     def _note_passed(self) -> None:

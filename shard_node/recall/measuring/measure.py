@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
 from annheal.filters import filter_key
 from annheal.index import TopK, merge_topk
 from annheal.index.walk.walk_layout import CHECKS_PER_COMPARISON
 from annheal.model.filter import Filter
-from annheal.model.measures.recall import RecallEstimate, SelectivityBand, band_of
+from annheal.model.measures.recall import SelectivityBand, band_of
+from annheal.model.measures.shard_queries import Numbers
 from annheal.model.records import Float32Matrix
 from annheal.model.search import SearchOptions
-from annheal.recall.estimating import recall_estimate
-from annheal.shard_node.recall.estimate import found_ranks, query_recalls
+from annheal.shard_node.recall.measuring.estimate import found_ranks, query_recalls
 from annheal.shard_node.recall.sampling.sampled_query import SampledQuery
 from annheal.shard_node.recall.served import (
     ServedHits,
@@ -41,6 +42,7 @@ _EXACT = (PlanKind.SKIP, PlanKind.SCAN, PlanKind.ROWS)
 WALK_QUERIES = 8
 """Queries of a group whose walk cost is measured, by one more walk each."""
 _ROW_BITS = 40
+_NO_TAGS: Mapping[str, Sequence[SampledQuery]] = MappingProxyType({})
 
 Recalls = npt.NDArray[np.float64]
 
@@ -54,6 +56,9 @@ class QueryGroup:
         queries: the different queries.
         samples: all of them, as sampled; one of the queries may have been asked several times.
         places: (n,) for each of `samples`, the position of its query.
+        identities: (m,) for each of `queries`, a number that equal ones of other groups have too.
+        in_band: whether they are of the sample of their band; else of that of their tag alone.
+        tag: that of whose sample they are; empty: of none.
         objective, ef: what the clients set; None: as the collection says.
     """
 
@@ -63,6 +68,9 @@ class QueryGroup:
     queries: tuple[SampledQuery, ...]
     samples: tuple[SampledQuery, ...]
     places: npt.NDArray[np.int64]
+    identities: Numbers
+    in_band: bool = True
+    tag: str = ""
     objective: float | None = None
     ef: int | None = None
 
@@ -147,7 +155,7 @@ class GroupFinding:
         matches: rows that match the filter, of `live_rows`.
         recalls: (n,) recall of each sample as the node would answer it now, without those for which
             no row matches.
-        served: (m,) recall of the answers that were given, of those that are kept.
+        served: (n,) recall of the answers that were given; NaN where none is kept.
         same: queries, of `repeated`, that got the same answer twice.
         exact: from which the answers over all shards are rebuilt; None where one shard has them.
     """
@@ -165,20 +173,36 @@ class GroupFinding:
 
 
 def group_queries(
-    sample: Iterable[SampledQuery], *, dimension: int, objective: float | None = None
+    sample: Iterable[SampledQuery],
+    *,
+    dimension: int,
+    objective: float | None = None,
+    tagged: Mapping[str, Sequence[SampledQuery]] = _NO_TAGS,
 ) -> list[QueryGroup]:
-    """Return the sample in groups of few queries with the same k, filter, ef and objective.
+    """Return the samples in groups of few queries with the same k, filter, ef and objective.
+
+    `sample` is that of the bands, `tagged` those of the tags; a group is of the same ones of them.
 
     A query that was sampled several times is searched once. Left out are queries of another
     dimension, which belong to an earlier model. `objective` is that of the collection: a client
     that sets the same one sets nothing of its own.
     """
     together: dict[_Asked, dict[bytes, list[SampledQuery]]] = {}
-    for query in sample:
+    every = [(query, True) for query in sample]
+    in_bands = {id(query) for query, _ in every}
+    tags = {id(query): tag for tag, queries in tagged.items() for query in queries}
+    every += [
+        (query, False)
+        for queries in tagged.values()
+        for query in queries
+        if id(query) not in in_bands
+    ]
+    for query, in_band in every:
         if len(query.vector) == dimension:
             own = None if query.objective == objective else query.objective
             key = b"" if query.filter is None else filter_key(query.filter)
-            same = together.setdefault((key, query.k, query.ef, own), {})
+            of_samples = in_band, tags.get(id(query), "")
+            same = together.setdefault((key, query.k, query.ef, own, *of_samples), {})
             same.setdefault(query.vector.tobytes(), []).append(query)
     return [
         _group(asked, equal[start : start + step])
@@ -188,8 +212,8 @@ def group_queries(
     ]
 
 
-_Asked = tuple[bytes, int, int | None, float | None]
-"""Key of the filter, k, ef and objective."""
+_Asked = tuple[bytes, int, int | None, float | None, bool, str]
+"""Key of the filter, k, ef and objective; whether in the sample of a band, and of which tag."""
 
 
 def _step(k: int) -> int:
@@ -198,7 +222,7 @@ def _step(k: int) -> int:
 
 
 def _group(asked: _Asked, equal: Sequence[Sequence[SampledQuery]]) -> QueryGroup:
-    key, k, ef, objective = asked
+    key, k, ef, objective, in_band, tag = asked
     return QueryGroup(
         key,
         k,
@@ -206,9 +230,22 @@ def _group(asked: _Asked, equal: Sequence[Sequence[SampledQuery]]) -> QueryGroup
         queries=tuple(samples[0] for samples in equal),
         samples=tuple(one for samples in equal for one in samples),
         places=np.repeat(np.arange(len(equal)), [len(samples) for samples in equal]),
+        identities=np.array(
+            [_identity(samples[0].vector, key, k) for samples in equal], dtype=np.uint64
+        ),
+        in_band=in_band,
+        tag=tag,
         objective=objective,
         ef=ef,
     )
+
+
+def _identity(vector: npt.NDArray[np.float32], key: bytes, k: int) -> int:
+    """Return a number that is equal for equal queries, in all shards."""
+    digest = xxhash.xxh3_64(vector.tobytes())
+    digest.update(key)
+    digest.update(k.to_bytes(4, "little"))
+    return digest.intdigest()
 
 
 def measure_group(
@@ -264,7 +301,7 @@ def measure_group(
         matches=matches,
         live_rows=view.live_rows,
         recalls=recalls[~np.isnan(recalls)],
-        served=served[~np.isnan(served)],
+        served=served,
         same=int(np.count_nonzero(same.all(axis=1))),
         repeated=len(queries),
         segments=tuple(segments),
@@ -335,22 +372,6 @@ def walk_work(held: SegmentView, plan: SegmentPlan, queries: Float32Matrix, *, k
     looked = walked.checked / CHECKS_PER_COMPARISON if through is not None else 0.0
     work: Recalls = (walked.visited + looked).astype(np.float64)
     return work
-
-
-def estimate_of(
-    recalls: Sequence[Recalls], ks: Sequence[int], plans: Counter[str], *, measured_at_s: float
-) -> RecallEstimate | None:
-    """Return the estimate from `recalls` of several groups; None if there is no query.
-
-    `ks` is the k of each group.
-    """
-    together = np.concatenate(recalls) if recalls else np.empty(0)
-    if not len(together):
-        return None
-    asked: Counter[int] = Counter()
-    for part, k in zip(recalls, ks, strict=True):
-        asked[k] += len(part)
-    return recall_estimate(together, asked, plans, measured_at_s=measured_at_s)
 
 
 def _keyed(best: TopK) -> Hits:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from annheal.model.measures.latency import LatencyTrend
 from annheal.runtime.clock import Clock, monotonic_s
-from annheal.shard_node.recall.latency_trend import (
+from annheal.shard_node.recall.latency.trend import (
     QUERIES_MIN,
     WINDOW_S,
     LatencyWindow,

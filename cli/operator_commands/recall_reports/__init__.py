@@ -1,0 +1,1 @@
+"""Parts of what `annheal recall` shows."""

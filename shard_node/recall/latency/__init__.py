@@ -1,0 +1,1 @@
+"""How searches take now against earlier ones of the same volume."""

@@ -1,0 +1,1 @@
+"""Measures the recall of sampled queries in one shard: finds, and finds exactly."""
