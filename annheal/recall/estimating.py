@@ -10,21 +10,30 @@ import numpy.typing as npt
 
 from annheal.model.measures.recall import RECALL_STEPS, RecallEstimate
 from annheal.model.measures.recall_tail import TailEstimate, TailObjective
-from annheal.recall.interval import mean_interval
+from annheal.model.measures.shard_queries import Numbers
+from annheal.recall.interval import Interval, mean_interval
 
 Recalls = npt.NDArray[np.float64]
+REPEATED_WITHIN_S = 1.0
+"""The same query again within the same second is a repetition and no new evidence."""
 _ROUNDING = 1e-9
 
 
 def recall_estimate(
-    recalls: Recalls, asked: Counter[int], plans: Mapping[str, int], *, measured_at_s: float
+    recalls: Recalls,
+    asked: Counter[int],
+    plans: Mapping[str, int],
+    *,
+    measured_at_s: float,
+    arrivals: npt.NDArray[np.int64] | None = None,
 ) -> RecallEstimate:
     """Return the estimate from the recall of each query, (n,) with n >= 1.
 
     `asked` counts queries by k. The estimate's `k` is the most frequent one. Its interval supposes
-    nothing about how recall varies between queries (`annheal/recall/interval.py`).
+    nothing about how recall varies between queries (`annheal/recall/interval.py`). `arrivals` are
+    those of `arrivals_of`; None: no query was repeated.
     """
-    interval = mean_interval(recalls)
+    interval = mean_interval(recalls) if arrivals is None else interval_of(recalls, arrivals)
     return RecallEstimate(
         k=asked.most_common(1)[0][0],
         recall=interval.mean,
@@ -35,6 +44,35 @@ def recall_estimate(
         plans=dict(plans),
         shares=recall_shares(recalls),
     )
+
+
+def arrivals_of(queries: Numbers, asked_at_s: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    """Return the number of the arrival of each query, (n,), from 0 on.
+
+    `queries` (n,) are equal for equal queries, `asked_at_s` (n,) is seconds since the epoch. The
+    repetitions of a query within `REPEATED_WITHIN_S` are one arrival.
+    """
+    moments = np.floor(asked_at_s / REPEATED_WITHIN_S).astype(np.int64)
+    order = np.lexsort((moments, queries))
+    in_order = queries[order], moments[order]
+    is_new = np.ones(len(order), dtype=np.bool_)
+    is_new[1:] = (np.diff(in_order[0]) != 0) | (np.diff(in_order[1]) != 0)
+    numbers = np.empty(len(order), dtype=np.int64)
+    numbers[order] = np.cumsum(is_new) - 1
+    return numbers
+
+
+def interval_of(recalls: Recalls, arrivals: npt.NDArray[np.int64]) -> Interval:
+    """Return the mean of `recalls` (n,) with its interval.
+
+    Queries of the same arrival, numbered from 0 on in `arrivals` (n,), count each in the mean and
+    together once in the interval: a client that repeats a query in a loop shows once how hard such
+    queries are. A query that is asked at different times shows each time what the traffic is like:
+    that half of it is one query is known, and counting that query once would leave it open.
+    """
+    times = np.bincount(arrivals).astype(np.float64)
+    means = np.bincount(arrivals, weights=recalls) / times
+    return mean_interval(means, times=times)
 
 
 def recall_shares(recalls: Recalls) -> tuple[float, ...]:

@@ -30,7 +30,7 @@ from annheal.model.filter import Filter
 from annheal.model.measures.recall import RecallEstimate
 from annheal.model.measures.recall_tail import TailObjective
 from annheal.model.measures.shard_queries import FOUND, KNOWN, SERVED, Numbers, ShardQueries
-from annheal.recall.estimating import Recalls, recall_estimate, tail_estimate
+from annheal.recall.estimating import Recalls, arrivals_of, recall_estimate, tail_estimate
 
 SCORE_TOLERANCE = 1e-6
 """Scores of the same row may differ by this share of them between two ways of searching."""
@@ -120,7 +120,13 @@ class MergedQueries:
             return None
         times = self.sampled_at_s[chosen]
         asked = Counter[int](self.ks[chosen].tolist())
-        found = recall_estimate(recalls[chosen], asked, plans, measured_at_s=self.measured_at_s)
+        found = recall_estimate(
+            recalls[chosen],
+            asked,
+            plans,
+            measured_at_s=self.measured_at_s,
+            arrivals=arrivals_of(self.same[chosen], times),
+        )
         return replace(
             found,
             window_begin_s=float(times.min()),

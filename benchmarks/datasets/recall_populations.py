@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from annheal.recall.estimating import arrivals_of
+
 Values = npt.NDArray[np.float64]
 Random = np.random.Generator
 Chances = Callable[[Random, tuple[int, int]], Values]
@@ -17,6 +19,10 @@ POPULATION_PER_SAMPLE = 2
 """Queries of a finite population for each sampled one."""
 BURST_MEAN = 4.0
 """Mean number of times that a query of a burst is sent in a row."""
+HOT_SHARE = 0.5
+"""Of the traffic, where one query is hot."""
+SECONDS_PER_QUERY = 0.5
+"""Between two sampled queries: 128 in about a minute."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +42,7 @@ class Drawn:
 
 @dataclass(frozen=True, slots=True)
 class RecallPopulation:
-    """A population of queries; `kind` says how they are drawn: "", "finite" or "bursts"."""
+    """A population of queries; `kind` says how: "", "finite", "bursts" or "hot"."""
 
     name: str
     mean: float
@@ -54,6 +60,10 @@ class RecallPopulation:
         if self.kind == "bursts":
             values, times = _repeated(random, values)
             return Drawn(values, truth, times=times)
+        if self.kind == "hot":
+            hot = self._recalls(random, (samples, 1), k)
+            values, times = _with_hot(random, values, hot)
+            return Drawn(values, HOT_SHARE * hot[:, 0] + (1.0 - HOT_SHARE) * truth, times=times)
         return Drawn(values, truth)
 
     def _recalls(self, random: Random, shape: tuple[int, int], k: int) -> Values:
@@ -74,6 +84,23 @@ def _repeated(random: Random, values: Values) -> tuple[Values, Values]:
     times = np.zeros(values.shape)
     np.add.at(times, (np.arange(len(values))[:, None], began), 1.0)
     return repeated, times
+
+
+def _with_hot(random: Random, values: Values, hot: Values) -> tuple[Values, Values]:
+    """Return the values with about half replaced by `hot` (r, 1), those of one query.
+
+    Also how often each arrival was drawn: draws of the hot query within a second are one arrival.
+    """
+    is_hot = random.random(values.shape) < HOT_SHARE
+    moments = np.sort(random.random(values.shape) * values.shape[1] * SECONDS_PER_QUERY, axis=1)
+    times = np.ones(values.shape)
+    for row in range(len(values)):
+        places = np.flatnonzero(is_hot[row])
+        arrivals = arrivals_of(np.zeros(len(places), dtype=np.uint64), moments[row, places])
+        _, first, counts = np.unique(arrivals, return_index=True, return_counts=True)
+        times[row, places] = 0.0
+        times[row, places[first]] = counts
+    return np.where(is_hot, hot, values), times
 
 
 def _same(mean: float) -> Chances:
@@ -109,6 +136,10 @@ POPULATIONS = (
     RecallPopulation(
         "5 % hard, bursts", 0.95 * 0.99 + 0.05 * 0.5, _mixed(0.95, 0.99, 0.5), kind="bursts"
     ),
+    RecallPopulation(
+        "5 % hard, one hot", 0.95 * 0.99 + 0.05 * 0.5, _mixed(0.95, 0.99, 0.5), kind="hot"
+    ),
+    RecallPopulation("correlated 0.3, one hot", 0.95, _beta(0.95, 0.3), kind="hot"),
 )
 BY_NAME = {one.name: one for one in POPULATIONS}
 

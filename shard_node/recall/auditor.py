@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from annheal.model.measures.recall import RecallEstimate, SelectivityBand
 from annheal.model.measures.recall_audit import (
@@ -22,8 +23,9 @@ from annheal.model.measures.recall_audit import (
     BandAudit,
     agree,
 )
+from annheal.model.measures.shard_queries import Numbers
 from annheal.model.topology.shard import ShardId
-from annheal.recall.interval import mean_interval
+from annheal.recall.estimating import Recalls, arrivals_of, interval_of
 from annheal.runtime.deadline import Deadline
 from annheal.shard_node.recall.measuring.measure import GroupFinding, group_queries
 from annheal.shard_node.recall.monitor import RecallMonitor
@@ -155,40 +157,36 @@ def _audited(
     estimate: RecallEstimate, found: Sequence[GroupFinding]
 ) -> tuple[RecallEstimate | None, int]:
     """Return the recall of the queries since the window began, and how many came after it."""
-    recalls: list[float] = []
-    times: list[float] = []
-    asked_s: list[float] = []
-    later = 0
+    recalls: list[Recalls] = []
+    same: list[Numbers] = []
+    asked: list[npt.NDArray[np.float64]] = []
     for finding in found:
-        if len(finding.recalls) != len(finding.group.samples):
+        group = finding.group
+        if len(finding.recalls) != len(group.samples):
             continue  # no row matches
-        for place in range(len(finding.group.queries)):
-            of_query = np.flatnonzero(finding.group.places == place)
-            moments = [finding.group.samples[number].sampled_at_s for number in of_query.tolist()]
-            moments = [one for one in moments if one >= estimate.window_begin_s]
-            if not moments:
-                continue
-            recalls.append(float(finding.recalls[of_query[0]]))
-            times.append(float(len(moments)))
-            asked_s += moments
-            later += sum(one > estimate.window_end_s for one in moments)
-    if not recalls:
+        asked_at_s = np.array([one.sampled_at_s for one in group.samples])
+        since = asked_at_s >= estimate.window_begin_s
+        recalls.append(finding.recalls[since])
+        same.append(group.identities[group.places[since]])
+        asked.append(asked_at_s[since])
+    if not sum(map(len, recalls)):
         return None, 0
-    interval = mean_interval(np.array(recalls), times=np.array(times))
+    queries, asked_at_s = np.concatenate(same), np.concatenate(asked)
+    interval = interval_of(np.concatenate(recalls), arrivals_of(queries, asked_at_s))
     return (
         RecallEstimate(
             k=estimate.k,
             recall=interval.mean,
             low=interval.low,
             high=interval.high,
-            queries=len(asked_s),
+            queries=len(queries),
             measured_at_s=estimate.measured_at_s,
             plans={},
-            window_begin_s=min(asked_s),
-            window_end_s=max(asked_s),
-            distinct=len(recalls),
+            window_begin_s=float(asked_at_s.min()),
+            window_end_s=float(asked_at_s.max()),
+            distinct=len(np.unique(queries)),
         ),
-        later,
+        int(np.count_nonzero(asked_at_s > estimate.window_end_s)),
     )
 
 

@@ -26,7 +26,7 @@ from annheal.model.measures.recall import (
 from annheal.model.measures.recall_tags import TAGS_MAX
 from annheal.model.measures.recall_tail import TailObjective
 from annheal.model.measures.shard_queries import Numbers, ShardQueries
-from annheal.recall.estimating import recall_estimate, tail_estimate
+from annheal.recall.estimating import arrivals_of, recall_estimate, tail_estimate
 from annheal.shard_node.owner.shard_state import MeasuredSegment
 from annheal.shard_node.recall.measuring.answer_parts import Moment
 from annheal.shard_node.recall.measuring.measure import (
@@ -408,20 +408,27 @@ def _estimate(
     """
     parts: list[Recalls] = []
     queries: list[Numbers] = []
+    asked_at_s: list[npt.NDArray[np.float64]] = []
     asked: Counter[int] = Counter()
     for group, part in zip(groups, recalls, strict=True):
         if len(part):
             known = ~np.isnan(part)
             parts.append(part[known])
             queries.append(group.identities[group.places[known]])
+            moments = np.array([one.sampled_at_s for one in group.samples])
+            asked_at_s.append(moments[known])
             asked[group.k] += len(parts[-1])
     together = np.concatenate(parts) if parts else np.empty(0)
     if not len(together):
         return None
-    different, places = np.unique(np.concatenate(queries), return_inverse=True)
+    same = np.concatenate(queries)
+    different, places = np.unique(same, return_inverse=True)
+    arrivals = arrivals_of(same, np.concatenate(asked_at_s))
     times = [one.sampled_at_s for group in groups for one in group.samples]
     return replace(
-        recall_estimate(together, asked, plans, measured_at_s=moment.measured_at_s),
+        recall_estimate(
+            together, asked, plans, measured_at_s=moment.measured_at_s, arrivals=arrivals
+        ),
         window_begin_s=min(times),
         window_end_s=max(times),
         valid_until_s=max(times) + moment.valid_s,
