@@ -29,6 +29,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "search": "user_commands.search:search",
     "explain": "user_commands.explain:explain",
     "get": "user_commands.records:get",
+    "update": "user_commands.updating:update",
     "delete": "user_commands.records:delete",
     "count": "user_commands.records:count",
     "scan": "user_commands.records:scan",

@@ -45,7 +45,7 @@ from annheal.wire import search as wire_search
 from annheal.wire.admin import encode_cluster_health
 from annheal.wire.columns import decode_vectors
 from annheal.wire.recall import encode_audits, encode_recall_summary, encode_worst
-from annheal.wire.session import decode_freshness
+from annheal.wire.session import decode_freshness, encode_session
 
 # The answer, an error above all, must be on its way before the caller gives up.
 _MARGIN_SHARE = 0.05
@@ -165,10 +165,63 @@ class RecordServicer:
             collection, batch, deadline=deadline_of(context)
         )
         self._wrote(collection, "upsert", outcome.upserted, began_s)
-        return wire_records.encode_upsert_response(
-            outcome.upserted,
-            collection_id=collection.id,
-            sequences=outcome.session.sequences,
+        session = encode_session(outcome.session)
+        return records_pb2.UpsertResponse(upserted=outcome.upserted, session=session)
+
+    async def Update(
+        self, request: records_pb2.UpdateRequest, context: Context
+    ) -> records_pb2.UpdateResponse:
+        """Replace parts of records."""
+        began_s = time.perf_counter()
+        collection = await self._coordinator.collections.get(request.collection)
+        patch, if_versions = wire_records.decode_update(request, collection=collection)
+        outcome = await self._coordinator.writes.update(
+            collection, patch, if_versions=if_versions, deadline=deadline_of(context)
+        )
+        self._wrote(collection, "update", outcome.upserted, began_s)
+        return records_pb2.UpdateResponse(
+            updated=outcome.upserted,
+            session=encode_session(outcome.session),
+            missing=outcome.missing,
+            conflicts=wire_records.encode_conflicts(outcome.conflicts),
+        )
+
+    async def UpsertIf(
+        self, request: records_pb2.UpsertIfRequest, context: Context
+    ) -> records_pb2.UpsertIfResponse:
+        """Insert or replace the records that have the wanted versions."""
+        began_s = time.perf_counter()
+        collection = await self._coordinator.collections.get(request.upsert.collection)
+        outcome = await self._coordinator.writes.upsert(
+            collection,
+            wire_records.decode_upsert(request.upsert, collection=collection),
+            if_versions=wire_records.decode_versions(request.if_versions),
+            deadline=deadline_of(context),
+        )
+        self._wrote(collection, "upsert", outcome.upserted, began_s)
+        return records_pb2.UpsertIfResponse(
+            upserted=outcome.upserted,
+            session=encode_session(outcome.session),
+            conflicts=wire_records.encode_conflicts(outcome.conflicts),
+        )
+
+    async def DeleteIf(
+        self, request: records_pb2.DeleteIfRequest, context: Context
+    ) -> records_pb2.DeleteIfResponse:
+        """Delete the records that have the wanted versions."""
+        began_s = time.perf_counter()
+        collection = await self._coordinator.collections.get(request.collection)
+        outcome = await self._coordinator.writes.delete_ids(
+            collection,
+            list(request.ids),
+            if_versions=wire_records.decode_versions(request.if_versions),
+            deadline=deadline_of(context),
+        )
+        self._wrote(collection, "delete", outcome.deleted, began_s)
+        return records_pb2.DeleteIfResponse(
+            deleted=outcome.deleted,
+            session=encode_session(outcome.session),
+            conflicts=wire_records.encode_conflicts(outcome.conflicts),
         )
 
     async def DeleteByIds(
@@ -181,11 +234,8 @@ class RecordServicer:
             collection, list(request.ids), deadline=deadline_of(context)
         )
         self._wrote(collection, "delete", outcome.deleted, began_s)
-        return wire_records.encode_delete_ids_response(
-            outcome.deleted,
-            collection_id=collection.id,
-            sequences=outcome.session.sequences,
-        )
+        session = encode_session(outcome.session)
+        return records_pb2.DeleteByIdsResponse(deleted=outcome.deleted, session=session)
 
     async def DeleteByFilter(
         self, request: records_pb2.DeleteByFilterRequest, context: Context
@@ -197,11 +247,8 @@ class RecordServicer:
             collection, wire_records.decode_delete_where(request), deadline=deadline_of(context)
         )
         self._wrote(collection, "delete_where", outcome.deleted, began_s)
-        return wire_records.encode_delete_where_response(
-            outcome.deleted,
-            collection_id=collection.id,
-            sequences=outcome.session.sequences,
-        )
+        session = encode_session(outcome.session)
+        return records_pb2.DeleteByFilterResponse(deleted=outcome.deleted, session=session)
 
     async def Get(
         self, request: records_pb2.GetRequest, context: Context

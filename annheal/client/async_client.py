@@ -10,7 +10,8 @@ from annheal.client.admin_calls import AdminCalls
 from annheal.client.batching import SearchGatherer
 from annheal.client.collection_calls import CollectionCalls
 from annheal.client.connection import CONNECT_TIMEOUT_S, DEFAULT_ADDRESS, ServerConnection
-from annheal.client.record_calls import RecordCalls
+from annheal.client.records.read_calls import ReadCalls
+from annheal.client.records.write_calls import WriteCalls
 from annheal.client.search_calls import SearchCalls
 from annheal.model.limits import TIMEOUT_DEFAULT_S
 from annheal.model.session import SessionToken
@@ -22,7 +23,7 @@ SEARCH_CALLS_MAX: Final = 1
 far away, or has many, gains from more."""
 
 
-class AsyncClient(CollectionCalls, RecordCalls, SearchCalls, AdminCalls):
+class AsyncClient(CollectionCalls, WriteCalls, ReadCalls, SearchCalls, AdminCalls):
     """A connection to one coordinator. Make it inside the event loop that uses it.
 
     ::
@@ -35,7 +36,8 @@ class AsyncClient(CollectionCalls, RecordCalls, SearchCalls, AdminCalls):
 
     Calls may run at the same time. Errors are those of `annheal.errors`. What may be repeated is
     repeated, with growing and jittered waits, while the error is retryable and the call's time is
-    not over; record writes are idempotent, creating and dropping a collection are not repeated.
+    not over; record writes are idempotent. Creating and dropping a collection are not repeated, and
+    writes on condition only after errors that say that nothing was written.
 
     Args:
         address: `host:port` of a coordinator, or a gRPC target.

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from annheal.client.arguments import as_count, as_flag, as_mapping, as_text, as_word
-from annheal.client.connection import ServerConnection
+from annheal.client.connection import ServerConnection, never
 from annheal.client.inputs import as_schema
 from annheal.errors import InvalidArgument
 from annheal.model.collection import (
@@ -24,6 +24,7 @@ from annheal.model.collection import (
 )
 from annheal.model.suggestions import suggestion
 from annheal.model.topology.cluster import CollectionStatus
+from annheal.runtime.retry import is_retryable
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,7 @@ class CollectionCalls:
                 timeout_s=left_s,
             ),
             deadline=self._connection.deadline(timeout_s),
-            idempotent=False,
+            retryable=never,
         )
         self._connection.forget(name)
         self._connection.learn(created)
@@ -157,7 +158,7 @@ class CollectionCalls:
                 name, changes=changes, if_revision=revision, timeout_s=left_s
             ),
             deadline=self._connection.deadline(timeout_s),
-            idempotent=if_revision is None,
+            retryable=is_retryable if if_revision is None else never,
         )
         self._connection.learn(updated)
         return updated
@@ -171,7 +172,7 @@ class CollectionCalls:
                 lambda left_s: api.drop_collection(name, timeout_s=left_s),
                 deadline=self._connection.deadline(timeout_s),
                 # A repeated drop could hit a collection that was created anew.
-                idempotent=False,
+                retryable=never,
             )
         finally:
             self._connection.forget(name)

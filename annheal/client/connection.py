@@ -13,6 +13,8 @@ from annheal.errors import (
     FailedPrecondition,
     InvalidArgument,
     NotFound,
+    ResourceExhausted,
+    Unavailable,
 )
 from annheal.model.collection import Collection
 from annheal.model.limits import TIMEOUT_MAX_S
@@ -94,15 +96,15 @@ class ServerConnection:
         attempt: Callable[[float], Awaitable[ValueT]],
         *,
         deadline: Deadline,
-        idempotent: bool = True,
+        retryable: Retryable = is_retryable,
     ) -> ValueT:
-        """As `read`, for a mutation; one that is not idempotent is tried once."""
+        """As `read`, for a mutation; `retryable` says after which errors it may be sent again."""
         return await retry(
             self._reaching(attempt),
             deadline=deadline,
             policy=self._policy,
             mutation=True,
-            retryable=self._worthwhile(is_retryable if idempotent else _never),
+            retryable=self._worthwhile(retryable),
         )
 
     def _reaching(
@@ -249,5 +251,11 @@ def _has_port(address: str) -> bool:
     return bool(host) and port.isdecimal() and 0 < int(port) <= PORT_MAX
 
 
-def _never(_: AnnhealError) -> bool:
+def without_effect(error: AnnhealError) -> bool:
+    """Return whether a write that is not idempotent may be sent again after `error`."""
+    return isinstance(error, ResourceExhausted | Unavailable)
+
+
+def never(_: AnnhealError) -> bool:
+    """Return that a mutation must not be sent again."""
     return False

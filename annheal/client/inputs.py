@@ -13,18 +13,19 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from annheal.client.arguments import as_mapping, as_text, as_word
+from annheal.client.arguments import as_count, as_mapping, as_text, as_word
 from annheal.errors import FieldViolation, InvalidArgument
 from annheal.filters import checked_tree, parse_expression
 from annheal.model.collection import AttributeField, AttributeType, Schema
 from annheal.model.filter import Filter
-from annheal.model.records import Projection
+from annheal.model.records import EVERYTHING, Projection, Versions
 from annheal.model.values.columns import Column, attribute_column
 from annheal.model.values.ids import id_texts
 from annheal.model.values.payloads import payload_column
 from annheal.model.values.rows import rows_of
 from annheal.model.values.unfit import UnfitValue, shown
 from annheal.model.values.vectors import single_vector, vector_matrix
+from annheal.model.write import ANY_VERSION
 
 FilterInput: TypeAlias = str | Filter | None
 """A filter expression (docs/filters.md), or a tree of `annheal.model.filter` nodes."""
@@ -34,11 +35,14 @@ AttributesInput: TypeAlias = (
 """Columns by name (lists, numpy or Arrow arrays), one mapping a row, or an Arrow table."""
 PayloadsInput: TypeAlias = Sequence[Any] | pa.BinaryArray | None
 """One JSON-serialisable value a row, or None; `bytes` are taken as JSON already."""
+VersionsInput: TypeAlias = Sequence[int | None] | npt.NDArray[np.integer[Any]] | None
+"""One wanted version a row, as reads return it; None in a row: no condition there."""
 ValueT = TypeVar("ValueT")
 
-_ROW_FIELD: Final = re.compile(r"(ids|vectors|payloads|attributes\.[^\[\]]+)\[(\d+)\]")
+_ROW_FIELD: Final = re.compile(r"(ids|vectors|payloads|if_versions|attributes\.[^\[\]]+)\[(\d+)\]")
 """Fields of rows as `annheal.model.validation` names them; the wire's own begin with `columns`."""
-_INCLUDES = ("attributes", "payload", "vector")
+VERSION_MAX: Final = 2**63 - 1
+_INCLUDES = ("attributes", "payload", "vector", "version")
 
 
 def as_filter(filter: FilterInput) -> Filter | None:
@@ -51,8 +55,8 @@ def as_filter(filter: FilterInput) -> Filter | None:
 def as_projection(include: Iterable[str] | str | None) -> Projection:
     """Return what to read beside the id.
 
-    `include` holds any of "attributes", "payload", "vector" and names of attributes; "all" is all
-    three. None is nothing.
+    `include` holds any of "attributes", "payload", "vector", "version" and names of attributes;
+    "all" is all four. None is nothing.
     """
     if isinstance(include, Mapping) or not isinstance(include, Iterable | None):
         raise InvalidArgument.of("include", f"is a list of names, not {shown(include)}")
@@ -60,12 +64,13 @@ def as_projection(include: Iterable[str] | str | None) -> Projection:
     for position, name in enumerate(names):
         as_text(name, f"include[{position}]")
     if "all" in names:
-        return Projection(attributes=None, payload=True, vector=True)
+        return EVERYTHING
     attributes = tuple(dict.fromkeys(n for n in names if n not in _INCLUDES))
     return Projection(
         attributes=None if "attributes" in names else attributes,
         payload="payload" in names,
         vector="vector" in names,
+        version="version" in names,
     )
 
 
@@ -135,6 +140,40 @@ def as_payloads(given: PayloadsInput, *, rows: int) -> pa.BinaryArray | None:
     if len(column) != rows:
         raise InvalidArgument.of("payloads", f"has {len(column)} rows for {rows} ids")
     return column
+
+
+def as_versions(given: VersionsInput, *, rows: int) -> Versions | None:
+    """Return wanted versions (n,) int64; None: there is no condition."""
+    if given is None:
+        return None
+    if isinstance(given, str | bytes | Mapping) or not isinstance(given, Sequence | np.ndarray):
+        raise InvalidArgument.of("if_versions", f"is a version for each id, not {shown(given)}")
+    if len(given) != rows:
+        raise InvalidArgument.of("if_versions", f"has {len(given)} rows for {rows} ids")
+    found = np.full(rows, ANY_VERSION, dtype=np.int64)
+    for row, version in enumerate(given):
+        if version is not None:
+            found[row] = as_count(version, f"if_versions[{row}]", most=VERSION_MAX)
+    return found
+
+
+def check_same_names(given: AttributesInput) -> None:
+    """Raise `InvalidArgument` for mappings, one a row, that name different attributes.
+
+    In an update, one that a row does not name would lose its value there.
+    """
+    rows: Any = given
+    if not isinstance(rows, Sequence) or not rows or not isinstance(rows[0], Mapping):
+        return
+    first = rows[0]
+    for row, mapping in enumerate(rows):
+        if isinstance(mapping, Mapping) and mapping.keys() != first.keys():
+            names = ", ".join(sorted(map(str, mapping.keys() ^ first.keys())))
+            raise InvalidArgument.of(
+                f"attributes[{row}]",
+                f"names other attributes than row 0 ({names}); update such records in calls of"
+                " their own, or say None where a value is to be taken away",
+            )
 
 
 def _columns(given: Any, *, rows: int) -> list[tuple[Any, Any]]:

@@ -23,7 +23,7 @@ from annheal.model.measures.part_health import ClusterHealth
 from annheal.model.measures.recall_audit import BandAudit
 from annheal.model.measures.recall_summary import RecallSummary
 from annheal.model.measures.recall_worst import WorstReport
-from annheal.model.records import Projection, RecordSet
+from annheal.model.records import Projection, RecordSet, Versions
 from annheal.model.search import Consistency, SearchOptions
 from annheal.model.session import SessionToken
 from annheal.model.topology.cluster import (
@@ -49,6 +49,7 @@ from annheal.wire import records as wire_records
 from annheal.wire import search as wire_search
 from annheal.wire.admin import decode_cluster_health
 from annheal.wire.recall import decode_audits, decode_recall_summary, decode_worst
+from annheal.wire.records import Written
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,8 +164,9 @@ class PublicApi:
         attributes: Mapping[str, Any],
         payloads: pa.BinaryArray | None,
         model: str,
+        if_versions: Versions | None = None,
         timeout_s: float,
-    ) -> tuple[int, SessionToken]:
+    ) -> Written:
         """Write records; see `annheal.wire.records.encode_upsert`."""
         request = wire_records.encode_upsert(
             collection,
@@ -174,20 +176,58 @@ class PublicApi:
             payloads=payloads,
             model=model,
         )
+        if if_versions is not None:
+            conditional = wire_records.encode_upsert_if(request, if_versions=if_versions)
+            answer = await self._call(methods.UPSERT_IF, conditional, timeout_s=timeout_s)
+            return wire_records.decode_write_response(answer)
         response = await self._call(methods.UPSERT, request, timeout_s=timeout_s)
         return wire_records.decode_write_response(response)
 
+    async def update(
+        self,
+        collection: str,
+        *,
+        ids: Sequence[str],
+        vectors: npt.NDArray[np.floating[Any]] | None,
+        attributes: Mapping[str, Any],
+        payloads: pa.BinaryArray | None,
+        model: str,
+        if_versions: Versions | None,
+        timeout_s: float,
+    ) -> Written:
+        """Replace parts of records; see `annheal.wire.records.encode_update`."""
+        request = wire_records.encode_update(
+            collection,
+            ids=ids,
+            vectors=vectors,
+            attributes=attributes,
+            payloads=payloads,
+            model=model,
+            if_versions=if_versions,
+        )
+        response = await self._call(methods.UPDATE, request, timeout_s=timeout_s)
+        return wire_records.decode_write_response(response)
+
     async def delete_ids(
-        self, collection: str, *, ids: Sequence[str], timeout_s: float
-    ) -> tuple[int, SessionToken]:
+        self,
+        collection: str,
+        *,
+        ids: Sequence[str],
+        if_versions: Versions | None = None,
+        timeout_s: float,
+    ) -> Written:
         """Delete by id."""
+        if if_versions is not None:
+            conditional = wire_records.encode_delete_if(
+                collection, ids=ids, if_versions=if_versions
+            )
+            answer = await self._call(methods.DELETE_IF, conditional, timeout_s=timeout_s)
+            return wire_records.decode_write_response(answer)
         request = wire_records.encode_delete_ids(collection, ids=ids)
         response = await self._call(methods.DELETE_BY_IDS, request, timeout_s=timeout_s)
         return wire_records.decode_write_response(response)
 
-    async def delete_where(
-        self, collection: str, *, filter: Filter, timeout_s: float
-    ) -> tuple[int, SessionToken]:
+    async def delete_where(self, collection: str, *, filter: Filter, timeout_s: float) -> Written:
         """Delete what matches."""
         request = wire_records.encode_delete_where(collection, filter=filter)
         response = await self._call(methods.DELETE_BY_FILTER, request, timeout_s=timeout_s)

@@ -11,23 +11,26 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from annheal.model.records import Float32Matrix, RecordSet
+from annheal.model.records import Float32Matrix, RecordSet, Versions
 from annheal.model.search import SegmentExplain
 from annheal.model.session import SessionToken
 from annheal.model.values.reading import value_at
+from annheal.model.write import VersionConflict
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
     """One record as it was read; what was not asked for is None.
 
-    `attributes` holds the values that are there; `vector` is (d,) float32.
+    `attributes` holds the values that are there; `vector` is (d,) float32. `version` grows with
+    every write to the record.
     """
 
     id: str
     attributes: Mapping[str, Any] | None = None
     payload: Any = None
     vector: npt.NDArray[np.float32] | None = None
+    version: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +42,16 @@ class Hit:
     attributes: Mapping[str, Any] | None = None
     payload: Any = None
     vector: npt.NDArray[np.float32] | None = None
+    version: int | None = None
 
 
 class Records(Sequence[Record]):
     """Records in columns; indexing gives one as a `Record`.
 
     `attributes` is a `pyarrow.RecordBatch`, `payloads` a `pyarrow.BinaryArray` of JSON, `vectors`
-    (n, d) float32; each is None when it was not asked for. `cursor` continues the scan that
-    returned them; empty behind the last page, and where they come from no scan.
+    (n, d) float32, `versions` (n,) int64; each is None when it was not asked for. `cursor`
+    continues the scan that returned them; empty behind the last page, and where they come from no
+    scan.
     """
 
     __slots__ = ("_columns", "cursor")
@@ -75,6 +80,11 @@ class Records(Sequence[Record]):
         """(n, d) float32."""
         return self._columns.vectors
 
+    @property
+    def versions(self) -> Versions | None:
+        """(n,) int64."""
+        return self._columns.versions
+
     def __len__(self) -> int:
         return len(self._columns.ids)
 
@@ -97,6 +107,7 @@ class Records(Sequence[Record]):
             attributes_at(columns, row),
             payload_at(columns, row),
             None if columns.vectors is None else columns.vectors[row],
+            version_at(columns, row),
         )
 
 
@@ -179,6 +190,7 @@ class SearchResult(Sequence[Hit]):
             attributes_at(columns, row),
             payload_at(columns, row),
             None if columns.vectors is None else columns.vectors[row],
+            version_at(columns, row),
         )
 
 
@@ -255,10 +267,16 @@ class SearchBatch(Sequence[SearchResult]):
 
 @dataclass(frozen=True, slots=True)
 class WriteResult:
-    """An acknowledged write: rows written or deleted, and the tokens to read it elsewhere."""
+    """An acknowledged write: rows written or deleted, and the tokens to read it elsewhere.
+
+    `missing` are ids to update that do not exist. `conflicts` are records whose version is another
+    one than `if_versions` asked for, with the version that they have. Neither were written.
+    """
 
     count: int
     session: SessionToken | None = field(default=None, repr=False)
+    missing: tuple[str, ...] = ()
+    conflicts: tuple[VersionConflict, ...] = ()
 
 
 def attributes_at(columns: RecordSet, row: int) -> dict[str, Any] | None:
@@ -271,6 +289,11 @@ def attributes_at(columns: RecordSet, row: int) -> dict[str, Any] | None:
         return None
     values = ((name, value_at(table.column(i), row)) for i, name in enumerate(table.schema.names))
     return {name: value for name, value in values if value is not None}
+
+
+def version_at(columns: RecordSet, row: int) -> int | None:
+    """Return the version of one row."""
+    return None if columns.versions is None else int(columns.versions[row])
 
 
 def payload_at(columns: RecordSet, row: int) -> Any:

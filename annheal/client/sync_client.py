@@ -96,6 +96,7 @@ class Client:
     update_collection = _blocking(AsyncClient.update_collection)
     drop_collection = _blocking(AsyncClient.drop_collection)
     upsert = _blocking(AsyncClient.upsert)
+    update = _blocking(AsyncClient.update)
     delete = _blocking(AsyncClient.delete)
     get = _blocking(AsyncClient.get)
     count = _blocking(AsyncClient.count)

@@ -13,6 +13,8 @@ import pyarrow as pa
 from annheal.model.collection import AttributeType, Schema
 
 Float32Matrix: TypeAlias = npt.NDArray[np.float32]
+Versions: TypeAlias = npt.NDArray[np.int64]
+"""(n,) versions of records. A record's version grows with every write to it and is at least 1."""
 
 ARROW_TYPES: dict[AttributeType, pa.DataType] = {
     AttributeType.KEYWORD: pa.string(),
@@ -62,6 +64,68 @@ class RecordBatch:
 
 
 @dataclass(frozen=True, slots=True)
+class RecordPatch:
+    """Parts of `n` records to replace; the other parts stay as they are.
+
+    `attributes` has some of the columns of `arrow_schema(schema)`, in their order; null takes a
+    value away. `payloads` (null takes the payload away) and `vectors` (n, d) are None to stay.
+    """
+
+    ids: pa.StringArray
+    attributes: pa.RecordBatch
+    payloads: pa.BinaryArray | None = None
+    vectors: Float32Matrix | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all columns."""
+        parts = (self.ids, self.attributes, self.payloads, self.vectors)
+        return sum(0 if part is None else part.nbytes for part in parts)
+
+    def take(self, rows: npt.NDArray[np.int64]) -> RecordPatch:
+        """Return the given rows, in the given order."""
+        index: pa.Int64Array = pa.array(rows, type=pa.int64())
+        return RecordPatch(
+            ids=self.ids.take(index),
+            attributes=self.attributes.take(index)
+            if self.attributes.num_columns
+            else self.attributes,
+            payloads=None if self.payloads is None else self.payloads.take(index),
+            vectors=None if self.vectors is None else np.ascontiguousarray(self.vectors[rows]),
+        )
+
+    def applied_to(self, records: RecordSet) -> RecordBatch:
+        """Return whole records: `records`, which have everything, with the parts of the patch.
+
+        Row i of both is one record.
+        """
+        assert records.attributes is not None
+        assert records.payloads is not None
+        assert records.vectors is not None
+        mine = self.attributes.schema.names
+        names = records.attributes.schema.names
+        columns = [
+            self.attributes.column(name)
+            if name in mine
+            else plain_column(records.attributes.column(name))
+            for name in names
+        ]
+        return RecordBatch(
+            ids=self.ids,
+            vectors=np.ascontiguousarray(
+                records.vectors if self.vectors is None else self.vectors, dtype=np.float32
+            ),
+            attributes=pa.RecordBatch.from_arrays(columns, names=names)
+            if names
+            else records.attributes,
+            payloads=records.payloads if self.payloads is None else self.payloads,
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Projection:
     """What to return of each record beside its id.
 
@@ -71,15 +135,16 @@ class Projection:
     attributes: tuple[str, ...] | None = ()
     payload: bool = False
     vector: bool = False
+    version: bool = False
 
     @property
     def ids_only(self) -> bool:
         """Whether nothing but ids (and scores) is wanted."""
-        return self.attributes == () and not self.payload and not self.vector
+        return self == IDS_ONLY
 
 
 IDS_ONLY = Projection()
-EVERYTHING = Projection(attributes=None, payload=True, vector=True)
+EVERYTHING = Projection(attributes=None, payload=True, vector=True, version=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +155,7 @@ class RecordSet:
     attributes: pa.RecordBatch | None = None
     payloads: pa.BinaryArray | None = None
     vectors: Float32Matrix | None = None
+    versions: Versions | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -109,11 +175,13 @@ def take_records(parts: Sequence[RecordSet], rows: npt.NDArray[np.int64]) -> Rec
     attributes = [part.attributes for part in filled if part.attributes is not None]
     payloads = [part.payloads for part in filled if part.payloads is not None]
     vectors = [part.vectors for part in filled if part.vectors is not None]
+    versions = [part.versions for part in filled if part.versions is not None]
     return RecordSet(
         ids=[ids[row] for row in rows.tolist()],
         attributes=_joined(attributes).take(index) if attributes else None,
         payloads=pa.concat_arrays(payloads).take(index) if payloads else None,
         vectors=np.concatenate(vectors)[rows] if vectors else None,
+        versions=np.concatenate(versions)[rows] if versions else None,
     )
 
 
@@ -132,11 +200,13 @@ def join_records(
 def slice_records(records: RecordSet, low: int, high: int) -> RecordSet:
     """Return the rows from `low` to `high`, sharing the columns."""
     attributes, payloads, vectors = records.attributes, records.payloads, records.vectors
+    versions = records.versions
     return RecordSet(
         ids=records.ids[low:high],
         attributes=None if attributes is None else attributes.slice(low, high - low),
         payloads=None if payloads is None else payloads.slice(low, high - low),
         vectors=None if vectors is None else vectors[low:high],
+        versions=None if versions is None else versions[low:high],
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -38,11 +39,19 @@ from annheal.model.limits import (
 )
 from annheal.model.measures.recall_tags import checked_tag
 from annheal.model.measures.recall_tail import OBJECTIVE_SHARE_MAX, OBJECTIVE_SHARE_MIN
-from annheal.model.records import Float32Matrix, Projection, RecordBatch, arrow_schema
+from annheal.model.records import (
+    Float32Matrix,
+    Projection,
+    RecordBatch,
+    RecordPatch,
+    Versions,
+    arrow_schema,
+)
 from annheal.model.search import SearchOptions
 from annheal.model.suggestions import suggestion
 from annheal.model.values.moments import MOMENT_US_MAX, MOMENT_US_MIN, OUTSIDE
 from annheal.model.values.payloads import validate_payloads
+from annheal.model.write import ANY_VERSION
 
 M_MIN, M_MAX = 2, 128
 EF_CONSTRUCTION_MIN, EF_CONSTRUCTION_MAX = 4, 4_096
@@ -366,6 +375,60 @@ def validate_batch(batch: RecordBatch, *, collection: Collection) -> RecordBatch
     )
 
 
+def validate_patch(patch: RecordPatch, *, collection: Collection) -> RecordPatch:
+    """Return `patch` ready to be applied; its ids may repeat.
+
+    Raises `InvalidArgument` that names the field and the row, also where nothing is to be changed.
+    """
+    validate_ids(patch.ids, rows_max=WRITE_ROWS_MAX)
+    rows, names = len(patch.ids), patch.attributes.schema.names
+    payloads, vectors = patch.payloads, patch.vectors
+    if not names and payloads is None and vectors is None:
+        raise InvalidArgument.of(
+            "attributes", "nothing to change; give attributes, payloads or vectors"
+        )
+    lengths = {
+        "attributes": patch.attributes.num_rows if names else rows,
+        "payloads": rows if payloads is None else len(payloads),
+        "vectors": rows if vectors is None else len(vectors),
+    }
+    for field, length in lengths.items():
+        if length != rows:
+            raise InvalidArgument.of(field, f"{length} rows for {rows} ids; send one for each id")
+    declared = [field.name for field in collection.schema]
+    for name in names:
+        if name not in declared:
+            raise InvalidArgument.of(
+                f"attributes.{name}", f"unknown attribute; {suggestion(name, declared)}"
+            )
+    _check_attributes(
+        patch.attributes, schema=tuple(one for one in collection.schema if one.name in names)
+    )
+    if payloads is not None:
+        validate_payloads(payloads)
+    if vectors is None:
+        return patch
+    return replace(patch, vectors=validate_vectors(vectors, model=collection.model))
+
+
+def validate_versions(versions: Versions, *, rows: int, least: int) -> None:
+    """Raise `InvalidArgument` unless each of `rows` records has a wanted version, or none.
+
+    The smallest is `least`: 0, for a record that does not exist, makes no sense to all operations.
+    """
+    if versions.shape != (rows,):
+        raise InvalidArgument.of(
+            "if_versions", f"{len(versions)} given for {rows} ids; give one for each"
+        )
+    wrong = (versions < least) & (versions != ANY_VERSION)
+    if wrong.any():
+        row = _first(wrong)
+        fix = f"a version is at least {least}, as reads return it; leave it out for no condition"
+        if least:
+            fix += "; a record that does not exist cannot be changed"
+        raise InvalidArgument.of(f"if_versions[{row}]", f"{versions[row]}: {fix}")
+
+
 def _check_attributes(attributes: pa.RecordBatch, *, schema: Schema) -> None:
     wanted = arrow_schema(schema)
     given = attributes.schema
@@ -486,7 +549,7 @@ def validate_projection(projection: Projection, *, schema: Schema) -> None:
     if not projection.attributes:
         return
     declared = [field.name for field in schema]
-    known = [*declared, "attributes", "payload", "vector", "all"]
+    known = [*declared, "attributes", "payload", "vector", "version", "all"]
     for number, name in enumerate(projection.attributes):
         if name not in declared:
             raise InvalidArgument.of(

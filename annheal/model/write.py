@@ -6,15 +6,40 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from annheal.model.filter import Filter
-from annheal.model.records import EVERYTHING, Projection, RecordBatch, RecordSet
+from annheal.model.records import (
+    EVERYTHING,
+    Projection,
+    RecordBatch,
+    RecordPatch,
+    RecordSet,
+    Versions,
+)
 from annheal.model.search import Consistency
+
+ANY_VERSION = -1
+"""As a wanted version: there is no condition."""
+NO_RECORD = 0
+"""As a version: there is no record."""
 
 
 @dataclass(frozen=True, slots=True)
 class Upsert:
-    """Insert or wholly replace the records of `batch`; ids are unique within it (last one won)."""
+    """Insert or wholly replace the records of `batch`; ids are unique within it (last one won).
+
+    `if_versions` (n,): a record is written only while its version is the wanted one (`NO_RECORD`:
+    while it does not exist). So too below.
+    """
 
     batch: RecordBatch
+    if_versions: Versions | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """Replace parts of the records that exist; ids are unique within `patch`."""
+
+    patch: RecordPatch
+    if_versions: Versions | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +47,7 @@ class DeleteIds:
     """Delete by id; unknown ids are no error."""
 
     ids: tuple[str, ...]
+    if_versions: Versions | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +57,33 @@ class DeleteWhere:
     filter: Filter
 
 
-WriteOperation: TypeAlias = Upsert | DeleteIds | DeleteWhere
+WriteOperation: TypeAlias = Upsert | Update | DeleteIds | DeleteWhere
+
+
+def depends_on_records(operation: WriteOperation) -> bool:
+    """Return whether the records that exist decide what `operation` writes."""
+    if isinstance(operation, Upsert | DeleteIds):
+        return operation.if_versions is not None
+    return True
+
+
+def is_repeatable(operation: WriteOperation) -> bool:
+    """Return whether `operation` may be sent again when nobody knows if it took effect.
+
+    A conditional one would find that its records have the versions that it gave them itself.
+    """
+    return isinstance(operation, DeleteWhere) or operation.if_versions is None
+
+
+@dataclass(frozen=True, slots=True)
+class VersionConflict:
+    """A record that was not written: its version is `version`, another one than wanted.
+
+    `NO_RECORD`: it does not exist.
+    """
+
+    id: str
+    version: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +100,16 @@ class WriteRequest:
 class WriteAnswer:
     """Durable and visible.
 
-    `sequence` is the shard's sequence after it; `deleted` counts records that existed.
+    `sequence` is the shard's sequence after it; `upserted` counts records written, updated ones
+    included, and `deleted` those that existed. `missing` are ids to update that do not exist, and
+    `conflicts` the records whose versions are not the wanted ones: nothing of either was written.
     """
 
     sequence: int
     upserted: int = 0
     deleted: int = 0
+    missing: tuple[str, ...] = ()
+    conflicts: tuple[VersionConflict, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

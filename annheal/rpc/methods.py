@@ -85,6 +85,27 @@ UPSERT = Method(
     records_pb2.UpsertResponse,
     mutates=True,
 )
+UPDATE = Method(
+    RECORD_SERVICE,
+    "Update",
+    records_pb2.UpdateRequest,
+    records_pb2.UpdateResponse,
+    mutates=True,
+)
+UPSERT_IF = Method(
+    RECORD_SERVICE,
+    "UpsertIf",
+    records_pb2.UpsertIfRequest,
+    records_pb2.UpsertIfResponse,
+    mutates=True,
+)
+DELETE_IF = Method(
+    RECORD_SERVICE,
+    "DeleteIf",
+    records_pb2.DeleteIfRequest,
+    records_pb2.DeleteIfResponse,
+    mutates=True,
+)
 DELETE_BY_IDS = Method(
     RECORD_SERVICE,
     "DeleteByIds",

@@ -206,7 +206,8 @@ class Segment:
             payloads = cast(pa.BinaryArray, taken.cast(pa.binary()))
         vectors = self.index.reconstruct(rows) if projection.vector else None
         ids = texts_at(self._columns.ids, rows)
-        return RecordSet(ids=ids, attributes=attributes, payloads=payloads, vectors=vectors)
+        versions = self.sequences[rows] if projection.version else None
+        return RecordSet(ids, attributes, payloads, vectors, versions)
 
     def _take_attributes(
         self, wanted: pa.Int64Array, names: tuple[str, ...] | None

@@ -59,25 +59,29 @@ class KeywordListColumn(_message.Message):
     def __init__(self, lengths: _Optional[_Iterable[int]] = ..., values: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class RecordColumns(_message.Message):
-    __slots__ = ("ids", "vectors", "attributes", "payloads")
+    __slots__ = ("ids", "vectors", "attributes", "payloads", "versions")
     IDS_FIELD_NUMBER: _ClassVar[int]
     VECTORS_FIELD_NUMBER: _ClassVar[int]
     ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
     PAYLOADS_FIELD_NUMBER: _ClassVar[int]
+    VERSIONS_FIELD_NUMBER: _ClassVar[int]
     ids: _containers.RepeatedScalarFieldContainer[str]
     vectors: _containers.RepeatedCompositeFieldContainer[Vectors]
     attributes: _containers.RepeatedCompositeFieldContainer[AttributeColumn]
     payloads: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, ids: _Optional[_Iterable[str]] = ..., vectors: _Optional[_Iterable[_Union[Vectors, _Mapping]]] = ..., attributes: _Optional[_Iterable[_Union[AttributeColumn, _Mapping]]] = ..., payloads: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    versions: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, ids: _Optional[_Iterable[str]] = ..., vectors: _Optional[_Iterable[_Union[Vectors, _Mapping]]] = ..., attributes: _Optional[_Iterable[_Union[AttributeColumn, _Mapping]]] = ..., payloads: _Optional[_Iterable[bytes]] = ..., versions: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Projection(_message.Message):
-    __slots__ = ("all_attributes", "attributes", "payload", "vector")
+    __slots__ = ("all_attributes", "attributes", "payload", "vector", "version")
     ALL_ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
     ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_FIELD_NUMBER: _ClassVar[int]
     VECTOR_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
     all_attributes: bool
     attributes: _containers.RepeatedScalarFieldContainer[str]
     payload: bool
     vector: bool
-    def __init__(self, all_attributes: _Optional[bool] = ..., attributes: _Optional[_Iterable[str]] = ..., payload: _Optional[bool] = ..., vector: _Optional[bool] = ...) -> None: ...
+    version: bool
+    def __init__(self, all_attributes: _Optional[bool] = ..., attributes: _Optional[_Iterable[str]] = ..., payload: _Optional[bool] = ..., vector: _Optional[bool] = ..., version: _Optional[bool] = ...) -> None: ...

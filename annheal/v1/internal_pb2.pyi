@@ -3,6 +3,7 @@ import datetime
 from annheal.v1 import admin_pb2 as _admin_pb2
 from annheal.v1 import columns_pb2 as _columns_pb2
 from annheal.v1 import filter_pb2 as _filter_pb2
+from annheal.v1 import records_pb2 as _records_pb2
 from annheal.v1 import search_pb2 as _search_pb2
 from annheal.v1 import session_pb2 as _session_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
@@ -85,18 +86,32 @@ class SearchShardsResponse(_message.Message):
     def __init__(self, counts: _Optional[_Iterable[int]] = ..., scores: _Optional[bytes] = ..., ids: _Optional[_Iterable[str]] = ..., columns: _Optional[bytes] = ..., explain: _Optional[_Iterable[_Union[_search_pb2.SegmentExplain, _Mapping]]] = ..., sequences: _Optional[_Mapping[int, int]] = ..., missing_shards: _Optional[_Iterable[int]] = ..., below_objective: _Optional[bool] = ...) -> None: ...
 
 class WriteShardRequest(_message.Message):
-    __slots__ = ("collection_id", "shard", "upsert", "delete_ids", "delete_where")
+    __slots__ = ("collection_id", "shard", "upsert", "delete_ids", "delete_where", "rows")
     COLLECTION_ID_FIELD_NUMBER: _ClassVar[int]
     SHARD_FIELD_NUMBER: _ClassVar[int]
     UPSERT_FIELD_NUMBER: _ClassVar[int]
     DELETE_IDS_FIELD_NUMBER: _ClassVar[int]
     DELETE_WHERE_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
     collection_id: str
     shard: int
     upsert: bytes
     delete_ids: DeleteIds
     delete_where: _filter_pb2.Filter
-    def __init__(self, collection_id: _Optional[str] = ..., shard: _Optional[int] = ..., upsert: _Optional[bytes] = ..., delete_ids: _Optional[_Union[DeleteIds, _Mapping]] = ..., delete_where: _Optional[_Union[_filter_pb2.Filter, _Mapping]] = ...) -> None: ...
+    rows: RowWrite
+    def __init__(self, collection_id: _Optional[str] = ..., shard: _Optional[int] = ..., upsert: _Optional[bytes] = ..., delete_ids: _Optional[_Union[DeleteIds, _Mapping]] = ..., delete_where: _Optional[_Union[_filter_pb2.Filter, _Mapping]] = ..., rows: _Optional[_Union[RowWrite, _Mapping]] = ...) -> None: ...
+
+class RowWrite(_message.Message):
+    __slots__ = ("upsert", "update", "delete_ids", "if_versions")
+    UPSERT_FIELD_NUMBER: _ClassVar[int]
+    UPDATE_FIELD_NUMBER: _ClassVar[int]
+    DELETE_IDS_FIELD_NUMBER: _ClassVar[int]
+    IF_VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    upsert: bytes
+    update: bytes
+    delete_ids: DeleteIds
+    if_versions: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, upsert: _Optional[bytes] = ..., update: _Optional[bytes] = ..., delete_ids: _Optional[_Union[DeleteIds, _Mapping]] = ..., if_versions: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class DeleteIds(_message.Message):
     __slots__ = ("ids",)
@@ -105,14 +120,18 @@ class DeleteIds(_message.Message):
     def __init__(self, ids: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class WriteShardResponse(_message.Message):
-    __slots__ = ("sequence", "upserted", "deleted")
+    __slots__ = ("sequence", "upserted", "deleted", "missing", "conflicts")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     UPSERTED_FIELD_NUMBER: _ClassVar[int]
     DELETED_FIELD_NUMBER: _ClassVar[int]
+    MISSING_FIELD_NUMBER: _ClassVar[int]
+    CONFLICTS_FIELD_NUMBER: _ClassVar[int]
     sequence: int
     upserted: int
     deleted: int
-    def __init__(self, sequence: _Optional[int] = ..., upserted: _Optional[int] = ..., deleted: _Optional[int] = ...) -> None: ...
+    missing: _containers.RepeatedScalarFieldContainer[str]
+    conflicts: _containers.RepeatedCompositeFieldContainer[_records_pb2.VersionConflict]
+    def __init__(self, sequence: _Optional[int] = ..., upserted: _Optional[int] = ..., deleted: _Optional[int] = ..., missing: _Optional[_Iterable[str]] = ..., conflicts: _Optional[_Iterable[_Union[_records_pb2.VersionConflict, _Mapping]]] = ...) -> None: ...
 
 class GetFromShardRequest(_message.Message):
     __slots__ = ("collection_id", "shard", "ids", "projection", "consistency", "min_sequence")

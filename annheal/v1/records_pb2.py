@@ -28,7 +28,7 @@ from annheal.v1 import session_pb2 as annheal_dot_v1_dot_session__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x61nnheal/v1/records.proto\x12\nannheal.v1\x1a\x18\x61nnheal/v1/columns.proto\x1a\x17\x61nnheal/v1/filter.proto\x1a\x18\x61nnheal/v1/session.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"_\n\x06Vector\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x06packed\x18\x02 \x01(\x0cH\x00\x12(\n\x06\x66loats\x18\x03 \x01(\x0b\x32\x16.annheal.v1.FloatArrayH\x00\x42\n\n\x08\x65ncoding\"\xda\x01\n\x0e\x41ttributeValue\x12\x11\n\x07keyword\x18\x01 \x01(\tH\x00\x12/\n\x0ckeyword_list\x18\x02 \x01(\x0b\x32\x17.annheal.v1.KeywordListH\x00\x12\x15\n\x0bint64_value\x18\x03 \x01(\x03H\x00\x12\x17\n\rfloat64_value\x18\x04 \x01(\x01H\x00\x12\x14\n\nbool_value\x18\x05 \x01(\x08H\x00\x12\x35\n\x0ftimestamp_value\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x00\x42\x07\n\x05value\"\x1d\n\x0bKeywordList\x12\x0e\n\x06values\x18\x01 \x03(\t\"\xd1\x01\n\x06Record\x12\n\n\x02id\x18\x01 \x01(\t\x12#\n\x07vectors\x18\x02 \x03(\x0b\x32\x12.annheal.v1.Vector\x12\x36\n\nattributes\x18\x03 \x03(\x0b\x32\".annheal.v1.Record.AttributesEntry\x12\x0f\n\x07payload\x18\x04 \x01(\x0c\x1aM\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12)\n\x05value\x18\x02 \x01(\x0b\x32\x1a.annheal.v1.AttributeValue:\x02\x38\x01\"t\n\rUpsertRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12*\n\x07\x63olumns\x18\x02 \x01(\x0b\x32\x19.annheal.v1.RecordColumns\x12#\n\x07records\x18\x03 \x03(\x0b\x32\x12.annheal.v1.Record\"M\n\x0eUpsertResponse\x12\x10\n\x08upserted\x18\x01 \x01(\x04\x12)\n\x07session\x18\x02 \x01(\x0b\x32\x18.annheal.v1.SessionToken\"5\n\x12\x44\x65leteByIdsRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x0b\n\x03ids\x18\x02 \x03(\t\"Q\n\x13\x44\x65leteByIdsResponse\x12\x0f\n\x07\x64\x65leted\x18\x01 \x01(\x04\x12)\n\x07session\x18\x02 \x01(\x0b\x32\x18.annheal.v1.SessionToken\"O\n\x15\x44\x65leteByFilterRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\"\n\x06\x66ilter\x18\x02 \x01(\x0b\x32\x12.annheal.v1.Filter\"T\n\x16\x44\x65leteByFilterResponse\x12\x0f\n\x07\x64\x65leted\x18\x01 \x01(\x04\x12)\n\x07session\x18\x02 \x01(\x0b\x32\x18.annheal.v1.SessionToken\"\xb2\x01\n\nGetRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x0b\n\x03ids\x18\x02 \x03(\t\x12*\n\nprojection\x18\x03 \x01(\x0b\x32\x16.annheal.v1.Projection\x12,\n\x0b\x63onsistency\x18\x04 \x01(\x0e\x32\x17.annheal.v1.Consistency\x12)\n\x07session\x18\x05 \x01(\x0b\x32\x18.annheal.v1.SessionToken\"d\n\x0bGetResponse\x12*\n\x07records\x18\x01 \x01(\x0b\x32\x19.annheal.v1.RecordColumns\x12)\n\x07session\x18\x02 \x01(\x0b\x32\x18.annheal.v1.SessionToken\"\x9f\x01\n\x0c\x43ountRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\"\n\x06\x66ilter\x18\x02 \x01(\x0b\x32\x12.annheal.v1.Filter\x12,\n\x0b\x63onsistency\x18\x03 \x01(\x0e\x32\x17.annheal.v1.Consistency\x12)\n\x07session\x18\x04 \x01(\x0b\x32\x18.annheal.v1.SessionToken\"\x1e\n\rCountResponse\x12\r\n\x05\x63ount\x18\x01 \x01(\x04\"\x94\x01\n\x0bScanRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\"\n\x06\x66ilter\x18\x02 \x01(\x0b\x32\x12.annheal.v1.Filter\x12*\n\nprojection\x18\x03 \x01(\x0b\x32\x16.annheal.v1.Projection\x12\x11\n\tpage_size\x18\x04 \x01(\r\x12\x0e\n\x06\x63ursor\x18\x05 \x01(\t\"O\n\x0cScanResponse\x12*\n\x07records\x18\x01 \x01(\x0b\x32\x19.annheal.v1.RecordColumns\x12\x13\n\x0bnext_cursor\x18\x02 \x01(\t2\xaa\x03\n\rRecordService\x12?\n\x06Upsert\x12\x19.annheal.v1.UpsertRequest\x1a\x1a.annheal.v1.UpsertResponse\x12N\n\x0b\x44\x65leteByIds\x12\x1e.annheal.v1.DeleteByIdsRequest\x1a\x1f.annheal.v1.DeleteByIdsResponse\x12W\n\x0e\x44\x65leteByFilter\x12!.annheal.v1.DeleteByFilterRequest\x1a\".annheal.v1.DeleteByFilterResponse\x12\x36\n\x03Get\x12\x16.annheal.v1.GetRequest\x1a\x17.annheal.v1.GetResponse\x12<\n\x05\x43ount\x12\x18.annheal.v1.CountRequest\x1a\x19.annheal.v1.CountResponse\x12\x39\n\x04Scan\x12\x17.annheal.v1.ScanRequest\x1a\x18.annheal.v1.ScanResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x61nnheal/v1/records.proto\x12\nannheal.v1\x1a\x18\x61nnheal/v1/columns.proto\x1a\x17\x61nnheal/v1/filter.proto\x1a\x18\x61nnheal/v1/session.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"_\n\x06Vector\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x06packed\x18\x02 \x01(\x0cH\x00\x12(\n\x06\x66loats\x18\x03 \x01(\x0b\x32\x16.annheal.v1.FloatArrayH\x00\x42\n\n\x08\x65ncoding\"\xda\x01\n\x0e\x41ttributeValue\x12\x11\n\x07keyword\x18\x01 \x01(\tH\x00\x12/\n\x0ckeyword_list\x18\x02 \x01(\x0b\x32\x17.annheal.v1.KeywordListH\x00\x12\x15\n\x0bint64_value\x18\x03 \x01(\x03H\x00\x12\x17\n\rfloat64_value\x18\x04 \x01(\x01H\x00\x12\x14\n\nbool_value\x18\x05 \x01(\x08H\x00\x12\x35\n\x0ftimestamp_value\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x00\x42\x07\n\x05value\"\x1d\n\x0bKeywordList\x12\x0e\n\x06values\x18\x01 \x03(\t\"\xd1\x01\n\x06Record\x12\n\n\x02id\x18\x01 \x01(\t\x12#\n\x07vectors\x18\x02 \x03(\x0b\x32\x12.annheal.v1.Vector\x12\x36\n\nattributes\x18\x03 \x03(\x0b\x32\".annheal.v1.Record.AttributesEntry\x12\x0f\n\x07payload\x18\x04 \x01(\x0c\x1aM\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12)\n\x05value\x18\x02 \x01(\x0b\x32\x1a.annheal.v1.AttributeValue:\x02\x38\x01\"t\n\rUpsertRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12*\n\x07\x63olumns\x18\x02 \x01(\x0b\x32\x19.annheal.v1.RecordColumns\x12#\n\x07records\x18\x03 \x03(\x0b\x32\x12.annheal.v1.Record\"M\n\x0eUpsertResponse\x12\x10\n\x08upserted\x18\x01 \x01(\x04\x12)\n\x07session\x18\x02 \x01(\x0b\x32\x18.annheal.v1.SessionToken\".\n\x0fVersionConflict\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\"d\n\rUpdateRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12*\n\x07\x63olumns\x18\x02 \x01(\x0b\x32\x19.annheal.v1.RecordColumns\x12\x13\n\x0bif_versions\x18\x03 \x03(\x03\"\x8d\x01\n\x0eUpdateResponse\x12\x0f\n\x07updated\x18\x01 \x01(\x04\x12)\n\x07session\x18\x02 \x01(\x0b\x32\x18.annheal.v1.SessionToken\x12\x0f\n\x07missing\x18\x03 \x03(\t\x12.\n\tconflicts\x18\x04 \x03(\x0b\x32\x1b.annheal.v1.VersionConflict\"Q\n\x0fUpsertIfRequest\x12)\n\x06upsert\x18\x01 \x01(\x0b\x32\x19.annheal.v1.UpsertRequest\x12\x13\n\x0bif_versions\x18\x02 \x03(\x03\"\x7f\n\x10UpsertIfResponse\x12\x10\n\x08upserted\x18\x01 \x01(\x04\x12)\n\x07session\x18\x02 \x01(\x0b\x32\x18.annheal.v1.SessionToken\x12.\n\tconflicts\x18\x03 \x03(\x0b\x32\x1b.annheal.v1.VersionConflict\"G\n\x0f\x44\x65leteIfRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x0b\n\x03ids\x18\x02 \x03(\t\x12\x13\n\x0bif_versions\x18\x03 \x03(\x03\"~\n\x10\x44\x65leteIfResponse\x12\x0f\n\x07\x64\x65leted\x18\x01 \x01(\x04\x12)\n\x07session\x18\x02 \x01(\x0b\x32\x18.annheal.v1.SessionToken\x12.\n\tconflicts\x18\x03 \x03(\x0b\x32\x1b.annheal.v1.VersionConflict\"5\n\x12\x44\x65leteByIdsRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x0b\n\x03ids\x18\x02 \x03(\t\"Q\n\x13\x44\x65leteByIdsResponse\x12\x0f\n\x07\x64\x65leted\x18\x01 \x01(\x04\x12)\n\x07session\x18\x02 \x01(\x0b\x32\x18.annheal.v1.SessionToken\"O\n\x15\x44\x65leteByFilterRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\"\n\x06\x66ilter\x18\x02 \x01(\x0b\x32\x12.annheal.v1.Filter\"T\n\x16\x44\x65leteByFilterResponse\x12\x0f\n\x07\x64\x65leted\x18\x01 \x01(\x04\x12)\n\x07session\x18\x02 \x01(\x0b\x32\x18.annheal.v1.SessionToken\"\xb2\x01\n\nGetRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x0b\n\x03ids\x18\x02 \x03(\t\x12*\n\nprojection\x18\x03 \x01(\x0b\x32\x16.annheal.v1.Projection\x12,\n\x0b\x63onsistency\x18\x04 \x01(\x0e\x32\x17.annheal.v1.Consistency\x12)\n\x07session\x18\x05 \x01(\x0b\x32\x18.annheal.v1.SessionToken\"d\n\x0bGetResponse\x12*\n\x07records\x18\x01 \x01(\x0b\x32\x19.annheal.v1.RecordColumns\x12)\n\x07session\x18\x02 \x01(\x0b\x32\x18.annheal.v1.SessionToken\"\x9f\x01\n\x0c\x43ountRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\"\n\x06\x66ilter\x18\x02 \x01(\x0b\x32\x12.annheal.v1.Filter\x12,\n\x0b\x63onsistency\x18\x03 \x01(\x0e\x32\x17.annheal.v1.Consistency\x12)\n\x07session\x18\x04 \x01(\x0b\x32\x18.annheal.v1.SessionToken\"\x1e\n\rCountResponse\x12\r\n\x05\x63ount\x18\x01 \x01(\x04\"\x94\x01\n\x0bScanRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\"\n\x06\x66ilter\x18\x02 \x01(\x0b\x32\x12.annheal.v1.Filter\x12*\n\nprojection\x18\x03 \x01(\x0b\x32\x16.annheal.v1.Projection\x12\x11\n\tpage_size\x18\x04 \x01(\r\x12\x0e\n\x06\x63ursor\x18\x05 \x01(\t\"O\n\x0cScanResponse\x12*\n\x07records\x18\x01 \x01(\x0b\x32\x19.annheal.v1.RecordColumns\x12\x13\n\x0bnext_cursor\x18\x02 \x01(\t2\xf9\x04\n\rRecordService\x12?\n\x06Upsert\x12\x19.annheal.v1.UpsertRequest\x1a\x1a.annheal.v1.UpsertResponse\x12?\n\x06Update\x12\x19.annheal.v1.UpdateRequest\x1a\x1a.annheal.v1.UpdateResponse\x12\x45\n\x08UpsertIf\x12\x1b.annheal.v1.UpsertIfRequest\x1a\x1c.annheal.v1.UpsertIfResponse\x12\x45\n\x08\x44\x65leteIf\x12\x1b.annheal.v1.DeleteIfRequest\x1a\x1c.annheal.v1.DeleteIfResponse\x12N\n\x0b\x44\x65leteByIds\x12\x1e.annheal.v1.DeleteByIdsRequest\x1a\x1f.annheal.v1.DeleteByIdsResponse\x12W\n\x0e\x44\x65leteByFilter\x12!.annheal.v1.DeleteByFilterRequest\x1a\".annheal.v1.DeleteByFilterResponse\x12\x36\n\x03Get\x12\x16.annheal.v1.GetRequest\x1a\x17.annheal.v1.GetResponse\x12<\n\x05\x43ount\x12\x18.annheal.v1.CountRequest\x1a\x19.annheal.v1.CountResponse\x12\x39\n\x04Scan\x12\x17.annheal.v1.ScanRequest\x1a\x18.annheal.v1.ScanResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -51,26 +51,40 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_UPSERTREQUEST']._serialized_end=827
   _globals['_UPSERTRESPONSE']._serialized_start=829
   _globals['_UPSERTRESPONSE']._serialized_end=906
-  _globals['_DELETEBYIDSREQUEST']._serialized_start=908
-  _globals['_DELETEBYIDSREQUEST']._serialized_end=961
-  _globals['_DELETEBYIDSRESPONSE']._serialized_start=963
-  _globals['_DELETEBYIDSRESPONSE']._serialized_end=1044
-  _globals['_DELETEBYFILTERREQUEST']._serialized_start=1046
-  _globals['_DELETEBYFILTERREQUEST']._serialized_end=1125
-  _globals['_DELETEBYFILTERRESPONSE']._serialized_start=1127
-  _globals['_DELETEBYFILTERRESPONSE']._serialized_end=1211
-  _globals['_GETREQUEST']._serialized_start=1214
-  _globals['_GETREQUEST']._serialized_end=1392
-  _globals['_GETRESPONSE']._serialized_start=1394
-  _globals['_GETRESPONSE']._serialized_end=1494
-  _globals['_COUNTREQUEST']._serialized_start=1497
-  _globals['_COUNTREQUEST']._serialized_end=1656
-  _globals['_COUNTRESPONSE']._serialized_start=1658
-  _globals['_COUNTRESPONSE']._serialized_end=1688
-  _globals['_SCANREQUEST']._serialized_start=1691
-  _globals['_SCANREQUEST']._serialized_end=1839
-  _globals['_SCANRESPONSE']._serialized_start=1841
-  _globals['_SCANRESPONSE']._serialized_end=1920
-  _globals['_RECORDSERVICE']._serialized_start=1923
-  _globals['_RECORDSERVICE']._serialized_end=2349
+  _globals['_VERSIONCONFLICT']._serialized_start=908
+  _globals['_VERSIONCONFLICT']._serialized_end=954
+  _globals['_UPDATEREQUEST']._serialized_start=956
+  _globals['_UPDATEREQUEST']._serialized_end=1056
+  _globals['_UPDATERESPONSE']._serialized_start=1059
+  _globals['_UPDATERESPONSE']._serialized_end=1200
+  _globals['_UPSERTIFREQUEST']._serialized_start=1202
+  _globals['_UPSERTIFREQUEST']._serialized_end=1283
+  _globals['_UPSERTIFRESPONSE']._serialized_start=1285
+  _globals['_UPSERTIFRESPONSE']._serialized_end=1412
+  _globals['_DELETEIFREQUEST']._serialized_start=1414
+  _globals['_DELETEIFREQUEST']._serialized_end=1485
+  _globals['_DELETEIFRESPONSE']._serialized_start=1487
+  _globals['_DELETEIFRESPONSE']._serialized_end=1613
+  _globals['_DELETEBYIDSREQUEST']._serialized_start=1615
+  _globals['_DELETEBYIDSREQUEST']._serialized_end=1668
+  _globals['_DELETEBYIDSRESPONSE']._serialized_start=1670
+  _globals['_DELETEBYIDSRESPONSE']._serialized_end=1751
+  _globals['_DELETEBYFILTERREQUEST']._serialized_start=1753
+  _globals['_DELETEBYFILTERREQUEST']._serialized_end=1832
+  _globals['_DELETEBYFILTERRESPONSE']._serialized_start=1834
+  _globals['_DELETEBYFILTERRESPONSE']._serialized_end=1918
+  _globals['_GETREQUEST']._serialized_start=1921
+  _globals['_GETREQUEST']._serialized_end=2099
+  _globals['_GETRESPONSE']._serialized_start=2101
+  _globals['_GETRESPONSE']._serialized_end=2201
+  _globals['_COUNTREQUEST']._serialized_start=2204
+  _globals['_COUNTREQUEST']._serialized_end=2363
+  _globals['_COUNTRESPONSE']._serialized_start=2365
+  _globals['_COUNTRESPONSE']._serialized_end=2395
+  _globals['_SCANREQUEST']._serialized_start=2398
+  _globals['_SCANREQUEST']._serialized_end=2546
+  _globals['_SCANRESPONSE']._serialized_start=2548
+  _globals['_SCANRESPONSE']._serialized_end=2627
+  _globals['_RECORDSERVICE']._serialized_start=2630
+  _globals['_RECORDSERVICE']._serialized_end=3263
 # @@protoc_insertion_point(module_scope)

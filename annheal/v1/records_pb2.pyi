@@ -81,6 +81,74 @@ class UpsertResponse(_message.Message):
     session: _session_pb2.SessionToken
     def __init__(self, upserted: _Optional[int] = ..., session: _Optional[_Union[_session_pb2.SessionToken, _Mapping]] = ...) -> None: ...
 
+class VersionConflict(_message.Message):
+    __slots__ = ("id", "version")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    version: int
+    def __init__(self, id: _Optional[str] = ..., version: _Optional[int] = ...) -> None: ...
+
+class UpdateRequest(_message.Message):
+    __slots__ = ("collection", "columns", "if_versions")
+    COLLECTION_FIELD_NUMBER: _ClassVar[int]
+    COLUMNS_FIELD_NUMBER: _ClassVar[int]
+    IF_VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    collection: str
+    columns: _columns_pb2.RecordColumns
+    if_versions: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, collection: _Optional[str] = ..., columns: _Optional[_Union[_columns_pb2.RecordColumns, _Mapping]] = ..., if_versions: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class UpdateResponse(_message.Message):
+    __slots__ = ("updated", "session", "missing", "conflicts")
+    UPDATED_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    MISSING_FIELD_NUMBER: _ClassVar[int]
+    CONFLICTS_FIELD_NUMBER: _ClassVar[int]
+    updated: int
+    session: _session_pb2.SessionToken
+    missing: _containers.RepeatedScalarFieldContainer[str]
+    conflicts: _containers.RepeatedCompositeFieldContainer[VersionConflict]
+    def __init__(self, updated: _Optional[int] = ..., session: _Optional[_Union[_session_pb2.SessionToken, _Mapping]] = ..., missing: _Optional[_Iterable[str]] = ..., conflicts: _Optional[_Iterable[_Union[VersionConflict, _Mapping]]] = ...) -> None: ...
+
+class UpsertIfRequest(_message.Message):
+    __slots__ = ("upsert", "if_versions")
+    UPSERT_FIELD_NUMBER: _ClassVar[int]
+    IF_VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    upsert: UpsertRequest
+    if_versions: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, upsert: _Optional[_Union[UpsertRequest, _Mapping]] = ..., if_versions: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class UpsertIfResponse(_message.Message):
+    __slots__ = ("upserted", "session", "conflicts")
+    UPSERTED_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    CONFLICTS_FIELD_NUMBER: _ClassVar[int]
+    upserted: int
+    session: _session_pb2.SessionToken
+    conflicts: _containers.RepeatedCompositeFieldContainer[VersionConflict]
+    def __init__(self, upserted: _Optional[int] = ..., session: _Optional[_Union[_session_pb2.SessionToken, _Mapping]] = ..., conflicts: _Optional[_Iterable[_Union[VersionConflict, _Mapping]]] = ...) -> None: ...
+
+class DeleteIfRequest(_message.Message):
+    __slots__ = ("collection", "ids", "if_versions")
+    COLLECTION_FIELD_NUMBER: _ClassVar[int]
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    IF_VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    collection: str
+    ids: _containers.RepeatedScalarFieldContainer[str]
+    if_versions: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, collection: _Optional[str] = ..., ids: _Optional[_Iterable[str]] = ..., if_versions: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class DeleteIfResponse(_message.Message):
+    __slots__ = ("deleted", "session", "conflicts")
+    DELETED_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    CONFLICTS_FIELD_NUMBER: _ClassVar[int]
+    deleted: int
+    session: _session_pb2.SessionToken
+    conflicts: _containers.RepeatedCompositeFieldContainer[VersionConflict]
+    def __init__(self, deleted: _Optional[int] = ..., session: _Optional[_Union[_session_pb2.SessionToken, _Mapping]] = ..., conflicts: _Optional[_Iterable[_Union[VersionConflict, _Mapping]]] = ...) -> None: ...
+
 class DeleteByIdsRequest(_message.Message):
     __slots__ = ("collection", "ids")
     COLLECTION_FIELD_NUMBER: _ClassVar[int]

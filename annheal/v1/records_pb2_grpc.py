@@ -42,6 +42,21 @@ class RecordServiceStub:
                 request_serializer=annheal_dot_v1_dot_records__pb2.UpsertRequest.SerializeToString,
                 response_deserializer=annheal_dot_v1_dot_records__pb2.UpsertResponse.FromString,
                 _registered_method=True)
+        self.Update = channel.unary_unary(
+                '/annheal.v1.RecordService/Update',
+                request_serializer=annheal_dot_v1_dot_records__pb2.UpdateRequest.SerializeToString,
+                response_deserializer=annheal_dot_v1_dot_records__pb2.UpdateResponse.FromString,
+                _registered_method=True)
+        self.UpsertIf = channel.unary_unary(
+                '/annheal.v1.RecordService/UpsertIf',
+                request_serializer=annheal_dot_v1_dot_records__pb2.UpsertIfRequest.SerializeToString,
+                response_deserializer=annheal_dot_v1_dot_records__pb2.UpsertIfResponse.FromString,
+                _registered_method=True)
+        self.DeleteIf = channel.unary_unary(
+                '/annheal.v1.RecordService/DeleteIf',
+                request_serializer=annheal_dot_v1_dot_records__pb2.DeleteIfRequest.SerializeToString,
+                response_deserializer=annheal_dot_v1_dot_records__pb2.DeleteIfResponse.FromString,
+                _registered_method=True)
         self.DeleteByIds = channel.unary_unary(
                 '/annheal.v1.RecordService/DeleteByIds',
                 request_serializer=annheal_dot_v1_dot_records__pb2.DeleteByIdsRequest.SerializeToString,
@@ -77,6 +92,29 @@ class RecordServiceServicer:
 
     def Upsert(self, request, context):
         """Inserts records, or wholly replaces those with the same id.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Update(self, request, context):
+        """Replaces parts of records: the columns that are given. Ids that do not exist are left out and
+        named in the answer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpsertIf(self, request, context):
+        """Inserts or replaces those of the records whose versions are the wanted ones, and names the
+        others. After a lost answer the outcome is unknown: read the records before you try again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteIf(self, request, context):
+        """Deletes those of the records whose versions are the wanted ones, and names the others.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -125,6 +163,21 @@ def add_RecordServiceServicer_to_server(servicer, server):
                     servicer.Upsert,
                     request_deserializer=annheal_dot_v1_dot_records__pb2.UpsertRequest.FromString,
                     response_serializer=annheal_dot_v1_dot_records__pb2.UpsertResponse.SerializeToString,
+            ),
+            'Update': grpc.unary_unary_rpc_method_handler(
+                    servicer.Update,
+                    request_deserializer=annheal_dot_v1_dot_records__pb2.UpdateRequest.FromString,
+                    response_serializer=annheal_dot_v1_dot_records__pb2.UpdateResponse.SerializeToString,
+            ),
+            'UpsertIf': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpsertIf,
+                    request_deserializer=annheal_dot_v1_dot_records__pb2.UpsertIfRequest.FromString,
+                    response_serializer=annheal_dot_v1_dot_records__pb2.UpsertIfResponse.SerializeToString,
+            ),
+            'DeleteIf': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteIf,
+                    request_deserializer=annheal_dot_v1_dot_records__pb2.DeleteIfRequest.FromString,
+                    response_serializer=annheal_dot_v1_dot_records__pb2.DeleteIfResponse.SerializeToString,
             ),
             'DeleteByIds': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteByIds,
@@ -182,6 +235,87 @@ class RecordService:
             '/annheal.v1.RecordService/Upsert',
             annheal_dot_v1_dot_records__pb2.UpsertRequest.SerializeToString,
             annheal_dot_v1_dot_records__pb2.UpsertResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Update(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/annheal.v1.RecordService/Update',
+            annheal_dot_v1_dot_records__pb2.UpdateRequest.SerializeToString,
+            annheal_dot_v1_dot_records__pb2.UpdateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpsertIf(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/annheal.v1.RecordService/UpsertIf',
+            annheal_dot_v1_dot_records__pb2.UpsertIfRequest.SerializeToString,
+            annheal_dot_v1_dot_records__pb2.UpsertIfResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteIf(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/annheal.v1.RecordService/DeleteIf',
+            annheal_dot_v1_dot_records__pb2.DeleteIfRequest.SerializeToString,
+            annheal_dot_v1_dot_records__pb2.DeleteIfResponse.FromString,
             options,
             channel_credentials,
             insecure,

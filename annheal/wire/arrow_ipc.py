@@ -1,8 +1,9 @@
 """Rows as Arrow IPC streams, between processes of one cluster. docs/api.md has the layout.
 
 One record batch with the columns `id` (string), `vector` (fixed-size list of float32), `payload`
-(binary), and `a:<name>` for each attribute; a column that is not there was not asked for. The
-schema's metadata says with `attributes` whether attributes were, even when there are none.
+(binary), `version` (int64), and `a:<name>` for each attribute; a column that is not there was not
+asked for. The schema's metadata says with `attributes` whether attributes were, even when there are
+none.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ from annheal.model.records import (
     ARROW_TYPES,
     Float32Matrix,
     RecordBatch,
+    RecordPatch,
     RecordSet,
+    Versions,
     plain_column,
 )
 from annheal.wire.arrow_stream import read_rows
 
-ID, VECTOR, PAYLOAD, ATTRIBUTE_PREFIX = "id", "vector", "payload", "a:"
+ID, VECTOR, PAYLOAD, VERSION, ATTRIBUTE_PREFIX = "id", "vector", "payload", "version", "a:"
 _WITH_ATTRIBUTES = {b"attributes": b"1"}
 _TYPES = (*ARROW_TYPES.values(), pa.binary())
 
@@ -50,11 +53,30 @@ def decode_batch(stream: bytes, *, field: str = "upsert") -> RecordBatch:
     )
 
 
+def encode_patch(patch: RecordPatch) -> bytes:
+    """Return parts of records to write as one Arrow IPC stream."""
+    return _encode({ID: patch.ids}, patch.vectors, patch.attributes, patch.payloads)
+
+
+def decode_patch(stream: bytes, *, field: str = "update") -> RecordPatch:
+    """Return the parts of records in `stream`, sharing its memory (read-only).
+
+    Raises `InvalidArgument` when it is not what `encode_patch` writes.
+    """
+    rows = read_rows(stream, field=field, types=_TYPES)
+    vectors, attributes, payloads = _decode(rows, field=field)
+    if ID not in rows.schema.names or attributes is None:
+        raise InvalidArgument.of(field, "lacks ids or attributes")
+    return RecordPatch(cast("pa.StringArray", rows.column(ID)), attributes, payloads, vectors)
+
+
 def encode_columns(records: RecordSet) -> bytes:
     """Return what was read beside the ids as an Arrow IPC stream, empty when nothing was."""
-    if records.attributes is None and records.payloads is None and records.vectors is None:
+    parts = (records.attributes, records.payloads, records.vectors, records.versions)
+    if all(part is None for part in parts):
         return b""
-    return _encode({}, records.vectors, records.attributes, records.payloads)
+    versions = {} if records.versions is None else {VERSION: pa.array(records.versions)}
+    return _encode(versions, records.vectors, records.attributes, records.payloads)
 
 
 def decode_columns(stream: bytes, *, ids: list[str], field: str = "columns") -> RecordSet:
@@ -65,7 +87,7 @@ def decode_columns(stream: bytes, *, ids: list[str], field: str = "columns") -> 
     if rows.num_columns and rows.num_rows != len(ids):
         raise InvalidArgument.of(field, f"has {rows.num_rows} rows, but there are {len(ids)} ids")
     vectors, attributes, payloads = _decode(rows, field=field)
-    return RecordSet(ids=ids, attributes=attributes, payloads=payloads, vectors=vectors)
+    return RecordSet(ids, attributes, payloads, vectors, _versions(rows, field=field))
 
 
 def _encode(
@@ -108,6 +130,15 @@ def _decode(
             names=[name.removeprefix(ATTRIBUTE_PREFIX) for name in wanted],
         )
     return vectors, attributes, payloads
+
+
+def _versions(rows: pa.RecordBatch, *, field: str) -> Versions | None:
+    if VERSION not in rows.schema.names:
+        return None
+    column = rows.column(VERSION)
+    if column.type != pa.int64() or column.null_count:
+        raise InvalidArgument.of(field, f"column {VERSION!r} is no int64 without gaps")
+    return np.asarray(column, dtype=np.int64)
 
 
 def _matrix(column: Any, *, field: str) -> Float32Matrix:

@@ -254,6 +254,26 @@ def decode_attributes(
     Raises `InvalidArgument` for a column that is not declared, is named twice, or has the wrong
     type or length.
     """
+    given = _decode_given(messages, schema=schema, rows=rows, field=field)
+    columns = [
+        given[f.name] if f.name in given else arrow.nulls(rows, type=ARROW_TYPES[f.type])
+        for f in schema
+    ]
+    return pa.RecordBatch.from_arrays(columns, names=[f.name for f in schema])
+
+
+def decode_some_attributes(
+    messages: Iterable[columns_pb2.AttributeColumn], *, schema: Schema, rows: int, field: str
+) -> pa.RecordBatch:
+    """Return the columns that were sent, in the order of `schema`; raises as above."""
+    given = _decode_given(messages, schema=schema, rows=rows, field=field)
+    names = [f.name for f in schema if f.name in given]
+    return pa.RecordBatch.from_arrays([given[name] for name in names], names=names)
+
+
+def _decode_given(
+    messages: Iterable[columns_pb2.AttributeColumn], *, schema: Schema, rows: int, field: str
+) -> dict[str, Column]:
     declared = {f.name: f.type for f in schema}
     given: dict[str, Column] = {}
     for number, message in enumerate(messages):
@@ -274,11 +294,7 @@ def decode_attributes(
                 f"holds {kind}, but attribute {name!r} is a {wanted.value}: set {_FIELDS[wanted]}",
             )
         given[name] = decode_attribute(message, rows=rows, field=where)
-    columns = [
-        given[f.name] if f.name in given else arrow.nulls(rows, type=ARROW_TYPES[f.type])
-        for f in schema
-    ]
-    return pa.RecordBatch.from_arrays(columns, names=list(declared))
+    return given
 
 
 # ----------------------------------------------------------------------------- payloads and sets
@@ -286,8 +302,11 @@ def decode_attributes(
 
 def encode_payloads(payloads: pa.BinaryArray) -> list[bytes]:
     """Return one payload a row, empty where there is none; no payload at all is an empty list."""
-    if payloads.null_count == len(payloads):
-        return []
+    return [] if payloads.null_count == len(payloads) else encode_all_payloads(payloads)
+
+
+def encode_all_payloads(payloads: pa.BinaryArray) -> list[bytes]:
+    """Return one payload a row, empty where there is none."""
     filled: Column = pc.fill_null(payloads, b"") if payloads.null_count else payloads
     return cast("list[bytes]", filled.to_pylist())
 
@@ -311,6 +330,7 @@ def encode_record_set(
         vectors=() if records.vectors is None else (encode_vectors(records.vectors, model=model),),
         attributes=() if records.attributes is None else encode_attributes(records.attributes),
         payloads=() if records.payloads is None else encode_payloads(records.payloads),
+        versions=() if records.versions is None else records.versions.tolist(),
     )
 
 
@@ -342,7 +362,11 @@ def decode_record_set(
             if message.vectors and rows
             else np.empty((rows, 0), dtype=np.float32)
         )
-    return RecordSet(ids=names, attributes=attributes, payloads=payloads, vectors=vectors)
+    versions = None
+    if projection.version and message.versions:
+        versions = np.array(message.versions, dtype=np.int64)
+        _check_length(len(versions), rows=rows, field="versions")
+    return RecordSet(names, attributes, payloads, vectors, versions)
 
 
 # ------------------------------------------------------------------------------------ projection
@@ -355,6 +379,7 @@ def encode_projection(projection: Projection) -> columns_pb2.Projection:
         attributes=projection.attributes or (),
         payload=projection.payload,
         vector=projection.vector,
+        version=projection.version,
     )
 
 
@@ -369,4 +394,5 @@ def decode_projection(message: columns_pb2.Projection, *, field: str = "projecti
         attributes=None if message.all_attributes else names,
         payload=message.payload,
         vector=message.vector,
+        version=message.version,
     )

@@ -34,6 +34,7 @@ from annheal.model.write import (
     GetRequest,
     ScanPage,
     ScanRequest,
+    Update,
     Upsert,
     WriteAnswer,
     WriteOperation,
@@ -41,10 +42,18 @@ from annheal.model.write import (
 )
 from annheal.v1 import internal_pb2 as pb
 from annheal.wire.admin import decode_segment, decode_task, encode_segment, encode_task
-from annheal.wire.arrow_ipc import decode_batch, decode_columns, encode_batch, encode_columns
+from annheal.wire.arrow_ipc import (
+    decode_batch,
+    decode_columns,
+    decode_patch,
+    encode_batch,
+    encode_columns,
+    encode_patch,
+)
 from annheal.wire.columns import decode_projection, encode_projection
 from annheal.wire.enums import CONSISTENCY, INDEX_KIND, SHARD_PHASE, TIER
 from annheal.wire.filters import decode_filter, encode_filter
+from annheal.wire.records import decode_conflicts, encode_conflicts
 from annheal.wire.search import decode_explain, encode_explain
 
 
@@ -178,15 +187,48 @@ def encode_shard_write(request: WriteRequest) -> pb.WriteShardRequest:
     message = pb.WriteShardRequest(collection_id=request.collection_id, shard=request.shard)
     operation = request.operation
     match operation:
-        case Upsert(batch):
+        case Upsert(batch, None):
             message.upsert = encode_batch(batch)
-        case DeleteIds(ids):
+        case DeleteIds(ids, None):
             message.delete_ids.CopyFrom(pb.DeleteIds(ids=ids))
+        case Upsert() | Update() | DeleteIds():
+            message.rows.CopyFrom(_encode_row_write(operation))
         case DeleteWhere(tree):
             message.delete_where.CopyFrom(encode_filter(tree))
         case _:
             assert_never(operation)
     return message
+
+
+def _encode_row_write(operation: Upsert | Update | DeleteIds) -> pb.RowWrite:
+    versions = operation.if_versions
+    message = pb.RowWrite(if_versions=() if versions is None else versions.tolist())
+    match operation:
+        case Upsert(batch):
+            message.upsert = encode_batch(batch)
+        case Update(patch):
+            message.update = encode_patch(patch)
+        case DeleteIds(ids):
+            message.delete_ids.CopyFrom(pb.DeleteIds(ids=ids))
+    return message
+
+
+def _decode_row_write(message: pb.RowWrite) -> WriteOperation:
+    versions = np.array(message.if_versions, dtype=np.int64) if message.if_versions else None
+    match message.WhichOneof("operation"):
+        case "upsert":
+            batch = decode_batch(message.upsert)
+            _check_count(len(batch), field="upsert", most=WRITE_ROWS_MAX)
+            return Upsert(batch, versions)
+        case "update":
+            patch = decode_patch(message.update)
+            _check_count(len(patch), field="update", most=WRITE_ROWS_MAX)
+            return Update(patch, versions)
+        case "delete_ids":
+            _check_count(len(message.delete_ids.ids), field="delete_ids", most=WRITE_ROWS_MAX)
+            return DeleteIds(tuple(message.delete_ids.ids), versions)
+        case _:
+            raise InvalidArgument.of("rows.operation", "is none that this node knows")
 
 
 def decode_shard_write(message: pb.WriteShardRequest, *, timeout_s: float) -> WriteRequest:
@@ -201,6 +243,8 @@ def decode_shard_write(message: pb.WriteShardRequest, *, timeout_s: float) -> Wr
             operation = DeleteIds(tuple(message.delete_ids.ids))
         case "delete_where":
             operation = DeleteWhere(decode_filter(message.delete_where, field="delete_where"))
+        case "rows":
+            operation = _decode_row_write(message.rows)
         case _:
             raise InvalidArgument.of("operation", "is none that this node knows")
     return WriteRequest(
@@ -214,14 +258,22 @@ def decode_shard_write(message: pb.WriteShardRequest, *, timeout_s: float) -> Wr
 def encode_write_answer(answer: WriteAnswer) -> pb.WriteShardResponse:
     """Return the acknowledgement of a write."""
     return pb.WriteShardResponse(
-        sequence=answer.sequence, upserted=answer.upserted, deleted=answer.deleted
+        sequence=answer.sequence,
+        upserted=answer.upserted,
+        deleted=answer.deleted,
+        missing=answer.missing,
+        conflicts=encode_conflicts(answer.conflicts),
     )
 
 
 def decode_write_answer(message: pb.WriteShardResponse) -> WriteAnswer:
     """Return the acknowledgement of a write."""
     return WriteAnswer(
-        sequence=message.sequence, upserted=message.upserted, deleted=message.deleted
+        sequence=message.sequence,
+        upserted=message.upserted,
+        deleted=message.deleted,
+        missing=tuple(message.missing),
+        conflicts=decode_conflicts(message.conflicts),
     )
 
 

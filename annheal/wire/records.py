@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -14,17 +14,28 @@ from annheal.errors import InvalidArgument
 from annheal.model.collection import AttributeType, Collection, Schema
 from annheal.model.filter import Filter
 from annheal.model.limits import SCAN_PAGE_ROWS_MAX
-from annheal.model.records import ARROW_TYPES, EVERYTHING, Projection, RecordBatch, RecordSet
+from annheal.model.records import (
+    ARROW_TYPES,
+    EVERYTHING,
+    Projection,
+    RecordBatch,
+    RecordPatch,
+    RecordSet,
+    Versions,
+)
 from annheal.model.search import Consistency
 from annheal.model.session import SessionToken
+from annheal.model.write import VersionConflict
 from annheal.v1 import columns_pb2, records_pb2
 from annheal.wire.columns import (
     decode_attributes,
     decode_payloads,
     decode_projection,
     decode_record_set,
+    decode_some_attributes,
     decode_vector,
     decode_vectors,
+    encode_all_payloads,
     encode_attribute,
     encode_payloads,
     encode_projection,
@@ -37,12 +48,32 @@ from annheal.wire.session import (
     decode_freshness,
     decode_session,
     encode_optional_session,
-    session_of,
 )
 from annheal.wire.timestamps import decode_us
 
 SCAN_PAGE_ROWS_DEFAULT = 1_000
 """Records of a page when the client lets the server choose."""
+
+
+ConditionalResponse = (
+    records_pb2.UpdateResponse | records_pb2.UpsertIfResponse | records_pb2.DeleteIfResponse
+)
+WriteResponse: TypeAlias = (
+    records_pb2.UpsertResponse
+    | records_pb2.DeleteByIdsResponse
+    | records_pb2.DeleteByFilterResponse
+    | ConditionalResponse
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a write has come to: records written or deleted, and those that were not."""
+
+    count: int
+    session: SessionToken
+    missing: tuple[str, ...] = ()
+    conflicts: tuple[VersionConflict, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +166,99 @@ def _decode_columns(columns: columns_pb2.RecordColumns, *, collection: Collectio
     )
 
 
+def encode_update(
+    collection: str,
+    *,
+    ids: Sequence[str],
+    vectors: npt.NDArray[np.floating[Any]] | None = None,
+    attributes: Mapping[str, Any] | None = None,
+    payloads: pa.BinaryArray | None = None,
+    model: str = "",
+    if_versions: Versions | None = None,
+) -> records_pb2.UpdateRequest:
+    """Return an update of `n` records by the columns that are given; see `encode_upsert`."""
+    columns = columns_pb2.RecordColumns(
+        ids=ids,
+        vectors=() if vectors is None else (encode_vectors(vectors, model=model),),
+        attributes=[encode_attribute(name, column) for name, column in (attributes or {}).items()],
+        payloads=() if payloads is None else encode_all_payloads(payloads),
+    )
+    return records_pb2.UpdateRequest(
+        collection=collection, columns=columns, if_versions=_encode_versions(if_versions)
+    )
+
+
+def decode_update(
+    request: records_pb2.UpdateRequest, *, collection: Collection
+) -> tuple[RecordPatch, Versions | None]:
+    """Return the parts to replace, for `validate_patch` to check, and the wanted versions."""
+    columns, where = request.columns, "columns"
+    ids = pa.array(list(columns.ids), type=pa.string())
+    if len(columns.vectors) > 1:
+        raise InvalidArgument.of(
+            f"{where}.vectors",
+            f"has {len(columns.vectors)} entries; this version takes vectors of one model",
+        )
+    vectors = None
+    if columns.vectors:
+        vectors = decode_vectors(
+            columns.vectors[0], models=collection.models, field=f"{where}.vectors[0]"
+        )
+    patch = RecordPatch(
+        ids=ids,
+        attributes=decode_some_attributes(
+            columns.attributes,
+            schema=collection.schema,
+            rows=len(ids),
+            field=f"{where}.attributes",
+        ),
+        payloads=decode_payloads(columns.payloads, rows=len(ids), field=f"{where}.payloads")
+        if columns.payloads
+        else None,
+        vectors=vectors,
+    )
+    return patch, decode_versions(request.if_versions)
+
+
+def encode_upsert_if(
+    upsert: records_pb2.UpsertRequest, *, if_versions: Versions
+) -> records_pb2.UpsertIfRequest:
+    """Return an upsert on condition."""
+    return records_pb2.UpsertIfRequest(upsert=upsert, if_versions=if_versions.tolist())
+
+
+def encode_delete_if(
+    collection: str, *, ids: Sequence[str], if_versions: Versions
+) -> records_pb2.DeleteIfRequest:
+    """Return a delete on condition."""
+    return records_pb2.DeleteIfRequest(
+        collection=collection, ids=ids, if_versions=if_versions.tolist()
+    )
+
+
+def _encode_versions(versions: Versions | None) -> list[int]:
+    return [] if versions is None else versions.tolist()
+
+
+def decode_versions(versions: Sequence[int]) -> Versions | None:
+    """Return the wanted versions (n,) int64; None without any."""
+    return np.array(versions, dtype=np.int64) if versions else None
+
+
+def encode_conflicts(
+    conflicts: Sequence[VersionConflict],
+) -> list[records_pb2.VersionConflict]:
+    """Return the records that were not written as messages."""
+    return [records_pb2.VersionConflict(id=one.id, version=one.version) for one in conflicts]
+
+
+def decode_conflicts(
+    messages: Sequence[records_pb2.VersionConflict],
+) -> tuple[VersionConflict, ...]:
+    """Return the records that were not written."""
+    return tuple(VersionConflict(one.id, one.version) for one in messages)
+
+
 def _decode_rows(records: Sequence[records_pb2.Record], *, collection: Collection) -> RecordBatch:
     rows = len(records)
     vectors = np.empty((rows, collection.model.dimension), dtype=np.float32)
@@ -203,15 +327,6 @@ def _decode_value(message: records_pb2.AttributeValue, *, kind: AttributeType, f
 # --------------------------------------------------------------------------- answers and deletes
 
 
-def encode_upsert_response(
-    upserted: int, *, collection_id: str, sequences: Mapping[int, int]
-) -> records_pb2.UpsertResponse:
-    """Return the acknowledgement of an upsert with the sequence of each shard written."""
-    return records_pb2.UpsertResponse(
-        upserted=upserted, session=session_of(collection_id, sequences)
-    )
-
-
 def encode_delete_ids(collection: str, *, ids: Sequence[str]) -> records_pb2.DeleteByIdsRequest:
     """Return a delete by id."""
     return records_pb2.DeleteByIdsRequest(collection=collection, ids=ids)
@@ -229,34 +344,21 @@ def decode_delete_where(request: records_pb2.DeleteByFilterRequest) -> Filter:
     return decode_filter(request.filter)
 
 
-def encode_delete_ids_response(
-    deleted: int, *, collection_id: str, sequences: Mapping[int, int]
-) -> records_pb2.DeleteByIdsResponse:
-    """Return the acknowledgement of a delete by id."""
-    return records_pb2.DeleteByIdsResponse(
-        deleted=deleted, session=session_of(collection_id, sequences)
+def decode_write_response(response: WriteResponse) -> Written:
+    """Return what a write has come to."""
+    match response:
+        case records_pb2.UpsertResponse() | records_pb2.UpsertIfResponse():
+            count = response.upserted
+        case records_pb2.UpdateResponse():
+            count = response.updated
+        case _:
+            count = response.deleted
+    return Written(
+        count,
+        decode_session(response.session),
+        tuple(response.missing) if isinstance(response, records_pb2.UpdateResponse) else (),
+        decode_conflicts(response.conflicts) if isinstance(response, ConditionalResponse) else (),
     )
-
-
-def encode_delete_where_response(
-    deleted: int, *, collection_id: str, sequences: Mapping[int, int]
-) -> records_pb2.DeleteByFilterResponse:
-    """Return the acknowledgement of a delete by filter."""
-    return records_pb2.DeleteByFilterResponse(
-        deleted=deleted, session=session_of(collection_id, sequences)
-    )
-
-
-def decode_write_response(
-    response: records_pb2.UpsertResponse
-    | records_pb2.DeleteByIdsResponse
-    | records_pb2.DeleteByFilterResponse,
-) -> tuple[int, SessionToken]:
-    """Return the records written or deleted, and the session token."""
-    session = decode_session(response.session)
-    if isinstance(response, records_pb2.UpsertResponse):
-        return response.upserted, session
-    return response.deleted, session
 
 
 # ----------------------------------------------------------------------------------------- reads

@@ -18,7 +18,7 @@ from annheal.cli.state import State, state_of
 from annheal.cli.user_commands.assignments import parse_settings
 from annheal.cli.user_commands.import_run import Sending, Tally, bytes_progress, send_rows
 from annheal.client import Client
-from annheal.client.record_calls import BATCH_ROWS, CONCURRENCY
+from annheal.client.records.write_calls import BATCH_ROWS, CONCURRENCY
 from annheal.errors import InvalidArgument, NotFound
 from annheal.model.collection import Collection
 

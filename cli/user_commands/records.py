@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
@@ -24,7 +25,7 @@ Include = Annotated[
         "--include",
         "-i",
         metavar="WHAT",
-        help="attributes, payload, vector, all, or the name of an attribute; repeatable.",
+        help="attributes, payload, vector, version, all, or the name of an attribute; repeatable.",
     ),
 ]
 VECTOR_SHOWN = 4
@@ -45,13 +46,14 @@ def get(
         state.output.show(as_objects(found), lambda _: render_records(found))
     missing = [one for one in dict.fromkeys(ids) if one not in set(found.ids)]
     if missing:
-        shown = ", ".join(map(repr, missing[:MISSING_SHOWN])) + (
-            f" and {len(missing) - MISSING_SHOWN} more" if len(missing) > MISSING_SHOWN else ""
-        )
-        raise NotFound(
-            f"collection {collection!r} has no {'record' if len(missing) == 1 else 'records'}"
-            f" {shown}"
-        )
+        raise NotFound(f"collection {collection!r} has no {named(missing)}")
+
+
+def named(ids: Sequence[str]) -> str:
+    """Return the first of some ids in words, for a message."""
+    shown = ", ".join(map(repr, ids[:MISSING_SHOWN]))
+    more = f" and {len(ids) - MISSING_SHOWN} more" if len(ids) > MISSING_SHOWN else ""
+    return f"{'record' if len(ids) == 1 else 'records'} {shown}{more}"
 
 
 def delete(
@@ -125,6 +127,8 @@ def as_object(record: Record | Hit) -> dict[str, Any]:
         shown["payload"] = record.payload
     if record.vector is not None:
         shown["vector"] = record.vector
+    if record.version is not None:
+        shown["version"] = record.version
     return shown
 
 
@@ -141,6 +145,8 @@ def render_records(records: Records) -> RenderableType:
         columns.append("PAYLOAD")
     if records.vectors is not None:
         columns.append("VECTOR")
+    if records.versions is not None:
+        columns.append("VERSION")
     with_payload = records.payloads is not None
     return table(columns, (row_of(one, names, with_payload=with_payload) for one in records))
 
@@ -154,6 +160,8 @@ def row_of(record: Record, names: list[str], *, with_payload: bool) -> list[obje
     if record.vector is not None:
         head = ", ".join(f"{value:.4f}" for value in record.vector[:VECTOR_SHOWN])
         cells.append(f"[{head}, … {len(record.vector)}]")
+    if record.version is not None:
+        cells.append(str(record.version))
     return cells
 
 

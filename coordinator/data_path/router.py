@@ -59,6 +59,10 @@ def reroutable(error: AnnhealError) -> bool:
     return isinstance(error, Fenced | Unavailable | UnknownOutcome)
 
 
+def _reroutable_without_effect(error: AnnhealError) -> bool:
+    return reroutable(error) and not isinstance(error, UnknownOutcome)
+
+
 class Router:
     """Finds owners, keeps one link for each live node, and repeats what only routing made fail."""
 
@@ -143,12 +147,13 @@ class Router:
         *,
         deadline: Deadline,
         mutation: bool = False,
+        repeatable: bool = True,
     ) -> ValueT:
         """Return what `operation` returns for the shard's owner, looked up anew for every try.
 
-        `mutation` must be idempotent. Raises what the last try raised; for mutations
-        `UnknownOutcome` when a try may have taken effect. A deadline that passes raises
-        `DeadlineExceeded`, or `UnknownOutcome` for mutations.
+        A `mutation` that is not `repeatable` is not tried again after an `UnknownOutcome`. Raises
+        what the last try raised; for mutations `UnknownOutcome` when a try may have taken effect. A
+        deadline that passes raises `DeadlineExceeded`, or `UnknownOutcome` for mutations.
         """
         version = 0
 
@@ -164,7 +169,7 @@ class Router:
             attempt,
             deadline=deadline,
             policy=ROUTE_POLICY,
-            retryable=reroutable,
+            retryable=reroutable if repeatable else _reroutable_without_effect,
             mutation=mutation,
             wait=wait,
         )

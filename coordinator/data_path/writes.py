@@ -1,4 +1,4 @@
-"""Upserts and deletes: checked, split by shard, sent to the owners, joined into one answer.
+"""Writes: checked, split by shard, sent to the owners, joined into one answer.
 
 A batch that spans shards is not atomic: each shard's part is. When some parts fail the error says
 which shards were written, which were not and which are unknown; repeating the whole batch is safe.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ import pyarrow as pa
 from annheal.coordinator.data_path.router import Router
 from annheal.errors import (
     AnnhealError,
+    InvalidArgument,
     ResourceExhausted,
     Unavailable,
     UnknownOutcome,
@@ -26,17 +27,27 @@ from annheal.filters import validate_filter
 from annheal.model.collection import Collection
 from annheal.model.filter import Filter
 from annheal.model.limits import WRITE_ROWS_MAX
-from annheal.model.records import RecordBatch
+from annheal.model.records import RecordBatch, RecordPatch, Versions
 from annheal.model.session import SessionToken
 from annheal.model.topology.shard import ShardId
-from annheal.model.validation import id_array, validate_batch, validate_ids
+from annheal.model.validation import (
+    id_array,
+    validate_batch,
+    validate_ids,
+    validate_patch,
+    validate_versions,
+)
 from annheal.model.write import (
+    NO_RECORD,
     DeleteIds,
     DeleteWhere,
+    Update,
     Upsert,
+    VersionConflict,
     WriteAnswer,
     WriteOperation,
     WriteRequest,
+    is_repeatable,
 )
 from annheal.rpc.port import ShardNode
 from annheal.runtime.deadline import Deadline
@@ -50,11 +61,16 @@ OFFLOADED_ROWS_MIN = 64
 
 @dataclass(frozen=True, slots=True)
 class WriteOutcome:
-    """A write that is durable and visible on every shard. Reads with `session` see it."""
+    """A write that is durable and visible on every shard. Reads with `session` see it.
+
+    `missing` and `conflicts` name records that were not written; see `WriteAnswer`.
+    """
 
     upserted: int
     deleted: int
     session: SessionToken
+    missing: tuple[str, ...] = ()
+    conflicts: tuple[VersionConflict, ...] = ()
 
 
 class Writes:
@@ -70,35 +86,69 @@ class Writes:
         self._requests = 0
 
     async def upsert(
-        self, collection: Collection, batch: RecordBatch, *, deadline: Deadline
+        self,
+        collection: Collection,
+        batch: RecordBatch,
+        *,
+        if_versions: Versions | None = None,
+        deadline: Deadline,
     ) -> WriteOutcome:
         """Insert or replace the records of `batch`; of records with one id the last wins.
+
+        With `if_versions` (n,) an id must not repeat, and a record is written only while it has the
+        wanted version (`NO_RECORD`: while it does not exist; `ANY_VERSION`: always).
 
         Raises `InvalidArgument` that names field and row, `ResourceExhausted` under back-pressure,
         `Unavailable` when nothing was written, and `UnknownOutcome` when something may have been.
         `upserted` counts the records sent, those that a later one in the batch replaced included.
         """
         if len(batch) >= OFFLOADED_ROWS_MIN:
-            parts = await self._offload.run(split_upsert, collection, batch)
+            parts = await self._offload.run(split_upsert, collection, batch, if_versions)
         else:
-            parts = split_upsert(collection, batch)
+            parts = split_upsert(collection, batch, if_versions)
         outcome = await self._write(collection, parts, deadline=deadline)
-        return WriteOutcome(len(batch), outcome.deleted, outcome.session)
+        return outcome if if_versions is not None else replace(outcome, upserted=len(batch))
+
+    async def update(
+        self,
+        collection: Collection,
+        patch: RecordPatch,
+        *,
+        if_versions: Versions | None = None,
+        deadline: Deadline,
+    ) -> WriteOutcome:
+        """Replace parts of the records that exist; conditions and errors as for `upsert`."""
+        if len(patch) >= OFFLOADED_ROWS_MIN:
+            parts = await self._offload.run(split_update, collection, patch, if_versions)
+        else:
+            parts = split_update(collection, patch, if_versions)
+        return await self._write(collection, parts, deadline=deadline)
 
     async def delete_ids(
-        self, collection: Collection, ids: Sequence[str], *, deadline: Deadline
+        self,
+        collection: Collection,
+        ids: Sequence[str],
+        *,
+        if_versions: Versions | None = None,
+        deadline: Deadline,
     ) -> WriteOutcome:
-        """Delete records by id; `deleted` counts those that existed. Errors as for `upsert`."""
+        """Delete records by id; `deleted` counts those that existed.
+
+        Conditions and errors as for `upsert`.
+        """
         column = id_array(ids)
         validate_ids(column, rows_max=WRITE_ROWS_MAX)
         hashes = hash_ids(column)
-        keep = last_of_each(hashes, column)
+        keep = _distinct(hashes, column, if_versions, least=NO_RECORD + 1)
         if keep is not None:
             column = column.take(pa.array(keep, type=pa.int64()))
             hashes = hashes[keep]
         texts = [str(one) for one in column.to_pylist()]
         parts: dict[int, WriteOperation] = {
-            shard: DeleteIds(tuple(texts if rows is None else (texts[row] for row in rows)))
+            shard: DeleteIds(
+                tuple(texts if rows is None else (texts[row] for row in rows)),
+                _of_rows(if_versions, rows),
+            )
             for shard, rows in rows_by_shard(hashes, shard_count=collection.shard_count).items()
         }
         return await self._write(collection, parts, deadline=deadline)
@@ -145,13 +195,16 @@ class Writes:
             else:
                 answers[shard] = result
         if failures:
-            raise joined_failure(collection, answers, failures)
+            repeatable = all(is_repeatable(operation) for operation in parts.values())
+            raise joined_failure(collection, answers, failures, repeatable=repeatable)
         return WriteOutcome(
             upserted=sum(answer.upserted for answer in answers.values()),
             deleted=sum(answer.deleted for answer in answers.values()),
             session=SessionToken(
                 collection.id, {shard: answer.sequence for shard, answer in answers.items()}
             ),
+            missing=tuple(one for answer in answers.values() for one in answer.missing),
+            conflicts=tuple(one for answer in answers.values() for one in answer.conflicts),
         )
 
     async def _one(
@@ -167,20 +220,61 @@ class Writes:
                 )
             )
 
-        return await self._router.call(shard, call, deadline=deadline, mutation=True)
+        return await self._router.call(
+            shard, call, deadline=deadline, mutation=True, repeatable=is_repeatable(operation)
+        )
 
 
-def split_upsert(collection: Collection, batch: RecordBatch) -> dict[int, WriteOperation]:
+def split_upsert(
+    collection: Collection, batch: RecordBatch, if_versions: Versions | None = None
+) -> dict[int, WriteOperation]:
     """Return the checked batch by shard, without the records that a later one replaces."""
     batch = validate_batch(batch, collection=collection)
     hashes = hash_ids(batch.ids)
-    keep = last_of_each(hashes, batch.ids)
+    keep = _distinct(hashes, batch.ids, if_versions, least=NO_RECORD)
     if keep is not None:
         batch, hashes = batch.take(keep), hashes[keep]
     return {
-        shard: Upsert(batch if rows is None else batch.take(rows))
+        shard: Upsert(batch if rows is None else batch.take(rows), _of_rows(if_versions, rows))
         for shard, rows in rows_by_shard(hashes, shard_count=collection.shard_count).items()
     }
+
+
+def split_update(
+    collection: Collection, patch: RecordPatch, if_versions: Versions | None = None
+) -> dict[int, WriteOperation]:
+    """Return the checked patch by shard, without the rows that a later one replaces."""
+    patch = validate_patch(patch, collection=collection)
+    hashes = hash_ids(patch.ids)
+    keep = _distinct(hashes, patch.ids, if_versions, least=NO_RECORD + 1)
+    if keep is not None:
+        patch, hashes = patch.take(keep), hashes[keep]
+    return {
+        shard: Update(patch if rows is None else patch.take(rows), _of_rows(if_versions, rows))
+        for shard, rows in rows_by_shard(hashes, shard_count=collection.shard_count).items()
+    }
+
+
+def _distinct(
+    hashes: npt.NDArray[np.uint64],
+    ids: pa.StringArray,
+    if_versions: Versions | None,
+    *,
+    least: int,
+) -> npt.NDArray[np.int64] | None:
+    """Return `last_of_each`; raises `InvalidArgument` for conditions that do not fit the ids."""
+    keep = last_of_each(hashes, ids)
+    if if_versions is not None:
+        validate_versions(if_versions, rows=len(ids), least=least)
+        if keep is not None:
+            raise InvalidArgument.of(
+                "ids", "an id is repeated; with if_versions name each id once a call"
+            )
+    return keep
+
+
+def _of_rows(versions: Versions | None, rows: npt.NDArray[np.int64] | None) -> Versions | None:
+    return versions if versions is None or rows is None else versions[rows]
 
 
 def last_of_each(
@@ -213,6 +307,8 @@ def joined_failure(
     collection: Collection,
     answers: Mapping[int, WriteAnswer],
     failures: Mapping[int, AnnhealError],
+    *,
+    repeatable: bool = True,
 ) -> AnnhealError:
     """Return the one error for a write of which some shards failed.
 
@@ -248,9 +344,13 @@ def joined_failure(
         )
         if shards
     ]
+    fix = (
+        "repeat the whole request: writes are idempotent by id"
+        if repeatable
+        else "what was written has another version now: read the records before you try again"
+    )
     return UnknownOutcome(
-        f"{', '.join(parts)}; repeat the whole request: writes are idempotent by id"
-        f" (first error: {first.message})",
+        f"{', '.join(parts)}; {fix} (first error: {first.message})",
         metadata=facts,
         retry_after_s=retry_after_s,
     )

@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from annheal.errors import InvalidArgument
 from annheal.filters import validate_filter
 from annheal.model.collection import Collection
-from annheal.model.records import RecordBatch, arrow_schema
-from annheal.model.validation import id_array, validate_ids, validate_vectors
-from annheal.model.write import DeleteIds, DeleteWhere, Upsert, WriteOperation
+from annheal.model.records import RecordBatch, RecordPatch, Versions, arrow_schema
+from annheal.model.validation import (
+    id_array,
+    validate_ids,
+    validate_patch,
+    validate_vectors,
+    validate_versions,
+)
+from annheal.model.write import (
+    NO_RECORD,
+    DeleteIds,
+    DeleteWhere,
+    Update,
+    Upsert,
+    WriteOperation,
+)
 
 
 def checked(operation: WriteOperation, *, collection: Collection) -> WriteOperation:
@@ -21,9 +35,14 @@ def checked(operation: WriteOperation, *, collection: Collection) -> WriteOperat
     schema. Payloads are not parsed again.
     """
     match operation:
-        case Upsert(batch):
-            return Upsert(_checked_batch(batch, collection=collection))
-        case DeleteIds(ids):
+        case Upsert(batch, if_versions):
+            _check_versions(if_versions, rows=len(batch), least=NO_RECORD)
+            return Upsert(_checked_batch(batch, collection=collection), if_versions)
+        case Update(patch, if_versions):
+            _check_versions(if_versions, rows=len(patch), least=NO_RECORD + 1)
+            return Update(_checked_patch(patch, collection=collection), if_versions)
+        case DeleteIds(ids, if_versions):
+            _check_versions(if_versions, rows=len(ids), least=NO_RECORD + 1)
             if ids:
                 validate_ids(id_array(ids), rows_max=len(ids))
             return operation
@@ -45,9 +64,24 @@ def _checked_batch(batch: RecordBatch, *, collection: Collection) -> RecordBatch
     given = batch.attributes.schema
     if given.names != wanted.names or given.types != wanted.types:
         raise InvalidArgument.of("attributes", f"columns {given}, but the schema has {wanted}")
-    if pc.count_distinct(batch.ids).as_py() != rows:
-        raise InvalidArgument.of("ids", "an id is repeated; send only the last row of each id")
+    _check_distinct(batch.ids)
     vectors = validate_vectors(batch.vectors, model=collection.model)
     if vectors is batch.vectors:
         return batch
     return RecordBatch(batch.ids, np.ascontiguousarray(vectors), batch.attributes, batch.payloads)
+
+
+def _checked_patch(patch: RecordPatch, *, collection: Collection) -> RecordPatch:
+    patch = validate_patch(patch, collection=collection)
+    _check_distinct(patch.ids)
+    return patch
+
+
+def _check_distinct(ids: pa.StringArray) -> None:
+    if pc.count_distinct(ids).as_py() != len(ids):
+        raise InvalidArgument.of("ids", "an id is repeated; send only the last row of each id")
+
+
+def _check_versions(versions: Versions | None, *, rows: int, least: int) -> None:
+    if versions is not None:
+        validate_versions(versions, rows=rows, least=least)

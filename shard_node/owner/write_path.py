@@ -16,27 +16,32 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
-import pyarrow as pa
-
 from annheal.errors import (
     AnnhealError,
     DeadlineExceeded,
-    FailedPrecondition,
     Fenced,
     InvalidArgument,
     ResourceExhausted,
     Unavailable,
     UnknownOutcome,
 )
-from annheal.model.write import DeleteIds, DeleteWhere, Upsert, WriteAnswer, WriteOperation
+from annheal.model.write import (
+    DeleteIds,
+    DeleteWhere,
+    Update,
+    Upsert,
+    WriteAnswer,
+    WriteOperation,
+    depends_on_records,
+)
 from annheal.runtime.host.disk import DiskWatch
 from annheal.runtime.stop import YieldPoint
 from annheal.shard_node.lanes import Lanes
 from annheal.shard_node.owner.admission import checked
+from annheal.shard_node.owner.resolving import Resolved, ids_of, resolve
 from annheal.shard_node.owner.wal_writer import WalWriter
 from annheal.shard_node.rows.shard import Shard
-from annheal.shard_node.search.reads import count_rows, matching_ids
-from annheal.shards.wal import DeleteEntry, UpsertEntry, WalEntry
+from annheal.shards.wal import WalEntry
 
 GROUP_BYTES_MAX = 16 << 20
 GROUP_OPERATIONS_MAX = 1_024
@@ -45,8 +50,6 @@ EARLY_GROUP_BYTES_MIN = 2 << 20
 A smaller one is encoded after the put, with the writes that arrive until then."""
 WAITING_BYTES_MAX = 256 << 20
 WAITING_OPERATIONS_MAX = 16_384
-DELETE_MATCHES_MAX = 1_000_000
-"""Records that one delete by filter may match: one log object has all of their ids."""
 LOG_AWAY_S = 2.0
 """Writes are refused at once when the log could not be written for this long."""
 ANSWER_SHARE = 0.1
@@ -68,17 +71,31 @@ class _Waiting:
 class _Encoded:
     """Writes in their order, and the log object `body` of a slot that has them as entries."""
 
-    writes: tuple[tuple[_Waiting, WalEntry], ...]
+    writes: tuple[tuple[_Waiting, Resolved], ...]
     slot: int
     body: bytes
 
     @property
     def entries(self) -> list[WalEntry]:
-        return [entry for _, entry in self.writes]
+        return _entries_of(self.writes)
 
     @property
     def waiting(self) -> list[_Waiting]:
         return [waiting for waiting, _ in self.writes]
+
+
+@dataclass(slots=True)
+class _Ordered:
+    """What became of the writes of a group when they were resolved in their order.
+
+    `writes` have entries for the log. `settled` are answers and errors of others, `left` is where
+    those begin that wait for the next group.
+    """
+
+    writes: list[tuple[_Waiting, Resolved]] = field(default_factory=list)
+    settled: list[tuple[_Waiting, WriteAnswer | AnnhealError]] = field(default_factory=list)
+    left: int = 0
+    object: _Encoded | None = None
 
 
 class WritePath:
@@ -124,7 +141,7 @@ class WritePath:
         if self._wal.blocked_for_s >= LOG_AWAY_S:
             raise self._away("nothing was written")
         size_bytes = _size_bytes(operation)
-        self._admit(size_bytes, adds_rows=isinstance(operation, Upsert))
+        self._admit(size_bytes, adds_rows=isinstance(operation, Upsert | Update))
         waiting = _Waiting(operation, size_bytes, asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
         self._waiting_bytes += size_bytes
@@ -257,22 +274,33 @@ class WritePath:
         return None
 
     def _may_begin(self) -> bool:
-        if isinstance(self._waiting[0].operation, DeleteWhere):
+        if depends_on_records(self._waiting[0].operation):
             return not self._unapplied
         early = self._unlogged == 1 and self._waiting_bytes >= EARLY_GROUP_BYTES_MIN
         return not self._unlogged or early
 
     def _take_group(self) -> list[_Waiting]:
-        """Take waiting writes up to the limits; a delete by filter is the first of its group.
+        """Take waiting writes up to the limits.
 
-        It deletes the records that match when it is encoded, so all writes before it are applied.
+        One that depends on the records is the first of its group, so all writes before it are
+        applied. Others like it follow in the same group if they name other ids than those before
+        them; not so with a delete by filter, which names none.
         """
         group = [self._take()]
         size_bytes = group[0].size_bytes
+        first = group[0].operation
+        joins = depends_on_records(first) and not isinstance(first, DeleteWhere)
+        named = set(ids_of(first)) if joins else set[str]()
         while self._waiting and len(group) < GROUP_OPERATIONS_MAX:
+            operation = self._waiting[0].operation
             size_bytes += self._waiting[0].size_bytes
-            if size_bytes > GROUP_BYTES_MAX or isinstance(self._waiting[0].operation, DeleteWhere):
+            if size_bytes > GROUP_BYTES_MAX or isinstance(operation, DeleteWhere):
                 break
+            if joins or depends_on_records(operation):
+                ids = ids_of(operation)
+                if depends_on_records(operation) and not (joins and named.isdisjoint(ids)):
+                    break
+                named.update(ids)
             group.append(self._take())
         return group
 
@@ -287,19 +315,33 @@ class WritePath:
         first = max(self._sequence, self._shard.sequence) + 1
         kept = [waiting for waiting in group if not waiting.done.done()]
 
-        def encode(yield_point: YieldPoint) -> tuple[_Encoded | None, dict[int, AnnhealError]]:
-            writes, refused = self._entries(kept, first, yield_point)
-            return self._as_object(writes, slot) if writes else None, refused
+        def encode(yield_point: YieldPoint) -> _Ordered:
+            ordered = self._ordered(kept, first, yield_point)
+            if ordered.writes:
+                ordered.object = self._as_object(ordered.writes, slot)
+            return ordered
 
-        encoded, refused = await self._lanes.change(encode, collection_id=self._shard.collection.id)
-        for position, error in refused.items():
-            _fail(kept[position], error)
-        if encoded is not None:
-            self._sequence = encoded.entries[-1].last_sequence
-        return encoded
+        ordered = await self._lanes.change(encode, collection_id=self._shard.collection.id)
+        self._put_back(kept[ordered.left :])
+        for waiting, outcome in ordered.settled:
+            if isinstance(outcome, AnnhealError):
+                _fail(waiting, outcome)
+            else:
+                _acknowledge(waiting, outcome)
+        if ordered.object is not None:
+            self._sequence = ordered.object.entries[-1].last_sequence
+        return ordered.object
 
-    def _as_object(self, writes: Sequence[tuple[_Waiting, WalEntry]], slot: int) -> _Encoded:
-        entries = [entry for _, entry in writes]
+    def _put_back(self, writes: Sequence[_Waiting]) -> None:
+        """Let writes wait again, as the next ones."""
+        if writes and self._closed is not None:
+            _fail_all(list(writes), self._closed)
+            return
+        self._waiting.extendleft(reversed(writes))
+        self._waiting_bytes += sum(waiting.size_bytes for waiting in writes)
+
+    def _as_object(self, writes: Sequence[tuple[_Waiting, Resolved]], slot: int) -> _Encoded:
+        entries = _entries_of(writes)
         body = self._wal.encode(entries, slot=slot, last_sequence=entries[-1].last_sequence)
         return _Encoded(tuple(writes), slot, body)
 
@@ -344,45 +386,44 @@ class WritePath:
                 collection_id=self._shard.collection.id,
             )
         self._on_applied()
-        for (waiting, entry), count in zip(group.writes, killed, strict=True):
-            if not waiting.done.done():
-                waiting.done.set_result(_answer(entry, count))
+        for (waiting, resolved), count in zip(group.writes, killed, strict=True):
+            _acknowledge(waiting, resolved.answer(killed=count, sequence=self._shard.sequence))
 
-    def _entries(
-        self, group: list[_Waiting], sequence: int, yield_point: YieldPoint
-    ) -> tuple[list[tuple[_Waiting, WalEntry]], dict[int, AnnhealError]]:
-        """Return the valid writes with entries, and the errors of the others by position.
+    def _ordered(self, group: list[_Waiting], sequence: int, yield_point: YieldPoint) -> _Ordered:
+        """Resolve the writes of a group in their order.
 
-        Sequence numbers begin at `sequence`: one for each row written, one for each delete.
+        Sequence numbers begin at `sequence`: one for each row written, one for each delete. Updates
+        become whole records, so the group may become too large: then the rest of it is left.
         """
-        ordered: list[tuple[_Waiting, WalEntry]] = []
-        refused: dict[int, AnnhealError] = {}
-        for position, waiting in enumerate(group):
+        found = _Ordered()
+        size_bytes = 0
+        for waiting in group:
+            if size_bytes > GROUP_BYTES_MAX:
+                break
+            found.left += 1
             try:
-                entry = self._entry(waiting, sequence, yield_point)
+                operation = checked(waiting.operation, collection=self._shard.collection)
+                resolved = resolve(
+                    operation,
+                    self._shard.view,
+                    sequence=sequence,
+                    yield_point=partial(_check_caller, waiting, yield_point),
+                )
             except AnnhealError as error:
-                refused[position] = error
+                found.settled.append((waiting, error))
                 continue
-            ordered.append((waiting, entry))
-            sequence = entry.last_sequence + 1
-        return ordered, refused
+            if resolved.entry is None:
+                answer = resolved.answer(killed=0, sequence=self._shard.sequence)
+                found.settled.append((waiting, answer))
+                continue
+            found.writes.append((waiting, resolved))
+            sequence = resolved.entry.last_sequence + 1
+            size_bytes += resolved.size_bytes
+        return found
 
-    def _entry(self, waiting: _Waiting, sequence: int, yield_point: YieldPoint) -> WalEntry:
-        operation = checked(waiting.operation, collection=self._shard.collection)
-        if isinstance(operation, Upsert):
-            return UpsertEntry(sequence, operation.batch)
-        if isinstance(operation, DeleteIds):
-            return DeleteEntry(sequence, pa.array(operation.ids, type=pa.string()))
-        check = partial(_check_caller, waiting, yield_point)
-        matches = count_rows(self._shard.view, operation.filter, yield_point=check)
-        if matches > DELETE_MATCHES_MAX:
-            raise FailedPrecondition(
-                f"the filter matches {matches} records of shard {self._shard.number}; one delete "
-                f"takes at most {DELETE_MATCHES_MAX}: delete in narrower slices",
-                reason="TOO_MANY_MATCHES",
-            )
-        ids = matching_ids(self._shard.view, operation.filter, yield_point=check)
-        return DeleteEntry(sequence, pa.array(ids, type=pa.string()))
+
+def _entries_of(writes: Sequence[tuple[_Waiting, Resolved]]) -> list[WalEntry]:
+    return [resolved.entry for _, resolved in writes if resolved.entry is not None]
 
 
 def _check_caller(waiting: _Waiting, yield_point: YieldPoint) -> None:
@@ -391,14 +432,13 @@ def _check_caller(waiting: _Waiting, yield_point: YieldPoint) -> None:
     Only for a write that has no sequence number yet.
     """
     if waiting.done.done():
-        raise DeadlineExceeded("the caller left before the records to delete were found")
+        raise DeadlineExceeded("the caller left before the records to change were found")
     yield_point()
 
 
-def _answer(entry: WalEntry, killed: int) -> WriteAnswer:
-    if isinstance(entry, UpsertEntry):
-        return WriteAnswer(entry.last_sequence, upserted=len(entry.batch))
-    return WriteAnswer(entry.last_sequence, deleted=killed)
+def _acknowledge(waiting: _Waiting, answer: WriteAnswer) -> None:
+    if not waiting.done.done():
+        waiting.done.set_result(answer)
 
 
 def _broken() -> UnknownOutcome:
@@ -441,6 +481,8 @@ def _size_bytes(operation: WriteOperation) -> int:
             + batch.attributes.nbytes
             + batch.payloads.nbytes
         )
+    if isinstance(operation, Update):
+        return operation.patch.nbytes
     if isinstance(operation, DeleteIds):
         return sum(len(record_id) for record_id in operation.ids)
     return 0

@@ -114,6 +114,7 @@ class GrowingView:
             attributes=None if projection.attributes == () else take_rows(attributes, index),
             payloads=self.payloads().take(index) if projection.payload else None,
             vectors=np.ascontiguousarray(self.vectors[rows]) if projection.vector else None,
+            versions=self.sequences[rows] if projection.version else None,
         )
 
     def search(

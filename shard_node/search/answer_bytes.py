@@ -42,6 +42,8 @@ def record_bytes(source: Source, rows: Rows, projection: Projection) -> npt.NDAr
     found += _id_bytes(source, rows)
     if projection.vector:
         found += 4 * _dimension(source)
+    if projection.version:
+        found += VALUE_BYTES
     if projection.payload:
         found += _payload_bytes(source, rows)
     for column in _columns(source, projection):
@@ -73,6 +75,8 @@ def _record_bytes_max(source: Source, projection: Projection) -> int:
     found = RECORD_BYTES + ID_BYTES_MAX
     if projection.vector:
         found += 4 * _dimension(source)
+    if projection.version:
+        found += VALUE_BYTES
     if projection.payload:
         found += PAYLOAD_BYTES_MAX
     keyword = KEYWORD_BYTES_MAX + VALUE_BYTES

@@ -16,17 +16,23 @@ import pytest
 from annheal.errors import AnnhealError, Fenced, InvalidArgument
 from annheal.filters import validate_filter
 from annheal.model.filter import And, Comparison, ComparisonOp, Exists, Filter, Membership, Not
-from annheal.model.records import EVERYTHING, IDS_ONLY, Projection
+from annheal.model.records import EVERYTHING, IDS_ONLY, Projection, RecordPatch
 from annheal.model.search import Consistency, SearchOptions, SearchRequest
 from annheal.model.topology.task import CompactionTask, TaskReason
+from annheal.model.validation import id_array
 from annheal.model.write import (
+    ANY_VERSION,
+    NO_RECORD,
     CountRequest,
     DeleteIds,
     DeleteWhere,
     GetRequest,
     ScanRequest,
+    Update,
     Upsert,
+    VersionConflict,
     WriteAnswer,
+    WriteOperation,
     WriteRequest,
 )
 from annheal.rpc.port import ShardNode
@@ -36,6 +42,7 @@ from tests.support.shards import (
     colour_of,
     payload_of,
     record_batch,
+    record_patch,
     size_of,
     vector_of,
 )
@@ -158,6 +165,61 @@ class ShardNodeContract:
         check_full(await node.get(GetRequest("c1", 0, ("b", "c"))), version=1)
         check_full(await node.get(GetRequest("c1", 0, ("a",))), version=0)
         assert await node.count(CountRequest("c1", 0)) == 3
+
+    async def test_an_update_replaces_only_what_it_names(self, node: ShardNode) -> None:
+        await upsert(node, "a", "b", "c")
+        whole = record_patch(("b", "nobody"), version=1)
+        answer = await node.write(WriteRequest("c1", 0, Update(whole)))
+        assert (answer.upserted, answer.missing, answer.conflicts) == (1, ("nobody",), ())
+        check_full(await node.get(GetRequest("c1", 0, ("b",))), version=1)
+        size = RecordPatch(id_array(["a"]), whole.attributes.select(["size"]).slice(0, 1))
+        await node.write(WriteRequest("c1", 0, Update(size)))
+        found = await node.get(GetRequest("c1", 0, ("a",)))
+        assert found.attributes is not None
+        assert found.attributes.to_pylist() == [
+            {"colour": colour_of("a", 0), "size": size_of("b", 1)}
+        ]
+        assert found.payloads is not None
+        assert found.payloads.to_pylist() == [payload_of("a", 0)]
+        assert found.vectors is not None
+        np.testing.assert_array_equal(found.vectors[0], vector_of("a", 0))
+        check_full(await node.get(GetRequest("c1", 0, ("c",))), version=0)
+
+    async def test_versions_grow_with_writes_and_are_conditions(self, node: ShardNode) -> None:
+        wanted = GetRequest("c1", 0, ("a", "b"), Projection(version=True))
+        await upsert(node, "a", "b")
+        first = (await node.get(wanted)).versions
+        assert first is not None
+        assert (first >= 1).all()
+        await upsert(node, "b", version=1)
+        second = (await node.get(wanted)).versions
+        assert second is not None
+        assert second[0] == first[0]
+        assert second[1] > first[1]
+        (hit,) = (await node.search(search(k=1, projection=Projection(version=True)))).records.ids[
+            :1
+        ]
+        assert hit in ("a", "b")
+
+        async def write(operation: WriteOperation) -> WriteAnswer:
+            return await node.write(WriteRequest("c1", 0, operation))
+
+        batch = record_batch(("a", "b", "c"), version=2)
+        answer = await write(Upsert(batch, np.array([first[0], first[1], NO_RECORD])))
+        assert answer.upserted == 2
+        assert answer.conflicts == (VersionConflict("b", int(second[1])),)
+        check_full(await node.get(GetRequest("c1", 0, ("a", "c"))), version=2)
+        check_full(await node.get(GetRequest("c1", 0, ("b",))), version=1)
+        answer = await write(Upsert(batch, np.zeros(3, dtype=np.int64)))
+        assert (answer.upserted, len(answer.conflicts)) == (0, 3)
+        patch = record_patch(("b", "nobody"), version=3)
+        answer = await write(Update(patch, np.array([ANY_VERSION, 7])))
+        assert answer.upserted == 1
+        assert answer.conflicts == (VersionConflict("nobody", NO_RECORD),)
+        answer = await write(DeleteIds(("a", "b"), np.array([first[0], ANY_VERSION])))
+        assert answer.deleted == 1
+        assert [one.id for one in answer.conflicts] == ["a"]
+        assert await ids_of(node) == {"a", "c"}
 
     async def test_a_delete_counts_what_there_was(self, node: ShardNode) -> None:
         written = await upsert(node, "a", "b", "c")

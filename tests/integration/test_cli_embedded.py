@@ -250,6 +250,40 @@ def test_collections_by_hand_and_exit_codes(run: Run) -> None:
     run("collection", "show", "cli-hand", code=ExitCode.NOT_FOUND)
 
 
+def test_parts_of_records_are_updated(run: Run, packages: str) -> None:
+    lines = run("scan", packages, "--limit", "2", "-o", "json").stdout.splitlines()
+    first, second = (json.loads(line) for line in lines)
+    ids = (first["id"], second["id"])
+    run("update", packages, *ids, "--set", "year=1999", "--unset", "rank")
+    shown = document(run("get", packages, *ids, "--include", "all", "-o", "json"))
+    for before, after in zip((first, second), shown, strict=True):
+        expected = {**before["attributes"], "year": 1999}
+        expected.pop("rank", None)
+        assert after["attributes"] == expected
+        assert after["payload"] == before["payload"]
+        assert len(after["vector"]) == 384
+    version = str(shown[0]["version"])
+    asked = ("update", packages, ids[0], "--payload", '{"a": 1}', "--if-version", version)
+    assert "updated 1 record" in run(*asked).stdout
+    lost = run(*asked, code=ExitCode.CONFLICT)
+    assert "nothing was written" in lost.stderr
+    absent = run("update", packages, "nobody", "--set", "year=1", code=ExitCode.NOT_FOUND)
+    assert "'nobody'" in absent.stderr
+    for wrong, field in (
+        (("--set", "year"), "--set"),
+        (("--set", "year=x"), "--set year"),
+        (("--set", "yaer=1"), "attributes.yaer"),
+        (("--set", "year=1", "--unset", "year"), "--unset"),
+        ((), "attributes"),
+    ):
+        refused = run("update", packages, ids[0], *wrong, code=ExitCode.INVALID_ARGUMENT)
+        assert field in refused.stderr
+    two = run("update", packages, *ids, "--if-version", "1", code=ExitCode.INVALID_ARGUMENT)
+    assert "--if-version" in two.stderr
+    table = run("get", packages, ids[0], "--include", "version").stdout
+    assert "VERSION" in table
+
+
 def test_a_reader_that_leaves_ends_the_command_quietly(
     run: Run, packages: str, embedded_server: EmbeddedServer
 ) -> None:

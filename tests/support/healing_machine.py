@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
+import numpy as np
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     rule,
@@ -12,9 +13,10 @@ from hypothesis.stateful import (
 
 from annheal.errors import AnnhealError, Fenced
 from annheal.model.records import EVERYTHING, IDS_ONLY
+from annheal.model.write import ANY_VERSION, NO_RECORD, DeleteIds, Upsert
 from annheal.runtime import fail_points
 from annheal.runtime.fail_points import FAIL_POINTS
-from annheal.shard_node.search.reads import get_records
+from annheal.shard_node.search.reads import get_records, live_sequences
 from tests.support.healing_actors import (
     CHEAP,
     IDS,
@@ -34,6 +36,7 @@ from tests.support.model_checker import (
 from tests.support.shards import (
     COLOURS,
     DeadError,
+    record_batch,
 )
 
 COMPACTOR_STEPS = tuple(name for name in FAIL_POINTS if name.startswith("compactor."))
@@ -73,17 +76,57 @@ class HealingMachine(HealingActors):
         assert answer.deleted == len(gone)
         self.model.acknowledge(dict.fromkeys(gone, ABSENT))
 
+    @rule(changed=ids, condition=st.sampled_from(["none", "present", "stale"]))
+    def update(self, changed: list[str], condition: str) -> None:
+        """Replace all parts of the records that exist and have the wanted versions."""
+        self.version += 1
+        existing = [one for one in changed if one in self.model.live()]
+        wanted = None
+        if condition != "none":
+            present = live_sequences(self.owner.shard.view, changed)
+            wanted = np.where(present > 0, present + (condition == "stale"), ANY_VERSION)
+        answer = self.do(self.owner.update(*changed, version=self.version, if_versions=wanted))
+        assert answer.missing == tuple(one for one in changed if one not in existing)
+        if condition == "stale":
+            assert [one.id for one in answer.conflicts] == existing
+            assert answer.upserted == 0
+            return
+        assert (answer.upserted, answer.conflicts) == (len(existing), ())
+        self.model.acknowledge(dict.fromkeys(existing, self.version))
+
+    @rule(changed=few_ids, gone=few_ids)
+    def insert_and_delete_on_condition(self, changed: list[str], gone: list[str]) -> None:
+        """Write only what does not exist; delete only what still has its version."""
+        self.version += 1
+        live = self.model.live()
+        batch = record_batch(changed, version=self.version)
+        none = np.zeros(len(changed), dtype=np.int64)
+        answer = self.do(self.owner.write(Upsert(batch, none)))
+        added = [one for one in changed if one not in live]
+        assert [one.id for one in answer.conflicts] == [one for one in changed if one in live]
+        assert answer.upserted == len(added)
+        self.model.acknowledge(dict.fromkeys(added, self.version))
+        present = np.maximum(live_sequences(self.owner.shard.view, gone), 1)
+        ended = self.do(self.owner.write(DeleteIds(tuple(gone), present)))
+        existing = [one for one in gone if one in self.model.live()]
+        assert {one.id: one.version for one in ended.conflicts} == {
+            one: NO_RECORD for one in gone if one not in existing
+        }
+        assert ended.deleted == len(existing)
+        self.model.acknowledge(dict.fromkeys(existing, ABSENT))
+
     @rule(first=ids, second=ids, case=cases)
     def write_at_once(self, first: list[str], second: list[str], case: Case) -> None:
         """Several writes in one group, ordered as they came."""
-        one, two = self.version + 1, self.version + 2
-        self.version = two
+        one, two, three = (self.version + number for number in (1, 2, 3))
+        self.version = three
 
         async def together() -> None:
             await asyncio.gather(
                 self.owner.upsert(*first, version=one),
                 self.owner.delete_where(case.filter),
                 self.owner.upsert(*second, version=two),
+                self.owner.update(*first, version=three),
             )
 
         self.do(together())
@@ -91,6 +134,8 @@ class HealingMachine(HealingActors):
         gone = [i for i, v in self.model.live().items() if case.matches(i, v)]
         self.model.acknowledge(dict.fromkeys(gone, ABSENT))
         self.model.acknowledge(dict.fromkeys(second, two))
+        left = [record_id for record_id in first if record_id in self.model.live()]
+        self.model.acknowledge(dict.fromkeys(left, three))
 
     # ------------------------------------------------------------------------------- reads
 

@@ -33,16 +33,22 @@ from annheal.model.topology.shard import Assignment, NodeRegistration, ShardId
 from annheal.model.topology.state import ShardState
 from annheal.model.topology.task import CompactionTask
 from annheal.model.write import (
+    ANY_VERSION,
+    NO_RECORD,
     CountRequest,
     DeleteIds,
+    DeleteWhere,
     GetRequest,
     ScanPage,
     ScanRequest,
+    Update,
     Upsert,
+    VersionConflict,
     WriteAnswer,
     WriteRequest,
 )
 from annheal.runtime.tasks import TaskScope
+from annheal.shard_node.owner.resolving import ids_of
 from annheal.shards.routing import hash_id
 
 Vector = npt.NDArray[np.float32]
@@ -63,9 +69,27 @@ class MemoryShard:
 
     def put(self, batch: RecordBatch) -> None:
         """Insert or replace the records of `batch`."""
+        version = np.array([self.sequence], dtype=np.int64)
         for number, record_id in enumerate(batch.id_list()):
             row = batch.take(np.array([number]))
-            self.rows[record_id] = RecordSet([record_id], row.attributes, row.payloads, row.vectors)
+            self.rows[record_id] = RecordSet(
+                [record_id], row.attributes, row.payloads, row.vectors, version
+            )
+
+    def write_row(self, operation: Upsert | Update | DeleteIds, row: int, record_id: str) -> bool:
+        """Apply one row of a write; return whether it counts."""
+        if isinstance(operation, DeleteIds):
+            return self.rows.pop(record_id, None) is not None
+        if isinstance(operation, Upsert):
+            self.put(operation.batch.take(np.array([row])))
+        else:
+            self.put(operation.patch.take(np.array([row])).applied_to(self.rows[record_id]))
+        return True
+
+    def version(self, record_id: str) -> int:
+        """Return the version of a record."""
+        versions = self.rows[record_id].versions if record_id in self.rows else None
+        return NO_RECORD if versions is None else int(versions[0])
 
     def matching(self, filter: Filter | None) -> list[str]:
         """Return the ids of the records that `filter` matches (all when None)."""
@@ -93,6 +117,7 @@ def _projected(found: RecordSet, projection: Projection) -> RecordSet:
         attributes,
         found.payloads if projection.payload else None,
         found.vectors if projection.vector else None,
+        found.versions if projection.version else None,
     )
 
 
@@ -171,15 +196,27 @@ class MemoryNode:
         shard = self._shard(request.collection_id, request.shard)
         shard.sequence += 1
         operation = request.operation
-        if isinstance(operation, Upsert):
-            shard.put(operation.batch)
-            return WriteAnswer(sequence=shard.sequence, upserted=len(operation.batch))
+        if isinstance(operation, DeleteWhere):
+            gone = shard.matching(operation.filter)
+            for record_id in gone:
+                del shard.rows[record_id]
+            return WriteAnswer(sequence=shard.sequence, deleted=len(gone))
+        conflicts, missing, count = [], [], 0
+        ids, wanted = ids_of(operation), operation.if_versions
+        for row, record_id in enumerate(ids):
+            version = shard.version(record_id)
+            if wanted is not None and wanted[row] not in (ANY_VERSION, version):
+                conflicts.append(VersionConflict(record_id, version))
+            elif isinstance(operation, Update) and version == NO_RECORD:
+                missing.append(record_id)
+            else:
+                count += shard.write_row(operation, row, record_id)
+        outcome = WriteAnswer(
+            sequence=shard.sequence, missing=tuple(missing), conflicts=tuple(conflicts)
+        )
         if isinstance(operation, DeleteIds):
-            ids = list(operation.ids)
-        else:
-            ids = shard.matching(operation.filter)
-        gone = [one for one in ids if shard.rows.pop(one, None) is not None]
-        return WriteAnswer(sequence=shard.sequence, deleted=len(gone))
+            return replace(outcome, deleted=count)
+        return replace(outcome, upserted=count)
 
     async def get(self, request: GetRequest) -> RecordSet:
         self._fail()

@@ -24,8 +24,15 @@ from annheal.model.collection import (
     ModelSpec,
     Schema,
 )
-from annheal.model.records import ARROW_TYPES, RecordBatch, arrow_schema
-from annheal.model.write import DeleteIds, DeleteWhere, Upsert, WriteAnswer, WriteOperation
+from annheal.model.records import ARROW_TYPES, RecordBatch, RecordPatch, Versions, arrow_schema
+from annheal.model.write import (
+    DeleteIds,
+    DeleteWhere,
+    Update,
+    Upsert,
+    WriteAnswer,
+    WriteOperation,
+)
 from annheal.objectstore.local import LocalObjectStore
 from annheal.objectstore.protocol import ObjectStore
 from annheal.runtime.clock import Clock, boottime_s
@@ -87,6 +94,12 @@ def record_batch(
         attributes=pa.RecordBatch.from_arrays(columns, schema=arrow_schema(SCHEMA)),
         payloads=pa.array([payload_of(i, version) for i in ids], type=pa.binary()),
     )
+
+
+def record_patch(ids: Sequence[str], *, version: int) -> RecordPatch:
+    """Return a patch that replaces every part of the records."""
+    batch = record_batch(ids, version=version)
+    return RecordPatch(batch.ids, batch.attributes, batch.payloads, batch.vectors)
 
 
 def colour_of(record_id: str, version: int) -> str:
@@ -218,6 +231,11 @@ class Owner:
 
     async def upsert(self, *ids: str, version: int = 0) -> WriteAnswer:
         return await self.write(Upsert(record_batch(ids, version=version)))
+
+    async def update(
+        self, *ids: str, version: int, if_versions: Versions | None = None
+    ) -> WriteAnswer:
+        return await self.write(Update(record_patch(ids, version=version), if_versions))
 
     async def delete(self, *ids: str) -> WriteAnswer:
         return await self.write(DeleteIds(ids))

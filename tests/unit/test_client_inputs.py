@@ -21,7 +21,7 @@ from annheal.client.inputs import (
     as_schema,
     as_vector,
 )
-from annheal.client.record_calls import BATCH_BYTES, _last_of_each, _requests, _Rows
+from annheal.client.records.rows import BATCH_BYTES, Rows, last_of_each, requests
 from annheal.client.results import Records, SearchBatch
 from annheal.errors import InvalidArgument
 from annheal.model.limits import REQUEST_BYTES_MAX
@@ -127,8 +127,8 @@ def test_projection_by_words() -> None:
     assert as_projection(["attributes", "year"]).attributes is None
 
 
-def rows(count: int, *, payloads: list[bytes] | None = None) -> _Rows:
-    return _Rows(
+def rows(count: int, *, payloads: list[bytes] | None = None) -> Rows:
+    return Rows(
         [f"r{row % 7}" for row in range(count)],
         np.zeros((count, 4), dtype=np.float32),
         {"n": pa.array(range(count), pa.int64())},
@@ -138,7 +138,7 @@ def rows(count: int, *, payloads: list[bytes] | None = None) -> _Rows:
 
 
 def test_the_last_of_equal_ids_wins() -> None:
-    kept = _last_of_each(rows(10))
+    kept = last_of_each(rows(10))
     assert sorted(kept.ids) == [f"r{row}" for row in range(7)]
     last = dict(zip(kept.ids, kept.attributes["n"].to_pylist(), strict=True))
     assert last["r0"] == 7
@@ -146,10 +146,10 @@ def test_the_last_of_equal_ids_wins() -> None:
 
 
 def test_requests_are_cut_by_rows_and_by_bytes() -> None:
-    assert [len(part) for part in _requests(rows(10), 4)] == [4, 4, 2]
+    assert [len(part) for part in requests(rows(10), 4)] == [4, 4, 2]
     # Most payloads are small, a few are huge: no request may pass the limit.
     texts = [b"x"] * 600 + [b"x" * (1 << 20)] * 100
-    parts = list(_requests(rows(700, payloads=texts), 700))
+    parts = list(requests(rows(700, payloads=texts), 700))
     assert sum(map(len, parts)) == 700
     assert max(part.size_bytes for part in parts) <= REQUEST_BYTES_MAX // 2
     assert BATCH_BYTES < REQUEST_BYTES_MAX // 2

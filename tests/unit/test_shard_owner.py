@@ -32,7 +32,7 @@ from annheal.model.topology.task import CompactionTask, TaskReason
 from annheal.model.write import DeleteIds, DeleteWhere, ScanRequest, Upsert, WriteOperation
 from annheal.objectstore.wrappers import Fault, FaultKind, FaultyObjectStore, NoFaults, Operation
 from annheal.segment import Segment, SegmentRows, fetch_segment, upload_segment, write_segment
-from annheal.shard_node.owner import publication, write_path
+from annheal.shard_node.owner import publication, resolving, write_path
 from annheal.shard_node.search.filter_cache import FilterCache
 from annheal.shard_node.search.reads import get_records, scan_page
 from annheal.shard_node.search.searcher import Searcher
@@ -355,7 +355,7 @@ async def test_waiting_writes_have_a_limit(
 async def test_a_delete_by_filter_has_a_limit(
     world: ShardWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(write_path, "DELETE_MATCHES_MAX", 1)
+    monkeypatch.setattr(resolving, "DELETE_MATCHES_MAX", 1)
     owner = await world.open()
     await owner.upsert("a", "b", "c", "d", version=1)
     with pytest.raises(FailedPrecondition) as refused:

@@ -58,6 +58,7 @@ from annheal.model.topology.task import CompactionTask, TaskClaim, TaskPhase, Ta
 from annheal.v1 import admin_pb2, collections_pb2, filter_pb2, records_pb2, search_pb2
 from annheal.wire import admin, collections, enums, internal, records, search
 from annheal.wire.filters import decode_filter, encode_filter
+from annheal.wire.session import encode_session
 
 COLLECTION = Collection(
     id="c1",
@@ -457,13 +458,17 @@ def test_reads_and_deletes_round_trip() -> None:
 
 def test_write_answers_carry_the_session() -> None:
     token = SessionToken("c1", {1: 2})
-    for encode in (
-        records.encode_upsert_response,
-        records.encode_delete_ids_response,
-        records.encode_delete_where_response,
-    ):
-        response = encode(3, collection_id="c1", sequences={1: 2})
-        assert records.decode_write_response(response) == (3, token)
+    session = encode_session(token)
+    responses: list[records.WriteResponse] = [
+        records_pb2.UpsertResponse(upserted=3, session=session),
+        records_pb2.UpdateResponse(updated=3, session=session),
+        records_pb2.UpsertIfResponse(upserted=3, session=session),
+        records_pb2.DeleteIfResponse(deleted=3, session=session),
+        records_pb2.DeleteByIdsResponse(deleted=3, session=session),
+        records_pb2.DeleteByFilterResponse(deleted=3, session=session),
+    ]
+    for response in responses:
+        assert records.decode_write_response(response) == records.Written(3, token)
 
 
 def test_sessions_merge_to_what_either_sees() -> None:

@@ -21,7 +21,7 @@ IDS_FIX: Final = "name fewer ids a call"
 def records_bytes(records: RecordSet) -> int:
     """Return about how many bytes records take in a message."""
     found = RECORD_BYTES * len(records) + sum(map(len, records.ids))
-    for part in (records.attributes, records.payloads, records.vectors):
+    for part in (records.attributes, records.payloads, records.vectors, records.versions):
         found += 0 if part is None else part.nbytes
     return found
 

@@ -1,0 +1,1 @@
+"""Calls that write and read records by id."""
