@@ -160,6 +160,12 @@ class RecordSet:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def has_only_ids(self) -> bool:
+        """Whether nothing but ids was read."""
+        parts = (self.attributes, self.payloads, self.vectors, self.versions)
+        return all(part is None for part in parts)
+
 
 def take_records(parts: Sequence[RecordSet], rows: npt.NDArray[np.int64]) -> RecordSet:
     """Return the given rows of the concatenation of `parts`, which have the same columns.

@@ -72,8 +72,7 @@ def decode_patch(stream: bytes, *, field: str = "update") -> RecordPatch:
 
 def encode_columns(records: RecordSet) -> bytes:
     """Return what was read beside the ids as an Arrow IPC stream, empty when nothing was."""
-    parts = (records.attributes, records.payloads, records.vectors, records.versions)
-    if all(part is None for part in parts):
+    if records.has_only_ids:
         return b""
     versions = {} if records.versions is None else {VERSION: pa.array(records.versions)}
     return _encode(versions, records.vectors, records.attributes, records.payloads)

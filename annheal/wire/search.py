@@ -175,7 +175,7 @@ def encode_search_response(
         ids=records.ids,
         below_objective=answer.below_objective,
     )
-    if not (records.attributes is None and records.payloads is None and records.vectors is None):
+    if not records.has_only_ids:
         response.records.CopyFrom(encode_record_set(records, model=model, with_ids=False))
     if session is not None:
         response.session.CopyFrom(encode_session(session))

@@ -174,6 +174,8 @@ def _render_hits(result: SearchResult, *, title: str | None) -> RenderableType:
         columns.append("PAYLOAD")
     if result.vectors is not None:
         columns.append("VECTOR")
+    if any(hit.version is not None for hit in hits):
+        columns.append("VERSION")
     rows = []
     for rank, hit in enumerate(hits, start=1):
         attributes = hit.attributes or {}
@@ -183,6 +185,8 @@ def _render_hits(result: SearchResult, *, title: str | None) -> RenderableType:
             row.append(None if hit.payload is None else to_json(hit.payload))
         if hit.vector is not None:
             row.append(to_json([round(float(value), 4) for value in hit.vector[:4]]))
+        if hit.version is not None:
+            row.append(str(hit.version))
         rows.append(row)
     return table(columns, rows, title=title)
 

@@ -282,6 +282,7 @@ def test_parts_of_records_are_updated(run: Run, packages: str) -> None:
     assert "--if-version" in two.stderr
     table = run("get", packages, ids[0], "--include", "version").stdout
     assert "VERSION" in table
+    assert "VERSION" in run("search", packages, "--id", ids[0], "--include", "version").stdout
 
 
 def test_a_reader_that_leaves_ends_the_command_quietly(

@@ -169,7 +169,10 @@ REFUSED: dict[str, tuple[Call, str]] = {
         lambda c, n: c.update(n, ["r0", "r1"], attributes={"year": [1]}),
         "attributes.year",
     ),
-    "another dimension": (lambda c, n: c.update(n, ["r0"], vectors=[[1.0, 2.0]]), "vectors"),
+    "another dimension": (
+        lambda c, n: c.update(n, ["r0"], vectors=[[1.0, 2.0]]),
+        "columns.vectors[0].dimension",
+    ),
     "another model": (
         lambda c, n: c.update(n, ["r0"], vectors=VECTORS[:1], model="other"),
         "columns.vectors[0].model",
