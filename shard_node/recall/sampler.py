@@ -115,12 +115,18 @@ class RecallSampler:
         if options.tag and not own:
             tagged = samples.tags.count(options.tag, dimension, n, at_s=now_s)
         uniform: Sequence[float] | None = None
-        if numbers is not None:
-            uniform = uniform_of(numbers)
-        elif tagged is not None:
-            uniform = [self._draw.random() for _ in range(n)]
-        elif held.thinning.skips(n, now_s):
-            return
+        if numbers is None and tagged is None:
+            if held.thinning.skips(n, now_s):
+                return
+        else:
+            draw = self._draw.random
+            uniform = [draw() for _ in range(n)] if numbers is None else uniform_of(numbers)
+            lowest = min(uniform)
+            is_skipped = held.thinning.skips_drawn(lowest, n, now_s)
+            if tagged is not None:
+                is_skipped = tagged.thinning.skips_drawn(lowest, n, now_s) and is_skipped
+            if is_skipped:
+                return
         self._keep(samples, held, tagged, queries, options, answer, numbers, uniform, now_s=now_s)
 
     def _begin(self, collection_id: str) -> _Samples:
@@ -183,13 +189,13 @@ class RecallSampler:
                 sketch = sketched(place)
                 held.offer(place, now_s, made_once, weight=weight)
             return
-        for place, weight, drawn in held.thinning.choose(uniform, now_s):
+        for place, weight, drawn in held.thinning.chosen(uniform):
             sketch = sketched(place)
             held.offer_drawn(drawn, now_s, partial(made_once, place), weight=weight)
         if tagged is None:
             return
         sketch = None
-        for place, weight, drawn in tagged.thinning.choose(uniform, now_s):
+        for place, weight, drawn in tagged.thinning.chosen(uniform):
             tagged.judging.offer_drawn(drawn, now_s, partial(made_once, place), weight=weight)
 
     def sample(

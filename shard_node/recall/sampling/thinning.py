@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from annheal.model.measures.shard_queries import Numbers
 
@@ -98,20 +98,24 @@ class Thinning:
             place += 1 + self._draw_gap()
         self._gap = place - count
 
-    def choose(self, uniform: Sequence[float], at_s: float) -> Iterable[tuple[int, float, float]]:
-        """Count queries of one moment that have random numbers in [0, 1), (n,); choose some.
+    def skips_drawn(self, lowest: float, count: int, at_s: float) -> bool:
+        """Count `count` queries of one moment; return True if none of them passes.
 
-        Return the position of each query that passes, how many queries it stands for, and a random
-        number, exponentially distributed with mean 1, that follows from its own one. It is a
-        sample's key (`DecayingReservoir.offer_drawn`), whatever the probability was. The result
-        must be used up.
+        `lowest` is the lowest of their random numbers in [0, 1). Else `chosen` must be called.
         """
         if at_s - self._tick_s >= TICK_S:
             self._plan(at_s)
-        self._count += len(uniform)
-        return self._chosen(uniform) if min(uniform) < self.share else ()
+        self._count += count
+        return lowest >= self.share
 
-    def _chosen(self, uniform: Sequence[float]) -> Iterator[tuple[int, float, float]]:
+    def chosen(self, uniform: Sequence[float]) -> Iterator[tuple[int, float, float]]:
+        """Yield the queries that pass, of those with the random numbers `uniform`, (n,).
+
+        That is the position of each, how many queries it stands for, and a random number,
+        exponentially distributed with mean 1, that follows from its own one. It is a sample's key
+        (`DecayingReservoir.offer_drawn`), whatever the probability was. The iterator must be used
+        up.
+        """
         for place, number in enumerate(uniform):
             if number < self.share:  # which halves now and then
                 yield place, 1.0 / self.share, -math.log1p(-number / self.share)
