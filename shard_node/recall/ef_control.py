@@ -127,7 +127,7 @@ class EfState:
         below_runs: measurements in a row that were below the objective: certainly, or probably and
             of a fresh sample.
         above_runs: measurements of fresh samples in a row that were well above it.
-        floor: the last scale that was too small.
+        floor: the last scale that was too small for the present queries.
         floor_runs: measurements for which `floor` still holds.
         rebuild: whether the segment should be rebuilt for its recall.
         stuck: whether it was rebuilt for that already and is below the objective again.
@@ -155,6 +155,15 @@ def for_changed_goal(state: EfState) -> EfState:
     dropped: the floor, `rebuild`, `stuck` and `shortfall`.
     """
     return EfState(scale=state.scale, raised_at_s=state.raised_at_s)
+
+
+def for_changed_queries(state: EfState) -> EfState:
+    """Return the state after a change of the distribution of the queries.
+
+    Which scale was too small was learnt from other queries, and so were the measurements that would
+    lower the scale.
+    """
+    return replace(state, floor=0.0, floor_runs=0, above_runs=0)
 
 
 def next_state(
@@ -419,6 +428,16 @@ class EfController:
             if key[0] in segment_ids:
                 self._states[key] = for_changed_goal(state)
                 self._failing.discard(key)
+
+    def change_queries(self, segment_ids: Collection[str], band: SelectivityBand) -> None:
+        """Drop what was learnt of these segments from earlier queries of `band`.
+
+        A filter may be of another band within a segment, so all bands with filters go together.
+        """
+        unfiltered = SelectivityBand.UNFILTERED
+        for (segment_id, of), state in self._states.items():
+            if segment_id in segment_ids and (of is unfiltered) == (band is unfiltered):
+                self._states[segment_id, of] = for_changed_queries(state)
 
     def forget_all_but(self, segment_ids: Collection[str]) -> None:
         """Drop the states of all other segments: they are gone, and nothing was built from them."""

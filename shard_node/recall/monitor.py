@@ -456,6 +456,8 @@ class RecallMonitor:
                 )
                 self._rounds.end(collection_id)
                 for shard in [one for one in held if one.collection_id == collection_id]:
+                    if (owned := held[shard]) is not None and not change.own:
+                        self.controller.change_queries(owned.view.segment_ids, change.band)
                     if (result := self._results.get(shard)) is not None:
                         self._results[shard] = before_change(result, change)
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -103,6 +103,8 @@ async def test_another_distribution_is_measured_within_30_seconds_and_ef_follows
     assert traffic.estimate().is_valid(EPOCH_S + now[0])
     assert monitor.recall("c1")[0].changed_at_s == 0.0
     plain_scale = monitor.controller.scale("s1", UNFILTERED)
+    known = replace(monitor.controller.state("s1", UNFILTERED), floor=0.123, floor_runs=1_000)
+    monitor.controller.store("s1", UNFILTERED, known)
     began_s, measured_s, restored_s = now[0], 0.0, 0.0
     while now[0] < began_s + 60.0:
         await traffic.second(-queries[1_500:])
@@ -117,6 +119,7 @@ async def test_another_distribution_is_measured_within_30_seconds_and_ef_follows
     assert EPOCH_S + began_s < report.changed_at_s < EPOCH_S + began_s + 30.0
     assert began_s < measured_s < began_s + 30.0
     assert began_s < restored_s < began_s + 60.0, "ef is judged by the new queries"
+    assert monitor.controller.state("s1", UNFILTERED).floor != 0.123, "learnt from other queries"
     assert sum("have changed" in one.message for one in caplog.records) == 1
 
 

@@ -23,6 +23,7 @@ from annheal.shard_node.recall.ef_control import (
     EfController,
     EfState,
     for_changed_goal,
+    for_changed_queries,
     next_state,
     queries_until_next,
     with_answers,
@@ -311,6 +312,29 @@ def test_a_state_knows_when_answers_became_better() -> None:
     lowered = after(*[GOOD] * ABOVE_RUNS, state=replace(raised, floor_runs=0))
     assert lowered.scale < raised.scale
     assert lowered.raised_at_s == 5.0
+
+
+def test_a_scale_that_was_too_small_for_earlier_queries_may_do_for_others() -> None:
+    band, narrow = SelectivityBand.UNFILTERED, SelectivityBand.FROM_1
+    raised = after(SHORT)
+    assert raised.floor == 1.0
+    controller = EfController()
+    for segment_id in ("s", "other"):
+        for of in (band, narrow):
+            controller.store(segment_id, of, raised)
+    controller.change_queries({"s"}, band)
+    changed = controller.state("s", band)
+    assert (changed.scale, changed.shortfall) == (raised.scale, raised.shortfall)
+    assert (changed.floor, changed.floor_runs) == (0.0, 0)
+    assert controller.state("s", narrow) == controller.state("other", band) == raised
+    controller.change_queries({"s"}, SelectivityBand.FROM_10)
+    assert controller.state("s", narrow).floor == 0.0, "bands of filters differ by segment"
+    # Measurements of the earlier queries do not lower the scale for the new ones either.
+    nearly = after(*[GOOD] * (ABOVE_RUNS - 1), state=replace(raised, scale=1.4))
+    assert nearly.above_runs == ABOVE_RUNS - 1
+    assert after(GOOD, state=for_changed_queries(nearly)).scale == 1.4
+    assert after(*[GOOD] * ABOVE_RUNS, state=for_changed_queries(nearly)).scale == 1.0
+    assert after(*[GOOD] * ABOVE_RUNS, state=nearly).scale == 1.4, "the floor"
 
 
 def test_a_rebuilt_segment_is_answered_as_its_source_until_it_is_measured() -> None:
