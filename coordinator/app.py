@@ -16,6 +16,7 @@ from annheal.coordinator.data_path.batcher import SearchBatcher
 from annheal.coordinator.data_path.fanout import Fanout
 from annheal.coordinator.data_path.reads import Reads
 from annheal.coordinator.data_path.router import Connect, Disconnect, Router, keep_connected
+from annheal.coordinator.data_path.texts import Texts
 from annheal.coordinator.data_path.writes import Writes
 from annheal.coordinator.election import Election
 from annheal.coordinator.leader.control import Control, ControlParts
@@ -26,6 +27,7 @@ from annheal.coordinator.recall.probe import RecallMeter
 from annheal.coordinator.recall.view import RecallView
 from annheal.coordinator.recall.worst import WorstQueries
 from annheal.coordinator.settings import CoordinatorSettings
+from annheal.embedding.host import EmbedderHost
 from annheal.metastore.protocol import MetaStore
 from annheal.model.topology.shard import WorkerRegistration, WorkerRole
 from annheal.objectstore.protocol import ObjectStore
@@ -46,9 +48,10 @@ def _new_id() -> str:
 class Coordinator:
     """Routes requests, and leads when elected.
 
-    The API in process: `collections`, `writes`, `reads`, `search`, `recall` (measures now),
-    `recall_view` (what the nodes measure all the time), `health` (of what the processes depend on)
-    and `admin`. The gRPC services (`coordinator.service`) only translate to it.
+    The API in process: `collections`, `texts` (embeds), `writes`, `reads`, `search`, `recall`
+    (measures now), `recall_view` (what the nodes measure all the time), `health` (of what the
+    processes depend on) and `admin`. The gRPC services (`coordinator.service`) only translate to
+    it.
 
     Args:
         settings: see `CoordinatorSettings`.
@@ -83,8 +86,14 @@ class Coordinator:
         meta, objects = self.stores.meta, self.stores.objects
         self.catalog = Catalog(meta)
         self.router = self._make_router(connect, disconnect)
+        self.texts = self._make_texts()
         self.collections = Collections(
-            self.catalog, meta, objects, new_id=new_id, wall_clock=wall_clock
+            self.catalog,
+            meta,
+            objects,
+            new_id=new_id,
+            wall_clock=wall_clock,
+            texts=self.texts,
         )
         self.writes = Writes(
             self.router,
@@ -114,14 +123,7 @@ class Coordinator:
             router=self.router,
             topology=Topology(self.catalog, meta, tolerance=settings.rebalance_tolerance),
             tasks=TaskBook(self.catalog, meta, wall_clock=wall_clock),
-            garbage=GarbageCollector(
-                self.catalog,
-                meta,
-                objects,
-                grace_s=settings.collection_grace_s,
-                wall_clock=wall_clock,
-                needs_space=needs_space,
-            ),
+            garbage=self._make_garbage(meta, objects, wall_clock, needs_space),
             new_id=new_id,
             wall_clock=wall_clock,
         )
@@ -138,6 +140,27 @@ class Coordinator:
             calls_max=self.settings.search_calls_per_node,
         )
         return Router(self.catalog, connect, scope=self._scope, batch=batch, disconnect=disconnect)
+
+    def _make_texts(self) -> Texts:
+        settings = self.settings
+        host = EmbedderHost(settings.embedder_dir, settings.embedder_urls)
+        return Texts(host, offload=self._offload, texts_max=settings.embedder_texts_max)
+
+    def _make_garbage(
+        self,
+        meta: MetaStore,
+        objects: ObjectStore,
+        wall_clock: Clock,
+        needs_space: Callable[[], bool],
+    ) -> GarbageCollector:
+        return GarbageCollector(
+            self.catalog,
+            meta,
+            objects,
+            grace_s=self.settings.collection_grace_s,
+            wall_clock=wall_clock,
+            needs_space=needs_space,
+        )
 
     def _make_admin(self, parts: ControlParts, version: str) -> Admin:
         return Admin(
@@ -182,6 +205,7 @@ class Coordinator:
         """Give the lease back and stop; calls under way fail. Repeated calls do nothing."""
         await self._scope.stop()
         await self.router.close()
+        await self.texts.close()
         await self._offload.close()
 
     async def run(self, stop: asyncio.Event) -> None:

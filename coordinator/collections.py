@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from annheal.coordinator.catalog.catalog import Catalog
+from annheal.coordinator.data_path.texts import Texts
 from annheal.errors import (
     AlreadyExists,
     Conflict,
@@ -43,7 +44,9 @@ class Collections:
         *,
         new_id: Callable[[], str],
         wall_clock: Callable[[], float],
+        texts: Texts,
     ) -> None:
+        self._texts = texts
         self._catalog = catalog
         self._store = store
         self._objects = objects
@@ -66,6 +69,7 @@ class Collections:
         they will be as soon as a node can.
         """
         validate_collection(spec)
+        await self._texts.check(spec)
         if self._catalog.collection_or_none(spec.name) is not None:
             raise _exists(spec.name)
         collection = replace(spec, id=self._new_id(), created_at_s=self._wall_clock(), revision=0)

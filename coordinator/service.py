@@ -34,8 +34,7 @@ from annheal.rpc.methods import (
     RECORD_SERVICE,
     SEARCH_SERVICE,
 )
-from annheal.rpc.server import Context, remaining_s
-from annheal.runtime.deadline import Deadline
+from annheal.rpc.server import Context, deadline_of
 from annheal.runtime.metrics import Metrics
 from annheal.v1 import admin_pb2, collections_pb2, records_pb2, search_pb2
 from annheal.wire import admin as wire_admin
@@ -47,9 +46,6 @@ from annheal.wire.columns import decode_vectors
 from annheal.wire.recall import encode_audits, encode_recall_summary, encode_worst
 from annheal.wire.session import decode_freshness, encode_session
 
-# The answer, an error above all, must be on its way before the caller gives up.
-_MARGIN_SHARE = 0.05
-_MARGIN_S_MAX = 0.25
 OPTIONS_CACHED_MAX = 1_024
 PAGE_ROWS_MAX = 1_000
 """Collections or tasks of one page."""
@@ -69,14 +65,6 @@ def services(coordinator: Coordinator, *, metrics: Metrics | None = None) -> dic
         SEARCH_SERVICE: SearchServicer(coordinator, counted),
         ADMIN_SERVICE: AdminServicer(coordinator),
     }
-
-
-def deadline_of(context: Context, *, timeout_s: float | None = None) -> Deadline:
-    """Return the caller's deadline, a little early so that the answer still arrives."""
-    left_s = remaining_s(context)
-    if timeout_s is not None:
-        left_s = min(left_s, timeout_s)
-    return Deadline.after(left_s - min(left_s * _MARGIN_SHARE, _MARGIN_S_MAX))
 
 
 class CollectionServicer:
@@ -160,10 +148,10 @@ class RecordServicer:
         """Insert or replace records."""
         began_s = time.perf_counter()
         collection = await self._coordinator.collections.get(request.collection)
+        deadline = deadline_of(context)
         batch = wire_records.decode_upsert(request, collection=collection)
-        outcome = await self._coordinator.writes.upsert(
-            collection, batch, deadline=deadline_of(context)
-        )
+        batch = await self._coordinator.texts.records(collection, batch, deadline=deadline)
+        outcome = await self._coordinator.writes.upsert(collection, batch, deadline=deadline)
         self._wrote(collection, "upsert", outcome.upserted, began_s)
         session = encode_session(outcome.session)
         return records_pb2.UpsertResponse(upserted=outcome.upserted, session=session)
@@ -192,11 +180,13 @@ class RecordServicer:
         """Insert or replace the records that have the wanted versions."""
         began_s = time.perf_counter()
         collection = await self._coordinator.collections.get(request.upsert.collection)
+        deadline = deadline_of(context)
+        batch = wire_records.decode_upsert(request.upsert, collection=collection)
         outcome = await self._coordinator.writes.upsert(
             collection,
-            wire_records.decode_upsert(request.upsert, collection=collection),
+            await self._coordinator.texts.records(collection, batch, deadline=deadline),
             if_versions=wire_records.decode_versions(request.if_versions),
-            deadline=deadline_of(context),
+            deadline=deadline,
         )
         self._wrote(collection, "upsert", outcome.upserted, began_s)
         return records_pb2.UpsertIfResponse(
@@ -338,6 +328,11 @@ class SearchServicer:
             queries = decode_vectors(request.vectors, models=collection.models, field="vectors")
             validate_search(queries, options, model=collection.model)
             queries = validate_vectors(queries, model=collection.model)
+        elif request.WhichOneof("queries") == "texts":
+            asked = wire_search.decode_search(request, collection=collection)
+            queries = await coordinator.texts.queries(collection, asked.texts, deadline=deadline)
+            validate_search(queries, options, model=collection.model)
+            queries = validate_vectors(queries, model=collection.model, field="texts")
         else:
             read = wire_search.decode_search(request, collection=collection)
             queries = await coordinator.reads.vectors(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from annheal.coordinator.compaction.plan import CompactionSettings
 from annheal.errors import FieldViolation, InvalidArgument
@@ -45,8 +46,13 @@ class CoordinatorSettings:
         reads_max: other reads under way.
         shard_calls_max: calls to nodes of one write or read.
         publishes_max: publications under way.
+        embedder_dir: folder with `keys/` and `models/` of embedders; without it collections can
+            name neither.
+        embedder_urls: collections may name endpoints at addresses that begin with one of these;
+            empty: at any address.
+        embedder_texts_max: texts that are embedded at once.
 
-    Beyond the limits of queries, writes and reads calls are refused with a retry hint.
+    Beyond the limits of queries, writes, reads and texts calls are refused with a retry hint.
     """
 
     coordinator_id: str
@@ -75,6 +81,9 @@ class CoordinatorSettings:
     reads_max: int = 1_024
     shard_calls_max: int = 16
     publishes_max: int = 4
+    embedder_dir: Path | None = None
+    embedder_urls: tuple[str, ...] = ()
+    embedder_texts_max: int = 8_192
     compaction: CompactionSettings = field(default_factory=CompactionSettings)
 
     def __post_init__(self) -> None:
@@ -119,4 +128,5 @@ _POSITIVE = (
     "reads_max",
     "shard_calls_max",
     "publishes_max",
+    "embedder_texts_max",
 )

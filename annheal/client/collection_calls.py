@@ -23,6 +23,8 @@ from annheal.model.collection import (
     ModelSpec,
 )
 from annheal.model.suggestions import suggestion
+from annheal.model.texts.spec import EmbedderSpec, TextModel, embedder_violations
+from annheal.model.texts.template import parse_template
 from annheal.model.topology.cluster import CollectionStatus
 from annheal.runtime.retry import is_retryable
 
@@ -49,6 +51,8 @@ class CollectionCalls:
         attributes: Mapping[str, AttributeType | str] | None = None,
         shard_count: int = 1,
         model: str = "default",
+        embedder: EmbedderSpec | Mapping[str, Any] | str | None = None,
+        source: str = "",
         index: IndexSettings | Mapping[str, Any] | None = None,
         settings: CollectionSettings | Mapping[str, Any] | None = None,
         timeout_s: float | None = None,
@@ -62,7 +66,12 @@ class CollectionCalls:
             attributes: what filters may use, name to type: "keyword", "keyword_list", "int64",
                 "float64", "bool" or "timestamp".
             shard_count: parts that can lie on different nodes.
-            model: the name that tags the vectors; "minilm_l6" to search by text.
+            model: the name that tags the vectors; "minilm_l6" to search by text that clients embed.
+            embedder: how the server turns texts into vectors: a kind ("minilm_l6"), or options such
+                as `{"kind": "openai", "url": "http://localhost:8080/v1", "remote_model": "m"}`;
+                docs/embedders.md lists them.
+            source: the text of a record that is written without text and vector, such as
+                `"{name}: {summary}"` over its attributes and payload.
             index: build parameters, `{"m": 16, "ef_construction": 100}`.
             settings: fields of `CollectionSettings`, `{"recall_objective": 0.98}`.
             timeout_s: time for the call; the client's by default.
@@ -77,6 +86,7 @@ class CollectionCalls:
             as_count(dimension, "dimension", least=1),
             as_word(metric, Metric, "metric"),
         )
+        text_models = _text_models(spec.name, embedder, source)
         schema = as_schema(attributes)
         index_settings = _filled(IndexSettings(), index, field="index")
         collection_settings = _filled(CollectionSettings(), settings, field="settings")
@@ -85,6 +95,7 @@ class CollectionCalls:
             lambda left_s: api.create_collection(
                 as_text(name, "name"),
                 models=[spec],
+                text_models=text_models,
                 schema=schema,
                 shard_count=as_count(shard_count, "shard_count", least=1),
                 index=index_settings,
@@ -176,6 +187,43 @@ class CollectionCalls:
             )
         finally:
             self._connection.forget(name)
+
+
+def _text_models(
+    model: str, given: EmbedderSpec | Mapping[str, Any] | str | None, source: str
+) -> tuple[TextModel, ...]:
+    as_text(source, "source")
+    if given is None:
+        if source:
+            raise InvalidArgument.of("source", "needs an embedder for the text that it gives")
+        return ()
+    spec = as_embedder(given)
+    if source:
+        parse_template(source)
+    return (TextModel(model, spec, source),)
+
+
+def as_embedder(given: EmbedderSpec | Mapping[str, Any] | str) -> EmbedderSpec:
+    """Return the specification that a kind or a mapping of options means.
+
+    Raises `InvalidArgument` for unknown options and values that do not fit.
+    """
+    if isinstance(given, EmbedderSpec):
+        spec = given
+    else:
+        options: dict[str, Any] = (
+            {"kind": given} if isinstance(given, str) else dict(as_mapping(given, "embedder"))
+        )
+        if isinstance(options.get("options"), Mapping):
+            options["options"] = tuple(sorted(options["options"].items()))
+        if not options.get("kind"):
+            raise InvalidArgument.of("embedder.kind", "is not set, for example openai or onnx")
+        spec = _filled(EmbedderSpec(""), options, field="embedder")
+    violations = embedder_violations(spec, field="embedder")
+    if violations:
+        text = "; ".join(f"{one.field}: {one.description}" for one in violations)
+        raise InvalidArgument(text, violations=violations)
+    return spec
 
 
 def _filled(base: Any, given: Any, *, field: str) -> Any:

@@ -39,7 +39,9 @@ VersionsInput: TypeAlias = Sequence[int | None] | npt.NDArray[np.integer[Any]] |
 """One wanted version a row, as reads return it; None in a row: no condition there."""
 ValueT = TypeVar("ValueT")
 
-_ROW_FIELD: Final = re.compile(r"(ids|vectors|payloads|if_versions|attributes\.[^\[\]]+)\[(\d+)\]")
+_ROW_FIELD: Final = re.compile(
+    r"(ids|vectors|texts|records|payloads|if_versions|attributes\.[^\[\]]+)\[(\d+)\]"
+)
 """Fields of rows as `annheal.model.validation` names them; the wire's own begin with `columns`."""
 VERSION_MAX: Final = 2**63 - 1
 _INCLUDES = ("attributes", "payload", "vector", "version")
@@ -96,6 +98,16 @@ def as_vector(vector: Any, *, field: str = "vector") -> npt.NDArray[np.float32]:
     """Return one query as (d,) float32."""
     with np.errstate(over="ignore"):  # the server names what is not finite
         return _named(field, lambda: single_vector(vector)).astype(np.float32, copy=False)
+
+
+def as_texts(given: Any, *, field: str = "texts") -> list[str]:
+    """Return texts as a list; raises `InvalidArgument` for what is no sequence of texts."""
+    column = _named(field, lambda: attribute_column(given, AttributeType.KEYWORD))
+    texts: list[str] = column.to_pylist()
+    for row, text in enumerate(texts):
+        if text is None:
+            raise InvalidArgument.of(f"{field}[{row}]", "is missing")
+    return texts
 
 
 def as_attributes(given: AttributesInput, *, rows: int, schema: Schema) -> dict[str, Column]:

@@ -26,6 +26,7 @@ from annheal.model.measures.recall_worst import WorstReport
 from annheal.model.records import Projection, RecordSet, Versions
 from annheal.model.search import Consistency, SearchOptions
 from annheal.model.session import SessionToken
+from annheal.model.texts.spec import TextModel
 from annheal.model.topology.cluster import (
     ClusterStatus,
     CollectionStatus,
@@ -98,6 +99,7 @@ class PublicApi:
         name: str,
         *,
         models: Sequence[ModelSpec],
+        text_models: Sequence[TextModel],
         schema: Schema,
         shard_count: int | None,
         index: IndexSettings | None,
@@ -108,6 +110,7 @@ class PublicApi:
         request = wire_collections.encode_create_collection(
             name,
             models=models,
+            text_models=text_models,
             schema=schema,
             shard_count=shard_count,
             index=index,
@@ -160,7 +163,8 @@ class PublicApi:
         collection: str,
         *,
         ids: Sequence[str],
-        vectors: npt.NDArray[np.floating[Any]],
+        vectors: npt.NDArray[np.floating[Any]] | None,
+        texts: Sequence[str] | None,
         attributes: Mapping[str, Any],
         payloads: pa.BinaryArray | None,
         model: str,
@@ -172,6 +176,7 @@ class PublicApi:
             collection,
             ids=ids,
             vectors=vectors,
+            texts=texts,
             attributes=attributes,
             payloads=payloads,
             model=model,
@@ -292,16 +297,18 @@ class PublicApi:
         *,
         queries: npt.NDArray[np.floating[Any]] | None,
         query_ids: Sequence[str],
+        texts: Sequence[str],
         freshness: ReadFreshness,
         allow_partial: bool,
         timeout_s: float,
     ) -> wire_search.SearchResult:
-        """Search by vectors (n, d), or by ids when `queries` is None."""
+        """Search by vectors (n, d), or by texts or ids when `queries` is None."""
         request = wire_search.encode_search(
             collection,
             k=options.k,
             queries=queries,
             query_ids=query_ids,
+            texts=texts,
             model=options.model,
             filter=options.filter,
             projection=options.projection,

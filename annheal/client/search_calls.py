@@ -21,6 +21,7 @@ from annheal.client.inputs import (
     as_ids,
     as_matrix,
     as_projection,
+    as_texts,
     as_vector,
     in_callers_words,
 )
@@ -68,10 +69,12 @@ class SearchCalls:
         Args:
             collection: its name.
             vector: (d,) numbers; or give `id` (of a stored record, which is among its own hits),
-                or `text` (needs the extra `text`; the collection must hold that model's vectors).
-            model: the model that made `vector`, or that shall embed `text` ("minilm_l6" by
-                default). A collection of another model refuses the query: vectors of two models
-                cannot be compared.
+                or `text`. The server embeds a text if the collection's model has an embedder;
+                otherwise this process does (it needs the extra `text`, and the collection must
+                hold that model's vectors).
+            model: the model that made `vector`, or that shall embed `text` (by default the
+                collection's, or without an embedder "minilm_l6"). A collection of another model
+                refuses the query: vectors of two models cannot be compared.
             k: hits wanted, 1 to 16,384.
             filter: an expression such as `"year >= 2024 and ecosystem = 'pypi'"`, or a tree.
             include: what to return beside id and score: any of "attributes", "payload", "vector",
@@ -114,8 +117,16 @@ class SearchCalls:
                 )
             return found[0]
         if text is not None:
-            options = replace(options, model=_embedder_name(model))
             texts = [as_text(text, "text")]
+            if await self._server_embeds(collection, model, deadline):
+                options = replace(options, model=_vectors_model(model))
+                with _named_once():
+                    found = await self._search(
+                        collection, options, None, (), deadline, consistency, session,
+                        allow_partial, texts=texts,
+                    )  # fmt: skip
+                return found[0]
+            options = replace(options, model=_embedder_name(model))
             query = (await self._embedded(collection, texts, options.model, deadline))[0]
         else:
             options = replace(options, model=_vectors_model(model))
@@ -191,21 +202,27 @@ class SearchCalls:
             raise InvalidArgument.of("vectors", "give exactly one of vectors, ids and texts")
         deadline = self._connection.deadline(timeout_s)
         names: Sequence[str] = ()
+        asked: Sequence[str] = ()
         matrix: npt.NDArray[Any] | None = None
         if ids is not None:
             _refuse_model(model, "ids")
             names = as_ids(ids)
         elif texts is not None:
-            options = replace(options, model=_embedder_name(model))
-            matrix = await self._embedded(collection, texts, options.model, deadline)
+            if await self._server_embeds(collection, model, deadline):
+                options = replace(options, model=_vectors_model(model))
+                asked = as_texts(texts)
+            else:
+                options = replace(options, model=_embedder_name(model))
+                matrix = await self._embedded(collection, texts, options.model, deadline)
         else:
             options = replace(options, model=_vectors_model(model))
             matrix = as_matrix(vectors)
-        if not names and (matrix is None or len(matrix) == 0):
+        if not names and not asked and (matrix is None or len(matrix) == 0):
             raise InvalidArgument.of("vectors", "holds no query")
         return await self._search(
-            collection, options, matrix, names, deadline, consistency, session, allow_partial
-        )
+            collection, options, matrix, names, deadline, consistency, session, allow_partial,
+            texts=asked,
+        )  # fmt: skip
 
     async def embed(
         self, texts: Sequence[str], *, model: str | None = None
@@ -222,6 +239,21 @@ class SearchCalls:
                 self._embedders[name] = embedder
         return await asyncio.to_thread(embedder.embed, texts)
 
+    async def _server_embeds(self, collection: str, model: str | None, deadline: Deadline) -> bool:
+        """Tell whether texts for `collection` are sent as texts.
+
+        What is known of the collection may be old; it is read again before another embedder is
+        used for a model that has one of the same name here.
+        """
+        known = await self._connection.collection(
+            as_text(collection, "collection"), deadline=deadline
+        )
+        if known.text_model(known.model.name) is None and known.model.name != (
+            model or DEFAULT_MODEL
+        ):
+            known = await self._connection.current_collection(collection, deadline=deadline)
+        return known.text_model(known.model.name) is not None
+
     async def _embedded(
         self, collection: str, texts: Sequence[str], model: str, deadline: Deadline
     ) -> npt.NDArray[np.float32]:
@@ -237,8 +269,8 @@ class SearchCalls:
                 "model",
                 f"texts are embedded with {model!r}, but collection {collection!r} holds vectors of"
                 f" {known.model.name!r}, and vectors of two models cannot be compared; there are"
-                f" embedders for {', '.join(sorted(MODELS))}: search by vector, or name the model"
-                " when the collection is created",
+                f" embedders for {', '.join(sorted(MODELS))}: search by vector, or name the model,"
+                " or an embedder of the server, when the collection is created",
             )
         return await self.embed(texts, model=model)
 
@@ -266,6 +298,8 @@ class SearchCalls:
         consistency: Consistency | str | None,
         session: SessionToken | None,
         allow_partial: bool,
+        *,
+        texts: Sequence[str] = (),
     ) -> SearchBatch:
         api = self._connection.api
         as_text(collection, "collection")
@@ -278,6 +312,7 @@ class SearchCalls:
                     options,
                     queries=vectors,
                     query_ids=ids,
+                    texts=texts,
                     freshness=freshness,
                     allow_partial=allow_partial,
                     timeout_s=left_s,
@@ -357,8 +392,13 @@ def _named_once() -> Iterator[None]:
         raise in_callers_words(error, _singular) from error
 
 
+_SINGULAR = (
+    ("query_ids.ids[0]", "id"), ("vectors[0]", "vector"), ("ids[0]", "id"), ("texts[0]", "text")
+)  # fmt: skip
+
+
 def _singular(field: str) -> str:
-    for plural, single in (("query_ids.ids[0]", "id"), ("vectors[0]", "vector"), ("ids[0]", "id")):
+    for plural, single in _SINGULAR:
         if field.startswith(plural):
             return single + field.removeprefix(plural)
     return "vector" + field.removeprefix("vectors") if field.startswith("vectors") else field

@@ -69,7 +69,7 @@ class EmbedderHost:
         if self.folder is None:
             raise FailedPrecondition(
                 f"the collection names {what}, {name!r}, but this server has no folder of"
-                " embedders: start it with --embedder-dir",
+                " embedders: set embedder_dir",
                 reason="NO_EMBEDDER_FOLDER",
             )
         return self.folder / part / name

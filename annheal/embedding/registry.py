@@ -70,7 +70,7 @@ def _make_openai(spec: EmbedderSpec, *, dimension: int, host: EmbedderHost) -> E
     if not host.allows(spec.url):
         raise InvalidArgument.of(
             "url",
-            "is not one of the addresses that this server may ask; its setting --embedder-urls"
+            "is not one of the addresses that this server may ask; its setting embedder_urls"
             " lists them",
         )
     from annheal.embedding.openai_http import OpenAiEmbedder

@@ -99,7 +99,6 @@ class TextEmbedder:
         embedder: does single requests.
         spec: batches, rates, retries and prefixes.
         metric: under cosine the zero vector counts as bad.
-        observer: is told of requests and texts.
         clock: seconds that never go back.
         sleep: waits so many seconds.
     """
@@ -110,14 +109,12 @@ class TextEmbedder:
         spec: EmbedderSpec,
         *,
         metric: Metric = Metric.COSINE,
-        observer: Observer | None = None,
         clock: Clock = monotonic_s,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
         self._embedder = embedder
         self._spec = spec
         self._metric = metric
-        self._observer = observer or _Silent()
         self._clock = clock
         self._sleep = sleep
         self._gate = asyncio.Semaphore(spec.concurrency)
@@ -143,14 +140,21 @@ class TextEmbedder:
         return self._embedder.dimension
 
     async def embed(
-        self, texts: Sequence[str], *, purpose: Purpose, deadline: Deadline
+        self,
+        texts: Sequence[str],
+        *,
+        purpose: Purpose,
+        deadline: Deadline,
+        observer: Observer | None = None,
     ) -> Embedded:
         """Return a vector or a reason for every text; a text's prefix is put before it here.
+
+        `observer` is told of the requests and of the texts.
 
         Raises what an embedder raises when nothing can be embedded (see `Embedder.embed`), after
         the retries of the specification, and `DeadlineExceeded`.
         """
-        spec = self._spec
+        spec, seen = self._spec, observer or _Silent()
         prefix = spec.query_prefix if purpose is Purpose.QUERY else spec.document_prefix
         found = Embedded(np.zeros((len(texts), self.dimension), dtype=np.float32))
         fit: list[int] = []
@@ -172,11 +176,11 @@ class TextEmbedder:
         async def work() -> None:
             # Whoever is free takes the next batch.
             for batch in batches:
-                await self._embed_batch(batch, ready, tokens, found, deadline)
+                await self._embed_batch(batch, ready, tokens, found, deadline, seen)
 
         workers = min(spec.concurrency, len(planned))
         await run_all((work() for _ in range(workers)), name="embed")
-        self._observer.texts(len(texts) - len(found.missing), list(found.missing.values()))
+        seen.texts(len(texts) - len(found.missing), list(found.missing.values()))
         return found
 
     async def close(self) -> None:
@@ -190,6 +194,7 @@ class TextEmbedder:
         tokens: dict[int, int],
         found: Embedded,
         deadline: Deadline,
+        seen: Observer,
     ) -> None:
         """Fill the rows of `found` for `batch`, its texts' positions."""
         waiting = [batch]
@@ -201,6 +206,7 @@ class TextEmbedder:
                     [texts[position] for position in part],
                     tokens=sum(tokens[position] for position in part),
                     deadline=deadline,
+                    seen=seen,
                 )
             except Refused as error:
                 fault, reason = Fault.REFUSED, error.reason
@@ -246,11 +252,14 @@ class TextEmbedder:
             return f"{self.name} returned the zero vector, which has no direction"
         return ""
 
-    async def _request(self, texts: list[str], *, tokens: int, deadline: Deadline) -> Vectors:
+    async def _request(
+        self, texts: list[str], *, tokens: int, deadline: Deadline, seen: Observer
+    ) -> Vectors:
         async def attempt(until: Deadline) -> Vectors:
             async with self._gate:
                 await self._admit(tokens, until)
-                return await self._once(texts, min(self._spec.timeout_s, until.remaining_s))
+                timeout_s = min(self._spec.timeout_s, until.remaining_s)
+                return await self._once(texts, timeout_s, seen)
 
         return await retry(attempt, deadline=deadline, policy=self._policy, wait=self._sleep)
 
@@ -267,7 +276,7 @@ class TextEmbedder:
             await self._sleep(wait_s)
         self._limit.take(tokens=tokens)
 
-    async def _once(self, texts: list[str], timeout_s: float) -> Vectors:
+    async def _once(self, texts: list[str], timeout_s: float, seen: Observer) -> Vectors:
         began_s = self._clock()
         failed: Exception | None = None
         try:
@@ -287,28 +296,27 @@ class TextEmbedder:
                 self._limit.hold(error.retry_after_s)
             raise
         finally:
-            self._observer.request(self._clock() - began_s, failed)
+            seen.request(self._clock() - began_s, failed)
 
 
-def refuse_missing(found: Embedded, *, field: str, row_of: Callable[[int], int] = int) -> None:
-    """Raise for the texts without a vector: whoever wrote them must change them.
+def refuse_missing(found: Embedded, *, place: Callable[[int], str]) -> None:
+    """Raise for the texts without a vector; `place(position)` is the caller's word for a text.
 
-    `InvalidArgument` names them as `field[row]`; where the embedder is at fault, and not the text,
-    `FailedPrecondition` says so.
+    `InvalidArgument`: whoever wrote the texts must change them. `FailedPrecondition`: the embedder
+    is at fault, not the texts.
     """
     if not found.missing:
         return
-    faults = {one.fault for one in found.missing.values()}
     violations = [
-        FieldViolation(f"{field}[{row_of(position)}]", one.reason)
+        FieldViolation(place(position), one.reason)
         for position, one in sorted(found.missing.items())[:NAMED_MAX]
     ]
     text = "; ".join(f"{one.field}: {one.description}" for one in violations)
     more = len(found.missing) - len(violations)
     text += f"; and {more} more" if more else ""
-    if faults == {Fault.BAD_VECTOR}:
+    if all(one.fault is Fault.BAD_VECTOR for one in found.missing.values()):
         raise FailedPrecondition(text, reason="EMBEDDER_BAD_ANSWER")
-    raise InvalidArgument(text, violations=violations)
+    raise InvalidArgument(text, violations=violations, reason="TEXT_NOT_EMBEDDED")
 
 
 def _unfit(text: str, *, characters_max: int) -> NoVector | None:

@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import TypeAlias
 
 from annheal.model.measures.recall_tail import TailObjective
+from annheal.model.texts.spec import TextModel
 
 
 class Metric(StrEnum):
@@ -124,7 +125,8 @@ class Collection:
 
     `settings` and `index` may be changed while it lives (`with_changes_of`), the rest may not.
     `models` holds the serving model first. It is a list, and `replica_count` a field, for versions
-    to come: this one refuses more than one model and anything but one replica.
+    to come: this one refuses more than one model and anything but one replica. `text_models` says
+    for which of them the server embeds texts, and how.
     `revision` is the metadata store's revision of this state, 0 before it is stored.
     """
 
@@ -138,6 +140,11 @@ class Collection:
     settings: CollectionSettings = field(default_factory=CollectionSettings)
     created_at_s: float = 0.0
     revision: int = 0
+    text_models: tuple[TextModel, ...] = ()
+
+    def text_model(self, name: str) -> TextModel | None:
+        """Return how texts become vectors of the model `name`; None: the server does not embed."""
+        return next((one for one in self.text_models if one.model == name), None)
 
     @property
     def model(self) -> ModelSpec:

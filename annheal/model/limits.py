@@ -20,6 +20,9 @@ SEARCH_HITS_MAX = 1_000_000
 """Queries times k of one call."""
 RECALL_BUDGET_MAX = 10_000
 """Times the usual cost of a search that one query may cost to keep the recall objective."""
+UPSERT_TEXTS_MAX = 2_048
+"""Records of one write that the server embeds."""
+QUERY_TEXTS_MAX = 256
 GET_IDS_MAX = 10_000
 SCAN_PAGE_ROWS_MAX = 10_000
 REQUEST_BYTES_MAX = 64 << 20

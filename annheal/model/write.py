@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import pyarrow as pa
+
 from annheal.model.filter import Filter
 from annheal.model.records import (
     EVERYTHING,
+    Float32Matrix,
     Projection,
     RecordBatch,
     RecordPatch,
@@ -40,6 +43,36 @@ class Update:
 
     patch: RecordPatch
     if_versions: Versions | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TextRecords:
+    """Rows to write that have no vectors yet: n ids, texts, attributes and payloads.
+
+    Without `texts` the source of the collection's model gives them. `by_row` says whether they
+    came row by row, for messages.
+    """
+
+    ids: pa.StringArray
+    texts: tuple[str, ...] | None
+    attributes: pa.RecordBatch
+    payloads: pa.BinaryArray
+    by_row: bool = False
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def with_vectors(self, vectors: Float32Matrix) -> RecordBatch:
+        """Return the rows with their vectors (n, d)."""
+        return RecordBatch(
+            ids=self.ids, vectors=vectors, attributes=self.attributes, payloads=self.payloads
+        )
+
+    def place(self, row: int) -> str:
+        """Return the caller's word for the text of a row."""
+        if self.texts is None:
+            return f"records[{row}]"
+        return f"records[{row}].text" if self.by_row else f"texts[{row}]"
 
 
 @dataclass(frozen=True, slots=True)

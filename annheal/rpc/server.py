@@ -38,10 +38,14 @@ from annheal.rpc.channel import (
 from annheal.rpc.methods import METHODS, Method
 from annheal.rpc.status import status_of
 from annheal.runtime.clock import new_token
+from annheal.runtime.deadline import Deadline
 
 CONCURRENT_CALLS_MAX = 4_096
 """Calls in flight; more are refused with RESOURCE_EXHAUSTED."""
 PING_INTERVAL_MIN_MS = 10_000
+# The answer, an error above all, must be on its way before the caller gives up.
+_MARGIN_SHARE = 0.05
+_MARGIN_S_MAX = 0.25
 
 SERVER_OPTIONS: Options = [
     ("grpc.max_receive_message_length", REQUEST_BYTES_MAX),
@@ -147,6 +151,14 @@ class RpcServer:
     async def wait(self) -> None:
         """Return when the server has stopped."""
         await self._server.wait_for_termination()
+
+
+def deadline_of(context: Context, *, timeout_s: float | None = None) -> Deadline:
+    """Return the caller's deadline, a little early so that the answer still arrives."""
+    left_s = remaining_s(context)
+    if timeout_s is not None:
+        left_s = min(left_s, timeout_s)
+    return Deadline.after(left_s - min(left_s * _MARGIN_SHARE, _MARGIN_S_MAX))
 
 
 def remaining_s(context: Context, *, default_s: float = TIMEOUT_DEFAULT_S) -> float:

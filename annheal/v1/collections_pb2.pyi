@@ -34,6 +34,12 @@ class AttributeType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ATTRIBUTE_TYPE_FLOAT64: _ClassVar[AttributeType]
     ATTRIBUTE_TYPE_BOOL: _ClassVar[AttributeType]
     ATTRIBUTE_TYPE_TIMESTAMP: _ClassVar[AttributeType]
+
+class Pooling(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    POOLING_UNSPECIFIED: _ClassVar[Pooling]
+    POOLING_MEAN: _ClassVar[Pooling]
+    POOLING_CLS: _ClassVar[Pooling]
 METRIC_UNSPECIFIED: Metric
 METRIC_COSINE: Metric
 METRIC_INNER_PRODUCT: Metric
@@ -49,16 +55,76 @@ ATTRIBUTE_TYPE_INT64: AttributeType
 ATTRIBUTE_TYPE_FLOAT64: AttributeType
 ATTRIBUTE_TYPE_BOOL: AttributeType
 ATTRIBUTE_TYPE_TIMESTAMP: AttributeType
+POOLING_UNSPECIFIED: Pooling
+POOLING_MEAN: Pooling
+POOLING_CLS: Pooling
 
 class ModelSpec(_message.Message):
-    __slots__ = ("name", "dimension", "metric")
+    __slots__ = ("name", "dimension", "metric", "embedder", "source")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DIMENSION_FIELD_NUMBER: _ClassVar[int]
     METRIC_FIELD_NUMBER: _ClassVar[int]
+    EMBEDDER_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
     name: str
     dimension: int
     metric: Metric
-    def __init__(self, name: _Optional[str] = ..., dimension: _Optional[int] = ..., metric: _Optional[_Union[Metric, str]] = ...) -> None: ...
+    embedder: EmbedderSpec
+    source: str
+    def __init__(self, name: _Optional[str] = ..., dimension: _Optional[int] = ..., metric: _Optional[_Union[Metric, str]] = ..., embedder: _Optional[_Union[EmbedderSpec, _Mapping]] = ..., source: _Optional[str] = ...) -> None: ...
+
+class EmbedderSpec(_message.Message):
+    __slots__ = ("kind", "url", "remote_model", "folder", "key_env", "key_file", "query_prefix", "document_prefix", "pooling", "normalize", "send_dimension", "batch_texts", "batch_tokens", "text_characters_max", "requests_per_minute", "tokens_per_minute", "timeout_s", "retries", "concurrency", "options", "tokens_max")
+    class OptionsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    URL_FIELD_NUMBER: _ClassVar[int]
+    REMOTE_MODEL_FIELD_NUMBER: _ClassVar[int]
+    FOLDER_FIELD_NUMBER: _ClassVar[int]
+    KEY_ENV_FIELD_NUMBER: _ClassVar[int]
+    KEY_FILE_FIELD_NUMBER: _ClassVar[int]
+    QUERY_PREFIX_FIELD_NUMBER: _ClassVar[int]
+    DOCUMENT_PREFIX_FIELD_NUMBER: _ClassVar[int]
+    POOLING_FIELD_NUMBER: _ClassVar[int]
+    NORMALIZE_FIELD_NUMBER: _ClassVar[int]
+    SEND_DIMENSION_FIELD_NUMBER: _ClassVar[int]
+    BATCH_TEXTS_FIELD_NUMBER: _ClassVar[int]
+    BATCH_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TEXT_CHARACTERS_MAX_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_PER_MINUTE_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_PER_MINUTE_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    RETRIES_FIELD_NUMBER: _ClassVar[int]
+    CONCURRENCY_FIELD_NUMBER: _ClassVar[int]
+    OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_MAX_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    url: str
+    remote_model: str
+    folder: str
+    key_env: str
+    key_file: str
+    query_prefix: str
+    document_prefix: str
+    pooling: Pooling
+    normalize: bool
+    send_dimension: bool
+    batch_texts: int
+    batch_tokens: int
+    text_characters_max: int
+    requests_per_minute: float
+    tokens_per_minute: float
+    timeout_s: float
+    retries: int
+    concurrency: int
+    options: _containers.ScalarMap[str, str]
+    tokens_max: int
+    def __init__(self, kind: _Optional[str] = ..., url: _Optional[str] = ..., remote_model: _Optional[str] = ..., folder: _Optional[str] = ..., key_env: _Optional[str] = ..., key_file: _Optional[str] = ..., query_prefix: _Optional[str] = ..., document_prefix: _Optional[str] = ..., pooling: _Optional[_Union[Pooling, str]] = ..., normalize: _Optional[bool] = ..., send_dimension: _Optional[bool] = ..., batch_texts: _Optional[int] = ..., batch_tokens: _Optional[int] = ..., text_characters_max: _Optional[int] = ..., requests_per_minute: _Optional[float] = ..., tokens_per_minute: _Optional[float] = ..., timeout_s: _Optional[float] = ..., retries: _Optional[int] = ..., concurrency: _Optional[int] = ..., options: _Optional[_Mapping[str, str]] = ..., tokens_max: _Optional[int] = ...) -> None: ...
 
 class AttributeField(_message.Message):
     __slots__ = ("name", "type")

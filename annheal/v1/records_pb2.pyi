@@ -45,7 +45,7 @@ class KeywordList(_message.Message):
     def __init__(self, values: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Record(_message.Message):
-    __slots__ = ("id", "vectors", "attributes", "payload")
+    __slots__ = ("id", "vectors", "attributes", "payload", "text")
     class AttributesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -57,21 +57,25 @@ class Record(_message.Message):
     VECTORS_FIELD_NUMBER: _ClassVar[int]
     ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
     id: str
     vectors: _containers.RepeatedCompositeFieldContainer[Vector]
     attributes: _containers.MessageMap[str, AttributeValue]
     payload: bytes
-    def __init__(self, id: _Optional[str] = ..., vectors: _Optional[_Iterable[_Union[Vector, _Mapping]]] = ..., attributes: _Optional[_Mapping[str, AttributeValue]] = ..., payload: _Optional[bytes] = ...) -> None: ...
+    text: str
+    def __init__(self, id: _Optional[str] = ..., vectors: _Optional[_Iterable[_Union[Vector, _Mapping]]] = ..., attributes: _Optional[_Mapping[str, AttributeValue]] = ..., payload: _Optional[bytes] = ..., text: _Optional[str] = ...) -> None: ...
 
 class UpsertRequest(_message.Message):
-    __slots__ = ("collection", "columns", "records")
+    __slots__ = ("collection", "columns", "records", "texts")
     COLLECTION_FIELD_NUMBER: _ClassVar[int]
     COLUMNS_FIELD_NUMBER: _ClassVar[int]
     RECORDS_FIELD_NUMBER: _ClassVar[int]
+    TEXTS_FIELD_NUMBER: _ClassVar[int]
     collection: str
     columns: _columns_pb2.RecordColumns
     records: _containers.RepeatedCompositeFieldContainer[Record]
-    def __init__(self, collection: _Optional[str] = ..., columns: _Optional[_Union[_columns_pb2.RecordColumns, _Mapping]] = ..., records: _Optional[_Iterable[_Union[Record, _Mapping]]] = ...) -> None: ...
+    texts: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, collection: _Optional[str] = ..., columns: _Optional[_Union[_columns_pb2.RecordColumns, _Mapping]] = ..., records: _Optional[_Iterable[_Union[Record, _Mapping]]] = ..., texts: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class UpsertResponse(_message.Message):
     __slots__ = ("upserted", "session")

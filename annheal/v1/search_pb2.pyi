@@ -15,11 +15,20 @@ class QueryIds(_message.Message):
     ids: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, ids: _Optional[_Iterable[str]] = ...) -> None: ...
 
+class QueryTexts(_message.Message):
+    __slots__ = ("texts", "model")
+    TEXTS_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    texts: _containers.RepeatedScalarFieldContainer[str]
+    model: str
+    def __init__(self, texts: _Optional[_Iterable[str]] = ..., model: _Optional[str] = ...) -> None: ...
+
 class SearchRequest(_message.Message):
-    __slots__ = ("collection", "vectors", "query_ids", "k", "filter", "projection", "consistency", "session", "exact", "ef", "recall_objective", "timeout_ms", "allow_partial", "explain", "tag")
+    __slots__ = ("collection", "vectors", "query_ids", "texts", "k", "filter", "projection", "consistency", "session", "exact", "ef", "recall_objective", "timeout_ms", "allow_partial", "explain", "tag")
     COLLECTION_FIELD_NUMBER: _ClassVar[int]
     VECTORS_FIELD_NUMBER: _ClassVar[int]
     QUERY_IDS_FIELD_NUMBER: _ClassVar[int]
+    TEXTS_FIELD_NUMBER: _ClassVar[int]
     K_FIELD_NUMBER: _ClassVar[int]
     FILTER_FIELD_NUMBER: _ClassVar[int]
     PROJECTION_FIELD_NUMBER: _ClassVar[int]
@@ -35,6 +44,7 @@ class SearchRequest(_message.Message):
     collection: str
     vectors: _columns_pb2.Vectors
     query_ids: QueryIds
+    texts: QueryTexts
     k: int
     filter: _filter_pb2.Filter
     projection: _columns_pb2.Projection
@@ -47,7 +57,7 @@ class SearchRequest(_message.Message):
     allow_partial: bool
     explain: bool
     tag: str
-    def __init__(self, collection: _Optional[str] = ..., vectors: _Optional[_Union[_columns_pb2.Vectors, _Mapping]] = ..., query_ids: _Optional[_Union[QueryIds, _Mapping]] = ..., k: _Optional[int] = ..., filter: _Optional[_Union[_filter_pb2.Filter, _Mapping]] = ..., projection: _Optional[_Union[_columns_pb2.Projection, _Mapping]] = ..., consistency: _Optional[_Union[_session_pb2.Consistency, str]] = ..., session: _Optional[_Union[_session_pb2.SessionToken, _Mapping]] = ..., exact: _Optional[bool] = ..., ef: _Optional[int] = ..., recall_objective: _Optional[float] = ..., timeout_ms: _Optional[int] = ..., allow_partial: _Optional[bool] = ..., explain: _Optional[bool] = ..., tag: _Optional[str] = ...) -> None: ...
+    def __init__(self, collection: _Optional[str] = ..., vectors: _Optional[_Union[_columns_pb2.Vectors, _Mapping]] = ..., query_ids: _Optional[_Union[QueryIds, _Mapping]] = ..., texts: _Optional[_Union[QueryTexts, _Mapping]] = ..., k: _Optional[int] = ..., filter: _Optional[_Union[_filter_pb2.Filter, _Mapping]] = ..., projection: _Optional[_Union[_columns_pb2.Projection, _Mapping]] = ..., consistency: _Optional[_Union[_session_pb2.Consistency, str]] = ..., session: _Optional[_Union[_session_pb2.SessionToken, _Mapping]] = ..., exact: _Optional[bool] = ..., ef: _Optional[int] = ..., recall_objective: _Optional[float] = ..., timeout_ms: _Optional[int] = ..., allow_partial: _Optional[bool] = ..., explain: _Optional[bool] = ..., tag: _Optional[str] = ...) -> None: ...
 
 class SearchResponse(_message.Message):
     __slots__ = ("counts", "scores", "ids", "records", "session", "missing_shards", "explain", "below_objective")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from google.protobuf.field_mask_pb2 import FieldMask
 
@@ -18,9 +18,10 @@ from annheal.model.collection import (
     Schema,
 )
 from annheal.model.suggestions import suggestion
+from annheal.model.texts.spec import EmbedderSpec, TextModel
 from annheal.model.topology.cluster import CollectionStatus
 from annheal.v1 import collections_pb2 as pb
-from annheal.wire.enums import ATTRIBUTE_TYPE, METRIC, VECTOR_STORAGE
+from annheal.wire.enums import ATTRIBUTE_TYPE, METRIC, POOLING, VECTOR_STORAGE
 from annheal.wire.timestamps import decode_seconds, encode_seconds
 
 SettingsT = TypeVar("SettingsT", CollectionSettings, IndexSettings)
@@ -28,6 +29,14 @@ SettingsT = TypeVar("SettingsT", CollectionSettings, IndexSettings)
 _SETTINGS = tuple(f.name for f in dataclasses.fields(CollectionSettings))
 _INDEX = tuple(f.name for f in dataclasses.fields(IndexSettings))
 _STORAGE = "settings.storage"
+_EMBEDDER_PLAIN: Final = (
+    "kind", "url", "remote_model", "folder", "key_env", "key_file", "query_prefix",
+    "document_prefix", "send_dimension",
+)  # fmt: skip
+_EMBEDDER_WITH_DEFAULT: Final = (
+    "normalize", "tokens_max", "batch_texts", "batch_tokens", "text_characters_max",
+    "requests_per_minute", "tokens_per_minute", "timeout_s", "retries", "concurrency",
+)  # fmt: skip
 _PATHS = frozenset(
     ("settings", "index", *(f"settings.{n}" for n in _SETTINGS), *(f"index.{n}" for n in _INDEX))
 )
@@ -41,7 +50,7 @@ def encode_collection(collection: Collection) -> pb.Collection:
     return pb.Collection(
         id=collection.id,
         name=collection.name,
-        models=_encode_models(collection.models),
+        models=_encode_models(collection.models, collection.text_models),
         attributes=_encode_schema(collection.schema),
         shard_count=collection.shard_count,
         replica_count=collection.replica_count,
@@ -65,6 +74,7 @@ def decode_collection(message: pb.Collection) -> Collection:
         settings=_overlay(CollectionSettings(), message.settings, _SETTINGS),
         created_at_s=decode_seconds(message.created_at),
         revision=message.revision,
+        text_models=_decode_text_models(message.models),
     )
 
 
@@ -99,6 +109,7 @@ def encode_create_collection(
     name: str,
     *,
     models: Sequence[ModelSpec],
+    text_models: Sequence[TextModel] = (),
     schema: Schema = (),
     shard_count: int | None = None,
     replica_count: int | None = None,
@@ -108,7 +119,7 @@ def encode_create_collection(
     """Return a create; what is None is the server's to choose."""
     return pb.CreateCollectionRequest(
         name=name,
-        models=_encode_models(models),
+        models=_encode_models(models, text_models),
         attributes=_encode_schema(schema),
         shard_count=shard_count,
         replica_count=replica_count,
@@ -131,6 +142,7 @@ def decode_create_collection(
         index=_overlay(IndexSettings(), request.index, _INDEX),
         settings=_overlay(CollectionSettings(), request.settings, _SETTINGS),
         created_at_s=created_at_s,
+        text_models=_decode_text_models(request.models),
     )
 
 
@@ -207,11 +219,15 @@ def _leaves(paths: Sequence[str], group: str) -> list[str]:
 # ------------------------------------------------------------------------------------------ parts
 
 
-def _encode_models(models: Sequence[ModelSpec]) -> list[pb.ModelSpec]:
-    return [
+def _encode_models(
+    models: Sequence[ModelSpec], text_models: Sequence[TextModel]
+) -> list[pb.ModelSpec]:
+    messages = [
         pb.ModelSpec(name=m.name, dimension=m.dimension, metric=METRIC.encode(m.metric))
         for m in models
     ]
+    _add_text_models(messages, text_models)
+    return messages
 
 
 def _decode_models(messages: Sequence[pb.ModelSpec]) -> tuple[ModelSpec, ...]:
@@ -223,6 +239,51 @@ def _decode_models(messages: Sequence[pb.ModelSpec]) -> tuple[ModelSpec, ...]:
         )
         for number, message in enumerate(messages)
     )
+
+
+def _add_text_models(messages: Sequence[pb.ModelSpec], text_models: Sequence[TextModel]) -> None:
+    """Add to the messages of models what `text_models` say about them."""
+    by_name = {one.model: one for one in text_models}
+    for message in messages:
+        found = by_name.get(message.name)
+        if found is not None:
+            message.embedder.CopyFrom(_encode_embedder(found.embedder))
+            message.source = found.source
+
+
+def _decode_text_models(messages: Sequence[pb.ModelSpec]) -> tuple[TextModel, ...]:
+    """Return how texts become vectors, for those of the models that say so.
+
+    A source without an embedder comes with an embedder without a kind, which validation refuses.
+    """
+    return tuple(
+        TextModel(
+            model=message.name,
+            embedder=_decode_embedder(message.embedder, field=f"models[{number}].embedder"),
+            source=message.source,
+        )
+        for number, message in enumerate(messages)
+        if message.HasField("embedder") or message.source
+    )
+
+
+def _encode_embedder(spec: EmbedderSpec) -> pb.EmbedderSpec:
+    """Return `spec` with every option filled in."""
+    values: dict[str, Any] = {
+        name: getattr(spec, name) for name in (*_EMBEDDER_PLAIN, *_EMBEDDER_WITH_DEFAULT)
+    }
+    return pb.EmbedderSpec(
+        **values, pooling=POOLING.encode(spec.pooling), options=dict(spec.options)
+    )
+
+
+def _decode_embedder(message: pb.EmbedderSpec, *, field: str) -> EmbedderSpec:
+    """Return the specification, defaults for what is not set; ranges are for the validation."""
+    values: dict[str, Any] = {name: getattr(message, name) for name in _EMBEDDER_PLAIN}
+    values |= {n: getattr(message, n) for n in _EMBEDDER_WITH_DEFAULT if message.HasField(n)}
+    if message.pooling:
+        values["pooling"] = POOLING.decode(message.pooling, field=f"{field}.pooling")
+    return EmbedderSpec(**values, options=tuple(sorted(message.options.items())))
 
 
 def _encode_schema(schema: Schema) -> list[pb.AttributeField]:

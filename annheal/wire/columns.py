@@ -63,7 +63,7 @@ def decode_vectors(
     Raises `InvalidArgument` for another model, a wrong dimension, and bytes that are no whole
     number of vectors. Values are not looked at.
     """
-    model = _check_model(message.model, models=models, field=field)
+    model = check_model(message.model, models=models, field=field)
     given = message.dimension
     if given not in (0, model.dimension):
         raise InvalidArgument.of(
@@ -85,7 +85,7 @@ def decode_vector(
     message: records_pb2.Vector, *, models: Sequence[ModelSpec], field: str
 ) -> npt.NDArray[np.float32]:
     """Return one vector (d,) float32; raises `InvalidArgument` as `decode_vectors` does."""
-    model = _check_model(message.model, models=models, field=field)
+    model = check_model(message.model, models=models, field=field)
     flat = _floats(message, field=field)
     if flat.size != model.dimension:
         raise InvalidArgument.of(
@@ -99,7 +99,8 @@ def decode_tagged_vectors(message: columns_pb2.Vectors) -> Float32Matrix:
     return _floats(message, field="vectors").reshape(-1, max(1, message.dimension))
 
 
-def _check_model(name: str, *, models: Sequence[ModelSpec], field: str) -> ModelSpec:
+def check_model(name: str, *, models: Sequence[ModelSpec], field: str) -> ModelSpec:
+    """Return the model called `name`, the serving one for an empty name; refuses others."""
     serving = models[0]
     if name and name != serving.name:
         raise InvalidArgument.of(

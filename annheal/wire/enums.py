@@ -14,6 +14,7 @@ from annheal.model.measures.recall import Rung, SelectivityBand
 from annheal.model.measures.recall_audit import AuditVerdict
 from annheal.model.measures.recall_summary import RecallVerdict
 from annheal.model.search import Consistency
+from annheal.model.texts.spec import Pooling
 from annheal.model.topology.manifest import IndexKind, Tier
 from annheal.model.topology.shard import ShardPhase, WorkerRole
 from annheal.model.topology.task import TaskPhase, TaskReason
@@ -70,6 +71,9 @@ METRIC = EnumCodec(
         Metric.INNER_PRODUCT: collections_pb2.METRIC_INNER_PRODUCT,
         Metric.L2: collections_pb2.METRIC_L2,
     }
+)
+POOLING = EnumCodec(
+    {Pooling.MEAN: collections_pb2.POOLING_MEAN, Pooling.CLS: collections_pb2.POOLING_CLS}
 )
 VECTOR_STORAGE = EnumCodec(
     {

@@ -17,6 +17,7 @@ from annheal.model.limits import SCAN_PAGE_ROWS_MAX
 from annheal.model.records import (
     ARROW_TYPES,
     EVERYTHING,
+    Float32Matrix,
     Projection,
     RecordBatch,
     RecordPatch,
@@ -25,7 +26,7 @@ from annheal.model.records import (
 )
 from annheal.model.search import Consistency
 from annheal.model.session import SessionToken
-from annheal.model.write import VersionConflict
+from annheal.model.write import TextRecords, VersionConflict
 from annheal.v1 import columns_pb2, records_pb2
 from annheal.wire.columns import (
     decode_attributes,
@@ -112,43 +113,69 @@ def encode_upsert(
     collection: str,
     *,
     ids: Sequence[str],
-    vectors: npt.NDArray[np.floating[Any]],
+    vectors: npt.NDArray[np.floating[Any]] | None = None,
+    texts: Sequence[str] | None = None,
     attributes: Mapping[str, Any] | None = None,
     payloads: pa.BinaryArray | None = None,
     model: str = "",
 ) -> records_pb2.UpsertRequest:
-    """Return an upsert of `n` records: vectors (n, d), Arrow arrays by attribute name, payloads."""
+    """Return an upsert of `n` records: vectors (n, d), Arrow arrays by attribute name, payloads.
+
+    Without vectors the server embeds `texts`, or without these the source of the model.
+    """
     columns = columns_pb2.RecordColumns(
         ids=ids,
-        vectors=[encode_vectors(vectors, model=model)],
+        vectors=() if vectors is None else [encode_vectors(vectors, model=model)],
         attributes=[encode_attribute(name, column) for name, column in (attributes or {}).items()],
         payloads=() if payloads is None else encode_payloads(payloads),
     )
-    return records_pb2.UpsertRequest(collection=collection, columns=columns)
+    return records_pb2.UpsertRequest(collection=collection, columns=columns, texts=texts or ())
 
 
-def decode_upsert(request: records_pb2.UpsertRequest, *, collection: Collection) -> RecordBatch:
+def decode_upsert(
+    request: records_pb2.UpsertRequest, *, collection: Collection
+) -> RecordBatch | TextRecords:
     """Return the records of an upsert, for `annheal.model.validation.validate_batch` to check.
+
+    Records without vectors, where none of them has one, come as `TextRecords`.
 
     Raises `InvalidArgument` for what does not fit together or into the collection.
     """
     if request.HasField("columns"):
         if request.records:
             raise InvalidArgument.of("columns", "is set together with records; set one of the two")
-        return _decode_columns(request.columns, collection=collection)
+        return _decode_columns(request.columns, request.texts, collection=collection)
+    if request.texts:
+        raise InvalidArgument.of("texts", "belongs to columns; give each of the records its text")
     if not request.records:
         raise InvalidArgument.of("records", "is empty, and so is columns; send some records")
     return _decode_rows(request.records, collection=collection)
 
 
-def _decode_columns(columns: columns_pb2.RecordColumns, *, collection: Collection) -> RecordBatch:
+def _decode_columns(
+    columns: columns_pb2.RecordColumns, texts: Sequence[str], *, collection: Collection
+) -> RecordBatch | TextRecords:
     ids = pa.array(list(columns.ids), type=pa.string())
     rows = len(ids)
-    if len(columns.vectors) != 1:
+    if len(columns.vectors) > 1:
         raise InvalidArgument.of(
             "columns.vectors",
             f"has {len(columns.vectors)} entries; this version takes vectors of exactly one model",
         )
+    if columns.vectors and texts:
+        raise InvalidArgument.of("texts", "is set together with vectors; set one of the two")
+    if texts and len(texts) != rows:
+        raise InvalidArgument.of("texts", f"has {len(texts)} texts, but there are {rows} ids")
+    records = TextRecords(
+        ids=ids,
+        texts=tuple(texts) or None,
+        attributes=decode_attributes(
+            columns.attributes, schema=collection.schema, rows=rows, field="columns.attributes"
+        ),
+        payloads=decode_payloads(columns.payloads, rows=rows, field="columns.payloads"),
+    )
+    if not columns.vectors:
+        return records
     vectors = decode_vectors(
         columns.vectors[0], models=collection.models, field="columns.vectors[0]"
     )
@@ -156,14 +183,7 @@ def _decode_columns(columns: columns_pb2.RecordColumns, *, collection: Collectio
         raise InvalidArgument.of(
             "columns.vectors[0]", f"has {len(vectors)} vectors, but there are {rows} ids"
         )
-    return RecordBatch(
-        ids=ids,
-        vectors=vectors,
-        attributes=decode_attributes(
-            columns.attributes, schema=collection.schema, rows=rows, field="columns.attributes"
-        ),
-        payloads=decode_payloads(columns.payloads, rows=rows, field="columns.payloads"),
-    )
+    return records.with_vectors(vectors)
 
 
 def encode_update(
@@ -259,38 +279,55 @@ def decode_conflicts(
     return tuple(VersionConflict(one.id, one.version) for one in messages)
 
 
-def _decode_rows(records: Sequence[records_pb2.Record], *, collection: Collection) -> RecordBatch:
+def _decode_rows(
+    records: Sequence[records_pb2.Record], *, collection: Collection
+) -> RecordBatch | TextRecords:
     rows = len(records)
-    vectors = np.empty((rows, collection.model.dimension), dtype=np.float32)
     values: dict[str, list[Any]] = {field.name: [None] * rows for field in collection.schema}
     for row, record in enumerate(records):
-        where = f"records[{row}]"
-        if len(record.vectors) != 1:
-            raise InvalidArgument.of(
-                f"{where}.vectors",
-                f"has {len(record.vectors)} vectors; this version takes exactly one a record",
-            )
-        vectors[row] = decode_vector(
-            record.vectors[0], models=collection.models, field=f"{where}.vectors[0]"
-        )
         for name, value in record.attributes.items():
+            where = f"records[{row}].attributes"
             if name not in values:
                 raise InvalidArgument.of(
-                    f"{where}.attributes",
+                    where,
                     f"{name[:80]!r} is not an attribute of the collection; it has {list(values)}",
                 )
             field = next(f for f in collection.schema if f.name == name)
-            values[name][row] = _decode_value(
-                value, kind=field.type, field=f"{where}.attributes[{name}]"
-            )
-    ids = pa.array([record.id for record in records], type=pa.string())
-    payloads = [record.payload or None for record in records]
-    return RecordBatch(
-        ids=ids,
-        vectors=vectors,
+            values[name][row] = _decode_value(value, kind=field.type, field=f"{where}[{name}]")
+    texts = tuple(record.text for record in records)
+    found = TextRecords(
+        ids=pa.array([record.id for record in records], type=pa.string()),
+        texts=texts if any(texts) else None,
         attributes=_attribute_batch(values, schema=collection.schema),
-        payloads=pa.array(payloads, type=pa.binary()),
+        payloads=pa.array([record.payload or None for record in records], type=pa.binary()),
+        by_row=True,
     )
+    vectors = _row_vectors(records, collection=collection)
+    return found if vectors is None else found.with_vectors(vectors)
+
+
+def _row_vectors(
+    records: Sequence[records_pb2.Record], *, collection: Collection
+) -> Float32Matrix | None:
+    """Return the vector of every record, None if none of them has one."""
+    if not any(record.vectors for record in records):
+        return None
+    vectors = np.empty((len(records), collection.model.dimension), dtype=np.float32)
+    for row, record in enumerate(records):
+        where = f"records[{row}].vectors"
+        if len(record.vectors) != 1:
+            raise InvalidArgument.of(
+                where,
+                f"has {len(record.vectors)} vectors; this version takes exactly one a record",
+            )
+        if record.text:
+            raise InvalidArgument.of(
+                f"records[{row}].text", "is set together with a vector; set one of the two"
+            )
+        vectors[row] = decode_vector(
+            record.vectors[0], models=collection.models, field=f"{where}[0]"
+        )
+    return vectors
 
 
 def _attribute_batch(values: Mapping[str, list[Any]], *, schema: Schema) -> pa.RecordBatch:

@@ -17,6 +17,7 @@ from annheal.model.search import Consistency, SearchAnswer, SearchOptions, Segme
 from annheal.model.session import SessionToken
 from annheal.v1 import search_pb2
 from annheal.wire.columns import (
+    check_model,
     decode_projection,
     decode_record_set,
     decode_vectors,
@@ -33,13 +34,14 @@ _FLOAT32 = np.dtype("<f4")
 
 @dataclass(frozen=True, slots=True)
 class PublicSearch:
-    """A Search of one collection: either `queries` (n, d) float32 or `query_ids` is set.
+    """A Search of one collection: one of `queries` (n, d) float32, `query_ids` and `texts` is set.
 
     `queries` may be read-only. `timeout_s` None leaves the time to the call's deadline.
     """
 
     queries: Float32Matrix | None
     query_ids: tuple[str, ...]
+    texts: tuple[str, ...]
     options: SearchOptions
     consistency: Consistency
     min_sequences: dict[int, int]
@@ -70,6 +72,7 @@ def encode_search(
     k: int,
     queries: npt.NDArray[np.floating[Any]] | None = None,
     query_ids: Sequence[str] = (),
+    texts: Sequence[str] = (),
     model: str = "",
     filter: Filter | None = None,
     projection: Projection = IDS_ONLY,
@@ -83,10 +86,12 @@ def encode_search(
     explain: bool = False,
     tag: str = "",
 ) -> search_pb2.SearchRequest:
-    """Return a search by vectors (n, d) or, when `queries` is None, by stored records."""
+    """Return a search by vectors (n, d) or, when `queries` is None, by texts or stored records."""
     request = search_pb2.SearchRequest(collection=collection, k=k)
     if queries is not None:
         request.vectors.CopyFrom(encode_vectors(queries, model=model))
+    elif texts:
+        request.texts.CopyFrom(search_pb2.QueryTexts(texts=texts, model=model))
     else:
         request.query_ids.ids.extend(query_ids)
     if filter is not None:
@@ -118,6 +123,7 @@ def decode_search(request: search_pb2.SearchRequest, *, collection: Collection) 
     """
     queries: Float32Matrix | None = None
     query_ids: tuple[str, ...] = ()
+    texts: tuple[str, ...] = ()
     kind = request.WhichOneof("queries")
     if kind == "vectors":
         queries = decode_vectors(request.vectors, models=collection.models, field="vectors")
@@ -125,12 +131,18 @@ def decode_search(request: search_pb2.SearchRequest, *, collection: Collection) 
         query_ids = tuple(request.query_ids.ids)
         if not query_ids:
             raise InvalidArgument.of("query_ids.ids", "is empty; name at least one record")
+    elif kind == "texts":
+        texts = tuple(request.texts.texts)
+        check_model(request.texts.model, models=collection.models, field="texts")
+        if not texts:
+            raise InvalidArgument.of("texts.texts", "is empty; give at least one text")
     else:
-        raise InvalidArgument.of("queries", "holds no query; set vectors or query_ids")
+        raise InvalidArgument.of("queries", "holds no query; set vectors, query_ids or texts")
     consistency, min_sequences = decode_freshness(request, collection_id=collection.id)
     return PublicSearch(
         queries=queries,
         query_ids=query_ids,
+        texts=texts,
         options=_decode_options(request),
         consistency=consistency,
         min_sequences=min_sequences,

@@ -93,7 +93,11 @@ def embedded_settings(source: SettingsSource) -> EmbeddedSettings:
     """Return the settings of `annheal up`: every role below one data directory."""
     process = source.settings(ProcessSettings, role=COORDINATOR)
     coordinator = source.settings(
-        CoordinatorSettings, role=COORDINATOR, coordinator_id=LOCAL, listen=DEFAULT_LISTEN
+        CoordinatorSettings,
+        role=COORDINATOR,
+        coordinator_id=LOCAL,
+        listen=DEFAULT_LISTEN,
+        embedder_dir=process.data_dir / "embedders",
     )
     node = source.settings(ShardNodeSettings, role=SHARD_NODE, node_id=LOCAL)
     compactor = source.settings(CompactorSettings, role=COMPACTOR, worker_id=LOCAL)

@@ -22,6 +22,7 @@ import msgspec
 
 from annheal.cli.exit_codes import CONFIGURATION
 from annheal.errors import AnnhealError, FieldViolation, InvalidArgument
+from annheal.model.texts.spec import KEY_VARIABLE_PREFIX
 from annheal.runtime.host.secrets import mask_userinfo
 from annheal.runtime.logging import LEVELS
 from annheal.runtime.metrics_endpoint import split_listen
@@ -280,6 +281,8 @@ def _read_environ(environ: Mapping[str, str], every: frozenset[str]) -> Iterable
     for name, value in sorted(environ.items()):
         if not name.startswith(ENV_PREFIX) or name in CLIENT_VARIABLES:
             continue
+        if name.startswith(KEY_VARIABLE_PREFIX):
+            continue  # keys of embedders, which collections name
         key = name.removeprefix(ENV_PREFIX).lower()
         if key not in every:
             raise _unknown(

@@ -3,22 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, get_type_hints
 
 import msgspec
 
 from annheal.errors import InvalidArgument
+from annheal.model.texts.spec import EmbedderSpec
 
 
 def parse_settings(texts: Iterable[str]) -> dict[str, Any]:
     """Return `key=value` texts; values are JSON numbers or words, an empty one is None."""
     found: dict[str, Any] = {}
     for text in texts:
-        key, equals, value = text.partition("=")
-        if not equals or not key:
-            raise InvalidArgument.of("--set", f"{text!r} is not of the form key=value")
-        found[key.strip().replace("-", "_")] = _value(value.strip())
+        key, value = _assigned(text, option="--set")
+        found[key.replace("-", "_")] = _value(value)
     return found
+
+
+def parse_embedder(kind: str | None, texts: Iterable[str]) -> dict[str, Any] | None:
+    """Return the options of an embedder, `key=value` texts, as the SDK takes them; None: none.
+
+    What a plugin needs beside is written `options.NAME=value`.
+    """
+    given = [_assigned(text, option="--embedder-option") for text in texts]
+    if kind is None:
+        if given:
+            raise InvalidArgument.of("--embedder-option", "needs --embedder KIND")
+        return None
+    hints = get_type_hints(EmbedderSpec)
+    found: dict[str, Any] = {"kind": kind}
+    options: dict[str, str] = {}
+    for key, value in given:
+        if key.startswith("options."):
+            options[key.removeprefix("options.")] = value
+        else:
+            name = key.replace("-", "_")
+            found[name] = value if hints.get(name) is str else _value(value)
+    return found | ({"options": options} if options else {})
 
 
 def parse_attributes(texts: Iterable[str]) -> dict[str, str]:
@@ -30,6 +51,13 @@ def parse_attributes(texts: Iterable[str]) -> dict[str, str]:
             raise InvalidArgument.of("--attribute", f"{text!r} is not of the form name:type")
         found[name.strip()] = kind.strip()
     return found
+
+
+def _assigned(text: str, *, option: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise InvalidArgument.of(option, f"{text!r} is not of the form key=value")
+    return key.strip(), value.strip()
 
 
 def _value(text: str) -> Any:

@@ -10,10 +10,15 @@ from rich.console import Group, RenderableType
 
 from annheal.cli.output import counted, facts, moment, share, size, table
 from annheal.cli.state import state_of
-from annheal.cli.user_commands.assignments import parse_attributes, parse_settings
+from annheal.cli.user_commands.assignments import (
+    parse_attributes,
+    parse_embedder,
+    parse_settings,
+)
 from annheal.client import CollectionInfo
 from annheal.errors import FailedPrecondition
 from annheal.model.collection import Collection, Metric
+from annheal.model.texts.spec import OPTION_NAMES, EmbedderSpec, TextModel
 
 app = typer.Typer(no_args_is_help=True, help="Create, describe, change and drop collections.")
 
@@ -45,6 +50,30 @@ def create(
     model: Annotated[
         str, typer.Option("--model", help="Name of the model of the vectors.")
     ] = "default",
+    embedder: Annotated[
+        str | None,
+        typer.Option(
+            "--embedder",
+            metavar="KIND",
+            help="The server embeds texts: openai, onnx, minilm_l6, or a plugin.",
+        ),
+    ] = None,
+    embedder_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--embedder-option",
+            metavar="KEY=VALUE",
+            help="Such as url=http://localhost:8080/v1 or remote_model=NAME; repeatable.",
+        ),
+    ] = None,
+    source: Annotated[
+        str,
+        typer.Option(
+            "--source",
+            metavar="TEMPLATE",
+            help="Text of records without text and vector, such as '{name}: {summary}'.",
+        ),
+    ] = "",
     set_: Setting = None,
     m: Annotated[int | None, typer.Option("--m", help="HNSW links per node.")] = None,
     ef_construction: Annotated[
@@ -62,6 +91,8 @@ def create(
             attributes=parse_attributes(attribute or ()),
             shard_count=shards,
             model=model,
+            embedder=parse_embedder(embedder, embedder_option or ()),
+            source=source,
             index={key: value for key, value in index.items() if value is not None},
             settings=parse_settings(set_ or ()),
         )
@@ -157,6 +188,7 @@ def _render_info(info: CollectionInfo) -> RenderableType:
         ("name", c.name),
         ("id", c.id),
         ("model", f"{c.model.name}, {c.model.dimension} floats, {c.model.metric}"),
+        *_embedder_lines(c.text_model(c.model.name)),
         ("created", moment(c.created_at_s)),
         ("shards", c.shard_count),
     ]
@@ -174,3 +206,17 @@ def _render_info(info: CollectionInfo) -> RenderableType:
     values = {**dataclasses.asdict(c.settings), **dataclasses.asdict(c.index)}
     settings = table(["SETTING", ">VALUE"], values.items())
     return Group(facts(lines), "", *((attributes, "") if c.schema else ()), settings)
+
+
+def _embedder_lines(found: TextModel | None) -> list[tuple[str, object]]:
+    if found is None:
+        return []
+    usual = EmbedderSpec(found.embedder.kind)
+    options = [
+        f"{name}={getattr(found.embedder, name)}"
+        for name in OPTION_NAMES
+        if name not in ("kind", "options") and getattr(found.embedder, name) != getattr(usual, name)
+    ]
+    options += [f"options.{name}={value}" for name, value in found.embedder.options]
+    lines: list[tuple[str, object]] = [("embedder", ", ".join([found.embedder.kind, *options]))]
+    return [*lines, ("source", found.source)] if found.source else lines

@@ -27,7 +27,8 @@ def search(
     context: typer.Context,
     collection: Collection,
     text: Annotated[
-        str | None, typer.Option("--text", "-t", help="Embed this text (extra `text`).")
+        str | None,
+        typer.Option("--text", "-t", help="Search for this text: embedded by the server, or here."),
     ] = None,
     id: Annotated[
         list[str] | None, typer.Option("--id", help="The vector of a stored record; repeatable.")

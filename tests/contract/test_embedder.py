@@ -198,7 +198,7 @@ async def test_another_dimension_is_told_before_anything_is_embedded(host: Embed
 
 async def test_without_a_folder_of_embedders_the_error_says_so() -> None:
     made = make_embedder(EmbedderSpec("onnx", folder="minilm"), dimension=384, host=EmbedderHost())
-    with pytest.raises(FailedPrecondition, match="--embedder-dir"):
+    with pytest.raises(FailedPrecondition, match="set embedder_dir"):
         await made.embed(["a"], timeout_s=TIMEOUT_S)
     await made.close()
 

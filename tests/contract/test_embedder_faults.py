@@ -85,11 +85,9 @@ def spec(server: EmbeddingServer) -> EmbedderSpec:
     )
 
 
-def embedder_of(spec: EmbedderSpec, *, observer: Seen | None = None) -> TextEmbedder:
+def embedder_of(spec: EmbedderSpec) -> TextEmbedder:
     host = EmbedderHost(environ={VARIABLE: f" {KEY}\n"})
-    return TextEmbedder(
-        OpenAiEmbedder(spec, dimension=DIMENSION, host=host), spec, observer=observer
-    )
+    return TextEmbedder(OpenAiEmbedder(spec, dimension=DIMENSION, host=host), spec)
 
 
 @pytest.fixture
@@ -100,9 +98,18 @@ async def embedder(spec: EmbedderSpec) -> AsyncIterator[TextEmbedder]:
 
 
 async def embed(
-    embedder: TextEmbedder, texts: Sequence[str] = TEXTS, *, timeout_s: float = PATIENCE_S
+    embedder: TextEmbedder,
+    texts: Sequence[str] = TEXTS,
+    *,
+    timeout_s: float = PATIENCE_S,
+    observer: Seen | None = None,
 ) -> Embedded:
-    return await embedder.embed(texts, purpose=Purpose.DOCUMENT, deadline=Deadline.after(timeout_s))
+    return await embedder.embed(
+        texts,
+        purpose=Purpose.DOCUMENT,
+        deadline=Deadline.after(timeout_s),
+        observer=observer,
+    )
 
 
 def assert_own_vectors(found: Embedded, texts: Sequence[str], *, missing: set[int]) -> None:
@@ -153,9 +160,9 @@ async def test_what_passes_is_tried_again(
     server: EmbeddingServer, spec: EmbedderSpec, fault: Fault
 ) -> None:
     seen = Seen()
-    made = embedder_of(spec, observer=seen)
+    made = embedder_of(spec)
     server.faults = [fault]
-    assert_own_vectors(await embed(made), TEXTS, missing=set())
+    assert_own_vectors(await embed(made, observer=seen), TEXTS, missing=set())
     await made.close()
     assert len(server.requests) == 4
     assert sum(error is not None for error in seen.errors) == 1
@@ -227,11 +234,13 @@ async def test_the_wait_that_the_server_asks_for_holds_every_request_back(
 
 
 async def test_slow_requests_end_in_time(server: EmbeddingServer, spec: EmbedderSpec) -> None:
-    made = embedder_of(replace(spec, timeout_s=0.2, retries=1))
+    made = embedder_of(replace(spec, timeout_s=4.0, retries=1))
     server.faults = [Fault.SLOW]
     assert_own_vectors(await embed(made, ["a"]), ["a"], missing=set())
+    await made.close()
+    made = embedder_of(replace(spec, timeout_s=0.3, retries=0))
     server.always = Fault.SLOW
-    with pytest.raises(Unavailable, match=r"did not answer within 0\.2 s"):
+    with pytest.raises(Unavailable, match=r"did not answer within 0\.3 s"):
         await embed(made, ["a"])
     with pytest.raises((DeadlineExceeded, Unavailable)):
         await embed(made, ["a"], timeout_s=0.1)
@@ -241,7 +250,7 @@ async def test_slow_requests_end_in_time(server: EmbeddingServer, spec: Embedder
 async def test_a_cancelled_call_leaves_nothing_behind(
     server: EmbeddingServer, embedder: TextEmbedder
 ) -> None:
-    server.always, server.slow_s = Fault.SLOW, 0.3
+    server.always = Fault.SLOW
     call = asyncio.create_task(embed(embedder))
     await asyncio.to_thread(server.arrived.wait, PATIENCE_S)
     call.cancel()
@@ -271,7 +280,7 @@ async def test_bad_answers_never_give_a_text_a_foreign_vector(
     assert {one.fault for one in found.missing.values()} <= {TextFault.BAD_VECTOR}
     if missing:
         with pytest.raises(FailedPrecondition, match=r"texts\[\d\]: .*hash-8") as caught:
-            refuse_missing(found, field="texts")
+            refuse_missing(found, place=lambda row: f"texts[{row}]")
         assert caught.value.reason == "EMBEDDER_BAD_ANSWER"
 
 
@@ -293,7 +302,7 @@ async def test_one_refused_text_does_not_fail_its_batch(
     assert found.missing[3].fault is TextFault.REFUSED
     assert "maximum context length" in found.missing[3].reason
     with pytest.raises(InvalidArgument, match=r"texts\[3\]: .*; texts\[8\]: ") as caught:
-        refuse_missing(found, field="texts")
+        refuse_missing(found, place=lambda row: f"texts[{row}]")
     assert [one.field for one in caught.value.violations] == ["texts[3]", "texts[8]"]
     await made.close()
 

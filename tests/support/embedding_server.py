@@ -62,7 +62,10 @@ class Fault(StrEnum):
 
 @dataclass
 class EmbeddingServer:
-    """The state of the server; `url` is the base for an `EmbedderSpec`."""
+    """The state of the server; `url` is the base for an `EmbedderSpec`.
+
+    A slow answer takes `slow_s`, or until `release` is set.
+    """
 
     url: str = ""
     faults: list[Fault] = field(default_factory=list)
@@ -70,18 +73,21 @@ class EmbeddingServer:
     refuses: Callable[[str], bool] = lambda text: False
     dimension: int = DIMENSION
     retry_after_s: float = 0.05
-    slow_s: float = 1.0
+    slow_s: float = 60.0
     requests: list[list[str]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     bodies: list[dict[str, Any]] = field(default_factory=list)
     arrived: threading.Event = field(default_factory=threading.Event)
+    release: threading.Event = field(default_factory=threading.Event)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def reset(self) -> None:
         """Behave, and forget what was asked."""
+        self.release.set()
+        self.release = threading.Event()
         self.faults, self.always, self.refuses = [], Fault.NONE, lambda text: False
         self.requests, self.headers, self.bodies = [], [], []
-        self.dimension, self.retry_after_s, self.slow_s = DIMENSION, 0.05, 1.0
+        self.dimension, self.retry_after_s, self.slow_s = DIMENSION, 0.05, 60.0
         self.arrived.clear()
 
     def noted(self, body: dict[str, Any], headers: dict[str, str]) -> Fault:
@@ -110,6 +116,7 @@ def serve_embeddings() -> Iterator[EmbeddingServer]:
     try:
         yield state
     finally:
+        state.release.set()
         server.shutdown()
         thread.join()
         server.server_close()
@@ -160,7 +167,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         if fault is Fault.SLOW:
-            time.sleep(state.slow_s)
+            state.release.wait(state.slow_s)
         items: list[dict[str, Any]] = [
             {
                 "object": "embedding",

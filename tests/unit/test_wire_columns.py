@@ -187,7 +187,11 @@ def vector(count: int, **parts: object) -> records_pb2.Vector:
             "columns",
             "set one of the two",
         ),
-        (columns(vectors=[]), "columns.vectors", "has 0 entries"),
+        (
+            columns(vectors=[encode_vectors(np.ones((2, 3)), model="")] * 2),
+            "columns.vectors",
+            "has 2 entries",
+        ),
         (
             columns(vectors=[encode_vectors(np.ones((1, 3)), model="")]),
             "columns.vectors[0]",

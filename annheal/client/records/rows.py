@@ -18,6 +18,7 @@ from annheal.client.inputs import (
     as_ids,
     as_matrix,
     as_payloads,
+    as_texts,
     as_versions,
 )
 from annheal.errors import InvalidArgument
@@ -33,7 +34,8 @@ BATCH_BYTES: Final = 8 << 20
 class Rows:
     """Columns of one write, cut into requests by slicing; `places` are the caller's rows.
 
-    What is None is not written. `attributes` are coded for the schema of the collection with the id
+    What is None is not written; without vectors the server embeds the `texts` of an upsert, or
+    those that its source gives. `attributes` are coded for the schema of the collection with the id
     `coded_for`. `if_versions` are conditions.
     """
 
@@ -44,6 +46,7 @@ class Rows:
     places: npt.NDArray[np.int64]
     if_versions: Versions | None = None
     coded_for: str = ""
+    texts: list[str] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -58,6 +61,7 @@ class Rows:
             self.places[start:stop],
             None if self.if_versions is None else self.if_versions[start:stop],
             self.coded_for,
+            None if self.texts is None else self.texts[start:stop],
         )
 
     def take(self, rows: npt.NDArray[np.int64]) -> Rows:
@@ -71,6 +75,7 @@ class Rows:
             self.places[rows],
             None if self.if_versions is None else self.if_versions[rows],
             self.coded_for,
+            None if self.texts is None else [self.texts[row] for row in rows],
         )
 
     @property
@@ -79,7 +84,8 @@ class Rows:
         columns: int = sum(column.nbytes for column in self.attributes.values())
         payloads = 0 if self.payloads is None else self.payloads.nbytes
         vectors = 0 if self.vectors is None else self.vectors.size * 4
-        return vectors + columns + payloads + 24 * len(self)
+        texts = 0 if self.texts is None else sum(map(len, self.texts))
+        return vectors + texts + columns + payloads + 24 * len(self)
 
     def halves(self) -> tuple[Rows, Rows]:
         """Return the first and the second half."""
@@ -123,12 +129,18 @@ def uncoded(
     vectors: Any,
     payloads: PayloadsInput,
     if_versions: VersionsInput = None,
+    *,
+    texts: Any = None,
 ) -> Rows:
     """Return what the caller gave, without the attributes."""
     names = as_ids(ids, ordered=True)
     matrix = None if vectors is None else as_matrix(vectors)
-    if matrix is not None and len(matrix) != len(names):
-        raise InvalidArgument.of("vectors", f"has {len(matrix)} rows for {len(names)} ids")
+    given = None if texts is None else as_texts(texts)
+    if matrix is not None and given is not None:
+        raise InvalidArgument.of("texts", "is given together with vectors; give one of the two")
+    for field, column in (("vectors", matrix), ("texts", given)):
+        if column is not None and len(column) != len(names):
+            raise InvalidArgument.of(field, f"has {len(column)} rows for {len(names)} ids")
     return Rows(
         names,
         matrix,
@@ -136,6 +148,7 @@ def uncoded(
         as_payloads(payloads, rows=len(names)),
         np.arange(len(names)),
         as_versions(if_versions, rows=len(names)),
+        texts=given,
     )
 
 

@@ -35,6 +35,9 @@ from annheal.wire.records import Written
 
 BATCH_ROWS: Final = 2_000
 """Rows of one request of a write, unless the caller says otherwise."""
+TEXT_BATCH_ROWS: Final = 256
+"""Rows of one upsert request that the server has to embed: an embedder is slow, and a call has its
+time."""
 CONCURRENCY: Final = 4
 CONCURRENCY_MAX: Final = 64
 
@@ -80,8 +83,9 @@ class WriteCalls:
         self,
         collection: str,
         ids: Iterable[str],
-        vectors: Any,
+        vectors: Any = None,
         *,
+        texts: Any = None,
         attributes: AttributesInput = None,
         payloads: PayloadsInput = None,
         model: str | None = None,
@@ -98,6 +102,9 @@ class WriteCalls:
             ids: n texts of 1 to 512 bytes. Of equal ids the last row wins.
             vectors: (n, d) numbers of any type, an Arrow column of lists, or nested lists; they
                 travel as float32.
+            texts: n texts that the server embeds instead; they are not stored. Without vectors and
+                texts the source of the collection's model gives them, such as `{name}: {summary}`
+                over attributes and payloads.
             attributes: columns by name, a mapping a row, an Arrow table or a DataFrame, of n rows.
                 A missing value is None. What is left out has no value. What the declared type does
                 not hold exactly is refused (docs/python-sdk.md has the table).
@@ -106,7 +113,7 @@ class WriteCalls:
             if_versions: n wanted versions, as reads return them: a record is written only while it
                 has this version; 0: while it does not exist; None: always. Records that have
                 another one are the result's `conflicts`. An id must not repeat.
-            batch_rows: rows of one request, at most 10,000.
+            batch_rows: rows of one request, at most 10,000; without vectors at most 256 are sent.
             concurrency: requests under way at once.
             progress: called with (rows acknowledged, n) after every request.
             timeout_s: time for each request; the client's by default.
@@ -123,16 +130,20 @@ class WriteCalls:
         """
         tag = "" if model is None else as_text(model, "model")
         api = self._connection.api
-        if vectors is None:
-            raise InvalidArgument.of("vectors", "give a vector for each id; `update` needs none")
-        rows = uncoded(ids, vectors, payloads, if_versions)
+        rows = uncoded(ids, vectors, payloads, if_versions, texts=texts)
+        if rows.vectors is None:
+            if tag:
+                raise InvalidArgument.of(
+                    "model", "belongs to vectors; texts are embedded by the collection's own model"
+                )
+            batch_rows = min(as_count(batch_rows, "batch_rows", least=1), TEXT_BATCH_ROWS)
 
         async def send(rows: Rows, left_s: float) -> Written:
-            assert rows.vectors is not None
             return await api.upsert(
                 collection,
                 ids=rows.ids,
                 vectors=rows.vectors,
+                texts=rows.texts,
                 attributes=rows.attributes,
                 payloads=rows.payloads,
                 model=tag,

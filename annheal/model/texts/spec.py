@@ -103,8 +103,9 @@ class EmbedderSpec:
 class TextModel:
     """How texts become vectors of the model called `model`.
 
-    `source` is a template that gives the text of a record from its payload and attributes
-    (`annheal.model.texts.template`); empty: records are written with their text or vector.
+    `source` is a template that gives the text of a record from its payload and attributes;
+    `annheal.model.texts.template` has the syntax. Empty: records are written with their text or
+    vector.
     """
 
     model: str

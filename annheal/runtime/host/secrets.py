@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
+from annheal.model.texts.spec import KEY_VARIABLE_PREFIX
+
 MASK: Final = "***"
 SECRET_VARIABLES: Final = ("ANNHEAL_ETCD_PASSWORD", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 SECRET_CHARACTERS_MIN: Final = 4
@@ -26,7 +28,8 @@ def mask_userinfo(text: str) -> str:
 
 def environment_secrets(environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:
     """Return the values of the environment that nobody may read, the longest first."""
-    values = {environ.get(name, "") for name in SECRET_VARIABLES}
+    names = [*SECRET_VARIABLES, *(name for name in environ if name.startswith(KEY_VARIABLE_PREFIX))]
+    values = {environ.get(name, "") for name in names}
     secrets = [value for value in values if len(value) >= SECRET_CHARACTERS_MIN]
     return tuple(sorted(secrets, key=len, reverse=True))
 

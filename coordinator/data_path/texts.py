@@ -1,0 +1,251 @@
+"""Texts of searches and upserts, embedded here before they are vectors like any other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from annheal.embedding.checks import validate_text_models
+from annheal.embedding.host import EmbedderHost
+from annheal.embedding.registry import make_embedder
+from annheal.embedding.source import NoSource, render_records
+from annheal.embedding.texts import (
+    Embedded,
+    Fault,
+    NoVector,
+    Observer,
+    Purpose,
+    TextEmbedder,
+    refuse_missing,
+)
+from annheal.errors import (
+    FailedPrecondition,
+    FieldViolation,
+    InvalidArgument,
+    ResourceExhausted,
+)
+from annheal.model.collection import Collection, Metric
+from annheal.model.limits import QUERY_TEXTS_MAX, UPSERT_TEXTS_MAX
+from annheal.model.records import Float32Matrix, RecordBatch
+from annheal.model.texts.spec import EmbedderSpec, TextModel
+from annheal.model.texts.template import parse_template
+from annheal.model.validation import validate_batch, validate_ids
+from annheal.model.write import TextRecords
+from annheal.runtime.deadline import Deadline
+from annheal.runtime.offload import Offload
+
+EMBEDDERS_MAX: Final = 32
+"""Embedders that are kept; beyond, the one that was not used for longest is closed."""
+_RETRY_AFTER_S: Final = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class _Key:
+    """Collections that say the same share an embedder, its connections and its limits."""
+
+    spec: EmbedderSpec
+    dimension: int
+    metric: Metric
+
+
+class Texts:
+    """The embedders of a coordinator; at most `texts_max` texts are embedded at a time.
+
+    Args:
+        host: keys and models.
+        offload: threads for work that would hold the event loop up.
+        texts_max: beyond, calls are refused with a retry hint.
+        observe: returns who is told of the requests for a collection.
+    """
+
+    def __init__(
+        self,
+        host: EmbedderHost,
+        *,
+        offload: Offload,
+        texts_max: int,
+        observe: Callable[[Collection], Observer | None] = lambda collection: None,
+    ) -> None:
+        self._host = host
+        self._offload = offload
+        self._texts_max = texts_max
+        self.observe = observe
+        self._texts = 0
+        self._embedders: dict[_Key, TextEmbedder] = {}
+        self._in_use: dict[_Key, int] = {}
+
+    @property
+    def under_way(self) -> int:
+        """Texts that are being embedded."""
+        return self._texts
+
+    @property
+    def embedder_count(self) -> int:
+        """Embedders that are kept."""
+        return len(self._embedders)
+
+    async def check(self, collection: Collection) -> None:
+        """Raise `InvalidArgument` for what is wrong with the embedders, or cannot be made here."""
+        validate_text_models(collection)
+        for number, model in enumerate(collection.models):
+            found = collection.text_model(model.name)
+            if found is None:
+                continue
+            try:
+                made = make_embedder(found.embedder, dimension=model.dimension, host=self._host)
+            except InvalidArgument as error:
+                raise _within(error, f"models[{number}].embedder") from error
+            await made.close()
+
+    async def queries(
+        self, collection: Collection, texts: Sequence[str], *, deadline: Deadline
+    ) -> Float32Matrix:
+        """Return queries (n, d) float32 for texts.
+
+        Raises:
+            InvalidArgument: there are too many texts, or one of them cannot be embedded.
+            FailedPrecondition: the collection has no embedder, or its set-up is wrong.
+            ResourceExhausted, Unavailable, DeadlineExceeded: the embedder does not answer for now.
+        """
+        _check_count(len(texts), QUERY_TEXTS_MAX)
+        found = await self.embed(collection, texts, purpose=Purpose.QUERY, deadline=deadline)
+        refuse_missing(found, place=lambda row: f"texts[{row}]")
+        return found.vectors
+
+    async def records(
+        self, collection: Collection, records: RecordBatch | TextRecords, *, deadline: Deadline
+    ) -> RecordBatch:
+        """Return the records with the vectors of their texts, or of their source.
+
+        Records that have vectors are returned as they are. The others are validated before an
+        embedder is asked. Raises as `queries` does; the error names the records that cannot be
+        embedded.
+        """
+        if isinstance(records, RecordBatch):
+            return records
+        text_model = text_model_of(collection)
+        _check_count(len(records), UPSERT_TEXTS_MAX)
+        if records.texts is None and not text_model.source:
+            raise InvalidArgument.of(
+                "vectors",
+                f"are missing, and so are texts; model {text_model.model!r} of collection"
+                f" {collection.name!r} has no source that would make them of the records",
+            )
+        rendered = await self._offload.run(_texts_of, collection, text_model, records)
+        missing = {row: one for row, one in enumerate(rendered) if isinstance(one, NoSource)}
+        if missing:
+            faults = {row: NoVector(Fault.EMPTY, one.reason) for row, one in missing.items()}
+            refuse_missing(Embedded(_NO_VECTORS, faults), place=records.place)
+        texts = [one for one in rendered if isinstance(one, str)]
+        found = await self.embed(collection, texts, purpose=Purpose.DOCUMENT, deadline=deadline)
+        refuse_missing(found, place=records.place)
+        return records.with_vectors(found.vectors)
+
+    async def embed(
+        self,
+        collection: Collection,
+        texts: Sequence[str],
+        *,
+        purpose: Purpose,
+        deadline: Deadline,
+    ) -> Embedded:
+        """Return a vector or a reason for every text, by the embedder of the serving model."""
+        text_model = text_model_of(collection)
+        if self._texts + len(texts) > self._texts_max:
+            raise ResourceExhausted(
+                f"{self._texts} texts are being embedded; the limit is {self._texts_max}",
+                reason="EMBEDDER_BUSY",
+                retry_after_s=_RETRY_AFTER_S,
+            )
+        model = collection.model
+        key = _Key(text_model.embedder, model.dimension, model.metric)
+        self._texts += len(texts)
+        try:
+            with self._using(key):
+                embedder = await self._embedder(key)
+                return await embedder.embed(
+                    texts,
+                    purpose=purpose,
+                    deadline=deadline,
+                    observer=self.observe(collection),
+                )
+        finally:
+            self._texts -= len(texts)
+
+    async def close(self) -> None:
+        """Close every embedder."""
+        embedders = list(self._embedders.values())
+        self._embedders.clear()
+        for embedder in embedders:
+            await embedder.close()
+
+    async def _embedder(self, key: _Key) -> TextEmbedder:
+        found = self._embedders.pop(key, None)
+        if found is None:
+            made = make_embedder(key.spec, dimension=key.dimension, host=self._host)
+            found = TextEmbedder(made, key.spec, metric=key.metric)
+        self._embedders[key] = found  # the last is the one used last
+        unused = [one for one in self._embedders if one not in self._in_use]
+        for old in unused[: max(0, len(self._embedders) - EMBEDDERS_MAX)]:
+            await self._embedders.pop(old).close()
+        return found
+
+    @contextmanager
+    def _using(self, key: _Key) -> Iterator[None]:
+        self._in_use[key] = self._in_use.get(key, 0) + 1
+        try:
+            yield
+        finally:
+            self._in_use[key] -= 1
+            if not self._in_use[key]:
+                del self._in_use[key]
+
+
+def text_model_of(collection: Collection) -> TextModel:
+    """Return how the serving model embeds texts; raises `FailedPrecondition` if it does not."""
+    found = collection.text_model(collection.model.name)
+    if found is None:
+        raise FailedPrecondition(
+            f"collection {collection.name!r} has no embedder for its model"
+            f" {collection.model.name!r}: send vectors, or name an embedder when a collection is"
+            " created",
+            reason="NO_EMBEDDER",
+        )
+    return found
+
+
+_NO_VECTORS: Float32Matrix = np.empty((0, 0), dtype=np.float32)
+
+
+def _texts_of(
+    collection: Collection, text_model: TextModel, records: TextRecords
+) -> list[str | NoSource]:
+    """Return the text of every record, after everything but the vectors was validated."""
+    validate_ids(records.ids, rows_max=UPSERT_TEXTS_MAX)
+    stand_in = np.zeros((len(records), collection.model.dimension), dtype=np.float32)
+    stand_in[:, 0] = 1.0
+    validate_batch(records.with_vectors(stand_in), collection=collection)
+    if records.texts is not None:
+        return list(records.texts)
+    template = parse_template(text_model.source)
+    return render_records(template, attributes=records.attributes, payloads=records.payloads)
+
+
+def _check_count(count: int, limit: int) -> None:
+    if count > limit:
+        raise InvalidArgument.of(
+            "texts", f"{count} given; the server embeds at most {limit} texts a call"
+        )
+
+
+def _within(error: InvalidArgument, field: str) -> InvalidArgument:
+    """Return `error` with its fields as parts of `field`."""
+    violations = [
+        FieldViolation(f"{field}.{one.field}", one.description) for one in error.violations
+    ]
+    text = "; ".join(f"{one.field}: {one.description}" for one in violations)
+    return InvalidArgument(text or error.message, violations=violations, reason=error.reason)
