@@ -14,6 +14,8 @@ from annheal import AsyncClient
 from annheal.model.topology.task import ATTEMPTS_MAX
 from tests.support.chaos import ACKNOWLEDGED_MIN, chosen
 from tests.support.cluster import EAGER_SETTINGS, SMALL_SEGMENTS, Cluster, compact_fully
+from tests.support.counters import COLLECTION as COUNTER_COLLECTION
+from tests.support.counters import counting
 from tests.support.crash_points import ENV_CRASH_AT
 from tests.support.etcd_server import EtcdServer
 from tests.support.processes import (
@@ -42,8 +44,9 @@ pytestmark = [
 
 COLLECTION = "chaos"
 SHARDS = 4
-TASKS_OF_WORKER_MAX = 2 * SHARDS
-"""Tasks that a compactor has at a time, at most: a merge and a worn segment of each shard."""
+TASKS_OF_WORKER_MAX = 2 * (SHARDS + 1)
+"""Tasks that a compactor has at a time, at most: a merge and a worn segment of each shard, those of
+the counter's collection too."""
 CRASH_MODULE = "tests.support.crash_points"
 # Only a failure waits so long; a machine that is very busy needs some of it.
 CRASH_TIMEOUT_S = 90.0
@@ -130,7 +133,10 @@ async def chaotic_cluster(
             shard_count=SHARDS,
             settings=SMALL_SEGMENTS,
         )
-        async with Workload(client, COLLECTION, oracle, seed=seed) as workload:
+        async with (
+            counting(client),
+            Workload(client, COLLECTION, oracle, seed=seed) as workload,
+        ):
             yield cluster, client, workload, deaths
             await workload.wait_progress(max(20, ACKNOWLEDGED_MIN - oracle.acknowledged))
         assert oracle.acknowledged >= ACKNOWLEDGED_MIN
@@ -145,6 +151,7 @@ async def chaotic_cluster(
         assert len(failed) <= deaths.failed_tasks_max, (deaths, failed)
         await check_records(client, COLLECTION, oracle)
         await client.drop_collection(COLLECTION)
+        await client.drop_collection(COUNTER_COLLECTION)
 
 
 async def wait_takeover(client: AsyncClient, victim: str) -> None:

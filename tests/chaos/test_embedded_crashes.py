@@ -18,6 +18,7 @@ from tests.support.cluster import (
     EmbeddedServer,
     compact_fully,
 )
+from tests.support.counters import counting
 from tests.support.crash_points import ENV_CRASH_AT
 from tests.support.ports import LOOPBACK, free_port
 from tests.support.processes import ProcessFailed, ProcessGroup
@@ -86,7 +87,10 @@ async def chaotic_server(
             shard_count=3,
             settings=SMALL_SEGMENTS,
         )
-        async with Workload(client, COLLECTION, oracle, seed=seed) as workload:
+        async with (
+            counting(client),
+            Workload(client, COLLECTION, oracle, seed=seed) as workload,
+        ):
             yield server, client, oracle, workload
             await workload.wait_progress(max(20, ACKNOWLEDGED_MIN - oracle.acknowledged))
         assert oracle.acknowledged >= ACKNOWLEDGED_MIN

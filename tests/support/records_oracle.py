@@ -141,6 +141,9 @@ class Workload:
             rows_max = UPSERT_ROWS_MAX if kind < 0.7 else DELETE_ROWS_MAX
             slots = rng.sample(range(self._ids), rng.randint(1, rows_max))
             ids = [f"w{number}-{slot:05d}" for slot in slots]
+            if 0.5 <= kind < 0.7:
+                await self._update(ids, version)
+                continue
             versions = [version if kind < 0.7 else ABSENT] * len(ids)
             self._oracle.attempt(ids, versions)
             try:
@@ -154,6 +157,32 @@ class Workload:
             self.progress += 1
             if rng.random() < 0.2:
                 await self._read_own(ids)
+
+    async def _update(self, ids: Sequence[str], version: int) -> None:
+        """Replace every part of the records that exist, and no other."""
+        perhaps = [one for one in ids if self._oracle.legal(one) != {ABSENT}]
+        self._oracle.attempt(perhaps, [version] * len(perhaps))
+        try:
+            result = await self._client.update(
+                self._collection,
+                ids,
+                vectors=np.stack([vector_of(one, version) for one in ids]),
+                attributes={"version": [version] * len(ids)},
+                payloads=[{"version": version, "id": one} for one in ids],
+                timeout_s=WRITE_TIMEOUT_S,
+            )
+        except AnnhealError as error:
+            self._note(error, f"update of {ids}")
+            self._oracle.unknown += 1
+            await asyncio.sleep(PAUSE_AFTER_FAILURE_S)
+            return
+        missing = set(result.missing)
+        assert missing.issuperset(set(ids) - set(perhaps)), "a deleted record was brought back"
+        wrong = [one for one in missing if ABSENT not in self._oracle.legal(one)]
+        assert not wrong, f"an update did not find what was acknowledged: {wrong}"
+        versions = [ABSENT if one in missing else version for one in ids]
+        self._oracle.acknowledge(ids, versions)
+        self.progress += 1
 
     async def _send(
         self, number: int, slots: Sequence[int], ids: Sequence[str], version: int, kind: float
