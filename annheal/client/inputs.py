@@ -25,7 +25,6 @@ from annheal.model.values.payloads import payload_column
 from annheal.model.values.rows import rows_of
 from annheal.model.values.unfit import UnfitValue, shown
 from annheal.model.values.vectors import single_vector, vector_matrix
-from annheal.model.write import ANY_VERSION
 
 FilterInput: TypeAlias = str | Filter | None
 """A filter expression (docs/filters.md), or a tree of `annheal.model.filter` nodes."""
@@ -36,7 +35,7 @@ AttributesInput: TypeAlias = (
 PayloadsInput: TypeAlias = Sequence[Any] | pa.BinaryArray | None
 """One JSON-serialisable value a row, or None; `bytes` are taken as JSON already."""
 VersionsInput: TypeAlias = Sequence[int | None] | npt.NDArray[np.integer[Any]] | None
-"""One wanted version a row, as reads return it; None in a row: no condition there."""
+"""One wanted version a row, as reads return it. None, of a record read without it, is refused."""
 ValueT = TypeVar("ValueT")
 
 _ROW_FIELD: Final = re.compile(
@@ -162,10 +161,15 @@ def as_versions(given: VersionsInput, *, rows: int) -> Versions | None:
         raise InvalidArgument.of("if_versions", f"is a version for each id, not {shown(given)}")
     if len(given) != rows:
         raise InvalidArgument.of("if_versions", f"has {len(given)} rows for {rows} ids")
-    found = np.full(rows, ANY_VERSION, dtype=np.int64)
+    found = np.empty(rows, dtype=np.int64)
     for row, version in enumerate(given):
-        if version is not None:
-            found[row] = as_count(version, f"if_versions[{row}]", most=VERSION_MAX)
+        if version is None:  # as the version of a record that was read without it
+            raise InvalidArgument.of(
+                f"if_versions[{row}]",
+                'is None; read the record with include="version", and write records without'
+                " condition in a call of their own",
+            )
+        found[row] = as_count(version, f"if_versions[{row}]", most=VERSION_MAX)
     return found
 
 

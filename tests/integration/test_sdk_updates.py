@@ -100,7 +100,7 @@ async def test_a_condition_that_does_not_hold_writes_nothing(client: AsyncClient
     lost = VersionConflict("r1", present.version)
 
     updated = await client.update(
-        name, ["r0", "r1", "r2"], attributes={"year": [7, 7, 7]}, if_versions=[*first[:2], None]
+        name, ["r0", "r1", "r2"], attributes={"year": [7, 7, 7]}, if_versions=first
     )
     assert (updated.count, updated.conflicts) == (2, (lost,))
     added = await client.upsert(
@@ -187,6 +187,10 @@ REFUSED: dict[str, tuple[Call, str]] = {
     ),
     "a version that is no number": (
         lambda c, n: c.delete(n, ["r0"], if_versions=["1"]),  # type: ignore[list-item]
+        "if_versions[0]",
+    ),
+    "a version that was not read": (
+        lambda c, n: c.update(n, ["r0"], payloads=[1], if_versions=[None]),
         "if_versions[0]",
     ),
     "too few versions": (

@@ -111,8 +111,8 @@ class WriteCalls:
             payloads: a JSON value a row, or None; `bytes` are JSON already.
             model: the model that made the vectors; refused when the collection has another one.
             if_versions: n wanted versions, as reads return them: a record is written only while it
-                has this version; 0: while it does not exist; None: always. Records that have
-                another one are the result's `conflicts`. An id must not repeat.
+                has this version; 0: while it does not exist. Records that have another one are the
+                result's `conflicts`. An id must not repeat.
             batch_rows: rows of one request, at most 10,000; without vectors at most 256 are sent.
             concurrency: requests under way at once.
             progress: called with (rows acknowledged, n) after every request.
@@ -315,8 +315,8 @@ class WriteCalls:
 
         Ids that do not exist are no error. Returns how many records were deleted.
 
-        `if_versions`: a wanted version for each id, at least 1, or None for no condition; a record
-        is deleted only while it has this version. Others are the result's `conflicts`.
+        `if_versions`: a wanted version for each id, at least 1; a record is deleted only while it
+        has this version. Others are the result's `conflicts`.
         """
         deadline, api = self._connection.deadline(timeout_s), self._connection.api
         as_text(collection, "collection")
