@@ -38,6 +38,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "compact": "operator_commands.healing:compact",
     "recall": "operator_commands.recall:recall",
     "filters": "operator_commands.filters:filters",
+    "models": "operator_commands.models:app",
     "tasks": "operator_commands.tasks:app",
     "gc": "operator_commands.garbage:gc",
     "health": "operator_commands.health:health",

@@ -115,7 +115,11 @@ class Coordinator:
             self.catalog, self.router, self.search, timeout_s=settings.observe_timeout_s
         )
         self.health = HealthView(
-            self.stores, self.catalog, self.router, timeout_s=settings.observe_timeout_s
+            self.stores,
+            self.catalog,
+            self.router,
+            self.texts,
+            timeout_s=settings.observe_timeout_s,
         )
         parts = ControlParts(
             catalog=self.catalog,
@@ -144,7 +148,12 @@ class Coordinator:
     def _make_texts(self) -> Texts:
         settings = self.settings
         host = EmbedderHost(settings.embedder_dir, settings.embedder_urls)
-        return Texts(host, offload=self._offload, texts_max=settings.embedder_texts_max)
+        return Texts(
+            host,
+            offload=self._offload,
+            texts_max=settings.embedder_texts_max,
+            process=settings.coordinator_id,
+        )
 
     def _make_garbage(
         self,

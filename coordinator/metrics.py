@@ -10,6 +10,7 @@ from collections import Counter as Counts
 from collections.abc import Callable, Iterable
 
 from annheal.coordinator.app import Coordinator
+from annheal.coordinator.data_path.embedder_watch import EmbedderMetrics
 from annheal.coordinator.leader.observation import observe_shards
 from annheal.model.measures.recall import RecallEstimate, SegmentRecall
 from annheal.model.measures.recall_audit import covered
@@ -31,6 +32,7 @@ class CoordinatorMetrics:
 
     def __init__(self, coordinator: Coordinator, metrics: Metrics) -> None:
         self._coordinator = coordinator
+        coordinator.texts.metrics = EmbedderMetrics(metrics)
         self._seen: set[str] = set()
         self._started_s: float | None = None
         self._finished = metrics.counter(

@@ -13,7 +13,6 @@ from typing import TypeAlias
 
 from annheal.coordinator.app import Coordinator
 from annheal.coordinator.data_path.router import check_sequences
-from annheal.errors import InvalidArgument
 from annheal.filters import validate_filter
 from annheal.model.collection import Collection
 from annheal.model.measures.recall_audit import AUDIT_QUERIES_DEFAULT
@@ -467,7 +466,7 @@ class AdminServicer:
         """List tasks, the newest first; the token of a page names its last task."""
         phase: TaskPhase | None = wire_admin.decode_task_phase(request)
         tasks = await self._admin.tasks(collection=request.collection, phase=phase)
-        after = _task_token(request.page_token)
+        after = wire_admin.decode_task_token(request.page_token)
         rest = [one for one in tasks if after is None or (-one.created_at_s, one.task_id) > after]
         rows_max = _page_rows(request.page_size)
         page = rest[:rows_max]
@@ -540,6 +539,16 @@ class AdminServicer:
             )
         )
 
+    async def TestEmbedder(
+        self, request: admin_pb2.TestEmbedderRequest, context: Context
+    ) -> admin_pb2.TestEmbedderResponse:
+        """Embed one text."""
+        collection = await self._coordinator.collections.get(request.collection)
+        tested = await self._coordinator.texts.test(
+            collection, request.text, as_query=request.query, deadline=deadline_of(context)
+        )
+        return wire_admin.encode_embedder_test(tested)
+
     async def Rebalance(
         self, request: admin_pb2.RebalanceRequest, context: Context
     ) -> admin_pb2.RebalanceResponse:
@@ -583,13 +592,3 @@ class AdminServicer:
 
 def _page_rows(page_size: int) -> int:
     return min(page_size or PAGE_ROWS_MAX, PAGE_ROWS_MAX)
-
-
-def _task_token(token: str) -> tuple[float, str] | None:
-    if not token:
-        return None
-    created, _, task_id = token.partition("/")
-    try:
-        return -float(created), task_id
-    except ValueError as error:
-        raise InvalidArgument.of("page_token", "is not one that a listing returned") from error

@@ -23,6 +23,7 @@ from annheal.model.measures.recall_audit import (
 )
 from annheal.model.measures.recall_summary import RecallSummary
 from annheal.model.measures.recall_worst import WORST_DEFAULT, WORST_MAX, WorstReport
+from annheal.model.texts.spec import EmbedderTest
 from annheal.model.topology.cluster import (
     RECALL_SAMPLE_DEFAULT,
     ClusterStatus,
@@ -267,6 +268,27 @@ class AdminCalls:
         api = self._connection.api
         return await self._connection.read(
             lambda left_s: api.recall(as_text(collection, "collection"), timeout_s=left_s),
+            deadline=self._connection.deadline(timeout_s),
+        )
+
+    async def test_embedder(
+        self,
+        collection: str,
+        text: str,
+        *,
+        as_query: bool = True,
+        timeout_s: float | None = None,
+    ) -> EmbedderTest:
+        """Embed one text with the embedder of a collection, to see whether it works.
+
+        Raises `FailedPrecondition` where the collection has none, or its set-up is wrong.
+        """
+        as_text(collection, "collection")
+        as_text(text, "text")
+        as_flag(as_query, "as_query")
+        api = self._connection.api
+        return await self._connection.read(
+            lambda left_s: api.test_embedder(collection, text, as_query=as_query, timeout_s=left_s),
             deadline=self._connection.deadline(timeout_s),
         )
 

@@ -26,7 +26,7 @@ from annheal.model.measures.recall_worst import WorstReport
 from annheal.model.records import Projection, RecordSet, Versions
 from annheal.model.search import Consistency, SearchOptions
 from annheal.model.session import SessionToken
-from annheal.model.texts.spec import TextModel
+from annheal.model.texts.spec import EmbedderTest, TextModel
 from annheal.model.topology.cluster import (
     ClusterStatus,
     CollectionStatus,
@@ -426,6 +426,14 @@ class PublicApi:
         )
         response = await self._call(methods.AUDIT_RECALL, request, timeout_s=timeout_s)
         return decode_audits(response.audits)
+
+    async def test_embedder(
+        self, collection: str, text: str, *, as_query: bool, timeout_s: float
+    ) -> EmbedderTest:
+        """Embed one text."""
+        request = methods.TEST_EMBEDDER.request(collection=collection, text=text, query=as_query)
+        response = await self._call(methods.TEST_EMBEDDER, request, timeout_s=timeout_s)
+        return wire_admin.decode_embedder_test(response)
 
     async def worst_queries(
         self, collection: str, *, queries_max: int, timeout_s: float

@@ -116,6 +116,7 @@ class Client:
     retry_task = _blocking(AsyncClient.retry_task)
     measure_recall = _blocking(AsyncClient.measure_recall)
     recall = _blocking(AsyncClient.recall)
+    test_embedder = _blocking(AsyncClient.test_embedder)
     audit_recall = _blocking(AsyncClient.audit_recall)
     worst_queries = _blocking(AsyncClient.worst_queries)
     rebalance = _blocking(AsyncClient.rebalance)

@@ -180,6 +180,9 @@ MEASURE_RECALL = Method(
 GET_RECALL = Method(
     ADMIN_SERVICE, "GetRecall", admin_pb2.GetRecallRequest, admin_pb2.GetRecallResponse
 )
+TEST_EMBEDDER = Method(
+    ADMIN_SERVICE, "TestEmbedder", admin_pb2.TestEmbedderRequest, admin_pb2.TestEmbedderResponse
+)
 AUDIT_RECALL = Method(
     ADMIN_SERVICE, "AuditRecall", admin_pb2.AuditRecallRequest, admin_pb2.AuditRecallResponse
 )

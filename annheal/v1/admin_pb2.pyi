@@ -66,6 +66,7 @@ class Part(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     PART_METADATA: _ClassVar[Part]
     PART_LOG: _ClassVar[Part]
     PART_DISK: _ClassVar[Part]
+    PART_EMBEDDER: _ClassVar[Part]
 
 class SelectivityBand(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -144,6 +145,7 @@ PART_OBJECT_READS: Part
 PART_METADATA: Part
 PART_LOG: Part
 PART_DISK: Part
+PART_EMBEDDER: Part
 SELECTIVITY_BAND_UNSPECIFIED: SelectivityBand
 SELECTIVITY_BAND_UNFILTERED: SelectivityBand
 SELECTIVITY_BAND_FROM_50_PERCENT: SelectivityBand
@@ -1033,3 +1035,27 @@ class GarbageKind(_message.Message):
     waiting_objects: int
     waiting_bytes: int
     def __init__(self, kind: _Optional[str] = ..., deleted_objects: _Optional[int] = ..., deleted_bytes: _Optional[int] = ..., waiting_objects: _Optional[int] = ..., waiting_bytes: _Optional[int] = ...) -> None: ...
+
+class TestEmbedderRequest(_message.Message):
+    __slots__ = ("collection", "text", "query")
+    COLLECTION_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    QUERY_FIELD_NUMBER: _ClassVar[int]
+    collection: str
+    text: str
+    query: bool
+    def __init__(self, collection: _Optional[str] = ..., text: _Optional[str] = ..., query: _Optional[bool] = ...) -> None: ...
+
+class TestEmbedderResponse(_message.Message):
+    __slots__ = ("model", "embedder", "dimension", "norm", "duration_s")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    EMBEDDER_FIELD_NUMBER: _ClassVar[int]
+    DIMENSION_FIELD_NUMBER: _ClassVar[int]
+    NORM_FIELD_NUMBER: _ClassVar[int]
+    DURATION_S_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    embedder: str
+    dimension: int
+    norm: float
+    duration_s: float
+    def __init__(self, model: _Optional[str] = ..., embedder: _Optional[str] = ..., dimension: _Optional[int] = ..., norm: _Optional[float] = ..., duration_s: _Optional[float] = ...) -> None: ...

@@ -110,6 +110,11 @@ class AdminServiceStub:
                 request_serializer=annheal_dot_v1_dot_admin__pb2.AuditRecallRequest.SerializeToString,
                 response_deserializer=annheal_dot_v1_dot_admin__pb2.AuditRecallResponse.FromString,
                 _registered_method=True)
+        self.TestEmbedder = channel.unary_unary(
+                '/annheal.v1.AdminService/TestEmbedder',
+                request_serializer=annheal_dot_v1_dot_admin__pb2.TestEmbedderRequest.SerializeToString,
+                response_deserializer=annheal_dot_v1_dot_admin__pb2.TestEmbedderResponse.FromString,
+                _registered_method=True)
         self.Rebalance = channel.unary_unary(
                 '/annheal.v1.AdminService/Rebalance',
                 request_serializer=annheal_dot_v1_dot_admin__pb2.RebalanceRequest.SerializeToString,
@@ -247,6 +252,13 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def TestEmbedder(self, request, context):
+        """Embeds one text with the embedder of a collection, to see whether it works.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Rebalance(self, request, context):
         """Evens out the shards among the nodes. Returns when the moves are ordered; follow them with
         ListShards.
@@ -362,6 +374,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.AuditRecall,
                     request_deserializer=annheal_dot_v1_dot_admin__pb2.AuditRecallRequest.FromString,
                     response_serializer=annheal_dot_v1_dot_admin__pb2.AuditRecallResponse.SerializeToString,
+            ),
+            'TestEmbedder': grpc.unary_unary_rpc_method_handler(
+                    servicer.TestEmbedder,
+                    request_deserializer=annheal_dot_v1_dot_admin__pb2.TestEmbedderRequest.FromString,
+                    response_serializer=annheal_dot_v1_dot_admin__pb2.TestEmbedderResponse.SerializeToString,
             ),
             'Rebalance': grpc.unary_unary_rpc_method_handler(
                     servicer.Rebalance,
@@ -795,6 +812,33 @@ class AdminService:
             '/annheal.v1.AdminService/AuditRecall',
             annheal_dot_v1_dot_admin__pb2.AuditRecallRequest.SerializeToString,
             annheal_dot_v1_dot_admin__pb2.AuditRecallResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TestEmbedder(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/annheal.v1.AdminService/TestEmbedder',
+            annheal_dot_v1_dot_admin__pb2.TestEmbedderRequest.SerializeToString,
+            annheal_dot_v1_dot_admin__pb2.TestEmbedderResponse.FromString,
             options,
             channel_credentials,
             insecure,

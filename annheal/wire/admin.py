@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from annheal.errors import InvalidArgument
 from annheal.model.measures.part_health import ClusterHealth, PartHealth
 from annheal.model.measures.recall import RECALL_UNKNOWN
+from annheal.model.texts.spec import EmbedderTest
 from annheal.model.topology.cluster import (
     RECALL_SAMPLE_DEFAULT,
     ClusterStatus,
@@ -497,3 +498,32 @@ def decode_cluster_health(message: pb.CheckHealthResponse) -> ClusterHealth:
     """Return what a cluster depends on."""
     errors: Mapping[str, str] = dict(message.errors)
     return ClusterHealth(decode_parts(message.parts), errors)
+
+
+def encode_embedder_test(found: EmbedderTest) -> pb.TestEmbedderResponse:
+    """Return what one text became."""
+    return pb.TestEmbedderResponse(
+        model=found.model,
+        embedder=found.embedder,
+        dimension=found.dimension,
+        norm=found.norm,
+        duration_s=found.duration_s,
+    )
+
+
+def decode_embedder_test(message: pb.TestEmbedderResponse) -> EmbedderTest:
+    """Return what one text became."""
+    return EmbedderTest(
+        message.model, message.embedder, message.dimension, message.norm, message.duration_s
+    )
+
+
+def decode_task_token(token: str) -> tuple[float, str] | None:
+    """Return what a page token of tasks names, in the order of a listing; None for the first."""
+    if not token:
+        return None
+    created, _, task_id = token.partition("/")
+    try:
+        return -float(created), task_id
+    except ValueError as error:
+        raise InvalidArgument.of("page_token", "is not one that a listing returned") from error

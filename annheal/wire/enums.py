@@ -206,5 +206,6 @@ PART_KIND = EnumCodec(
         PartKind.METADATA: admin_pb2.PART_METADATA,
         PartKind.LOG: admin_pb2.PART_LOG,
         PartKind.DISK: admin_pb2.PART_DISK,
+        PartKind.EMBEDDER: admin_pb2.PART_EMBEDDER,
     }
 )

@@ -29,7 +29,15 @@ _QUESTIONS = (
         (PartKind.METADATA,),
         "bring it back; searches and writes go on without it, changes of the cluster do not",
     ),
+    (
+        "do the embedders answer?",
+        (PartKind.EMBEDDER,),
+        "look at the endpoint, its key and its limits (`annheal models test`); searches and writes"
+        " by vector go on without it, those by text do not",
+    ),
 )
+_OPTIONAL = (PartKind.EMBEDDER,)
+"""Parts that a cluster need not have."""
 
 
 def examine_parts(health: ClusterHealth, *, now_s: float) -> tuple[Finding, ...]:
@@ -40,6 +48,8 @@ def examine_parts(health: ClusterHealth, *, now_s: float) -> tuple[Finding, ...]
     findings: list[Finding] = []
     for question, kinds, advice in _QUESTIONS:
         parts = [part for part in health.parts if part.kind in kinds]
+        if not parts and set(kinds) <= set(_OPTIONAL):
+            continue
         findings.append(_finding(question, parts, advice=advice, silent=silent, now_s=now_s))
     return tuple(findings)
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import asyncio
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
+from annheal.coordinator.data_path.embedder_watch import EmbedderMetrics, EmbedderWatch
 from annheal.embedding.checks import validate_text_models
 from annheal.embedding.host import EmbedderHost
 from annheal.embedding.registry import make_embedder
@@ -17,12 +19,12 @@ from annheal.embedding.texts import (
     Embedded,
     Fault,
     NoVector,
-    Observer,
     Purpose,
     TextEmbedder,
     refuse_missing,
 )
 from annheal.errors import (
+    AnnhealError,
     FailedPrecondition,
     FieldViolation,
     InvalidArgument,
@@ -30,17 +32,29 @@ from annheal.errors import (
 )
 from annheal.model.collection import Collection, Metric
 from annheal.model.limits import QUERY_TEXTS_MAX, UPSERT_TEXTS_MAX
+from annheal.model.measures.part_health import PartHealth, PartKind
 from annheal.model.records import Float32Matrix, RecordBatch
-from annheal.model.texts.spec import EmbedderSpec, TextModel
+from annheal.model.texts.spec import EmbedderSpec, EmbedderTest, TextModel
 from annheal.model.texts.template import parse_template
 from annheal.model.validation import validate_batch, validate_ids
 from annheal.model.write import TextRecords
+from annheal.runtime.clock import monotonic_s, wall_s
 from annheal.runtime.deadline import Deadline
 from annheal.runtime.offload import Offload
+from annheal.runtime.part_tracker import PartTracker
 
 EMBEDDERS_MAX: Final = 32
 """Embedders that are kept; beyond, the one that was not used for longest is closed."""
+PROBE_FRESH_S: Final = 60.0
+"""An embedder that has answered within so many seconds is not asked by health checks."""
+PROBE_TEXT: Final = "health"
 _RETRY_AFTER_S: Final = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    embedder: TextEmbedder
+    tracker: PartTracker
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +73,9 @@ class Texts:
         host: keys and models.
         offload: threads for work that would hold the event loop up.
         texts_max: beyond, calls are refused with a retry hint.
-        observe: returns who is told of the requests for a collection.
+        process: the name under which this process reports.
+
+    `metrics` are counted in once they are set.
     """
 
     def __init__(
@@ -68,14 +84,15 @@ class Texts:
         *,
         offload: Offload,
         texts_max: int,
-        observe: Callable[[Collection], Observer | None] = lambda collection: None,
+        process: str,
     ) -> None:
         self._host = host
         self._offload = offload
         self._texts_max = texts_max
-        self.observe = observe
+        self.metrics: EmbedderMetrics | None = None
+        self._process = process
         self._texts = 0
-        self._embedders: dict[_Key, TextEmbedder] = {}
+        self._embedders: dict[_Key, _Kept] = {}
         self._in_use: dict[_Key, int] = {}
 
     @property
@@ -154,44 +171,97 @@ class Texts:
         deadline: Deadline,
     ) -> Embedded:
         """Return a vector or a reason for every text, by the embedder of the serving model."""
-        text_model = text_model_of(collection)
+        text_model_of(collection)
         if self._texts + len(texts) > self._texts_max:
             raise ResourceExhausted(
                 f"{self._texts} texts are being embedded; the limit is {self._texts_max}",
                 reason="EMBEDDER_BUSY",
                 retry_after_s=_RETRY_AFTER_S,
             )
-        model = collection.model
-        key = _Key(text_model.embedder, model.dimension, model.metric)
+        key = _key_of(collection)
         self._texts += len(texts)
         try:
             with self._using(key):
-                embedder = await self._embedder(key)
-                return await embedder.embed(
-                    texts,
-                    purpose=purpose,
-                    deadline=deadline,
-                    observer=self.observe(collection),
+                kept = await self._kept(key)
+                watch = EmbedderWatch(collection.name, tracker=kept.tracker, metrics=self.metrics)
+                return await kept.embedder.embed(
+                    texts, purpose=purpose, deadline=deadline, observer=watch
                 )
         finally:
             self._texts -= len(texts)
 
+    async def test(
+        self, collection: Collection, text: str, *, as_query: bool, deadline: Deadline
+    ) -> EmbedderTest:
+        """Embed one text, and say what came of it; raises as `queries` does."""
+        began_s = monotonic_s()
+        purpose = Purpose.QUERY if as_query else Purpose.DOCUMENT
+        found = await self.embed(collection, [text], purpose=purpose, deadline=deadline)
+        refuse_missing(found, place=lambda row: "text")
+        seconds = monotonic_s() - began_s
+        kept = self._embedders.get(_key_of(collection))
+        return EmbedderTest(
+            model=collection.model.name,
+            embedder="" if kept is None else kept.embedder.name,
+            dimension=found.vectors.shape[1],
+            norm=float(np.linalg.norm(found.vectors[0])),
+            duration_s=seconds,
+        )
+
+    async def look(
+        self, collections: Sequence[Collection], *, timeout_s: float
+    ) -> tuple[PartHealth, ...]:
+        """Return whether the embedders of the collections work.
+
+        Those that have not answered within the last minute are asked for one vector. Of many, the
+        first `EMBEDDERS_MAX` are looked at.
+        """
+        with_texts = [one for one in collections if one.text_model(one.model.name) is not None]
+        by_key = {_key_of(one): one for one in reversed(with_texts)}
+        looked = list(by_key.items())[:EMBEDDERS_MAX]
+        return tuple(
+            await asyncio.gather(*(self._look(key, one, timeout_s) for key, one in looked))
+        )
+
+    async def _look(self, key: _Key, collection: Collection, timeout_s: float) -> PartHealth:
+        try:
+            kept = await self._kept(key)
+        except AnnhealError as error:  # a kind that is not installed here
+            tracker = PartTracker(PartKind.EMBEDDER, process=self._process, place=key.spec.kind)
+            tracker.failed(error)
+            return tracker.health
+        if wall_s() - kept.tracker.health.succeeded_at_s > PROBE_FRESH_S:
+            try:
+                found = await self.embed(
+                    collection,
+                    [PROBE_TEXT],
+                    purpose=Purpose.QUERY,
+                    deadline=Deadline.after(timeout_s),
+                )
+            except AnnhealError as error:
+                kept.tracker.failed(error)
+            else:
+                for one in found.missing.values():
+                    kept.tracker.failed(one.reason)
+        return kept.tracker.health
+
     async def close(self) -> None:
         """Close every embedder."""
-        embedders = list(self._embedders.values())
+        kept = list(self._embedders.values())
         self._embedders.clear()
-        for embedder in embedders:
-            await embedder.close()
+        for one in kept:
+            await one.embedder.close()
 
-    async def _embedder(self, key: _Key) -> TextEmbedder:
+    async def _kept(self, key: _Key) -> _Kept:
         found = self._embedders.pop(key, None)
         if found is None:
             made = make_embedder(key.spec, dimension=key.dimension, host=self._host)
-            found = TextEmbedder(made, key.spec, metric=key.metric)
+            tracker = PartTracker(PartKind.EMBEDDER, process=self._process, place=made.name)
+            found = _Kept(TextEmbedder(made, key.spec, metric=key.metric), tracker)
         self._embedders[key] = found  # the last is the one used last
-        unused = [one for one in self._embedders if one not in self._in_use]
+        unused = [one for one in self._embedders if one not in self._in_use and one != key]
         for old in unused[: max(0, len(self._embedders) - EMBEDDERS_MAX)]:
-            await self._embedders.pop(old).close()
+            await self._embedders.pop(old).embedder.close()
         return found
 
     @contextmanager
@@ -216,6 +286,11 @@ def text_model_of(collection: Collection) -> TextModel:
             reason="NO_EMBEDDER",
         )
     return found
+
+
+def _key_of(collection: Collection) -> _Key:
+    model = collection.model
+    return _Key(text_model_of(collection).embedder, model.dimension, model.metric)
 
 
 _NO_VECTORS: Float32Matrix = np.empty((0, 0), dtype=np.float32)

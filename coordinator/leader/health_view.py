@@ -7,6 +7,7 @@ import asyncio
 from annheal.coordinator.catalog.catalog import Catalog
 from annheal.coordinator.data_path.ask_nodes import ask_nodes
 from annheal.coordinator.data_path.router import Router
+from annheal.coordinator.data_path.texts import Texts
 from annheal.errors import Unavailable
 from annheal.metastore.keys import COMPACTORS_PREFIX
 from annheal.metastore.table import readable
@@ -16,14 +17,21 @@ from annheal.objectstore.store_watch import StoreWatch
 
 
 class HealthView:
-    """Probes the coordinator's own stores and asks every node to probe its parts.
+    """Probes the coordinator's own stores and embedders, and asks every node to probe its parts.
 
     A compactor is not called: it registers the state of its parts with itself.
     """
 
     def __init__(
-        self, stores: StoreWatch, catalog: Catalog, router: Router, *, timeout_s: float
+        self,
+        stores: StoreWatch,
+        catalog: Catalog,
+        router: Router,
+        texts: Texts,
+        *,
+        timeout_s: float,
     ) -> None:
+        self._texts = texts
         self._stores = stores
         self._catalog = catalog
         self._router = router
@@ -32,6 +40,10 @@ class HealthView:
     async def look(self) -> ClusterHealth:
         """Return every part; nodes that do not answer are in `errors`."""
         own = asyncio.create_task(self._stores.look(), name="probe-own-stores")
+        embedders = asyncio.create_task(
+            self._texts.look(self._catalog.collections(), timeout_s=self._timeout_s),
+            name="probe-embedders",
+        )
         asked = await ask_nodes(
             self._router,
             self._catalog.nodes(),
@@ -41,7 +53,7 @@ class HealthView:
         )
         compactors = await self._of_compactors()
         of_nodes = (part for found in asked.answers.values() for part in found)
-        return ClusterHealth((*await own, *of_nodes, *compactors), asked.errors)
+        return ClusterHealth((*await own, *of_nodes, *compactors, *await embedders), asked.errors)
 
     async def _of_compactors(self) -> list[PartHealth]:
         """Return the parts that compactors have registered; none without the metadata store.

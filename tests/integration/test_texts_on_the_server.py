@@ -14,6 +14,7 @@ import pytest
 
 from annheal import AsyncClient
 from annheal.coordinator.app import Coordinator
+from annheal.coordinator.metrics import CoordinatorMetrics
 from annheal.coordinator.service import services
 from annheal.errors import (
     DeadlineExceeded,
@@ -23,9 +24,11 @@ from annheal.errors import (
     Unavailable,
 )
 from annheal.model.limits import QUERY_TEXTS_MAX, UPSERT_TEXTS_MAX
+from annheal.model.measures.part_health import PartHealth, PartKind
 from annheal.rpc import methods
 from annheal.rpc.channel import Connection
 from annheal.rpc.server import RpcServer
+from annheal.runtime.metrics import Metrics
 from annheal.v1 import records_pb2
 from annheal.wire.search import encode_search
 from tests.support.embedding_server import (
@@ -292,3 +295,61 @@ async def test_collections_that_say_the_same_share_an_embedder(served: Served) -
     await served.create("three", embedder={"batch_texts": 1})
     await served.client.search("three", text="a")
     assert served.coordinator.texts.embedder_count == 2
+
+
+async def test_one_text_can_be_tried(served: Served) -> None:
+    await served.create()
+    found = await served.client.test_embedder(NAME, "a")
+    assert served.endpoint.requests == [["query: a"]]
+    assert (found.model, found.dimension) == ("hash", DIMENSION)
+    assert found.embedder == f"{MODEL} at {served.endpoint.url}"
+    assert found.norm == pytest.approx(1.0, abs=1e-5)
+    assert found.duration_s > 0
+    await served.client.test_embedder(NAME, "a", as_query=False)
+    assert served.endpoint.requests[-1] == ["a"]
+
+
+async def test_health_says_whether_the_embedder_is_there(served: Served) -> None:
+    async def embedders() -> list[PartHealth]:
+        health = await served.client.health()
+        return [one for one in health.parts if one.kind is PartKind.EMBEDDER]
+
+    assert await embedders() == []
+    await served.create(embedder={"retries": 0})
+    (part,) = await embedders()
+    assert part.works
+    assert part.place == f"{MODEL} at {served.endpoint.url}"
+    asked = len(served.endpoint.requests)
+    await embedders()
+    assert len(served.endpoint.requests) == asked  # it has answered a moment ago
+    served.endpoint.always = Fault.WRONG_KEY
+    with pytest.raises(FailedPrecondition):
+        await served.client.search(NAME, text="a")
+    (part,) = await embedders()
+    assert not part.works
+    assert "EMBEDDER_KEY_REFUSED" in part.error
+    assert KEY not in part.error
+    served.endpoint.always = Fault.NONE
+    await served.client.search(NAME, text="a")
+    (part,) = await embedders()
+    assert part.works
+
+
+async def test_requests_texts_and_failures_are_counted(served: Served) -> None:
+    metrics = Metrics()
+    CoordinatorMetrics(served.coordinator, metrics)
+    await served.create(embedder={"batch_texts": 10})
+    await served.client.upsert(NAME, IDS, texts=TEXTS)
+    served.endpoint.refuses = lambda text: text == "bad"
+    with pytest.raises(InvalidArgument):
+        await served.client.upsert(NAME, ["a", "b"], texts=["bad", " "])
+
+    def counted(name: str, **labels: str) -> float | None:
+        return metrics.registry.get_sample_value(name, {"collection": NAME, **labels})
+
+    assert counted("annheal_embedder_requests_total") == 3
+    assert counted("annheal_embedder_seconds_count") == 3
+    assert counted("annheal_embedder_texts_total") == 20
+    assert counted("annheal_embedder_failures_total", reason="refused") == 1
+    assert counted("annheal_embedder_failures_total", reason="text_refused") == 1
+    assert counted("annheal_embedder_failures_total", reason="text_empty") == 1

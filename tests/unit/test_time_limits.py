@@ -200,6 +200,7 @@ COMMANDS: dict[str, list[str]] = {
     "compact": ["c"],
     "recall": ["c", "--measure"],
     "filters": ["c"],
+    "models test": ["c", "--text", "a"],
     "tasks list": [],
     "tasks show": ["t"],
     "tasks cancel": ["t"],

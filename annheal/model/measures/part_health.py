@@ -15,6 +15,7 @@ class PartKind(StrEnum):
     METADATA = "metadata store"
     LOG = "log"
     DISK = "disk"
+    EMBEDDER = "embedder"
 
 
 @dataclass(frozen=True, slots=True)

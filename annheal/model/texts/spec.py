@@ -113,6 +113,17 @@ class TextModel:
     source: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class EmbedderTest:
+    """What one text became: the model, its embedder, floats and length of the vector, seconds."""
+
+    model: str
+    embedder: str
+    dimension: int
+    norm: float
+    duration_s: float
+
+
 OPTION_NAMES: Final = tuple(field.name for field in fields(EmbedderSpec))
 
 
