@@ -16,6 +16,7 @@ from annheal.coordinator.compaction.plan import (
 from annheal.coordinator.compaction.task_book import UNFINISHED
 from annheal.coordinator.leader.control import ControlParts
 from annheal.coordinator.leader.observation import Observation, observe_shards
+from annheal.coordinator.recall.merged_audit import MergedAuditor
 from annheal.coordinator.settings import CoordinatorSettings
 from annheal.errors import AnnhealError, FailedPrecondition, InvalidArgument, Unavailable
 from annheal.metastore import keys
@@ -57,12 +58,14 @@ class Admin:
         self,
         parts: ControlParts,
         *,
+        merged_audits: MergedAuditor,
         scope: TaskScope,
         settings: CoordinatorSettings,
         version: str,
         leading: Callable[[], bool],
     ) -> None:
         self._parts = parts
+        self._merged_audits = merged_audits
         self._scope = scope
         self._settings = settings
         self._version = version
@@ -179,11 +182,17 @@ class Admin:
         await self._flush(found, range(found.shard_count), deadline=deadline)
 
     async def audit_recall(
-        self, collection: str, shard: int, *, queries_max: int, deadline: Deadline
+        self, collection: str, shard: int | None, *, queries_max: int, deadline: Deadline
     ) -> tuple[BandAudit, ...]:
-        """Audit the estimates of one shard; raises `InvalidArgument` for one that is not there."""
+        """Audit the estimates of one shard; None: those of answers over all shards.
+
+        Raises `InvalidArgument` for a shard that is not there.
+        """
         checked_audit_queries(queries_max)
         found = await self._parts.catalog.collection(collection)
+        if shard is None:
+            audit = self._merged_audits.audit
+            return await audit(found, queries_max=queries_max, deadline=deadline)
 
         async def call(node: ShardNode, left: Deadline) -> tuple[BandAudit, ...]:
             return await node.audit_recall(

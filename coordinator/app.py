@@ -23,6 +23,7 @@ from annheal.coordinator.leader.control import Control, ControlParts
 from annheal.coordinator.leader.gc import GarbageCollector
 from annheal.coordinator.leader.health_view import HealthView
 from annheal.coordinator.placement.topology import Topology
+from annheal.coordinator.recall.merged_audit import MergedAuditor
 from annheal.coordinator.recall.probe import RecallMeter
 from annheal.coordinator.recall.view import RecallView
 from annheal.coordinator.recall.worst import WorstQueries
@@ -174,6 +175,13 @@ class Coordinator:
     def _make_admin(self, parts: ControlParts, version: str) -> Admin:
         return Admin(
             parts,
+            merged_audits=MergedAuditor(
+                self.catalog,
+                self.router,
+                self.search,
+                self.recall_view,
+                timeout_s=self.settings.observe_timeout_s,
+            ),
             scope=self._scope,
             settings=self.settings,
             version=version,

@@ -518,10 +518,10 @@ class AdminServicer:
     async def AuditRecall(
         self, request: admin_pb2.AuditRecallRequest, context: Context
     ) -> admin_pb2.AuditRecallResponse:
-        """Compare the estimates of one shard with other live queries."""
+        """Compare the estimates of one shard, or of answers over all, with other live queries."""
         audits = await self._admin.audit_recall(
             request.collection,
-            request.shard,
+            None if request.merged else request.shard,
             queries_max=request.queries_max or AUDIT_QUERIES_DEFAULT,
             deadline=deadline_of(context),
         )

@@ -20,6 +20,7 @@ from annheal.model.measures.recall_audit import (
     AUDIT_QUERIES_MAX,
     AuditReport,
     BandAudit,
+    with_doubts,
 )
 from annheal.model.measures.recall_summary import RecallSummary
 from annheal.model.measures.recall_worst import WORST_DEFAULT, WORST_MAX, WorstReport
@@ -302,7 +303,8 @@ class AdminCalls:
     ) -> AuditReport:
         """Compare the measured recall of every shard with live queries that were not measured.
 
-        Up to `queries_max` queries of each shard are searched again and exactly, now.
+        Up to `queries_max` queries of each shard are searched again and exactly, now. Of a
+        collection with several shards, so is the recall of merged answers with as many.
 
         Args:
             collection: its name.
@@ -318,11 +320,13 @@ class AdminCalls:
             deadline=deadline,
         )
         audits: list[BandAudit] = []
-        for shard in range(described.shard_count):
+        shards = described.shard_count
+        for shard in range(shards):
             if progress is not None:
-                progress(shard, described.shard_count)
-            # Each of the shards that are left has the same time.
-            share = Deadline.after(deadline.remaining_s / (described.shard_count - shard))
+                progress(shard, shards)
+            # Each of the shards that are left has the same time, and so have merged answers.
+            parts = shards - shard + (shards > 1)
+            share = Deadline.after(deadline.remaining_s / parts)
             audits += await self._connection.read(
                 partial(
                     _audit_shard,
@@ -333,8 +337,16 @@ class AdminCalls:
                 ),
                 deadline=share,
             )
+        merged: tuple[BandAudit, ...] = ()
+        if shards > 1:
+            merged = await self._connection.read(
+                lambda left_s: api.audit_merged(
+                    collection, queries_max=queries_max, timeout_s=left_s
+                ),
+                deadline=deadline,
+            )
         summary = await self.recall(collection, timeout_s=max(1.0, deadline.remaining_s))
-        return AuditReport(collection, tuple(audits), summary.coverage)
+        return AuditReport(collection, tuple(audits), summary.coverage, with_doubts(merged, audits))
 
     async def worst_queries(
         self,

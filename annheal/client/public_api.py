@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from annheal.model.collection import (
 from annheal.model.filter import Filter
 from annheal.model.measures.part_health import ClusterHealth
 from annheal.model.measures.recall_audit import BandAudit
-from annheal.model.measures.recall_summary import RecallSummary
+from annheal.model.measures.recall_summary import ALL_SHARDS, RecallSummary
 from annheal.model.measures.recall_worst import WorstReport
 from annheal.model.records import Projection, RecordSet, Versions
 from annheal.model.search import Consistency, SearchOptions
@@ -434,6 +434,16 @@ class PublicApi:
         request = methods.TEST_EMBEDDER.request(collection=collection, text=text, query=as_query)
         response = await self._call(methods.TEST_EMBEDDER, request, timeout_s=timeout_s)
         return wire_admin.decode_embedder_test(response)
+
+    async def audit_merged(
+        self, collection: str, *, queries_max: int, timeout_s: float
+    ) -> tuple[BandAudit, ...]:
+        """Compare the estimates of answers over all shards with other live queries."""
+        request = methods.AUDIT_RECALL.request(
+            collection=collection, queries_max=queries_max, merged=True
+        )
+        response = await self._call(methods.AUDIT_RECALL, request, timeout_s=timeout_s)
+        return tuple(replace(one, shard=ALL_SHARDS) for one in decode_audits(response.audits))
 
     async def worst_queries(
         self, collection: str, *, queries_max: int, timeout_s: float

@@ -75,6 +75,37 @@ def interval_of(recalls: Recalls, arrivals: npt.NDArray[np.int64]) -> Interval:
     return mean_interval(means, times=times)
 
 
+def audited_estimate(
+    estimate: RecallEstimate,
+    recalls: Recalls,
+    queries: Numbers,
+    asked_at_s: npt.NDArray[np.float64],
+) -> tuple[RecallEstimate | None, int]:
+    """Return the recall of queries that `estimate` was not made from, since its window began.
+
+    All are (n,), as in `arrivals_of`. Also how many were asked after its window; None: there are
+    none.
+    """
+    since = asked_at_s >= estimate.window_begin_s
+    if not since.any():
+        return None, 0
+    recalls, queries, asked_at_s = recalls[since], queries[since], asked_at_s[since]
+    interval = interval_of(recalls, arrivals_of(queries, asked_at_s))
+    audited = RecallEstimate(
+        k=estimate.k,
+        recall=interval.mean,
+        low=interval.low,
+        high=interval.high,
+        queries=len(queries),
+        measured_at_s=estimate.measured_at_s,
+        plans={},
+        window_begin_s=float(asked_at_s.min()),
+        window_end_s=float(asked_at_s.max()),
+        distinct=len(np.unique(queries)),
+    )
+    return audited, int(np.count_nonzero(asked_at_s > estimate.window_end_s))
+
+
 def recall_shares(recalls: Recalls) -> tuple[float, ...]:
     """Return the share of the queries, at least one, in each step of `RecallEstimate.shares`."""
     steps = np.floor(recalls * RECALL_STEPS + 1e-9).astype(np.int64)

@@ -874,14 +874,16 @@ class BandCoverage(_message.Message):
     def __init__(self, shard: _Optional[int] = ..., band: _Optional[_Union[SelectivityBand, str]] = ..., windows: _Optional[int] = ..., contained: _Optional[int] = ..., measured_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class AuditRecallRequest(_message.Message):
-    __slots__ = ("collection", "shard", "queries_max")
+    __slots__ = ("collection", "shard", "queries_max", "merged")
     COLLECTION_FIELD_NUMBER: _ClassVar[int]
     SHARD_FIELD_NUMBER: _ClassVar[int]
     QUERIES_MAX_FIELD_NUMBER: _ClassVar[int]
+    MERGED_FIELD_NUMBER: _ClassVar[int]
     collection: str
     shard: int
     queries_max: int
-    def __init__(self, collection: _Optional[str] = ..., shard: _Optional[int] = ..., queries_max: _Optional[int] = ...) -> None: ...
+    merged: bool
+    def __init__(self, collection: _Optional[str] = ..., shard: _Optional[int] = ..., queries_max: _Optional[int] = ..., merged: _Optional[bool] = ...) -> None: ...
 
 class AuditRecallResponse(_message.Message):
     __slots__ = ("audits",)
@@ -890,7 +892,7 @@ class AuditRecallResponse(_message.Message):
     def __init__(self, audits: _Optional[_Iterable[_Union[BandAudit, _Mapping]]] = ...) -> None: ...
 
 class LiveQuery(_message.Message):
-    __slots__ = ("vector", "k", "band", "asked_at", "filter", "recall_objective", "ef")
+    __slots__ = ("vector", "k", "band", "asked_at", "filter", "recall_objective", "ef", "number")
     VECTOR_FIELD_NUMBER: _ClassVar[int]
     K_FIELD_NUMBER: _ClassVar[int]
     BAND_FIELD_NUMBER: _ClassVar[int]
@@ -898,6 +900,7 @@ class LiveQuery(_message.Message):
     FILTER_FIELD_NUMBER: _ClassVar[int]
     RECALL_OBJECTIVE_FIELD_NUMBER: _ClassVar[int]
     EF_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
     vector: bytes
     k: int
     band: SelectivityBand
@@ -905,7 +908,8 @@ class LiveQuery(_message.Message):
     filter: _filter_pb2.Filter
     recall_objective: float
     ef: int
-    def __init__(self, vector: _Optional[bytes] = ..., k: _Optional[int] = ..., band: _Optional[_Union[SelectivityBand, str]] = ..., asked_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., filter: _Optional[_Union[_filter_pb2.Filter, _Mapping]] = ..., recall_objective: _Optional[float] = ..., ef: _Optional[int] = ...) -> None: ...
+    number: int
+    def __init__(self, vector: _Optional[bytes] = ..., k: _Optional[int] = ..., band: _Optional[_Union[SelectivityBand, str]] = ..., asked_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., filter: _Optional[_Union[_filter_pb2.Filter, _Mapping]] = ..., recall_objective: _Optional[float] = ..., ef: _Optional[int] = ..., number: _Optional[int] = ...) -> None: ...
 
 class ShownHit(_message.Message):
     __slots__ = ("id", "score")

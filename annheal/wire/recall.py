@@ -222,6 +222,7 @@ def _encode_live_query(one: LiveQuery) -> admin_pb2.LiveQuery:
         filter=None if one.filter is None else encode_filter(one.filter),
         recall_objective=one.objective,
         ef=one.ef,
+        number=one.number,
     )
 
 
@@ -236,6 +237,7 @@ def _decode_live_query(message: admin_pb2.LiveQuery) -> LiveQuery:
         filter=decode_filter(message.filter) if message.HasField("filter") else None,
         objective=message.recall_objective if message.HasField("recall_objective") else None,
         ef=message.ef if message.HasField("ef") else None,
+        number=message.number if message.HasField("number") else None,
     )
 
 
@@ -243,7 +245,7 @@ def encode_audits(audits: Iterable[BandAudit]) -> list[admin_pb2.BandAudit]:
     """Return audits of estimates."""
     return [
         admin_pb2.BandAudit(
-            shard=one.shard,
+            shard=max(0, one.shard),  # of all shards the request says it
             band=BAND.encode(one.band),
             estimate=_encode_estimate(one.estimate),
             audited=_encode_optional(one.audited),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from annheal.coordinator.catalog.catalog import Catalog
-from annheal.coordinator.data_path.ask_nodes import ask_nodes
+from annheal.coordinator.data_path.ask_nodes import NodeAnswers, ask_nodes
 from annheal.coordinator.data_path.router import Router
 from annheal.coordinator.recall.summary import summarise
 from annheal.model.collection import Collection
@@ -34,16 +34,29 @@ class RecallView:
         """Return the summaries of all collections."""
         return await self._summaries(self._catalog.collections(), "")
 
-    async def _summaries(
-        self, collections: Iterable[Collection], collection_id: str
-    ) -> list[RecallSummary]:
-        asked = await ask_nodes(
+    async def reports(self, collection: Collection) -> list[CollectionRecall]:
+        """Return what the owners of the shards of a collection have measured."""
+        asked = await self._asked(collection.id)
+        return [
+            self._owned(report, name)
+            for name, found in asked.answers.items()
+            for report in found
+            if report.collection_id == collection.id
+        ]
+
+    async def _asked(self, collection_id: str) -> NodeAnswers[tuple[CollectionRecall, ...]]:
+        return await ask_nodes(
             self._router,
             self._catalog.nodes(),
             lambda node: node.recall(collection_id),
             timeout_s=self._timeout_s,
             what="report recall",
         )
+
+    async def _summaries(
+        self, collections: Iterable[Collection], collection_id: str
+    ) -> list[RecallSummary]:
+        asked = await self._asked(collection_id)
         reports = [(name, report) for name, found in asked.answers.items() for report in found]
         return [
             summarise(

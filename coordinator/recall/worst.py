@@ -74,21 +74,7 @@ class WorstQueries:
         )
         sampled = distinct_queries(itertools.chain.from_iterable(asked.answers.values()))
         chosen = newest_of_each_band(sampled, queries_max=REVIEWED_MAX)
-        until = Deadline.after(deadline.remaining_s * (1.0 - ANSWER_TIME_SHARE))
-        reviewed: list[WorstQuery] = []
-        rest_s = 0.0
-        for batch in batches_of(chosen):
-            if reviewed and until.remaining_s <= 2.0 * rest_s:
-                break
-            await asyncio.sleep(min(rest_s, until.remaining_s / 2.0))
-            began_s = time.perf_counter()
-            try:
-                reviewed += await self._review(collection, batch, deadline=until)
-            except AnnhealError:
-                if not reviewed:
-                    raise
-                break  # what is known by now is better than nothing
-            rest_s = (time.perf_counter() - began_s) * (1.0 / BUSY_SHARE - 1.0)
+        reviewed = await search_again(self._fanout, collection, chosen, deadline=deadline)
         return WorstReport(
             collection.name,
             len(sampled),
@@ -97,26 +83,53 @@ class WorstQueries:
             dict(asked.errors),
         )
 
-    async def _review(
-        self, collection: Collection, batch: Sequence[LiveQuery], *, deadline: Deadline
-    ) -> list[WorstQuery]:
-        first = batch[0]
-        vectors = np.ascontiguousarray(np.stack([one.vector for one in batch]))
-        options = SearchOptions(
-            k=first.k,
-            filter=first.filter,
-            ef=first.ef,
-            recall_objective=first.objective,
-            explain=True,
-        )
-        exact = replace(options, exact=True, ef=None, recall_objective=None)
-        found = await self._fanout.search(collection, vectors, options=options, deadline=deadline)
-        truth = await self._fanout.search(collection, vectors, options=exact, deadline=deadline)
-        return [
-            one
-            for number, query in enumerate(batch)
-            if (one := review(query, found, truth, number, metric=collection.model.metric))
-        ]
+
+async def search_again(
+    fanout: Fanout, collection: Collection, queries: Iterable[LiveQuery], *, deadline: Deadline
+) -> list[WorstQuery]:
+    """Search queries as they were asked and exactly; return the recall of those with a match.
+
+    Ends in time, with as many as were searched by then. Raises what searches raise if not even the
+    first ones could be searched.
+    """
+    until = Deadline.after(deadline.remaining_s * (1.0 - ANSWER_TIME_SHARE))
+    reviewed: list[WorstQuery] = []
+    rest_s = 0.0
+    for batch in batches_of(queries):
+        if reviewed and until.remaining_s <= 2.0 * rest_s:
+            break
+        await asyncio.sleep(min(rest_s, until.remaining_s / 2.0))
+        began_s = time.perf_counter()
+        try:
+            reviewed += await _review(fanout, collection, batch, deadline=until)
+        except AnnhealError:
+            if not reviewed:
+                raise
+            break  # what is known by now is better than nothing
+        rest_s = (time.perf_counter() - began_s) * (1.0 / BUSY_SHARE - 1.0)
+    return reviewed
+
+
+async def _review(
+    fanout: Fanout, collection: Collection, batch: Sequence[LiveQuery], *, deadline: Deadline
+) -> list[WorstQuery]:
+    first = batch[0]
+    vectors = np.ascontiguousarray(np.stack([one.vector for one in batch]))
+    options = SearchOptions(
+        k=first.k,
+        filter=first.filter,
+        ef=first.ef,
+        recall_objective=first.objective,
+        explain=True,
+    )
+    exact = replace(options, exact=True, ef=None, recall_objective=None)
+    found = await fanout.search(collection, vectors, options=options, deadline=deadline)
+    truth = await fanout.search(collection, vectors, options=exact, deadline=deadline)
+    return [
+        one
+        for number, query in enumerate(batch)
+        if (one := review(query, found, truth, number, metric=collection.model.metric))
+    ]
 
 
 def distinct_queries(queries: Iterable[LiveQuery]) -> list[LiveQuery]:

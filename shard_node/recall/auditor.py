@@ -17,15 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from annheal.model.measures.recall import RecallEstimate, SelectivityBand
-from annheal.model.measures.recall_audit import (
-    AUDITED_QUERIES_MIN,
-    AuditVerdict,
-    BandAudit,
-    agree,
-)
+from annheal.model.measures.recall_audit import BandAudit
+from annheal.model.measures.recall_audit import judged as judged_audit
 from annheal.model.measures.shard_queries import Numbers
 from annheal.model.topology.shard import ShardId
-from annheal.recall.estimating import Recalls, arrivals_of, interval_of
+from annheal.recall.estimating import Recalls, audited_estimate
 from annheal.runtime.deadline import Deadline
 from annheal.shard_node.recall.measuring.measure import GroupFinding, group_queries
 from annheal.shard_node.recall.monitor import RecallMonitor
@@ -142,14 +138,7 @@ def audit_bands(
             continue
         audited, later = _audited(estimate, by_band[one.band])
         why = reason or ("" if estimate.measured_at_s == latest_s else _EARLIER)
-        if not why and (audited is None or audited.distinct < AUDITED_QUERIES_MIN):
-            count = 0 if audited is None else audited.distinct
-            why = f"{count} queries that it was not made from; {AUDITED_QUERIES_MIN} are needed"
-        verdict = AuditVerdict.UNKNOWN
-        if not why and audited is not None:
-            same = agree(estimate, audited)
-            verdict = AuditVerdict.CONTAINED if same else AuditVerdict.OUTSIDE
-        audits.append(BandAudit(shard, one.band, estimate, audited, later, verdict, why))
+        audits.append(judged_audit(shard, one.band, estimate, audited, later=later, reason=why))
     return tuple(audits)
 
 
@@ -165,28 +154,13 @@ def _audited(
         if len(finding.recalls) != len(group.samples):
             continue  # no row matches
         asked_at_s = np.array([one.sampled_at_s for one in group.samples])
-        since = asked_at_s >= estimate.window_begin_s
-        recalls.append(finding.recalls[since])
-        same.append(group.identities[group.places[since]])
-        asked.append(asked_at_s[since])
-    if not sum(map(len, recalls)):
+        recalls.append(finding.recalls)
+        same.append(group.identities[group.places])
+        asked.append(asked_at_s)
+    if not recalls:
         return None, 0
-    queries, asked_at_s = np.concatenate(same), np.concatenate(asked)
-    interval = interval_of(np.concatenate(recalls), arrivals_of(queries, asked_at_s))
-    return (
-        RecallEstimate(
-            k=estimate.k,
-            recall=interval.mean,
-            low=interval.low,
-            high=interval.high,
-            queries=len(queries),
-            measured_at_s=estimate.measured_at_s,
-            plans={},
-            window_begin_s=float(asked_at_s.min()),
-            window_end_s=float(asked_at_s.max()),
-            distinct=len(np.unique(queries)),
-        ),
-        int(np.count_nonzero(asked_at_s > estimate.window_end_s)),
+    return audited_estimate(
+        estimate, np.concatenate(recalls), np.concatenate(same), np.concatenate(asked)
     )
 
 

@@ -323,7 +323,14 @@ class RecallSampler:
         by_stratum = [
             [
                 LiveQuery(
-                    one.vector, one.k, band, one.sampled_at_s, one.filter, one.objective, one.ef
+                    one.vector,
+                    one.k,
+                    band,
+                    one.sampled_at_s,
+                    one.filter,
+                    one.objective,
+                    one.ef,
+                    one.number,
                 )
                 for one in held.judges(self.windows, now_s=now_s)
             ]

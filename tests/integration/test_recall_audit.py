@@ -14,24 +14,30 @@ from annheal import AsyncClient
 from annheal.cli.server.embedded import embedded_server
 from annheal.errors import InvalidArgument
 from annheal.model.measures.recall_audit import AuditReport, AuditVerdict, covered
+from annheal.model.measures.recall_summary import ALL_SHARDS
 
 ROWS, DIMENSION, BATCH = 2_000, 16, 32
 NAME = "audited"
-SETTINGS = {"recall_interval_s": "1", "recall_cpu_share": "1"}
 PATIENCE_S = 60.0
 
 
 @asynccontextmanager
-async def opened(folder: Path) -> AsyncIterator[AsyncClient]:
+async def opened(folder: Path, *, interval_s: int = 1) -> AsyncIterator[AsyncClient]:
+    settings = {"recall_interval_s": str(interval_s), "recall_cpu_share": "1"}
     async with (
-        embedded_server(folder, settings=SETTINGS) as server,
+        embedded_server(folder, settings=settings) as server,
         AsyncClient(server.address) as client,
     ):
         yield client
 
 
-async def audited(client: AsyncClient, queries: np.ndarray) -> AuditReport:  # type: ignore[type-arg]
-    """Search until an audit has enough queries that came after a measurement."""
+async def audited(
+    client: AsyncClient,
+    queries: np.ndarray,  # type: ignore[type-arg]
+    *,
+    merged: bool = False,
+) -> AuditReport:
+    """Search until an audit has enough other queries; `merged`: that of merged answers."""
     rng = np.random.default_rng(8)
     async with asyncio.timeout(PATIENCE_S):
         while True:
@@ -39,7 +45,8 @@ async def audited(client: AsyncClient, queries: np.ndarray) -> AuditReport:  # t
                 some = rng.choice(len(queries), BATCH, replace=False)
                 await client.search_batch(NAME, queries[some], k=10)
             report = await client.audit_recall(NAME, queries_max=500)
-            if any(one.verdict is not AuditVerdict.UNKNOWN for one in report.audits):
+            of = report.merged if merged else report.audits
+            if any(one.verdict is not AuditVerdict.UNKNOWN for one in of):
                 return report
             await asyncio.sleep(0.05)
 
@@ -80,3 +87,25 @@ async def test_fresh_queries_confirm_an_honest_estimate_and_the_coverage_survive
                 await asyncio.sleep(0.05)
         report = await audited(client, queries)
         assert covered(report.coverage)[0] > counted[0]
+
+
+async def test_the_recall_of_merged_answers_is_audited_by_searches_over_all_shards(
+    tmp_path: Path,
+) -> None:
+    rng = np.random.default_rng(9)
+    rows = rng.standard_normal((ROWS, DIMENSION)).astype(np.float32)
+    queries = rng.standard_normal((1_000, DIMENSION)).astype(np.float32)
+    # Long enough for an audit between two measurements, on a slow machine too.
+    async with opened(tmp_path, interval_s=8) as client:
+        settings = {"compaction_automatic": False}
+        await client.create_collection(NAME, DIMENSION, shard_count=2, settings=settings)
+        await client.upsert(NAME, [str(row) for row in range(ROWS)], rows)
+        await client.flush(NAME)
+        assert (await client.audit_recall(NAME)).merged == ()
+        report = await audited(client, queries, merged=True)
+        [merged] = report.merged
+        assert (merged.shard, merged.verdict) == (ALL_SHARDS, AuditVerdict.CONTAINED)
+        assert merged.audited is not None
+        assert merged.audited.recall == merged.estimate.recall == 1.0
+        assert merged.audited.distinct >= 32
+        assert {one.shard for one in report.audits} == {0, 1}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from annheal.errors import InvalidArgument
@@ -26,9 +26,10 @@ class AuditVerdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class BandAudit:
-    """The audit of one estimate: the recall of one shard in one band.
+    """The audit of one estimate: the recall in one band of one shard, or of merged answers.
 
     Attributes:
+        shard: its number; `ALL_SHARDS` for answers over all of them.
         estimate: what was measured and is judged.
         audited: recall of queries that the estimate was not made from; None: there are none.
         later: how many of these were asked after the estimate was made.
@@ -46,11 +47,48 @@ class BandAudit:
 
 @dataclass(frozen=True, slots=True)
 class AuditReport:
-    """The audits of a collection, and the coverage of all audits so far."""
+    """The audits of a collection, and the coverage of all audits of shards so far.
+
+    `merged` are those of answers over several shards.
+    """
 
     collection: str
     audits: tuple[BandAudit, ...]
     coverage: tuple[BandCoverage, ...] = ()
+    merged: tuple[BandAudit, ...] = ()
+
+
+def judged(
+    shard: int,
+    band: SelectivityBand,
+    estimate: RecallEstimate,
+    audited: RecallEstimate | None,
+    *,
+    later: int,
+    reason: str = "",
+) -> BandAudit:
+    """Return the audit of an estimate; `reason` says why it cannot be judged, if so."""
+    distinct = 0 if audited is None else audited.distinct
+    if not reason and distinct < AUDITED_QUERIES_MIN:
+        reason = f"{distinct} queries that it was not made from; {AUDITED_QUERIES_MIN} are needed"
+    verdict = AuditVerdict.UNKNOWN
+    if not reason and audited is not None:
+        same = agree(estimate, audited)
+        verdict = AuditVerdict.CONTAINED if same else AuditVerdict.OUTSIDE
+    return BandAudit(shard, band, estimate, audited, later, verdict, reason)
+
+
+def with_doubts(merged: Iterable[BandAudit], audits: Sequence[BandAudit]) -> tuple[BandAudit, ...]:
+    """Return audits of merged answers; none of a band is judged if one of its shards is not."""
+    reasons = {
+        one.band: f"shard {one.shard}: {one.reason}" for one in reversed(audits) if one.reason
+    }
+    return tuple(
+        replace(one, verdict=AuditVerdict.UNKNOWN, reason=one.reason or reasons[one.band])
+        if one.band in reasons
+        else one
+        for one in merged
+    )
 
 
 def checked_audit_queries(queries_max: int) -> int:

@@ -24,7 +24,8 @@ class LiveQuery:
     """A sampled live query.
 
     `vector` is (d,) float32, of the serving model. `objective` and `ef` are what the client set;
-    None: as the collection's settings say. `asked_at_s` is seconds since the epoch.
+    None: as the collection's settings say. `asked_at_s` is seconds since the epoch. `number` is the
+    same in all nodes that answered; None where one shard has the whole answer.
     """
 
     vector: npt.NDArray[np.float32]
@@ -34,6 +35,7 @@ class LiveQuery:
     filter: Filter | None = None
     objective: float | None = None
     ef: int | None = None
+    number: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from annheal.cli.state import State
 from annheal.model.limits import TIMEOUT_MAX_S
 from annheal.model.measures.recall import RecallEstimate
 from annheal.model.measures.recall_audit import AuditReport, AuditVerdict, BandAudit, covered
+from annheal.model.measures.recall_summary import ALL_SHARDS
 
 _STYLES = {
     AuditVerdict.CONTAINED: "green",
@@ -51,10 +52,11 @@ def render_audit(report: AuditReport) -> RenderableType:
         ">SHARD", "BAND", "WINDOW", ">ESTIMATE", "INTERVAL", ">AUDITED", "ITS INTERVAL", ">QUERIES",
         ">LATER", "CONTAINED",
     ]  # fmt: skip
-    rows = table(columns, (_cells(one) for one in report.audits))
+    every = (*report.merged, *report.audits)
+    rows = table(columns, (_cells(one) for one in every))
     reasons = [
-        Text(f"shard {one.shard}, {one.band.value}: {one.reason}", style="dim")
-        for one in report.audits
+        Text(f"{_place(one)}, {one.band.value}: {one.reason}", style="dim")
+        for one in every
         if one.reason
     ]
     windows, contained = covered(report.coverage)
@@ -72,7 +74,7 @@ def render_audit(report: AuditReport) -> RenderableType:
 def _cells(one: BandAudit) -> tuple[object, ...]:
     audited = one.audited
     return (
-        one.shard,
+        "all" if one.shard == ALL_SHARDS else one.shard,
         one.band.value,
         _window(one.estimate),
         f"{one.estimate.recall:.4f}",
@@ -83,6 +85,10 @@ def _cells(one: BandAudit) -> tuple[object, ...]:
         one.later,
         Text(_WORDS[one.verdict], style=_STYLES[one.verdict]),
     )
+
+
+def _place(one: BandAudit) -> str:
+    return "answers over all shards" if one.shard == ALL_SHARDS else f"shard {one.shard}"
 
 
 def _interval(estimate: RecallEstimate) -> str:
