@@ -79,7 +79,6 @@ SHOWN_MINUTE_S = 60.0
 COLUMNS = (
     Column("condition", "condition"),
     Column("phase", "phase"),
-    Column("interval_s", "every", 0),
     Column("windows", "windows"),
     Column("contained_share", "true", 2),
     Column("true_recall", "truth", 4),
@@ -284,8 +283,10 @@ def _shown(row: Row) -> Row:
     """Return the row of a phase as the table has it: "never" where something was to happen."""
     interval = "" if row["low"] is None else f"{row['low']:.3f} to {row['high']:.3f}"
     noticed_s, kept_s = row["seconds_to_notice"], row["seconds_to_objective"]
+    often = "" if row["interval_s"] == INTERVAL_S else f", every {row['interval_s']:g} s"
     return {
         **row,
+        "phase": row["phase"] + often,
         "interval": interval,
         "verdict": row["verdict"].replace("met, with a bad tail", "met, bad tail"),
         "seconds_to_notice": "never" if noticed_s is None and row["fell"] else noticed_s,
