@@ -14,7 +14,8 @@ from annheal.cli.user_commands.records import Collection, named
 from annheal.errors import Conflict, InvalidArgument, NotFound
 from annheal.model.collection import AttributeType
 
-_WRITTEN_AS_TEXT = (AttributeType.KEYWORD, AttributeType.TIMESTAMP)
+_WRITTEN_AS_TEXT = (AttributeType.KEYWORD, AttributeType.TIMESTAMP, None)
+"""None: there is no such attribute, which the client says."""
 
 
 def update(

@@ -272,7 +272,7 @@ def test_parts_of_records_are_updated(run: Run, packages: str) -> None:
     for wrong, field in (
         (("--set", "year"), "--set"),
         (("--set", "year=x"), "--set year"),
-        (("--set", "yaer=1"), "attributes.yaer"),
+        (("--set", "yaer=late"), "attributes.yaer"),
         (("--set", "year=1", "--unset", "year"), "--unset"),
         ((), "attributes"),
     ):

@@ -74,7 +74,7 @@ def histories(examples: int, *, fixed: bool) -> settings:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(max(300, EXAMPLES * STEPS // 10))
+@pytest.mark.timeout(max(600, EXAMPLES * STEPS // 10))
 @pytest.mark.usefixtures("small_graphs")
 def test_every_invariant_holds_after_every_step_of_random_histories() -> None:
     HealingMachine.steps = 0
