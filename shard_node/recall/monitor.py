@@ -70,7 +70,8 @@ LOOKS_PER_INTERVAL = 4
 SOON_GAP_S = 5.0
 """Least seconds between two measurements of a shard, unless the interval is shorter."""
 CHANGE_QUERIES_MIN = 32
-"""Queries since a change of their distribution with which recall is measured again."""
+"""Queries since a change of their distribution, or of a band that had none the last time, with
+which recall is measured again."""
 STRATUM_QUERIES_MIN = 16
 """Queries of a stratum that are measured however much that costs: fewer would judge nothing."""
 COST_WEIGHT = 0.125
@@ -193,6 +194,12 @@ class RecallMonitor:
             queries_max=self._affordable(shard.collection_id),
         )
         self.sampler.note_measured(shard.collection_id, sample.queries)
+        # A band without queries is measured as soon as enough of them have come.
+        absent = {
+            band: CHANGE_QUERIES_MIN
+            for band in SelectivityBand
+            if not self.sampler.newer(shard.collection_id, 0, band)
+        }
         groups = group_queries(
             sample.queries,
             dimension=collection.model.dimension,
@@ -221,6 +228,7 @@ class RecallMonitor:
         if earlier is not None:
             result = with_earlier(result, earlier, segment_ids=owned.view.segment_ids)
         self._results[shard] = result
+        next_after = {**absent, **next_after}
         self._runs[shard] = replace(started, settled=not below, next_after=next_after)
 
     def judged(self, shard: ShardId) -> Judged | None:

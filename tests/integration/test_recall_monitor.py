@@ -60,6 +60,8 @@ from annheal.shard_node.recall.measuring.measure import (
     walk_work,
 )
 from annheal.shard_node.recall.monitor import (
+    CHANGE_QUERIES_MIN,
+    SOON_GAP_S,
     MonitorSettings,
     RecallMonitor,
 )
@@ -161,6 +163,7 @@ def monitor_of(
         lanes=lanes,
         settings=MonitorSettings(interval_s=interval_s, cpu_share=cpu_share),
         now_s=itertools.count(1.0).__next__,
+        clock=clock,
     )
 
 
@@ -298,6 +301,26 @@ async def test_bands_and_filters_are_told_apart_and_deletes_are_seen(
     assert result.filters[0].live_rows == ROWS - len(dead)
     assert result.filters[0].matches == np.count_nonzero(years[1::2] >= newest)
     assert {one.band: one.estimate.plans for one in result.shards}[UNFILTERED] != {"graph": 40}
+
+
+async def test_a_band_that_is_searched_again_does_not_wait_for_the_interval(
+    owner: Owner, queries: npt.NDArray[np.float32], lanes: Lanes
+) -> None:
+    now_s = 1_000.0
+    monitor = monitor_of(owner, lanes, clock=lambda: now_s)
+
+    async def measured() -> list[int]:
+        await monitor.look()
+        found = monitor.recall("c1")[0].shards
+        return [one.estimate.queries for one in found if one.band is UNFILTERED]
+
+    note(monitor, queries[:100], since(0))
+    assert await measured() == []
+    now_s += SOON_GAP_S + 1.0
+    note(monitor, queries[: CHANGE_QUERIES_MIN - 1])
+    assert await measured() == [0]
+    note(monitor, queries[100:101])
+    assert await measured() == [CHANGE_QUERIES_MIN]
 
 
 async def test_a_segment_that_a_rebuild_did_not_help_is_reported_and_left_alone(
