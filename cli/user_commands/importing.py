@@ -234,6 +234,7 @@ def _create(
         raise InvalidArgument.of(
             "--metric", f"the vectors were exported from a {known.model.metric} collection"
         )
+    texts = known.text_model(known.model.name)
     return client.create_collection(
         name,
         known.model.dimension,
@@ -241,6 +242,8 @@ def _create(
         attributes=layout.attributes,
         shard_count=creation.shards or known.shard_count,
         model=known.model.name,
+        embedder=None if texts is None else texts.embedder,
+        source="" if texts is None else texts.source,
         index=known.index,
         settings={**asdict(known.settings), **creation.settings},
     )

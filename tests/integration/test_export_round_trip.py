@@ -319,3 +319,28 @@ def test_parts_are_read_by_other_tools(run: Run, filled: str, tmp_path: Path) ->
     alone = new_name()
     run("import", part, "-c", alone, "--create")
     assert json.loads(run("count", alone, "-o", "json").stdout) == {"count": 500}
+
+
+def test_an_import_brings_the_embedder_back(run: Run, client: Client, tmp_path: Path) -> None:
+    name, other = new_name(), new_name()
+    embedder = {
+        "kind": "openai",
+        "url": "http://127.0.0.1:9/v1",
+        "remote_model": "m",
+        "query_prefix": "query: ",
+        "batch_texts": 7,
+    }
+    created = client.create_collection(
+        name,
+        DIMENSION,
+        model="m",
+        embedder=embedder,
+        source="{title}",
+        attributes={"title": "keyword"},
+    )
+    client.upsert(name, ["a"], [[1.0, 0.0, 0.0]], attributes={"title": ["A"]})
+    run("export", name, "--output", tmp_path / "out")
+    run("import", tmp_path / "out", "--collection", other, "--create")
+    restored = client.get_collection(other)
+    assert restored.text_models == created.text_models
+    assert restored.text_models[0].embedder.batch_texts == 7
