@@ -109,7 +109,7 @@ class Collections:
         if_revision: int | None = None,
         deadline: Deadline,
     ) -> Collection:
-        """Apply `change` (settings and build parameters only) to the collection and return it.
+        """Apply `change` (of what may be changed while it lives) to the collection; return it.
 
         `change` may be called again when another change came between. Raises `Conflict` when
         the collection is not at `if_revision`.
@@ -130,6 +130,8 @@ class Collections:
             wanted = replace(present.with_changes_of(wanted), revision=0)
             validate_settings(wanted)
             validate_collection(replace(wanted, models=wanted.models[:1]))
+            if wanted.text_models != present.text_models:
+                await self._texts.check(wanted)
             if wanted == present:
                 return replace(present, revision=stored.mod_revision)
             revision = await self._store.commit(

@@ -149,17 +149,20 @@ class CollectionCalls:
         *,
         settings: Mapping[str, Any] | None = None,
         index: Mapping[str, Any] | None = None,
+        embedder: Mapping[str, Any] | None = None,
         if_revision: int | None = None,
         timeout_s: float | None = None,
     ) -> Collection:
         """Change settings, field by field; None sets a field back to its default.
 
+        Of the `embedder`, what says where and how fast it works can be changed (docs/embedders.md).
         Nodes use them as soon as the metadata store has told them, moments after the return.
         Raises `Conflict` unless the collection is at `if_revision` (when given).
         """
         as_text(name, "name")
         changes = {f"settings.{k}": v for k, v in as_mapping(settings, "settings").items()}
         changes.update({f"index.{k}": v for k, v in as_mapping(index, "index").items()})
+        changes.update({f"embedder.{k}": v for k, v in as_mapping(embedder, "embedder").items()})
         revision = None if if_revision is None else as_count(if_revision, "if_revision", most=2**62)
         if not changes:
             raise InvalidArgument.of("settings", "names nothing to change")

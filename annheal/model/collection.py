@@ -123,7 +123,8 @@ class CollectionSettings:
 class Collection:
     """A named set of records. `id` never changes and is never used again; names can be.
 
-    `settings` and `index` may be changed while it lives (`with_changes_of`), the rest may not.
+    `settings`, `index` and some options of embedders may be changed while it lives
+    (`with_changes_of`), the rest may not.
     `models` holds the serving model first. It is a list, and `replica_count` a field, for versions
     to come: this one refuses more than one model and anything but one replica. `text_models` says
     for which of them the server embeds texts, and how.
@@ -153,4 +154,10 @@ class Collection:
 
     def with_changes_of(self, newer: Collection) -> Collection:
         """Return this collection with what may be changed while it lives as `newer` has it."""
-        return replace(self, settings=newer.settings, index=newer.index, revision=newer.revision)
+        return replace(
+            self,
+            settings=newer.settings,
+            index=newer.index,
+            text_models=newer.text_models,
+            revision=newer.revision,
+        )

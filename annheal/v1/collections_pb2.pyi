@@ -277,18 +277,20 @@ class ListCollectionsResponse(_message.Message):
     def __init__(self, collections: _Optional[_Iterable[_Union[Collection, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class UpdateCollectionRequest(_message.Message):
-    __slots__ = ("name", "settings", "index", "update_mask", "if_revision")
+    __slots__ = ("name", "settings", "index", "update_mask", "if_revision", "embedder")
     NAME_FIELD_NUMBER: _ClassVar[int]
     SETTINGS_FIELD_NUMBER: _ClassVar[int]
     INDEX_FIELD_NUMBER: _ClassVar[int]
     UPDATE_MASK_FIELD_NUMBER: _ClassVar[int]
     IF_REVISION_FIELD_NUMBER: _ClassVar[int]
+    EMBEDDER_FIELD_NUMBER: _ClassVar[int]
     name: str
     settings: CollectionSettings
     index: IndexSettings
     update_mask: _field_mask_pb2.FieldMask
     if_revision: int
-    def __init__(self, name: _Optional[str] = ..., settings: _Optional[_Union[CollectionSettings, _Mapping]] = ..., index: _Optional[_Union[IndexSettings, _Mapping]] = ..., update_mask: _Optional[_Union[_field_mask_pb2.FieldMask, _Mapping]] = ..., if_revision: _Optional[int] = ...) -> None: ...
+    embedder: EmbedderSpec
+    def __init__(self, name: _Optional[str] = ..., settings: _Optional[_Union[CollectionSettings, _Mapping]] = ..., index: _Optional[_Union[IndexSettings, _Mapping]] = ..., update_mask: _Optional[_Union[_field_mask_pb2.FieldMask, _Mapping]] = ..., if_revision: _Optional[int] = ..., embedder: _Optional[_Union[EmbedderSpec, _Mapping]] = ...) -> None: ...
 
 class UpdateCollectionResponse(_message.Message):
     __slots__ = ("collection",)

@@ -18,7 +18,7 @@ from annheal.model.collection import (
     Schema,
 )
 from annheal.model.suggestions import suggestion
-from annheal.model.texts.spec import EmbedderSpec, TextModel
+from annheal.model.texts.spec import CHANGEABLE, EmbedderSpec, TextModel
 from annheal.model.topology.cluster import CollectionStatus
 from annheal.v1 import collections_pb2 as pb
 from annheal.wire.enums import ATTRIBUTE_TYPE, METRIC, POOLING, VECTOR_STORAGE
@@ -38,7 +38,13 @@ _EMBEDDER_WITH_DEFAULT: Final = (
     "requests_per_minute", "tokens_per_minute", "timeout_s", "retries", "concurrency",
 )  # fmt: skip
 _PATHS = frozenset(
-    ("settings", "index", *(f"settings.{n}" for n in _SETTINGS), *(f"index.{n}" for n in _INDEX))
+    (
+        "settings",
+        "index",
+        *(f"settings.{n}" for n in _SETTINGS),
+        *(f"index.{n}" for n in _INDEX),
+        *(f"embedder.{n}" for n in CHANGEABLE),
+    )
 )
 
 
@@ -200,7 +206,31 @@ def apply_update(request: pb.UpdateCollectionRequest, *, collection: Collection)
             collection.settings, CollectionSettings(), request.settings, _leaves(paths, "settings")
         )
         index = _replace(collection.index, IndexSettings(), request.index, _leaves(paths, "index"))
-    return dataclasses.replace(collection, settings=settings, index=index)
+    text_models = _changed_embedder(request, collection, _leaves(paths, "embedder"))
+    return dataclasses.replace(collection, settings=settings, index=index, text_models=text_models)
+
+
+def _changed_embedder(
+    request: pb.UpdateCollectionRequest, collection: Collection, leaves: Sequence[str]
+) -> tuple[TextModel, ...]:
+    """Return the text models with the options `leaves` of the serving model's embedder changed."""
+    if not leaves:
+        if request.HasField("embedder"):
+            raise InvalidArgument.of("update_mask", "must name the options of the embedder")
+        return collection.text_models
+    serving = collection.text_model(collection.model.name)
+    if serving is None:
+        raise InvalidArgument.of(
+            "embedder", f"collection {collection.name!r} has none; clients send its vectors"
+        )
+    wanted = _decode_embedder(request.embedder, field="embedder")
+    changed = dataclasses.replace(
+        serving,
+        embedder=dataclasses.replace(
+            serving.embedder, **{name: getattr(wanted, name) for name in leaves}
+        ),
+    )
+    return tuple(changed if one is serving else one for one in collection.text_models)
 
 
 def _check_path(path: str) -> None:

@@ -30,8 +30,17 @@ def parse_embedder(kind: str | None, texts: Iterable[str]) -> dict[str, Any] | N
         if given:
             raise InvalidArgument.of("--embedder-option", "needs --embedder KIND")
         return None
+    return {"kind": kind} | _embedder_options(given)
+
+
+def parse_embedder_options(texts: Iterable[str]) -> dict[str, Any]:
+    """Return some options of an embedder, `key=value` texts."""
+    return _embedder_options([_assigned(text, option="--embedder-option") for text in texts])
+
+
+def _embedder_options(given: Iterable[tuple[str, str]]) -> dict[str, Any]:
     hints = get_type_hints(EmbedderSpec)
-    found: dict[str, Any] = {"kind": kind}
+    found: dict[str, Any] = {}
     options: dict[str, str] = {}
     for key, value in given:
         if key.startswith("options."):

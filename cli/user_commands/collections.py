@@ -13,6 +13,7 @@ from annheal.cli.state import state_of
 from annheal.cli.user_commands.assignments import (
     parse_attributes,
     parse_embedder,
+    parse_embedder_options,
     parse_settings,
 )
 from annheal.client import CollectionInfo
@@ -128,6 +129,15 @@ def update(
     ef_construction: Annotated[
         int | None, typer.Option("--ef-construction", help="HNSW beam width while building.")
     ] = None,
+    embedder_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--embedder-option",
+            metavar="KEY=VALUE",
+            help="Where and how fast texts are embedded, such as url=http://localhost:8080/v1 or"
+            " requests_per_minute=600; repeatable.",
+        ),
+    ] = None,
 ) -> None:
     """Change settings; `--set KEY=` restores a default."""
     state = state_of(context)
@@ -137,6 +147,7 @@ def update(
             name,
             settings=parse_settings(set_ or ()),
             index={key: value for key, value in index.items() if value is not None},
+            embedder=parse_embedder_options(embedder_option or ()),
         )
     state.output.show(updated, lambda c: _render_info(CollectionInfo(c, None)))
 

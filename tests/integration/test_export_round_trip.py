@@ -344,3 +344,6 @@ def test_an_import_brings_the_embedder_back(run: Run, client: Client, tmp_path: 
     restored = client.get_collection(other)
     assert restored.text_models == created.text_models
     assert restored.text_models[0].embedder.batch_texts == 7
+    run("collection", "update", other, "--embedder-option", "batch_texts=9")
+    assert client.get_collection(other).text_models[0].embedder.batch_texts == 9
+    run("collection", "update", other, "--embedder-option", "kind=onnx", code=4)

@@ -25,6 +25,7 @@ from annheal.errors import (
 )
 from annheal.model.limits import QUERY_TEXTS_MAX, UPSERT_TEXTS_MAX
 from annheal.model.measures.part_health import PartHealth, PartKind
+from annheal.model.texts.spec import EmbedderSpec
 from annheal.rpc import methods
 from annheal.rpc.channel import Connection
 from annheal.rpc.server import RpcServer
@@ -41,6 +42,7 @@ from tests.support.embedding_server import (
     vector_of,
 )
 from tests.support.memory_cluster import eventually, memory_cluster
+from tests.support.ports import free_port
 
 VARIABLE = "ANNHEAL_EMBEDDER_KEY_TEST"
 NAME = "packages"
@@ -353,3 +355,42 @@ async def test_requests_texts_and_failures_are_counted(served: Served) -> None:
     assert counted("annheal_embedder_failures_total", reason="refused") == 1
     assert counted("annheal_embedder_failures_total", reason="text_refused") == 1
     assert counted("annheal_embedder_failures_total", reason="text_empty") == 1
+
+
+async def test_an_embedder_can_move_while_its_collection_lives(served: Served) -> None:
+    await served.create("moves", embedder={"url": f"http://127.0.0.1:{free_port()}", "retries": 0})
+    client = served.client
+    with pytest.raises(Unavailable):
+        await client.search("moves", text="package 3", timeout_s=2.0)
+    changed = await client.update_collection(
+        "moves", embedder={"url": served.endpoint.url, "batch_texts": 3, "retries": None}
+    )
+    (embedder,) = [one.embedder for one in changed.text_models]
+    assert (embedder.batch_texts, embedder.retries) == (3, EmbedderSpec("openai").retries)
+    assert embedder.query_prefix == "query: "
+    await client.upsert("moves", IDS, texts=TEXTS)
+    assert len(await client.search("moves", text="package 3", k=2)) == 2
+
+
+@pytest.mark.parametrize(
+    ("embedder", "field"),
+    [
+        ({"remote_model": "other"}, "update_mask"),
+        ({"query_prefix": ""}, "update_mask"),
+        ({"batch_texts": 0}, "models[0].embedder.batch_texts"),
+        ({"key_env": "HOME"}, "models[0].embedder.key_env"),
+        ({"url": "ftp://somewhere"}, "models[0].embedder.url"),
+    ],
+)
+async def test_what_decides_over_vectors_cannot_be_changed(
+    served: Served, embedder: dict[str, Any], field: str
+) -> None:
+    await served.create("stays")
+    before = await served.client.get_collection("stays")
+    with pytest.raises(InvalidArgument) as refused:
+        await served.client.update_collection("stays", embedder=embedder)
+    assert refused.value.violations[0].field == field
+    assert await served.client.get_collection("stays") == before
+    await served.client.create_collection("plain", DIMENSION)
+    with pytest.raises(InvalidArgument, match="clients send its vectors"):
+        await served.client.update_collection("plain", embedder={"retries": 1})

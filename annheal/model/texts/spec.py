@@ -39,6 +39,23 @@ _RANGES: Final[dict[str, tuple[float, float]]] = {
 }
 
 
+CHANGEABLE: Final = (
+    "url",
+    "key_env",
+    "key_file",
+    "batch_texts",
+    "batch_tokens",
+    "text_characters_max",
+    "requests_per_minute",
+    "tokens_per_minute",
+    "timeout_s",
+    "retries",
+    "concurrency",
+)
+"""Options that may be changed while a collection lives: where and how fast texts are embedded. The
+others decide over the vectors, and belong to another model."""
+
+
 class Pooling(StrEnum):
     """How an ONNX model's states of single tokens become one vector."""
 
