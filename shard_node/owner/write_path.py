@@ -95,7 +95,7 @@ class _Ordered:
     writes: list[tuple[_Waiting, Resolved]] = field(default_factory=list)
     settled: list[tuple[_Waiting, WriteAnswer | AnnhealError]] = field(default_factory=list)
     left: int = 0
-    object: _Encoded | None = None
+    encoded: _Encoded | None = None
 
 
 class WritePath:
@@ -318,7 +318,7 @@ class WritePath:
         def encode(yield_point: YieldPoint) -> _Ordered:
             ordered = self._ordered(kept, first, yield_point)
             if ordered.writes:
-                ordered.object = self._as_object(ordered.writes, slot)
+                ordered.encoded = self._as_object(ordered.writes, slot)
             return ordered
 
         ordered = await self._lanes.change(encode, collection_id=self._shard.collection.id)
@@ -328,9 +328,9 @@ class WritePath:
                 _fail(waiting, outcome)
             else:
                 _acknowledge(waiting, outcome)
-        if ordered.object is not None:
-            self._sequence = ordered.object.entries[-1].last_sequence
-        return ordered.object
+        if ordered.encoded is not None:
+            self._sequence = ordered.encoded.entries[-1].last_sequence
+        return ordered.encoded
 
     def _put_back(self, writes: Sequence[_Waiting]) -> None:
         """Let writes wait again, as the next ones."""
