@@ -98,11 +98,16 @@ def scan(
         int | None, typer.Option("--limit", "-n", min=1, help="Stop after this many records.")
     ] = None,
 ) -> None:
-    """Print records, one JSON object a line with `--output json`; the order is the server's."""
+    """Print records, one JSON object a line with `--output json`; the order is the server's.
+
+    What it prints can be imported, so versions are printed only if they are asked for by name.
+    """
     state = state_of(context)
     left = limit
     with state.client(endless=True) as client:
-        wanted = include or ("attributes", "payload")
+        wanted = list(include or ("attributes", "payload"))
+        if "all" in wanted and "version" not in wanted:
+            wanted = ["attributes", "payload", "vector"]
         page_rows = min(limit or 1_000, 1_000)
         for page in client.scan(collection, filter=filter, include=wanted, page_rows=page_rows):
             records = list(page if left is None else page[:left])

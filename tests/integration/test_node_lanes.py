@@ -25,7 +25,7 @@ from annheal.model.filter import Comparison, ComparisonOp
 from annheal.model.records import RecordBatch
 from annheal.model.search import SearchOptions, SearchRequest
 from annheal.model.topology.shard import Assignment
-from annheal.model.write import CountRequest, Upsert, WriteRequest
+from annheal.model.write import CountRequest, DeleteWhere, Upsert, WriteRequest
 from annheal.objectstore.local import LocalObjectStore
 from annheal.rpc.methods import SHARD_SERVICE
 from annheal.rpc.server import RpcServer
@@ -34,7 +34,7 @@ from annheal.runtime.stop import YieldPoint
 from annheal.shard_node.app import not_listening, running_node
 from annheal.shard_node.lanes import LaneName
 from annheal.shard_node.node import Node
-from annheal.shard_node.owner import write_path
+from annheal.shard_node.owner import resolving
 from annheal.shard_node.service import ShardServicer
 from annheal.shard_node.settings import ShardNodeSettings
 from annheal.shards.wal import empty_attributes
@@ -204,7 +204,7 @@ async def test_a_delete_by_filter_ends_when_its_caller_leaves_before_it_is_logge
     world = ShardWorld(tmp_path)
     owner = await world.open()
     counting, go_on = threading.Event(), threading.Event()
-    count_rows = write_path.count_rows
+    count_rows = resolving.count_rows
 
     def held(*arguments: Any, yield_point: YieldPoint) -> int:
         counting.set()
@@ -214,21 +214,21 @@ async def test_a_delete_by_filter_ends_when_its_caller_leaves_before_it_is_logge
     try:
         await owner.upsert("a", "b", "c")
         slot = owner.shard.state().wal_slots
-        monkeypatch.setattr(write_path, "count_rows", held)
+        monkeypatch.setattr(resolving, "count_rows", held)
         anything = Comparison("size", ComparisonOp.GE, -(2**62))
         deleting = asyncio.create_task(owner.delete_where(anything))
         assert await asyncio.to_thread(counting.wait, PATIENCE_S)
         deleting.cancel()
         await asyncio.gather(deleting, return_exceptions=True)
         go_on.set()
-        monkeypatch.setattr(write_path, "count_rows", count_rows)
+        monkeypatch.setattr(resolving, "count_rows", count_rows)
         await owner.upsert("d")
         assert owner.shard.view.live_rows == 4
         assert owner.shard.state().wal_slots == slot + 1
-        monkeypatch.setattr(write_path, "count_rows", held)
+        monkeypatch.setattr(resolving, "count_rows", held)
         go_on.clear()
         with pytest.raises(Unavailable, match="was not begun"):
-            await owner.shard.write(write_path.DeleteWhere(anything), timeout_s=0.1)
+            await owner.shard.write(DeleteWhere(anything), timeout_s=0.1)
         go_on.set()
         await owner.upsert("e")
         assert owner.shard.view.live_rows == 5
