@@ -8,6 +8,7 @@ request, so that a file can be replaced while the server runs.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -223,10 +224,8 @@ async def _read(response: httpx2.Response, *, bytes_max: int) -> bytes | None:
 
 
 def _decoded(content: bytes, *, name: str) -> _Answer:
-    try:
+    with contextlib.suppress(msgspec.DecodeError):
         return _DECODER.decode(content)
-    except msgspec.DecodeError:
-        pass
     # NaN is no JSON, but what Python's own encoder writes for it; others write null.
     try:
         given = json.loads(content)

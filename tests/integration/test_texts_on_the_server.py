@@ -214,8 +214,9 @@ async def test_a_slow_embedder_does_not_outlast_the_caller(served: Served) -> No
     with pytest.raises((DeadlineExceeded, Unavailable)):
         await served.client.search(NAME, text="a", timeout_s=0.5)
     assert asyncio.get_running_loop().time() - began_s < served.endpoint.slow_s / 2
+    await eventually(lambda: served.coordinator.texts.under_way == 0)
     call = asyncio.create_task(served.client.search(NAME, text="a"))
-    await asyncio.sleep(0.05)
+    await eventually(lambda: served.coordinator.texts.under_way == 1)
     call.cancel()
     await asyncio.wait({call})
     await eventually(lambda: served.coordinator.texts.under_way == 0)
