@@ -123,11 +123,12 @@ class CollectionSettings:
 class Collection:
     """A named set of records. `id` never changes and is never used again; names can be.
 
-    `settings`, `index` and some options of embedders may be changed while it lives
-    (`with_changes_of`), the rest may not.
-    `models` holds the serving model first. It is a list, and `replica_count` a field, for versions
-    to come: this one refuses more than one model and anything but one replica. `text_models` says
-    for which of them the server embeds texts, and how.
+    `settings`, `index`, the list of models, which of them serves, and some options of embedders may
+    be changed while it lives (`with_changes_of`), the rest may not.
+    `models` are in the order in which they were added: a log or message that names no model has
+    vectors of the first. `serving` names the one that answers searches; empty: the first.
+    `text_models` says for which of them the server embeds texts, and how. `replica_count` is for
+    versions to come: this one refuses anything but one.
     `revision` is the metadata store's revision of this state, 0 before it is stored.
     """
 
@@ -142,6 +143,7 @@ class Collection:
     created_at_s: float = 0.0
     revision: int = 0
     text_models: tuple[TextModel, ...] = ()
+    serving: str = ""
 
     def text_model(self, name: str) -> TextModel | None:
         """Return how texts become vectors of the model `name`; None: the server does not embed."""
@@ -150,7 +152,11 @@ class Collection:
     @property
     def model(self) -> ModelSpec:
         """The model that serves searches."""
-        return self.models[0]
+        return self.model_named(self.serving) or self.models[0]
+
+    def model_named(self, name: str) -> ModelSpec | None:
+        """Return the model `name`; None: the collection has no such model."""
+        return next((one for one in self.models if one.name == name), None)
 
     def with_changes_of(self, newer: Collection) -> Collection:
         """Return this collection with what may be changed while it lives as `newer` has it."""
@@ -159,5 +165,7 @@ class Collection:
             settings=newer.settings,
             index=newer.index,
             text_models=newer.text_models,
+            models=newer.models,
+            serving=newer.serving,
             revision=newer.revision,
         )

@@ -32,9 +32,24 @@ def arrow_schema(schema: Schema) -> pa.Schema:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelVectors:
+    """Vectors (n, d) float32 of the model `model`; a row of NaN: that record has none."""
+
+    model: str
+    vectors: Float32Matrix
+
+
+def lacking(vectors: Float32Matrix) -> npt.NDArray[np.bool_]:
+    """Return which rows of (n, d) vectors are NaN, (n,) bool: records without a vector."""
+    return np.isnan(vectors[:, 0])
+
+
+@dataclass(frozen=True, slots=True)
 class RecordBatch:
     """Rows to write: `n` ids, vectors (n, d) float32 C-contiguous, attributes, payloads.
 
+    `vectors` are those of `model`, empty for the first model of the collection. `further` are the
+    vectors of other models. With more than one model a row may be NaN: see `ModelVectors`.
     `attributes` has exactly the columns of `arrow_schema(schema)`; `payloads` holds UTF-8 JSON
     or null. All four have `n` rows (Arrow counts none where there are no columns). Vectors of
     cosine collections are already of unit length.
@@ -44,9 +59,17 @@ class RecordBatch:
     vectors: Float32Matrix
     attributes: pa.RecordBatch
     payloads: pa.BinaryArray
+    model: str = ""
+    further: tuple[ModelVectors, ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all columns."""
+        columns = self.ids.nbytes + self.attributes.nbytes + self.payloads.nbytes
+        return columns + self.vectors.nbytes + sum(one.vectors.nbytes for one in self.further)
 
     def id_list(self) -> list[str]:
         """Return the ids as Python strings."""
@@ -60,6 +83,8 @@ class RecordBatch:
             vectors=np.ascontiguousarray(self.vectors[rows]),
             attributes=self.attributes.take(index),
             payloads=self.payloads.take(index),
+            model=self.model,
+            further=_taken(self.further, rows),
         )
 
 
@@ -68,13 +93,16 @@ class RecordPatch:
     """Parts of `n` records to replace; the other parts stay as they are.
 
     `attributes` has some of the columns of `arrow_schema(schema)`, in their order; null takes a
-    value away. `payloads` (null takes the payload away) and `vectors` (n, d) are None to stay.
+    value away. `payloads` (null takes the payload away) and `vectors` (n, d), those of `model` as
+    in `RecordBatch`, are None to stay. `further` are the vectors of other models to replace.
     """
 
     ids: pa.StringArray
     attributes: pa.RecordBatch
     payloads: pa.BinaryArray | None = None
     vectors: Float32Matrix | None = None
+    model: str = ""
+    further: tuple[ModelVectors, ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -83,7 +111,8 @@ class RecordPatch:
     def nbytes(self) -> int:
         """Bytes of all columns."""
         parts = (self.ids, self.attributes, self.payloads, self.vectors)
-        return sum(0 if part is None else part.nbytes for part in parts)
+        own = sum(0 if part is None else part.nbytes for part in parts)
+        return own + sum(one.vectors.nbytes for one in self.further)
 
     def take(self, rows: npt.NDArray[np.int64]) -> RecordPatch:
         """Return the given rows, in the given order."""
@@ -95,12 +124,15 @@ class RecordPatch:
             else self.attributes,
             payloads=None if self.payloads is None else self.payloads.take(index),
             vectors=None if self.vectors is None else np.ascontiguousarray(self.vectors[rows]),
+            model=self.model,
+            further=_taken(self.further, rows),
         )
 
     def applied_to(self, records: RecordSet) -> RecordBatch:
         """Return whole records: `records`, which have everything, with the parts of the patch.
 
-        Row i of both is one record.
+        Row i of both is one record. A model that both have vectors of has those of the patch, where
+        they are not NaN.
         """
         assert records.attributes is not None
         assert records.payloads is not None
@@ -113,11 +145,18 @@ class RecordPatch:
             else plain_column(records.attributes.column(name))
             for name in names
         ]
+        own = () if self.vectors is None else (ModelVectors(self.model, self.vectors),)
+        given = {one.model: one.vectors for one in (*own, *self.further)}
+        vectors, *further = [
+            ModelVectors(one.model, _patched(one.vectors, given.pop(one.model, None)))
+            for one in (ModelVectors(records.model, records.vectors), *records.further)
+        ]
+        further += [ModelVectors(name, matrix) for name, matrix in given.items()]
         return RecordBatch(
             ids=self.ids,
-            vectors=np.ascontiguousarray(
-                records.vectors if self.vectors is None else self.vectors, dtype=np.float32
-            ),
+            vectors=vectors.vectors,
+            model=vectors.model,
+            further=tuple(further),
             attributes=pa.RecordBatch.from_arrays(columns, names=names)
             if names
             else records.attributes,
@@ -129,13 +168,15 @@ class RecordPatch:
 class Projection:
     """What to return of each record beside its id.
 
-    `attributes`: the names wanted; None means all; empty means none.
+    `attributes`: the names wanted; None means all; empty means none. `models`: the models whose
+    vectors are wanted; empty means the one that answers.
     """
 
     attributes: tuple[str, ...] | None = ()
     payload: bool = False
     vector: bool = False
     version: bool = False
+    models: tuple[str, ...] = ()
 
     @property
     def ids_only(self) -> bool:
@@ -149,13 +190,19 @@ EVERYTHING = Projection(attributes=None, payload=True, vector=True, version=True
 
 @dataclass(frozen=True, slots=True)
 class RecordSet:
-    """Rows that were read: ids and, where the projection asked for them, the rest; else None."""
+    """Rows that were read: ids and, where the projection asked for them, the rest; else None.
+
+    `vectors` are those of `model`, empty for the one that answers; `further` are those of more
+    models. In a collection with several models a row may be NaN: see `ModelVectors`.
+    """
 
     ids: list[str]
     attributes: pa.RecordBatch | None = None
     payloads: pa.BinaryArray | None = None
     vectors: Float32Matrix | None = None
     versions: Versions | None = None
+    model: str = ""
+    further: tuple[ModelVectors, ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -188,6 +235,13 @@ def take_records(parts: Sequence[RecordSet], rows: npt.NDArray[np.int64]) -> Rec
         payloads=pa.concat_arrays(payloads).take(index) if payloads else None,
         vectors=np.concatenate(vectors)[rows] if vectors else None,
         versions=np.concatenate(versions)[rows] if versions else None,
+        model=filled[0].model,
+        further=tuple(
+            ModelVectors(
+                one.model, np.concatenate([part.further[number].vectors for part in filled])[rows]
+            )
+            for number, one in enumerate(filled[0].further)
+        ),
     )
 
 
@@ -213,12 +267,32 @@ def slice_records(records: RecordSet, low: int, high: int) -> RecordSet:
         payloads=None if payloads is None else payloads.slice(low, high - low),
         vectors=None if vectors is None else vectors[low:high],
         versions=None if versions is None else versions[low:high],
+        model=records.model,
+        further=tuple(ModelVectors(one.model, one.vectors[low:high]) for one in records.further),
     )
 
 
 def plain_column(column: pa.Array[Any]) -> pa.Array[Any]:
     """Return a dictionary-encoded column as its values, every other column as it is."""
     return column.dictionary_decode() if isinstance(column, pa.DictionaryArray) else column
+
+
+def _taken(
+    further: Sequence[ModelVectors], rows: npt.NDArray[np.int64]
+) -> tuple[ModelVectors, ...]:
+    return tuple(
+        ModelVectors(one.model, np.ascontiguousarray(one.vectors[rows])) for one in further
+    )
+
+
+def _patched(stored: Float32Matrix, given: Float32Matrix | None) -> Float32Matrix:
+    """Return the rows of `given` where they are not NaN, of `stored` elsewhere."""
+    if given is None:
+        return np.ascontiguousarray(stored, dtype=np.float32)
+    absent = lacking(given)
+    if not absent.any():
+        return np.ascontiguousarray(given, dtype=np.float32)
+    return np.where(absent[:, None], stored, given).astype(np.float32)
 
 
 def _joined(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:

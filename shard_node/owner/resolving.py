@@ -58,9 +58,7 @@ class Resolved:
     def size_bytes(self) -> int:
         """About the bytes of the entry in the log."""
         if isinstance(self.entry, UpsertEntry):
-            batch = self.entry.batch
-            parts = (batch.ids, batch.vectors, batch.attributes, batch.payloads)
-            return sum(part.nbytes for part in parts)
+            return self.entry.batch.nbytes
         return 0 if self.entry is None else self.entry.ids.nbytes
 
     def answer(self, *, killed: int, sequence: int) -> WriteAnswer:

@@ -474,13 +474,7 @@ def _again(error: AnnhealError) -> AnnhealError:
 
 def _size_bytes(operation: WriteOperation) -> int:
     if isinstance(operation, Upsert):
-        batch = operation.batch
-        return (
-            batch.vectors.nbytes
-            + batch.ids.nbytes
-            + batch.attributes.nbytes
-            + batch.payloads.nbytes
-        )
+        return operation.batch.nbytes
     if isinstance(operation, Update):
         return operation.patch.nbytes
     if isinstance(operation, DeleteIds):
