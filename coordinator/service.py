@@ -384,7 +384,7 @@ class SearchServicer:
             return known
         options = wire_search.decode_search(request, collection=collection).options
         validate_search_options(options, model=collection.model)
-        validate_projection(options.projection, schema=collection.schema)
+        validate_projection(options.projection, collection=collection)
         if options.filter is not None:
             canonical = validate_filter(options.filter, collection.schema)
             options = replace(options, filter=canonical)

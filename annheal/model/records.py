@@ -211,7 +211,7 @@ class RecordSet:
     def has_only_ids(self) -> bool:
         """Whether nothing but ids was read."""
         parts = (self.attributes, self.payloads, self.vectors, self.versions)
-        return all(part is None for part in parts)
+        return not self.further and all(part is None for part in parts)
 
 
 def take_records(parts: Sequence[RecordSet], rows: npt.NDArray[np.int64]) -> RecordSet:

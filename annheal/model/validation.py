@@ -544,11 +544,21 @@ def validate_search_options(options: SearchOptions, *, model: ModelSpec) -> None
         )
 
 
-def validate_projection(projection: Projection, *, schema: Schema) -> None:
-    """Raise `InvalidArgument` for an attribute that is not declared or is named twice."""
+def validate_projection(projection: Projection, *, collection: Collection) -> None:
+    """Raise `InvalidArgument` for an attribute or a model that is unknown or named twice."""
+    known_models = [model.name for model in collection.models]
+    for number, name in enumerate(projection.models):
+        if name not in known_models:
+            raise InvalidArgument.of(
+                f"models[{number}]", f"unknown model {name!r}; {suggestion(name, known_models)}"
+            )
+    if len(set(projection.models)) != len(projection.models):
+        raise InvalidArgument.of("models", "names a model twice; name each once")
+    if projection.models and not projection.vector:
+        raise InvalidArgument.of("models", "names models, but no vectors are asked for: set vector")
     if not projection.attributes:
         return
-    declared = [field.name for field in schema]
+    declared = [field.name for field in collection.schema]
     known = [*declared, "attributes", "payload", "vector", "version", "all"]
     for number, name in enumerate(projection.attributes):
         if name not in declared:

@@ -73,15 +73,17 @@ class RecordColumns(_message.Message):
     def __init__(self, ids: _Optional[_Iterable[str]] = ..., vectors: _Optional[_Iterable[_Union[Vectors, _Mapping]]] = ..., attributes: _Optional[_Iterable[_Union[AttributeColumn, _Mapping]]] = ..., payloads: _Optional[_Iterable[bytes]] = ..., versions: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Projection(_message.Message):
-    __slots__ = ("all_attributes", "attributes", "payload", "vector", "version")
+    __slots__ = ("all_attributes", "attributes", "payload", "vector", "version", "models")
     ALL_ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
     ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_FIELD_NUMBER: _ClassVar[int]
     VECTOR_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
+    MODELS_FIELD_NUMBER: _ClassVar[int]
     all_attributes: bool
     attributes: _containers.RepeatedScalarFieldContainer[str]
     payload: bool
     vector: bool
     version: bool
-    def __init__(self, all_attributes: _Optional[bool] = ..., attributes: _Optional[_Iterable[str]] = ..., payload: _Optional[bool] = ..., vector: _Optional[bool] = ..., version: _Optional[bool] = ...) -> None: ...
+    models: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, all_attributes: _Optional[bool] = ..., attributes: _Optional[_Iterable[str]] = ..., payload: _Optional[bool] = ..., vector: _Optional[bool] = ..., version: _Optional[bool] = ..., models: _Optional[_Iterable[str]] = ...) -> None: ...

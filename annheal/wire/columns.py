@@ -381,6 +381,7 @@ def encode_projection(projection: Projection) -> columns_pb2.Projection:
         payload=projection.payload,
         vector=projection.vector,
         version=projection.version,
+        models=projection.models,
     )
 
 
@@ -396,4 +397,5 @@ def decode_projection(message: columns_pb2.Projection, *, field: str = "projecti
         payload=message.payload,
         vector=message.vector,
         version=message.version,
+        models=tuple(message.models),
     )

@@ -82,7 +82,7 @@ class Reads:
         """
         column = id_array(ids)
         validate_ids(column, rows_max=GET_IDS_MAX)
-        validate_projection(projection, schema=collection.schema)
+        validate_projection(projection, collection=collection)
         check_sequences(collection, min_sequences)
         wanted = list(dict.fromkeys(ids))
         groups = rows_by_shard(hash_ids(wanted), shard_count=collection.shard_count)
@@ -189,7 +189,7 @@ class Reads:
         empty page is only the last one, unless a node looked at many rows that a filter refused.
         """
         validate_page_rows(rows_max)
-        validate_projection(projection, schema=collection.schema)
+        validate_projection(projection, collection=collection)
         canonical = None if filter is None else validate_filter(filter, collection.schema)
         at = decode_cursor(cursor, collection=collection)
         while True:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from annheal.errors import InvalidArgument
-from annheal.model.records import RecordBatch, RecordSet
+from annheal.model.records import ModelVectors, RecordBatch, RecordSet
 from annheal.wire.arrow_ipc import decode_batch, decode_columns, encode_batch, encode_columns
 
 PAYLOAD_BYTES = 4_661
@@ -32,13 +33,15 @@ def stream_of(columns: dict[str, Any], *, batches: int = 1, **options: Any) -> b
     return stream_of_batches([rows] * batches, **options)
 
 
-def stream_of_batches(batches: list[pa.RecordBatch], **options: Any) -> bytes:
+def stream_of_batches(
+    batches: list[pa.RecordBatch], *, metadata: dict[bytes, bytes] | None = None, **options: Any
+) -> bytes:
     sink = pa.BufferOutputStream()
     write = pa.ipc.IpcWriteOptions(**options)
-    schema = batches[0].schema.with_metadata({b"attributes": b"1"})
-    with pa.ipc.new_stream(sink, schema, options=write) as writer:
+    wanted = {b"attributes": b"1", **(metadata or {})}
+    with pa.ipc.new_stream(sink, batches[0].schema.with_metadata(wanted), options=write) as writer:
         for batch in batches:
-            writer.write_batch(batch.replace_schema_metadata({b"attributes": b"1"}))
+            writer.write_batch(batch.replace_schema_metadata(wanted))
     return sink.getvalue().to_pybytes()
 
 
@@ -106,12 +109,35 @@ BAD = {
     "two columns of one name": stream_of_batches(
         [pa.RecordBatch.from_arrays([*GOOD.values(), GOOD["id"]], names=[*GOOD, "id"])]
     ),
+    "further vectors of no model": stream_of({**GOOD, "vector:": GOOD["vector"]}),
+    "further vectors of the model itself": stream_of(
+        {**GOOD, "vector:m": GOOD["vector"]}, metadata={b"model": b"m"}
+    ),
+    "a model that is no UTF-8": stream_of(GOOD, metadata={b"model": b"\xff"}),
+    "further vectors that are text": stream_of({**GOOD, "vector:m": GOOD["id"]}),
+    "a missing further vector": stream_of({**GOOD, "vector:m": vectors([1.0, 2.0], None)}),
     # PyArrow takes the first message for a schema, whatever it is, and dies.
     "rows without a schema": VALID[8 + struct.unpack_from("<i", VALID, 4)[0] :],
     "nothing": b"",
     "half of it": VALID[: len(VALID) // 2],
     "no stream": b"ARROW1\0\0" + b"\xff" * 64,
 }
+
+
+def test_the_layout_is_the_documented_one_and_that_of_one_model_never_changed() -> None:
+    batch = RecordBatch(
+        ids=pa.array(["a", "b"]),
+        vectors=np.array([[1, 2], [3, 4]], dtype=np.float32),
+        attributes=pa.RecordBatch.from_arrays([pa.array([7, None], pa.int64())], names=["year"]),
+        payloads=pa.array([b"{}", None], pa.binary()),
+    )
+    columns = {**GOOD, "a:year": batch.attributes.column(0)}
+    assert encode_batch(batch) == stream_of(columns)
+
+    next_vectors = np.array([[np.nan] * 3, [5, 6, 7]], dtype=np.float32)
+    both = replace(batch, model="m", further=(ModelVectors("n/é", next_vectors),))
+    columns["vector:n/é"] = vectors(*next_vectors.tolist(), dimension=3)
+    assert encode_batch(both) == stream_of(columns, metadata={b"model": b"m"})
 
 
 @pytest.mark.parametrize("name", BAD)

@@ -233,6 +233,19 @@ def test_searches_and_projections_have_limits():
         with pytest.raises(InvalidArgument) as error:
             validate_search(queries, options, model=COSINE)
         assert fields(error) == [field]
-    validate_projection(Projection(("word",)), schema=SCHEMA)
+    validate_projection(Projection(("word",)), collection=COLLECTION)
     with pytest.raises(InvalidArgument, match="'year'"):
-        validate_projection(Projection(("word", "year")), schema=SCHEMA)
+        validate_projection(Projection(("word", "year")), collection=COLLECTION)
+
+
+def test_models_of_a_projection_are_known_and_named_once() -> None:
+    two = replace(COLLECTION, models=(COSINE, ModelSpec("next", 8, Metric.L2)))
+    validate_projection(Projection(vector=True, models=("next", "m")), collection=two)
+    for models, vector, text in (
+        (("nxt",), True, "did you mean next"),
+        (("m", "m"), True, "twice"),
+        (("m",), False, "set vector"),
+    ):
+        with pytest.raises(InvalidArgument, match=text) as error:
+            validate_projection(Projection(vector=vector, models=models), collection=two)
+        assert fields(error)[0].startswith("models")

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +15,14 @@ from annheal.model.measures.part_health import PartHealth
 from annheal.model.measures.recall import CollectionRecall
 from annheal.model.measures.recall_audit import BandAudit
 from annheal.model.measures.recall_worst import LiveQuery
-from annheal.model.records import EVERYTHING, IDS_ONLY, Projection, RecordBatch, RecordSet
+from annheal.model.records import (
+    EVERYTHING,
+    IDS_ONLY,
+    ModelVectors,
+    Projection,
+    RecordBatch,
+    RecordSet,
+)
 from annheal.model.search import (
     Consistency,
     SearchAnswer,
@@ -55,6 +63,8 @@ ROWS = RecordSet(
     attributes=pa.RecordBatch.from_arrays([pa.array([2024, None], pa.int64())], names=["year"]),
     payloads=pa.array([b"{}", None], pa.binary()),
     vectors=np.array([[1, 2], [3, 4]], dtype=np.float32),
+    model="m",
+    further=(ModelVectors("n", np.array([[5], [6]], dtype=np.float32)),),
 )
 BATCH = RecordBatch(
     ids=pa.array(["a", "ß"]),
@@ -164,6 +174,11 @@ def assert_same_rows(left: RecordSet, right: RecordSet) -> None:
     assert left.vectors is not None
     assert right.vectors is not None
     assert np.array_equal(left.vectors, right.vectors)
+    assert left.model == right.model
+    assert len(left.further) == len(right.further)
+    for one, other in zip(left.further, right.further, strict=True):
+        assert one.model == other.model
+        assert np.array_equal(one.vectors, other.vectors)
 
 
 async def test_searches_are_the_same_from_afar() -> None:
@@ -222,7 +237,9 @@ async def test_writes_are_the_same_from_afar() -> None:
 
 
 async def test_everything_else_is_the_same_from_afar() -> None:
-    get = GetRequest("c1", 1, ("a",), EVERYTHING, Consistency.SESSION, 5)
+    get = GetRequest(
+        "c1", 1, ("a",), replace(EVERYTHING, models=("n", "m")), Consistency.SESSION, 5
+    )
     count = CountRequest("c1", 1, FILTER, Consistency.STRONG, 6)
     first = ScanRequest("c1", 1, 10)
     later = ScanRequest("c1", 1, 10, 2**64 - 1, "a", FILTER, IDS_ONLY)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -8,9 +10,26 @@ from hypothesis import strategies as st
 
 from annheal.errors import InvalidArgument
 from annheal.model.collection import AttributeField, AttributeType, Collection, Metric, ModelSpec
-from annheal.model.records import ARROW_TYPES, Projection, RecordBatch, RecordSet, arrow_schema
+from annheal.model.records import (
+    ARROW_TYPES,
+    Float32Matrix,
+    ModelVectors,
+    Projection,
+    RecordBatch,
+    RecordPatch,
+    RecordSet,
+    Versions,
+    arrow_schema,
+)
 from annheal.v1 import columns_pb2, records_pb2
-from annheal.wire.arrow_ipc import decode_batch, decode_columns, encode_batch, encode_columns
+from annheal.wire.arrow_ipc import (
+    decode_batch,
+    decode_columns,
+    decode_patch,
+    encode_batch,
+    encode_columns,
+    encode_patch,
+)
 from annheal.wire.columns import (
     decode_attribute,
     decode_attributes,
@@ -97,6 +116,74 @@ def test_columnar_upsert_round_trip_of_slices_too(batch: RecordBatch, start: int
 @given(batches())
 def test_arrow_round_trip(batch: RecordBatch) -> None:
     assert_same(decode_batch(encode_batch(batch)), batch)
+
+
+MODEL_NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=9)
+
+
+@st.composite
+def matrices(draw: st.DrawFn, rows: int) -> Float32Matrix:
+    """Vectors of which any may be lacking, in a slice of a larger matrix."""
+    dimension = draw(st.integers(1, 5))
+    numbers = np.arange(rows * dimension, dtype=np.float32).reshape(rows, dimension)
+    numbers[draw(st.lists(st.booleans(), min_size=rows, max_size=rows))] = np.nan
+    return np.concatenate([numbers, numbers], axis=1)[:, :dimension]
+
+
+@st.composite
+def of_models(draw: st.DrawFn, rows: int) -> tuple[str, Float32Matrix, tuple[ModelVectors, ...]]:
+    """The name of a model, empty for one that needs none, its vectors, and those of others."""
+    own, *others = draw(st.lists(MODEL_NAMES, min_size=1, max_size=4, unique=True))
+    further = tuple(ModelVectors(name, draw(matrices(rows))) for name in others)
+    return draw(st.sampled_from(["", own])), draw(matrices(rows)), further
+
+
+def assert_same_models(
+    left: RecordBatch | RecordPatch | RecordSet, right: RecordBatch | RecordPatch | RecordSet
+) -> None:
+    assert left.model == right.model
+    assert [one.model for one in left.further] == [one.model for one in right.further]
+    assert_same_matrix(left.vectors, right.vectors)
+    for one, other in zip(left.further, right.further, strict=True):
+        assert_same_matrix(one.vectors, other.vectors)
+
+
+def assert_same_matrix(left: Float32Matrix | None, right: Float32Matrix | None) -> None:
+    assert (left is None) == (right is None)
+    assert left is None or right is None or np.array_equal(left, right, equal_nan=True)
+
+
+@settings(max_examples=60, deadline=None)
+@given(batches(), st.data())
+def test_vectors_of_several_models_travel_inside_the_cluster(
+    batch: RecordBatch, data: st.DataObject
+) -> None:
+    rows = len(batch)
+    model, vectors, further = data.draw(of_models(rows))
+    own = vectors if data.draw(st.booleans()) else None
+    versions: Versions = np.arange(1, rows + 1)
+    tagged = replace(batch, vectors=vectors, model=model, further=further)
+    patch = RecordPatch(
+        batch.ids, batch.attributes, batch.payloads, own, model=model, further=further
+    )
+    records = RecordSet(batch.id_list(), None, None, own, versions, model, further)
+
+    found = decode_batch(encode_batch(tagged))
+    assert_same_models(found, tagged)
+    assert found.attributes.equals(batch.attributes)
+    assert found.payloads.equals(batch.payloads)
+    assert_same_models(decode_patch(encode_patch(patch)), patch)
+    read = decode_columns(encode_columns(records), ids=records.ids)
+    assert_same_models(read, records)
+    assert read.versions is not None
+    assert np.array_equal(read.versions, versions)
+
+
+def test_records_with_vectors_of_further_models_only_travel() -> None:
+    further = (ModelVectors("next", np.ones((2, 3), dtype=np.float32)),)
+    records = RecordSet(ids=["a", "b"], further=further)
+    assert not records.has_only_ids
+    assert_same_models(decode_columns(encode_columns(records), ids=records.ids), records)
 
 
 @settings(max_examples=40, deadline=None)
@@ -333,7 +420,12 @@ def test_columns_of_unknown_types_are_refused() -> None:
 
 @pytest.mark.parametrize(
     "projection",
-    [Projection(), Projection(None, True, True), Projection(("a", "b"), False, True)],
+    [
+        Projection(),
+        Projection(None, True, True),
+        Projection(("a", "b"), False, True),
+        Projection(vector=True, models=("new", "old")),
+    ],
 )
 def test_projection_round_trip(projection: Projection) -> None:
     assert decode_projection(encode_projection(projection)) == projection
