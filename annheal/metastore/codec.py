@@ -13,6 +13,8 @@ from annheal.model.collection import Collection
 from annheal.model.names import checked_name
 from annheal.model.topology.checks import check_manifest, check_task
 from annheal.model.topology.manifest import CollectedObjects, Manifest
+from annheal.model.topology.migration.checks import check_migration
+from annheal.model.topology.migration.state import Migration
 from annheal.model.topology.shard import Assignment, NodeRegistration, NodeSettings
 from annheal.model.topology.task import CompactionTask, TaskClaim
 
@@ -66,6 +68,9 @@ def _check(value: object, key: str) -> None:
             check_task(value)
         case TaskClaim():
             own = keys.claim_key(value.task_id)
+        case Migration():
+            own = keys.migration_key(value.collection_id)
+            check_migration(value)
         case NodeRegistration():
             own = keys.node_key(value.node_id)
         case NodeSettings():

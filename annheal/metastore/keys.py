@@ -14,6 +14,7 @@ key                                value                                        
 ``leader``                         the coordinator that runs the control loops     yes
 ``tasks/<task_id>``                one piece of delegated work                     no
 ``claims/<task_id>``               the compactor that works on it                  yes
+``migrations/<collection_id>``     the change of its embedding model               no
 =================================  ==============================================  ======
 
 Shards are written with five digits, so that key order is shard order.
@@ -34,6 +35,7 @@ COORDINATORS_PREFIX = "coordinators/"
 COMPACTORS_PREFIX = "compactors/"
 TASKS_PREFIX = "tasks/"
 CLAIMS_PREFIX = "claims/"
+MIGRATIONS_PREFIX = "migrations/"
 LEADER_KEY = "leader"
 
 
@@ -100,6 +102,11 @@ def task_key(task_id: str) -> str:
 def claim_key(task_id: str) -> str:
     """Return the leased key that a compactor holds while it works on a task."""
     return CLAIMS_PREFIX + _part("task_id", task_id)
+
+
+def migration_key(collection_id: str) -> str:
+    """Return the key of a collection's migration, the present or the last one."""
+    return MIGRATIONS_PREFIX + _part("collection_id", collection_id)
 
 
 def parse_shard_key(key: str) -> tuple[str, int]:
