@@ -1,0 +1,133 @@
+"""The service of searches.
+
+Search is the hot path: the options of a request (k, filter, projection and so on) are decoded and
+checked once and looked up by their bytes afterwards, vectors are views into the request's bytes,
+and equal options are one object, so that the batcher's keys are cheap to compare.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import TypeAlias
+
+from annheal.coordinator.app import Coordinator
+from annheal.coordinator.data_path.router import check_sequences
+from annheal.filters import validate_filter
+from annheal.model.collection import Collection
+from annheal.model.search import Consistency, SearchOptions
+from annheal.model.session import SessionToken
+from annheal.model.validation import (
+    validate_projection,
+    validate_search,
+    validate_search_options,
+    validate_timeout,
+    validate_vectors,
+)
+from annheal.rpc.server import Context, deadline_of
+from annheal.runtime.metrics import Metrics
+from annheal.v1 import search_pb2
+from annheal.wire import search as wire_search
+from annheal.wire.columns import decode_vectors
+from annheal.wire.session import decode_freshness
+
+OPTIONS_CACHED_MAX = 1_024
+
+OptionsKey: TypeAlias = tuple[object, ...]
+
+
+class SearchServicer:
+    """`annheal.v1.SearchService`."""
+
+    def __init__(self, coordinator: Coordinator, metrics: Metrics) -> None:
+        self._coordinator = coordinator
+        self._metrics = metrics
+        self._options: dict[OptionsKey, SearchOptions] = {}
+
+    async def Search(
+        self, request: search_pb2.SearchRequest, context: Context
+    ) -> search_pb2.SearchResponse:
+        """Find the nearest records of each query."""
+        began_s = time.perf_counter()
+        coordinator = self._coordinator
+        collection = coordinator.catalog.collection_or_none(request.collection)
+        if collection is None:
+            collection = await coordinator.collections.get(request.collection)
+        options = self._options_of(request, collection)
+        timeout_s = None
+        if request.HasField("timeout_ms"):
+            timeout_s = request.timeout_ms / 1_000
+            validate_timeout(timeout_s)
+        deadline = deadline_of(context, timeout_s=timeout_s)
+        consistency, min_sequences = decode_freshness(request, collection_id=collection.id)
+        if min_sequences:
+            check_sequences(collection, min_sequences)
+        if request.WhichOneof("queries") == "vectors":
+            queries = decode_vectors(request.vectors, models=collection.models, field="vectors")
+            validate_search(queries, options, model=collection.model)
+            queries = validate_vectors(queries, model=collection.model)
+        elif request.WhichOneof("queries") == "texts":
+            asked = wire_search.decode_search(request, collection=collection)
+            queries = await coordinator.texts.queries(collection, asked.texts, deadline=deadline)
+            validate_search(queries, options, model=collection.model)
+            queries = validate_vectors(queries, model=collection.model, field="texts")
+        else:
+            read = wire_search.decode_search(request, collection=collection)
+            queries = await coordinator.reads.vectors(
+                collection,
+                read.query_ids,
+                deadline=deadline,
+                consistency=consistency,
+                min_sequences=min_sequences,
+            )
+            validate_search(queries, options, model=collection.model)
+        answer = await coordinator.search.search(
+            collection,
+            queries,
+            options=options,
+            deadline=deadline,
+            consistency=consistency,
+            min_sequences=min_sequences,
+            allow_partial=request.allow_partial,
+        )
+        session = None
+        if consistency is not Consistency.EVENTUAL:
+            session = SessionToken(collection.id, answer.sequences)
+        self._metrics.observe_search(
+            collection.name,
+            filtered=options.filter is not None,
+            queries=len(queries),
+            duration_s=time.perf_counter() - began_s,
+            below_objective=answer.below_objective,
+        )
+        return wire_search.encode_search_response(
+            answer, metric=collection.model.metric, model=collection.model.name, session=session
+        )
+
+    def _options_of(
+        self, request: search_pb2.SearchRequest, collection: Collection
+    ) -> SearchOptions:
+        """Return the checked options; the same object for the same bytes and collection."""
+        key = (
+            collection.id,
+            request.k,
+            request.exact,
+            request.explain,
+            request.ef if request.HasField("ef") else None,
+            request.recall_objective if request.HasField("recall_objective") else None,
+            request.filter.SerializeToString() if request.HasField("filter") else None,
+            request.projection.SerializeToString() if request.HasField("projection") else None,
+        )
+        known = self._options.get(key)
+        if known is not None:
+            return known
+        options = wire_search.decode_search(request, collection=collection).options
+        validate_search_options(options, model=collection.model)
+        validate_projection(options.projection, collection=collection)
+        if options.filter is not None:
+            canonical = validate_filter(options.filter, collection.schema)
+            options = replace(options, filter=canonical)
+        if len(self._options) >= OPTIONS_CACHED_MAX:
+            self._options.pop(next(iter(self._options)))
+        self._options[key] = options
+        return options
