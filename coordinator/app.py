@@ -22,6 +22,8 @@ from annheal.coordinator.election import Election
 from annheal.coordinator.leader.control import Control, ControlParts
 from annheal.coordinator.leader.gc import GarbageCollector
 from annheal.coordinator.leader.health_view import HealthView
+from annheal.coordinator.migration.book import MigrationBook
+from annheal.coordinator.migration.driver import MigrationDriver
 from annheal.coordinator.placement.topology import Topology
 from annheal.coordinator.recall.merged_audit import MergedAuditor
 from annheal.coordinator.recall.probe import RecallMeter
@@ -33,7 +35,7 @@ from annheal.metastore.protocol import MetaStore
 from annheal.model.topology.shard import WorkerRegistration, WorkerRole
 from annheal.objectstore.protocol import ObjectStore
 from annheal.objectstore.store_watch import StoreWatch
-from annheal.runtime.clock import Clock, wall_s
+from annheal.runtime.clock import Clock, NewId, wall_s
 from annheal.runtime.offload import Offload
 from annheal.runtime.tasks import TaskScope
 
@@ -122,19 +124,39 @@ class Coordinator:
             self.texts,
             timeout_s=settings.observe_timeout_s,
         )
-        parts = ControlParts(
-            catalog=self.catalog,
-            store=meta,
-            router=self.router,
-            topology=Topology(self.catalog, meta, tolerance=settings.rebalance_tolerance),
-            tasks=TaskBook(self.catalog, meta, wall_clock=wall_clock),
-            garbage=self._make_garbage(meta, objects, wall_clock, needs_space),
-            new_id=new_id,
-            wall_clock=wall_clock,
+        parts = self._make_parts(
+            meta, self._make_garbage(meta, objects, wall_clock, needs_space), new_id, wall_clock
         )
         self.admin = self._make_admin(parts, version)
         self._control = Control(parts, settings=settings)
         self._election = self._make_election(meta, version, wall_clock())
+
+    def _make_parts(
+        self, meta: MetaStore, garbage: GarbageCollector, new_id: NewId, wall_clock: Clock
+    ) -> ControlParts:
+        settings = self.settings
+        tasks = TaskBook(self.catalog, meta, wall_clock=wall_clock)
+        return ControlParts(
+            catalog=self.catalog,
+            store=meta,
+            router=self.router,
+            topology=Topology(self.catalog, meta, tolerance=settings.rebalance_tolerance),
+            tasks=tasks,
+            garbage=garbage,
+            new_id=new_id,
+            wall_clock=wall_clock,
+            migrations=partial(
+                MigrationDriver,
+                self.catalog,
+                self.router,
+                tasks,
+                MigrationBook(self.catalog, meta),
+                rules=settings.compaction,
+                observe_timeout_s=settings.observe_timeout_s,
+                wall_clock=wall_clock,
+                new_id=new_id,
+            ),
+        )
 
     def _make_router(self, connect: Connect, disconnect: Disconnect) -> Router:
         batch = partial(

@@ -246,7 +246,7 @@ class Collections:
 
 
 async def forget_shards(store: MetaStore, collection_id: str) -> None:
-    """Delete the assignments and manifests of a dropped collection; repeat to finish."""
+    """Delete what a dropped collection left in the metadata store; repeat to finish."""
     for prefix in (
         keys.collection_shards_prefix(collection_id),
         keys.collection_manifests_prefix(collection_id),
@@ -255,6 +255,7 @@ async def forget_shards(store: MetaStore, collection_id: str) -> None:
         snapshot = await store.list(prefix)
         for batch in _batches([Delete(item.key) for item in snapshot.items]):
             await store.commit(batch)
+    await store.commit([Delete(keys.migration_key(collection_id))])
 
 
 def _batches(operations: Sequence[Operation]) -> list[list[Operation]]:

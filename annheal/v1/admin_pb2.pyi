@@ -57,6 +57,8 @@ class CompactionReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     COMPACTION_REASON_MANUAL: _ClassVar[CompactionReason]
     COMPACTION_REASON_RECALL: _ClassVar[CompactionReason]
     COMPACTION_REASON_WALK_COST: _ClassVar[CompactionReason]
+    COMPACTION_REASON_BACKFILL: _ClassVar[CompactionReason]
+    COMPACTION_REASON_MODEL_PURGE: _ClassVar[CompactionReason]
 
 class Part(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -139,6 +141,8 @@ COMPACTION_REASON_TOMBSTONES: CompactionReason
 COMPACTION_REASON_MANUAL: CompactionReason
 COMPACTION_REASON_RECALL: CompactionReason
 COMPACTION_REASON_WALK_COST: CompactionReason
+COMPACTION_REASON_BACKFILL: CompactionReason
+COMPACTION_REASON_MODEL_PURGE: CompactionReason
 PART_UNSPECIFIED: Part
 PART_OBJECT_WRITES: Part
 PART_OBJECT_READS: Part
@@ -335,7 +339,7 @@ class Task(_message.Message):
     def __init__(self, task_id: _Optional[str] = ..., collection: _Optional[str] = ..., collection_id: _Optional[str] = ..., phase: _Optional[_Union[TaskPhase, str]] = ..., priority: _Optional[int] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., finished_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., attempts: _Optional[int] = ..., worker: _Optional[str] = ..., step: _Optional[str] = ..., progress: _Optional[float] = ..., error: _Optional[str] = ..., estimated_bytes: _Optional[int] = ..., estimated_disk_bytes: _Optional[int] = ..., why: _Optional[str] = ..., compaction: _Optional[_Union[CompactionWork, _Mapping]] = ...) -> None: ...
 
 class CompactionWork(_message.Message):
-    __slots__ = ("shard", "reason", "sources", "tier", "output_segment_id", "rows_in", "rows_out")
+    __slots__ = ("shard", "reason", "sources", "tier", "output_segment_id", "rows_in", "rows_out", "model")
     SHARD_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     SOURCES_FIELD_NUMBER: _ClassVar[int]
@@ -343,6 +347,7 @@ class CompactionWork(_message.Message):
     OUTPUT_SEGMENT_ID_FIELD_NUMBER: _ClassVar[int]
     ROWS_IN_FIELD_NUMBER: _ClassVar[int]
     ROWS_OUT_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
     shard: int
     reason: CompactionReason
     sources: _containers.RepeatedScalarFieldContainer[str]
@@ -350,7 +355,8 @@ class CompactionWork(_message.Message):
     output_segment_id: str
     rows_in: int
     rows_out: int
-    def __init__(self, shard: _Optional[int] = ..., reason: _Optional[_Union[CompactionReason, str]] = ..., sources: _Optional[_Iterable[str]] = ..., tier: _Optional[_Union[SegmentTier, str]] = ..., output_segment_id: _Optional[str] = ..., rows_in: _Optional[int] = ..., rows_out: _Optional[int] = ...) -> None: ...
+    model: str
+    def __init__(self, shard: _Optional[int] = ..., reason: _Optional[_Union[CompactionReason, str]] = ..., sources: _Optional[_Iterable[str]] = ..., tier: _Optional[_Union[SegmentTier, str]] = ..., output_segment_id: _Optional[str] = ..., rows_in: _Optional[int] = ..., rows_out: _Optional[int] = ..., model: _Optional[str] = ...) -> None: ...
 
 class ShardMove(_message.Message):
     __slots__ = ("collection", "shard", "source", "target")

@@ -257,6 +257,7 @@ def encode_task(task: TaskStatus) -> pb.Task:
             output_segment_id=task.output_segment_id,
             rows_in=task.rows_in,
             rows_out=task.rows_out,
+            model=task.model,
         ),
     )
 
@@ -287,6 +288,7 @@ def decode_task(message: pb.Task) -> TaskStatus:
         rows_out=work.rows_out,
         estimated_disk_bytes=message.estimated_disk_bytes,
         why=message.why,
+        model=work.model,
     )
 
 

@@ -153,6 +153,8 @@ TASK_REASON = EnumCodec(
         TaskReason.MANUAL: admin_pb2.COMPACTION_REASON_MANUAL,
         TaskReason.RECALL: admin_pb2.COMPACTION_REASON_RECALL,
         TaskReason.WALK_COST: admin_pb2.COMPACTION_REASON_WALK_COST,
+        TaskReason.BACKFILL: admin_pb2.COMPACTION_REASON_BACKFILL,
+        TaskReason.MODEL_PURGE: admin_pb2.COMPACTION_REASON_MODEL_PURGE,
     }
 )
 BAND = EnumCodec(

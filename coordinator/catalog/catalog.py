@@ -19,6 +19,7 @@ from annheal.metastore.mirror import Mirror
 from annheal.metastore.protocol import MetaStore
 from annheal.metastore.table import Stored, Table
 from annheal.model.collection import Collection
+from annheal.model.topology.migration.state import Migration
 from annheal.model.topology.shard import Assignment, NodeRegistration, NodeSettings, ShardId
 from annheal.model.topology.task import CompactionTask
 from annheal.runtime.tasks import TaskScope
@@ -27,7 +28,7 @@ _CLOSE_NAMES_MAX = 3
 
 
 class Catalog:
-    """Collections, assignments, nodes and tasks, kept up to date by watches.
+    """Collections, assignments, nodes, tasks and migrations, kept up to date by watches.
 
     `start` loads everything and follows the store with tasks of `scope` until that is stopped.
     """
@@ -39,6 +40,7 @@ class Catalog:
         self._nodes = Table(Mirror(store, keys.NODES_PREFIX), NodeRegistration)
         self._node_settings = Table(Mirror(store, keys.NODE_SETTINGS_PREFIX), NodeSettings)
         self._tasks = Table(Mirror(store, keys.TASKS_PREFIX), CompactionTask)
+        self._migrations = Table(Mirror(store, keys.MIGRATIONS_PREFIX), Migration)
         self._version = 0
         self._changed = asyncio.Event()
         self._by_name: tuple[object, dict[str, Collection]] = (None, {})
@@ -187,6 +189,16 @@ class Catalog:
         """Return one task."""
         return self._tasks.entries.get(f"{keys.TASKS_PREFIX}{task_id}")
 
+    # ------------------------------------------------------------------------ migrations
+
+    def migrations(self) -> tuple[Stored[Migration], ...]:
+        """Return the present or last migration of every collection that had one."""
+        return tuple(self._migrations.entries.values())
+
+    def migration(self, collection_id: str) -> Stored[Migration] | None:
+        """Return the present or last migration of one collection."""
+        return self._migrations.entries.get(keys.migration_key(collection_id))
+
     # --------------------------------------------------------------------------- private
 
     def _tables(self) -> tuple[Table[Any], ...]:
@@ -198,6 +210,7 @@ class Catalog:
         yield keys.NODES_PREFIX, self._nodes
         yield keys.NODE_SETTINGS_PREFIX, self._node_settings
         yield keys.TASKS_PREFIX, self._tasks
+        yield keys.MIGRATIONS_PREFIX, self._migrations
 
     async def _follow(self, mirror: Mirror) -> None:
         version = mirror.version

@@ -1,4 +1,4 @@
-"""The leader's control loops: place shards, plan and publish compactions, delete old records.
+"""The leader's control loops: placement, compactions, migrations, and what is to be deleted.
 
 Each round of a loop observes the catalog (or asks the owners of shards), plans with a pure
 function, and writes by compare-and-swap. Every write names the leader's term, so the store rejects
@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 from annheal.coordinator.catalog.catalog import Catalog
 from annheal.coordinator.compaction.plan import ShardObservation, plan_compactions, within_budget
@@ -40,9 +41,17 @@ _PAUSE_S = 0.02  # at least this long between two rounds, however often the cata
 _DELETES_STEP = 40  # assignments of one commit
 
 
+class Rounds(Protocol):
+    """What is done again and again while this coordinator leads."""
+
+    async def run_round(self) -> None:
+        """Do one round; an error that is not retryable ends the term."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class ControlParts:
-    """What the loops read and write."""
+    """What the loops read and write; `migrations` returns the driver of migrations for one term."""
 
     catalog: Catalog
     store: MetaStore
@@ -52,6 +61,7 @@ class ControlParts:
     garbage: GarbageCollector
     new_id: NewId
     wall_clock: Clock
+    migrations: Callable[[Leadership], Rounds]
     clock: Clock = monotonic_s
 
 
@@ -80,6 +90,11 @@ class Control:
                     (
                         "compaction",
                         _Compaction(parts, settings, term, node_rows).run_round,
+                        settings.compaction_interval_s,
+                    ),
+                    (
+                        "migrations",
+                        parts.migrations(term).run_round,
                         settings.compaction_interval_s,
                     ),
                     (

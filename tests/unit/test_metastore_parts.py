@@ -34,7 +34,7 @@ class TestKeys:
 
     def test_no_prefix_holds_the_keys_of_another(self) -> None:
         prefixes = [value for name, value in vars(keys).items() if name.endswith("_PREFIX")]
-        assert len(prefixes) == 10
+        assert len(prefixes) == 11
         assert not any(a != b and a.startswith(b) for a in prefixes for b in prefixes)
         assert not any(keys.LEADER_KEY.startswith(prefix) for prefix in prefixes)
 

@@ -154,6 +154,7 @@ class TaskStatus:
     rows_out: int = 0
     estimated_disk_bytes: int = 0
     why: str = ""
+    model: str = ""
 
     @classmethod
     def of(
@@ -183,6 +184,7 @@ class TaskStatus:
             rows_out=task.rows_out,
             estimated_disk_bytes=task.estimated_disk_bytes,
             why=task.why,
+            model=task.model,
         )
 
 

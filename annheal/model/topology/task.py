@@ -1,4 +1,4 @@
-"""Compaction tasks: planned by the leader, done by a compactor, published by the shard's owner.
+"""Tasks: planned by the leader, done by a compactor, published by the shard's owner.
 
 The phases are PENDING -> BUILT -> PUBLISHED; or FAILED after `ATTEMPTS_MAX` attempts, or CANCELLED.
 A compactor holds a PENDING task by a claim, a key with a lease. The claim alone says that a
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from annheal.model.topology.manifest import SegmentEntry
+from annheal.model.topology.migration.state import SkipCount, SkippedRecord
 
 ATTEMPTS_MAX = 5
 """Attempts, counted when they start, after which a task is FAILED."""
@@ -27,13 +28,20 @@ class TaskPhase(StrEnum):
 
 
 class TaskReason(StrEnum):
-    """Why the rewrite was planned; docs/operations/compaction.md has the rules."""
+    """Why the task was planned; docs/operations/compaction.md has the rules.
+
+    All but `backfill` are rewrites of segments. A backfill reads one segment and makes the vectors
+    of another model for its rows, which are added to the segment. A `model_purge` is a rewrite
+    without the vectors of one model.
+    """
 
     MERGE = "merge"
     TOMBSTONES = "tombstones"
     MANUAL = "manual"
     RECALL = "recall"
     WALK_COST = "walk_cost"
+    BACKFILL = "backfill"
+    MODEL_PURGE = "model_purge"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +51,10 @@ class CompactionTask:
     Stored under `tasks/<id>`. `output` is set when the task is built; None in phase BUILT means
     that no row was live. `estimated_bytes` is the memory of a build, `estimated_disk_bytes` its
     scratch disk. A task of higher `priority` is done first. `finished_at_s` of a PENDING task is
-    the time of its last failed attempt. `why` is a sentence for operators.
+    the time of its last failed attempt. `why` is a sentence for operators. `model` is the one whose
+    vectors a backfill makes, or a purge leaves out; empty for other reasons. A backfill counts in
+    `skipped` the rows that got no vector, and names some of them in `skipped_records`; its
+    `rows_out` are those that got one.
     """
 
     id: str
@@ -65,6 +76,9 @@ class CompactionTask:
     rows_out: int = 0
     estimated_disk_bytes: int = 0
     why: str = ""
+    model: str = ""
+    skipped: tuple[SkipCount, ...] = ()
+    skipped_records: tuple[SkippedRecord, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

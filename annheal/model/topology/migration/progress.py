@@ -20,6 +20,7 @@ from annheal.model.topology.migration.state import (
 
 OTHER_REASON = "other"
 _PACE_WEIGHT = 0.3  # of the newest stretch in the mean pace
+_PACE_MIN = 0.01  # rows per second; a mean below is no pace
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,7 @@ def with_pace(coverage: CoverageTotals, *, before: CoverageTotals | None) -> Cov
     newest = max(0.0, done / seconds)
     former = before.rows_per_s
     pace = newest if not former else _PACE_WEIGHT * newest + (1 - _PACE_WEIGHT) * former
-    return replace(coverage, rows_per_s=pace)
+    return replace(coverage, rows_per_s=pace if pace >= _PACE_MIN else 0.0)
 
 
 def _within_reasons(progress: SegmentProgress) -> SegmentProgress:
