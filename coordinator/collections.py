@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -11,7 +13,10 @@ from annheal.coordinator.data_path.texts import Texts
 from annheal.errors import (
     AlreadyExists,
     Conflict,
+    FailedPrecondition,
+    FieldViolation,
     InvalidArgument,
+    NotFound,
     Unavailable,
     UnknownOutcome,
 )
@@ -19,7 +24,9 @@ from annheal.metastore import keys
 from annheal.metastore.codec import decode_value, encode_value
 from annheal.metastore.limits import COMMIT_OPERATIONS_MAX
 from annheal.metastore.protocol import Compare, Delete, MetaStore, Operation, Put
-from annheal.model.collection import Collection
+from annheal.model.collection import Collection, ModelSpec
+from annheal.model.suggestions import suggestion
+from annheal.model.texts.spec import TextModel
 from annheal.model.topology.shard import Assignment, ShardId
 from annheal.model.validation import validate_collection, validate_settings
 from annheal.objectstore.protocol import ObjectStore
@@ -31,6 +38,7 @@ _log = logging.getLogger(__name__)
 
 _UPDATE_POLICY = RetryPolicy(attempts_max=20)
 _UNSERVED_NAMED_MAX = 8
+_PLACE = re.compile(r"^models\[\d+\]")
 
 
 class Collections:
@@ -129,7 +137,7 @@ class Collections:
             wanted = change(replace(present, revision=stored.mod_revision))
             wanted = replace(present.with_changes_of(wanted), revision=0)
             validate_settings(wanted)
-            validate_collection(replace(wanted, models=wanted.models[:1]))
+            validate_collection(wanted)
             if wanted.text_models != present.text_models:
                 await self._texts.check(wanted)
             if wanted == present:
@@ -152,6 +160,86 @@ class Collections:
                 error.retryable and not (if_revision is not None and isinstance(error, Conflict))
             ),
         )
+
+    async def add_model(
+        self, name: str, model: ModelSpec, text_model: TextModel | None, *, deadline: Deadline
+    ) -> Collection:
+        """Add a model to the collection, and how texts become its vectors; return the collection.
+
+        If it is there already, nothing changes. Raises `AlreadyExists` when the one that is there
+        differs, or was removed: its vectors may still be stored, and a name means one model.
+        """
+
+        def change(present: Collection) -> Collection:
+            known = present.model_named(model.name)
+            if known is None:
+                return replace(
+                    present,
+                    models=(*present.models, model),
+                    text_models=(*present.text_models, *([text_model] if text_model else [])),
+                )
+            if model.name in present.removed:
+                raise AlreadyExists(
+                    f"collection {name!r} had a model {model.name!r}, which was removed; give the"
+                    " new one another name",
+                    metadata={"collection": name, "model": model.name},
+                )
+            differences = _model_differences(
+                known, present.text_model(model.name), model, text_model
+            )
+            if differences:
+                raise AlreadyExists(
+                    f"collection {name!r} has another model {model.name!r}:"
+                    f" {'; '.join(differences)}. Give the new one another name",
+                    metadata={"collection": name, "model": model.name},
+                )
+            return present
+
+        try:
+            changed = await self.update(name, change, deadline=deadline)
+        except InvalidArgument as error:
+            raise _about_new_model(error) from error
+        _log.info("collection %s has model %s", name, model.name)
+        return changed
+
+    async def remove_model(self, name: str, model: str, *, deadline: Deadline) -> Collection:
+        """Remove a model from the collection; return the collection.
+
+        Its vectors cannot be read or searched any more. One that was removed stays so. Raises
+        `NotFound` for a model that never was, and `FailedPrecondition` for the serving one.
+        """
+
+        def change(present: Collection) -> Collection:
+            if model in present.removed:
+                return present
+            names = [one.name for one in present.usable_models]
+            if model not in names:
+                raise NotFound(
+                    f"collection {name!r} has no model {model[:80]!r}; {suggestion(model, names)}",
+                    metadata={"collection": name, "model": model},
+                )
+            if len(names) == 1:
+                raise FailedPrecondition(
+                    f"{model!r} is the only model of collection {name!r}; drop the collection, or"
+                    " add another model and let it serve first",
+                    reason="ONLY_MODEL",
+                )
+            if model == present.model.name:
+                raise FailedPrecondition(
+                    f"model {model!r} serves the searches of collection {name!r}; let another one"
+                    " serve first",
+                    reason="MODEL_SERVES",
+                )
+            return replace(
+                present,
+                serving=present.model.name,
+                removed=(*present.removed, model),
+                text_models=tuple(one for one in present.text_models if one.model != model),
+            )
+
+        changed = await self.update(name, change, deadline=deadline)
+        _log.info("model %s of collection %s removed", model, name)
+        return changed
 
     async def drop(self, name: str, *, deadline: Deadline) -> None:
         """Drop the collection: it is gone when this returns; its objects are deleted later."""
@@ -256,6 +344,40 @@ async def forget_shards(store: MetaStore, collection_id: str) -> None:
         for batch in _batches([Delete(item.key) for item in snapshot.items]):
             await store.commit(batch)
     await store.commit([Delete(keys.migration_key(collection_id))])
+
+
+def _model_differences(
+    known: ModelSpec, known_text: TextModel | None, model: ModelSpec, text_model: TextModel | None
+) -> list[str]:
+    """Return how a model that is there differs from a new one of its name."""
+    there, new = _described(known, known_text), _described(model, text_model)
+    return [
+        f"its {name} is {there[name]}, not {new[name]}"
+        for name in there
+        if name in new and there[name] != new[name]
+    ]
+
+
+def _described(model: ModelSpec, text_model: TextModel | None) -> dict[str, object]:
+    """Return everything about a model by name; options of its embedder only if it has one."""
+    found: dict[str, object] = dataclasses.asdict(model)
+    if text_model is None:
+        return found | {"embedder.kind": "none"}
+    options = dataclasses.asdict(text_model.embedder)
+    return found | {f"embedder.{k}": v for k, v in options.items()} | {"source": text_model.source}
+
+
+def _about_new_model(error: InvalidArgument) -> InvalidArgument:
+    """Return `error` with the fields of the model that is added called `model`."""
+    violations = [
+        FieldViolation(_PLACE.sub("model", one.field), one.description) for one in error.violations
+    ]
+    if not violations:
+        return error
+    text = "; ".join(f"{one.field}: {one.description}" for one in violations)
+    return InvalidArgument(
+        text, violations=violations, reason=error.reason, metadata=error.metadata
+    )
 
 
 def _batches(operations: Sequence[Operation]) -> list[list[Operation]]:

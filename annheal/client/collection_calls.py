@@ -150,12 +150,14 @@ class CollectionCalls:
         settings: Mapping[str, Any] | None = None,
         index: Mapping[str, Any] | None = None,
         embedder: Mapping[str, Any] | None = None,
+        model: str | None = None,
         if_revision: int | None = None,
         timeout_s: float | None = None,
     ) -> Collection:
         """Change settings, field by field; None sets a field back to its default.
 
-        Of the `embedder`, what says where and how fast it works can be changed (docs/embedders.md).
+        Of the `embedder`, what says where and how fast it works can be changed (docs/embedders.md);
+        it is that of the serving model, or of `model`.
         Nodes use them as soon as the metadata store has told them, moments after the return.
         Raises `Conflict` unless the collection is at `if_revision` (when given).
         """
@@ -166,16 +168,82 @@ class CollectionCalls:
         revision = None if if_revision is None else as_count(if_revision, "if_revision", most=2**62)
         if not changes:
             raise InvalidArgument.of("settings", "names nothing to change")
+        tag = "" if model is None else as_text(model, "model")
         api = self._connection.api
         updated = await self._connection.write(
             lambda left_s: api.update_collection(
-                name, changes=changes, if_revision=revision, timeout_s=left_s
+                name, changes=changes, if_revision=revision, model=tag, timeout_s=left_s
             ),
             deadline=self._connection.deadline(timeout_s),
             retryable=is_retryable if if_revision is None else never,
         )
         self._connection.learn(updated)
         return updated
+
+    async def add_model(
+        self,
+        collection: str,
+        model: str,
+        dimension: int,
+        *,
+        metric: Metric | str = Metric.COSINE,
+        embedder: EmbedderSpec | Mapping[str, Any] | str | None = None,
+        source: str = "",
+        timeout_s: float | None = None,
+    ) -> Collection:
+        """Add a model: records may have vectors of it beside those of the others.
+
+        Searches are answered from the serving model's vectors as before, unless they name this one.
+        Adding the same model again changes nothing.
+
+        Args:
+            collection: its name.
+            model: the name that tags the vectors; never one that a removed model had.
+            dimension: floats per vector.
+            metric: "cosine", "inner_product" or "l2".
+            embedder: as in `create_collection`.
+            source: as in `create_collection`.
+            timeout_s: time for the call; the client's by default.
+
+        Raises:
+            NotFound: there is no such collection.
+            AlreadyExists: the name means another model; the message says how that one differs.
+            InvalidArgument: a field is wrong, or the collection has 4 models.
+        """
+        spec = ModelSpec(
+            as_text(model, "model"),
+            as_count(dimension, "dimension", least=1),
+            as_word(metric, Metric, "metric"),
+        )
+        text_model = next(iter(_text_models(spec.name, embedder, source)), None)
+        api = self._connection.api
+        as_text(collection, "collection")
+        changed = await self._connection.write(
+            lambda left_s: api.add_model(
+                collection, model=spec, text_model=text_model, timeout_s=left_s
+            ),
+            deadline=self._connection.deadline(timeout_s),
+        )
+        self._connection.learn(changed)
+        return changed
+
+    async def remove_model(
+        self, collection: str, model: str, *, timeout_s: float | None = None
+    ) -> Collection:
+        """Remove a model that does not serve: its vectors cannot be read or searched any more.
+
+        Its name cannot be used again in this collection. Raises `NotFound` for a collection or a
+        model that is not there, `FailedPrecondition` for the serving model.
+        """
+        api = self._connection.api
+        as_text(collection, "collection")
+        as_text(model, "model")
+        changed = await self._connection.write(
+            lambda left_s: api.remove_model(collection, model=model, timeout_s=left_s),
+            deadline=self._connection.deadline(timeout_s),
+        )
+        self._connection.learn(changed)
+        return changed
 
     async def drop_collection(self, name: str, *, timeout_s: float | None = None) -> None:
         """Drop a collection and everything in it; raises `NotFound`."""

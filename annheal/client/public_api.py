@@ -142,13 +142,38 @@ class PublicApi:
         return found, response.next_page_token
 
     async def update_collection(
-        self, name: str, *, changes: dict[str, Any], if_revision: int | None, timeout_s: float
+        self,
+        name: str,
+        *,
+        changes: dict[str, Any],
+        if_revision: int | None,
+        model: str,
+        timeout_s: float,
     ) -> Collection:
-        """Change settings by path (`settings.recall_objective`)."""
+        """Change settings by path (`settings.recall_objective`), or the embedder of a model."""
         request = wire_collections.encode_update_collection(
-            name, changes=changes, if_revision=if_revision
+            name, changes=changes, if_revision=if_revision, model=model
         )
         response = await self._call(methods.UPDATE_COLLECTION, request, timeout_s=timeout_s)
+        return wire_collections.decode_collection(response.collection)
+
+    async def add_model(
+        self,
+        collection: str,
+        *,
+        model: ModelSpec,
+        text_model: TextModel | None,
+        timeout_s: float,
+    ) -> Collection:
+        """Add a model to a collection."""
+        request = wire_collections.encode_add_model(collection, model=model, text_model=text_model)
+        response = await self._call(methods.ADD_MODEL, request, timeout_s=timeout_s)
+        return wire_collections.decode_collection(response.collection)
+
+    async def remove_model(self, collection: str, *, model: str, timeout_s: float) -> Collection:
+        """Remove a model from a collection."""
+        request = methods.REMOVE_MODEL.request(collection=collection, model=model)
+        response = await self._call(methods.REMOVE_MODEL, request, timeout_s=timeout_s)
         return wire_collections.decode_collection(response.collection)
 
     async def drop_collection(self, name: str, *, timeout_s: float) -> None:

@@ -94,6 +94,8 @@ class Client:
     describe_collection = _blocking(AsyncClient.describe_collection)
     list_collections = _blocking(AsyncClient.list_collections)
     update_collection = _blocking(AsyncClient.update_collection)
+    add_model = _blocking(AsyncClient.add_model)
+    remove_model = _blocking(AsyncClient.remove_model)
     drop_collection = _blocking(AsyncClient.drop_collection)
     upsert = _blocking(AsyncClient.upsert)
     update = _blocking(AsyncClient.update)

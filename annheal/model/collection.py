@@ -126,7 +126,9 @@ class Collection:
     `settings`, `index`, the list of models, which of them serves, and some options of embedders may
     be changed while it lives (`with_changes_of`), the rest may not.
     `models` are in the order in which they were added: a log or message that names no model has
-    vectors of the first. `serving` names the one that answers searches; empty: the first.
+    vectors of the first. `serving` names the one that answers searches; empty: the first. `removed`
+    names those that were removed: they stay among `models`, because vectors of them may still be
+    stored, and so that a name never means two models.
     `text_models` says for which of them the server embeds texts, and how. `replica_count` is for
     versions to come: this one refuses anything but one.
     `revision` is the metadata store's revision of this state, 0 before it is stored.
@@ -144,6 +146,7 @@ class Collection:
     revision: int = 0
     text_models: tuple[TextModel, ...] = ()
     serving: str = ""
+    removed: tuple[str, ...] = ()
 
     def text_model(self, name: str) -> TextModel | None:
         """Return how texts become vectors of the model `name`; None: the server does not embed."""
@@ -154,8 +157,13 @@ class Collection:
         """The model that serves searches."""
         return self.model_named(self.serving) or self.models[0]
 
+    @property
+    def usable_models(self) -> tuple[ModelSpec, ...]:
+        """The models that were not removed: those that may be written, read and searched."""
+        return tuple(one for one in self.models if one.name not in self.removed)
+
     def model_named(self, name: str) -> ModelSpec | None:
-        """Return the model `name`; None: the collection has no such model."""
+        """Return the model `name`, be it removed; None: the collection has no such model."""
         return next((one for one in self.models if one.name == name), None)
 
     def with_changes_of(self, newer: Collection) -> Collection:
@@ -167,5 +175,6 @@ class Collection:
             text_models=newer.text_models,
             models=newer.models,
             serving=newer.serving,
+            removed=newer.removed,
             revision=newer.revision,
         )

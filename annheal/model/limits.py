@@ -6,6 +6,10 @@ ID_BYTES_MAX = 512
 NAME_PATTERN = r"^[A-Za-z][A-Za-z0-9_-]{0,63}$"
 ATTRIBUTE_NAME_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]{0,63}$"
 DIMENSION_MAX = 32_768
+MODELS_MAX = 4
+"""Models of a collection at a time."""
+MODELS_EVER_MAX = 32
+"""Models of a collection, with those that were removed: their names are not used again."""
 SHARD_COUNT_MAX = 1_024
 ATTRIBUTE_FIELDS_MAX = 64
 KEYWORD_BYTES_MAX = 4_096

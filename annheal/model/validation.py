@@ -9,15 +9,13 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from annheal.errors import FieldViolation, InvalidArgument
-from annheal.model.collection import AttributeType, Collection, Metric, ModelSpec, Schema
+from annheal.model.collection import Collection, Metric, ModelSpec, Schema
 from annheal.model.limits import (
     ATTRIBUTE_FIELDS_MAX,
     ATTRIBUTE_NAME_PATTERN,
@@ -26,8 +24,8 @@ from annheal.model.limits import (
     GET_IDS_MAX,
     ID_BYTES_MAX,
     K_MAX,
-    KEYWORD_BYTES_MAX,
-    KEYWORD_LIST_LENGTH_MAX,
+    MODELS_EVER_MAX,
+    MODELS_MAX,
     NAME_PATTERN,
     RECALL_BUDGET_MAX,
     SCAN_PAGE_ROWS_MAX,
@@ -45,11 +43,10 @@ from annheal.model.records import (
     RecordBatch,
     RecordPatch,
     Versions,
-    arrow_schema,
 )
 from annheal.model.search import SearchOptions
 from annheal.model.suggestions import suggestion
-from annheal.model.values.moments import MOMENT_US_MAX, MOMENT_US_MIN, OUTSIDE
+from annheal.model.values.attribute_checks import byte_lengths, check_attributes, first
 from annheal.model.values.payloads import validate_payloads
 from annheal.model.write import ANY_VERSION
 
@@ -86,7 +83,7 @@ def validate_collection(collection: Collection) -> None:
                 " digits, '_' or '-'",
             )
         )
-    found += _model_violations(collection.models)
+    found += _model_violations(collection)
     found += _schema_violations(collection.schema)
     _check_range(found, "shard_count", collection.shard_count, 1, SHARD_COUNT_MAX)
     if collection.replica_count != 1:
@@ -110,20 +107,61 @@ def validate_settings(collection: Collection) -> None:
     _raise_if_any(_settings_violations(collection))
 
 
-def _model_violations(models: Sequence[ModelSpec]) -> list[FieldViolation]:
+def _model_violations(collection: Collection) -> list[FieldViolation]:
     found: list[FieldViolation] = []
-    if len(models) != 1:
+    models, usable = collection.models, collection.usable_models
+    if not 1 <= len(usable) <= MODELS_MAX:
         found.append(
-            FieldViolation("models", f"a new collection has exactly one model, not {len(models)}")
+            FieldViolation(
+                "models", f"{len(usable)} models; a collection has 1 to {MODELS_MAX} at a time"
+            )
         )
+    if len(models) > MODELS_EVER_MAX:
+        found.append(
+            FieldViolation(
+                "models",
+                f"{len(models)} models, with those that were removed; the limit is"
+                f" {MODELS_EVER_MAX}. Export the collection and import it into a new one",
+            )
+        )
+    seen: set[str] = set()
     for number, model in enumerate(models):
+        name = f"models[{number}].name"
         _check_range(found, f"models[{number}].dimension", model.dimension, 1, DIMENSION_MAX)
         if not 1 <= len(model.name.encode()) <= ID_BYTES_MAX:
-            found.append(
-                FieldViolation(
-                    f"models[{number}].name", f"give it a name of 1 to {ID_BYTES_MAX} bytes"
-                )
+            found.append(FieldViolation(name, f"give it a name of 1 to {ID_BYTES_MAX} bytes"))
+        if model.name in seen:
+            found.append(FieldViolation(name, f"there are two models called {model.name!r}"))
+        seen.add(model.name)
+    names = [model.name for model in usable]
+    if collection.serving and collection.serving not in names:
+        found.append(
+            FieldViolation(
+                "serving",
+                f"{collection.serving[:80]!r} is no model of the collection;"
+                f" {suggestion(collection.serving, names)}",
             )
+        )
+    return found
+
+
+def usable_model(name: str, *, collection: Collection, field: str = "model") -> ModelSpec:
+    """Return the model `name`, the serving one for an empty name.
+
+    Raises `InvalidArgument` for a model that is unknown or was removed, with those that there are.
+    """
+    if not name:
+        return collection.model
+    found = next((one for one in collection.usable_models if one.name == name), None)
+    if found is None:
+        there = ", ".join(
+            f"{one.name!r} ({one.dimension} floats)" for one in collection.usable_models
+        )
+        raise InvalidArgument.of(
+            field,
+            f"is {name[:80]!r}, but the models of collection {collection.name!r} are {there};"
+            " vectors of two models cannot be compared",
+        )
     return found
 
 
@@ -256,12 +294,12 @@ def validate_ids(
     column = ids if isinstance(ids, pa.Array) else id_array(ids, field=field)
     _check_rows(len(column), field=field, rows_max=rows_max)
     if column.null_count:
-        row = _first(np.asarray(column.is_null()))
+        row = first(np.asarray(column.is_null()))
         raise InvalidArgument.of(f"{field}[{row}]", "is missing; every record needs an id")
-    lengths = _byte_lengths(column)
+    lengths = byte_lengths(column)
     wrong = (lengths < 1) | (lengths > ID_BYTES_MAX)
     if wrong.any():
-        row = _first(wrong)
+        row = first(wrong)
         length = int(lengths[row])
         text = "is empty" if length == 0 else f"has {length} bytes of UTF-8"
         raise InvalidArgument.of(f"{field}[{row}]", f"{text}; an id has 1 to {ID_BYTES_MAX} bytes")
@@ -310,7 +348,7 @@ def validate_vectors(
         _check_finite(rows, odd, field=field)
         if model.metric is not Metric.COSINE:
             raise InvalidArgument.of(
-                f"{field}[{_first(odd)}]",
+                f"{field}[{first(odd)}]",
                 "is so long that its squared length or distance overflows float32;"
                 " scale the vectors down",
             )
@@ -327,7 +365,7 @@ def _unit(rows: Float32Matrix, squares: npt.NDArray[np.float32], *, field: str) 
     wide = rows[change].astype(np.float64)
     lengths = np.sqrt(np.einsum("ij,ij->i", wide, wide))
     if not lengths.all():
-        row = int(np.flatnonzero(change)[_first(lengths == 0.0)])
+        row = int(np.flatnonzero(change)[first(lengths == 0.0)])
         raise InvalidArgument.of(
             f"{field}[{row}]",
             "is the zero vector, which has no direction for cosine to compare;"
@@ -342,7 +380,7 @@ def _check_finite(rows: Float32Matrix, suspects: npt.NDArray[np.bool_], *, field
     for row in np.flatnonzero(suspects):
         wrong = ~np.isfinite(rows[row])
         if wrong.any():
-            position = _first(wrong)
+            position = first(wrong)
             raise InvalidArgument.of(
                 f"{field}[{row}]",
                 f"holds {rows[row, position]} at position {position}; every value must be finite",
@@ -366,7 +404,7 @@ def validate_batch(batch: RecordBatch, *, collection: Collection) -> RecordBatch
         if length != rows:
             raise InvalidArgument.of(field, f"{length} rows for {rows} ids; send one for each id")
     vectors = validate_vectors(batch.vectors, model=collection.model)
-    _check_attributes(batch.attributes, schema=collection.schema)
+    check_attributes(batch.attributes, schema=collection.schema)
     validate_payloads(batch.payloads)
     if vectors is batch.vectors:
         return batch
@@ -401,7 +439,7 @@ def validate_patch(patch: RecordPatch, *, collection: Collection) -> RecordPatch
             raise InvalidArgument.of(
                 f"attributes.{name}", f"unknown attribute; {suggestion(name, declared)}"
             )
-    _check_attributes(
+    check_attributes(
         patch.attributes, schema=tuple(one for one in collection.schema if one.name in names)
     )
     if payloads is not None:
@@ -422,87 +460,11 @@ def validate_versions(versions: Versions, *, rows: int, least: int) -> None:
         )
     wrong = (versions < least) & (versions != ANY_VERSION)
     if wrong.any():
-        row = _first(wrong)
+        row = first(wrong)
         fix = f"a version is at least {least}, as reads return it; leave it out for no condition"
         if least:
             fix += "; a record that does not exist cannot be changed"
         raise InvalidArgument.of(f"if_versions[{row}]", f"{versions[row]}: {fix}")
-
-
-def _check_attributes(attributes: pa.RecordBatch, *, schema: Schema) -> None:
-    wanted = arrow_schema(schema)
-    given = attributes.schema
-    if given.names != wanted.names:
-        unknown = sorted(set(given.names) - set(wanted.names))
-        text = f"columns {given.names}, but the schema has {wanted.names} in this order"
-        if unknown:
-            text = f"unknown attribute {unknown[0]!r}; the schema has {wanted.names}"
-        raise InvalidArgument.of("attributes", text)
-    for number, field in enumerate(schema):
-        name = f"attributes.{field.name}"
-        column = attributes.column(number)
-        if column.type != wanted.field(number).type:
-            raise InvalidArgument.of(
-                name, f"has Arrow type {column.type}; {field.type.value} is {wanted.types[number]}"
-            )
-        if field.type is AttributeType.KEYWORD:
-            _check_keywords(column, field=name)
-        elif field.type is AttributeType.KEYWORD_LIST:
-            _check_keyword_lists(column, field=name)
-        elif field.type is AttributeType.FLOAT64:
-            _check_floats(column, field=name)
-        elif field.type is AttributeType.TIMESTAMP:
-            _check_moments(column, field=name)
-
-
-def _check_keywords(column: pa.Array[Any], *, field: str) -> None:
-    lengths = _byte_lengths(column)
-    if lengths.size and int(lengths.max()) > KEYWORD_BYTES_MAX:
-        row = int(lengths.argmax())
-        raise InvalidArgument.of(
-            f"{field}[{row}]",
-            f"has {int(lengths[row])} bytes; a keyword has at most {KEYWORD_BYTES_MAX}:"
-            " put long text into the payload",
-        )
-
-
-def _check_keyword_lists(column: pa.Array[Any], *, field: str) -> None:
-    lengths = _filled(pc.list_value_length(column), value=0)
-    if lengths.size and int(lengths.max()) > KEYWORD_LIST_LENGTH_MAX:
-        row = int(lengths.argmax())
-        raise InvalidArgument.of(
-            f"{field}[{row}]",
-            f"has {int(lengths[row])} values; a list has at most {KEYWORD_LIST_LENGTH_MAX}",
-        )
-    values = pc.list_flatten(column)
-    if values.null_count:
-        parents = np.asarray(pc.list_parent_indices(column))
-        row = int(parents[_first(np.asarray(values.is_null()))])
-        raise InvalidArgument.of(f"{field}[{row}]", "holds a missing value; leave it out")
-    sizes = _byte_lengths(values)
-    if sizes.size and int(sizes.max()) > KEYWORD_BYTES_MAX:
-        row = int(np.asarray(pc.list_parent_indices(column))[int(sizes.argmax())])
-        raise InvalidArgument.of(
-            f"{field}[{row}]",
-            f"holds a value of {int(sizes.max())} bytes; a keyword has at most {KEYWORD_BYTES_MAX}",
-        )
-
-
-def _check_floats(column: pa.Array[Any], *, field: str) -> None:
-    finite = _filled(pc.is_finite(column), value=True)
-    if not finite.all():
-        row = _first(~finite)
-        raise InvalidArgument.of(
-            f"{field}[{row}]", f"is {column[row].as_py()}; send a finite number or leave it out"
-        )
-
-
-def _check_moments(column: Any, *, field: str) -> None:
-    moments = _filled(column.view(pa.int64()), value=0)
-    outside = (moments < MOMENT_US_MIN) | (moments > MOMENT_US_MAX)
-    if outside.any():
-        row = _first(outside)
-        raise InvalidArgument.of(f"{field}[{row}]", f"{moments[row]} microseconds: {OUTSIDE}")
 
 
 # ------------------------------------------------------------------------------------------ reads
@@ -546,7 +508,7 @@ def validate_search_options(options: SearchOptions, *, model: ModelSpec) -> None
 
 def validate_projection(projection: Projection, *, collection: Collection) -> None:
     """Raise `InvalidArgument` for an attribute or a model that is unknown or named twice."""
-    known_models = [model.name for model in collection.models]
+    known_models = [model.name for model in collection.usable_models]
     for number, name in enumerate(projection.models):
         if name not in known_models:
             raise InvalidArgument.of(
@@ -583,16 +545,3 @@ def validate_timeout(timeout_s: float) -> None:
         raise InvalidArgument.of(
             "timeout_s", f"{timeout_s} must be more than 0 and at most {TIMEOUT_MAX_S} seconds"
         )
-
-
-def _byte_lengths(column: Any) -> npt.NDArray[np.int32]:
-    """Return the bytes of every value, 0 where it is missing."""
-    return _filled(pc.binary_length(column), value=0)
-
-
-def _filled(column: Any, *, value: object) -> npt.NDArray[Any]:
-    return np.asarray(pc.fill_null(column, value))
-
-
-def _first(flags: npt.NDArray[np.bool_]) -> int:
-    return int(np.asarray(flags).argmax())

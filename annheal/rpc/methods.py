@@ -77,6 +77,20 @@ DROP_COLLECTION = Method(
     collections_pb2.DropCollectionResponse,
     mutates=True,
 )
+ADD_MODEL = Method(
+    COLLECTION_SERVICE,
+    "AddModel",
+    collections_pb2.AddModelRequest,
+    collections_pb2.AddModelResponse,
+    mutates=True,
+)
+REMOVE_MODEL = Method(
+    COLLECTION_SERVICE,
+    "RemoveModel",
+    collections_pb2.RemoveModelRequest,
+    collections_pb2.RemoveModelResponse,
+    mutates=True,
+)
 
 UPSERT = Method(
     RECORD_SERVICE,

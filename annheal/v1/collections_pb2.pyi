@@ -181,7 +181,7 @@ class CollectionSettings(_message.Message):
     def __init__(self, recall_objective: _Optional[float] = ..., recall_k: _Optional[int] = ..., seal_rows_max: _Optional[int] = ..., seal_bytes_max: _Optional[int] = ..., seal_age_s: _Optional[float] = ..., tombstone_ratio_max: _Optional[float] = ..., tombstone_rows_min: _Optional[int] = ..., segment_rows_max: _Optional[int] = ..., unindexed_rows_max: _Optional[int] = ..., segment_bytes_max: _Optional[int] = ..., segment_idle_s: _Optional[float] = ..., walk_cost_ratio_max: _Optional[float] = ..., compaction_automatic: _Optional[bool] = ..., storage: _Optional[_Union[VectorStorage, str]] = ..., recall_budget: _Optional[float] = ..., recall_tail_objective: _Optional[float] = ..., recall_objective_share: _Optional[float] = ...) -> None: ...
 
 class Collection(_message.Message):
-    __slots__ = ("id", "name", "models", "attributes", "shard_count", "replica_count", "index", "settings", "created_at", "revision")
+    __slots__ = ("id", "name", "models", "attributes", "shard_count", "replica_count", "index", "settings", "created_at", "revision", "serving")
     ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     MODELS_FIELD_NUMBER: _ClassVar[int]
@@ -192,6 +192,7 @@ class Collection(_message.Message):
     SETTINGS_FIELD_NUMBER: _ClassVar[int]
     CREATED_AT_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
+    SERVING_FIELD_NUMBER: _ClassVar[int]
     id: str
     name: str
     models: _containers.RepeatedCompositeFieldContainer[ModelSpec]
@@ -202,7 +203,8 @@ class Collection(_message.Message):
     settings: CollectionSettings
     created_at: _timestamp_pb2.Timestamp
     revision: int
-    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., models: _Optional[_Iterable[_Union[ModelSpec, _Mapping]]] = ..., attributes: _Optional[_Iterable[_Union[AttributeField, _Mapping]]] = ..., shard_count: _Optional[int] = ..., replica_count: _Optional[int] = ..., index: _Optional[_Union[IndexSettings, _Mapping]] = ..., settings: _Optional[_Union[CollectionSettings, _Mapping]] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., revision: _Optional[int] = ...) -> None: ...
+    serving: str
+    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., models: _Optional[_Iterable[_Union[ModelSpec, _Mapping]]] = ..., attributes: _Optional[_Iterable[_Union[AttributeField, _Mapping]]] = ..., shard_count: _Optional[int] = ..., replica_count: _Optional[int] = ..., index: _Optional[_Union[IndexSettings, _Mapping]] = ..., settings: _Optional[_Union[CollectionSettings, _Mapping]] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., revision: _Optional[int] = ..., serving: _Optional[str] = ...) -> None: ...
 
 class CollectionStatus(_message.Message):
     __slots__ = ("shards_serving", "live_rows", "dead_rows", "unindexed_rows", "segments", "size_bytes")
@@ -221,7 +223,7 @@ class CollectionStatus(_message.Message):
     def __init__(self, shards_serving: _Optional[int] = ..., live_rows: _Optional[int] = ..., dead_rows: _Optional[int] = ..., unindexed_rows: _Optional[int] = ..., segments: _Optional[int] = ..., size_bytes: _Optional[int] = ...) -> None: ...
 
 class CreateCollectionRequest(_message.Message):
-    __slots__ = ("name", "models", "attributes", "shard_count", "replica_count", "index", "settings")
+    __slots__ = ("name", "models", "attributes", "shard_count", "replica_count", "index", "settings", "serving")
     NAME_FIELD_NUMBER: _ClassVar[int]
     MODELS_FIELD_NUMBER: _ClassVar[int]
     ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
@@ -229,6 +231,7 @@ class CreateCollectionRequest(_message.Message):
     REPLICA_COUNT_FIELD_NUMBER: _ClassVar[int]
     INDEX_FIELD_NUMBER: _ClassVar[int]
     SETTINGS_FIELD_NUMBER: _ClassVar[int]
+    SERVING_FIELD_NUMBER: _ClassVar[int]
     name: str
     models: _containers.RepeatedCompositeFieldContainer[ModelSpec]
     attributes: _containers.RepeatedCompositeFieldContainer[AttributeField]
@@ -236,7 +239,8 @@ class CreateCollectionRequest(_message.Message):
     replica_count: int
     index: IndexSettings
     settings: CollectionSettings
-    def __init__(self, name: _Optional[str] = ..., models: _Optional[_Iterable[_Union[ModelSpec, _Mapping]]] = ..., attributes: _Optional[_Iterable[_Union[AttributeField, _Mapping]]] = ..., shard_count: _Optional[int] = ..., replica_count: _Optional[int] = ..., index: _Optional[_Union[IndexSettings, _Mapping]] = ..., settings: _Optional[_Union[CollectionSettings, _Mapping]] = ...) -> None: ...
+    serving: str
+    def __init__(self, name: _Optional[str] = ..., models: _Optional[_Iterable[_Union[ModelSpec, _Mapping]]] = ..., attributes: _Optional[_Iterable[_Union[AttributeField, _Mapping]]] = ..., shard_count: _Optional[int] = ..., replica_count: _Optional[int] = ..., index: _Optional[_Union[IndexSettings, _Mapping]] = ..., settings: _Optional[_Union[CollectionSettings, _Mapping]] = ..., serving: _Optional[str] = ...) -> None: ...
 
 class CreateCollectionResponse(_message.Message):
     __slots__ = ("collection",)
@@ -277,22 +281,52 @@ class ListCollectionsResponse(_message.Message):
     def __init__(self, collections: _Optional[_Iterable[_Union[Collection, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class UpdateCollectionRequest(_message.Message):
-    __slots__ = ("name", "settings", "index", "update_mask", "if_revision", "embedder")
+    __slots__ = ("name", "settings", "index", "update_mask", "if_revision", "embedder", "model")
     NAME_FIELD_NUMBER: _ClassVar[int]
     SETTINGS_FIELD_NUMBER: _ClassVar[int]
     INDEX_FIELD_NUMBER: _ClassVar[int]
     UPDATE_MASK_FIELD_NUMBER: _ClassVar[int]
     IF_REVISION_FIELD_NUMBER: _ClassVar[int]
     EMBEDDER_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
     name: str
     settings: CollectionSettings
     index: IndexSettings
     update_mask: _field_mask_pb2.FieldMask
     if_revision: int
     embedder: EmbedderSpec
-    def __init__(self, name: _Optional[str] = ..., settings: _Optional[_Union[CollectionSettings, _Mapping]] = ..., index: _Optional[_Union[IndexSettings, _Mapping]] = ..., update_mask: _Optional[_Union[_field_mask_pb2.FieldMask, _Mapping]] = ..., if_revision: _Optional[int] = ..., embedder: _Optional[_Union[EmbedderSpec, _Mapping]] = ...) -> None: ...
+    model: str
+    def __init__(self, name: _Optional[str] = ..., settings: _Optional[_Union[CollectionSettings, _Mapping]] = ..., index: _Optional[_Union[IndexSettings, _Mapping]] = ..., update_mask: _Optional[_Union[_field_mask_pb2.FieldMask, _Mapping]] = ..., if_revision: _Optional[int] = ..., embedder: _Optional[_Union[EmbedderSpec, _Mapping]] = ..., model: _Optional[str] = ...) -> None: ...
 
 class UpdateCollectionResponse(_message.Message):
+    __slots__ = ("collection",)
+    COLLECTION_FIELD_NUMBER: _ClassVar[int]
+    collection: Collection
+    def __init__(self, collection: _Optional[_Union[Collection, _Mapping]] = ...) -> None: ...
+
+class AddModelRequest(_message.Message):
+    __slots__ = ("collection", "model")
+    COLLECTION_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    collection: str
+    model: ModelSpec
+    def __init__(self, collection: _Optional[str] = ..., model: _Optional[_Union[ModelSpec, _Mapping]] = ...) -> None: ...
+
+class AddModelResponse(_message.Message):
+    __slots__ = ("collection",)
+    COLLECTION_FIELD_NUMBER: _ClassVar[int]
+    collection: Collection
+    def __init__(self, collection: _Optional[_Union[Collection, _Mapping]] = ...) -> None: ...
+
+class RemoveModelRequest(_message.Message):
+    __slots__ = ("collection", "model")
+    COLLECTION_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    collection: str
+    model: str
+    def __init__(self, collection: _Optional[str] = ..., model: _Optional[str] = ...) -> None: ...
+
+class RemoveModelResponse(_message.Message):
     __slots__ = ("collection",)
     COLLECTION_FIELD_NUMBER: _ClassVar[int]
     collection: Collection

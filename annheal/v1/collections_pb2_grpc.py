@@ -55,6 +55,16 @@ class CollectionServiceStub:
                 request_serializer=annheal_dot_v1_dot_collections__pb2.UpdateCollectionRequest.SerializeToString,
                 response_deserializer=annheal_dot_v1_dot_collections__pb2.UpdateCollectionResponse.FromString,
                 _registered_method=True)
+        self.AddModel = channel.unary_unary(
+                '/annheal.v1.CollectionService/AddModel',
+                request_serializer=annheal_dot_v1_dot_collections__pb2.AddModelRequest.SerializeToString,
+                response_deserializer=annheal_dot_v1_dot_collections__pb2.AddModelResponse.FromString,
+                _registered_method=True)
+        self.RemoveModel = channel.unary_unary(
+                '/annheal.v1.CollectionService/RemoveModel',
+                request_serializer=annheal_dot_v1_dot_collections__pb2.RemoveModelRequest.SerializeToString,
+                response_deserializer=annheal_dot_v1_dot_collections__pb2.RemoveModelResponse.FromString,
+                _registered_method=True)
         self.DropCollection = channel.unary_unary(
                 '/annheal.v1.CollectionService/DropCollection',
                 request_serializer=annheal_dot_v1_dot_collections__pb2.DropCollectionRequest.SerializeToString,
@@ -94,6 +104,21 @@ class CollectionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AddModel(self, request, context):
+        """Adds a model: records may have vectors of it beside those of the others. Adding a model that is
+        there, the same in everything, changes nothing; ALREADY_EXISTS when something differs.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveModel(self, request, context):
+        """Removes a model that does not serve. Its vectors cannot be read or searched from then on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DropCollection(self, request, context):
         """Drops a collection and everything in it.
         """
@@ -123,6 +148,16 @@ def add_CollectionServiceServicer_to_server(servicer, server):
                     servicer.UpdateCollection,
                     request_deserializer=annheal_dot_v1_dot_collections__pb2.UpdateCollectionRequest.FromString,
                     response_serializer=annheal_dot_v1_dot_collections__pb2.UpdateCollectionResponse.SerializeToString,
+            ),
+            'AddModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.AddModel,
+                    request_deserializer=annheal_dot_v1_dot_collections__pb2.AddModelRequest.FromString,
+                    response_serializer=annheal_dot_v1_dot_collections__pb2.AddModelResponse.SerializeToString,
+            ),
+            'RemoveModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveModel,
+                    request_deserializer=annheal_dot_v1_dot_collections__pb2.RemoveModelRequest.FromString,
+                    response_serializer=annheal_dot_v1_dot_collections__pb2.RemoveModelResponse.SerializeToString,
             ),
             'DropCollection': grpc.unary_unary_rpc_method_handler(
                     servicer.DropCollection,
@@ -239,6 +274,60 @@ class CollectionService:
             '/annheal.v1.CollectionService/UpdateCollection',
             annheal_dot_v1_dot_collections__pb2.UpdateCollectionRequest.SerializeToString,
             annheal_dot_v1_dot_collections__pb2.UpdateCollectionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AddModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/annheal.v1.CollectionService/AddModel',
+            annheal_dot_v1_dot_collections__pb2.AddModelRequest.SerializeToString,
+            annheal_dot_v1_dot_collections__pb2.AddModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/annheal.v1.CollectionService/RemoveModel',
+            annheal_dot_v1_dot_collections__pb2.RemoveModelRequest.SerializeToString,
+            annheal_dot_v1_dot_collections__pb2.RemoveModelResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -20,6 +20,7 @@ from annheal.model.collection import (
 from annheal.model.suggestions import suggestion
 from annheal.model.texts.spec import CHANGEABLE, EmbedderSpec, TextModel
 from annheal.model.topology.cluster import CollectionStatus
+from annheal.model.validation import usable_model
 from annheal.v1 import collections_pb2 as pb
 from annheal.wire.enums import ATTRIBUTE_TYPE, METRIC, POOLING, VECTOR_STORAGE
 from annheal.wire.timestamps import decode_seconds, encode_seconds
@@ -56,7 +57,7 @@ def encode_collection(collection: Collection) -> pb.Collection:
     return pb.Collection(
         id=collection.id,
         name=collection.name,
-        models=_encode_models(collection.models, collection.text_models),
+        models=_encode_models(_serving_first(collection), collection.text_models),
         attributes=_encode_schema(collection.schema),
         shard_count=collection.shard_count,
         replica_count=collection.replica_count,
@@ -64,7 +65,13 @@ def encode_collection(collection: Collection) -> pb.Collection:
         settings=_encode_settings(collection.settings),
         created_at=encode_seconds(collection.created_at_s),
         revision=collection.revision,
+        serving=collection.model.name,
     )
+
+
+def _serving_first(collection: Collection) -> list[ModelSpec]:
+    """Return the models that are not removed; older clients take the first for the serving one."""
+    return sorted(collection.usable_models, key=lambda one: one != collection.model)
 
 
 def decode_collection(message: pb.Collection) -> Collection:
@@ -81,6 +88,7 @@ def decode_collection(message: pb.Collection) -> Collection:
         created_at_s=decode_seconds(message.created_at),
         revision=message.revision,
         text_models=_decode_text_models(message.models),
+        serving=message.serving or (message.models[0].name if message.models else ""),
     )
 
 
@@ -121,6 +129,7 @@ def encode_create_collection(
     replica_count: int | None = None,
     index: IndexSettings | None = None,
     settings: CollectionSettings | None = None,
+    serving: str = "",
 ) -> pb.CreateCollectionRequest:
     """Return a create; what is None is the server's to choose."""
     return pb.CreateCollectionRequest(
@@ -131,6 +140,7 @@ def encode_create_collection(
         replica_count=replica_count,
         index=None if index is None else _encode_index(index),
         settings=None if settings is None else _encode_settings(settings),
+        serving=serving,
     )
 
 
@@ -149,6 +159,7 @@ def decode_create_collection(
         settings=_overlay(CollectionSettings(), request.settings, _SETTINGS),
         created_at_s=created_at_s,
         text_models=_decode_text_models(request.models),
+        serving=request.serving,
     )
 
 
@@ -157,13 +168,18 @@ def encode_update_collection(
     *,
     changes: dict[str, Any],
     if_revision: int | None = None,
+    model: str = "",
 ) -> pb.UpdateCollectionRequest:
     """Return an update of single fields: `changes` by path, None for the default.
+
+    `model` is the one whose embedder is changed, empty for the serving one.
 
     Paths are those of the mask, for example `{"settings.recall_objective": 0.99}`. Raises
     `InvalidArgument` for an unknown path or a value of the wrong type.
     """
-    request = pb.UpdateCollectionRequest(name=name, update_mask=FieldMask(paths=list(changes)))
+    request = pb.UpdateCollectionRequest(
+        name=name, update_mask=FieldMask(paths=list(changes)), model=model
+    )
     if if_revision is not None:
         request.if_revision = if_revision
     for path, value in changes.items():
@@ -213,24 +229,28 @@ def apply_update(request: pb.UpdateCollectionRequest, *, collection: Collection)
 def _changed_embedder(
     request: pb.UpdateCollectionRequest, collection: Collection, leaves: Sequence[str]
 ) -> tuple[TextModel, ...]:
-    """Return the text models with the options `leaves` of the serving model's embedder changed."""
+    """Return the text models with the options `leaves` of one model's embedder changed."""
     if not leaves:
         if request.HasField("embedder"):
             raise InvalidArgument.of("update_mask", "must name the options of the embedder")
+        if request.model:
+            raise InvalidArgument.of("model", "is set, but no option of its embedder is changed")
         return collection.text_models
-    serving = collection.text_model(collection.model.name)
-    if serving is None:
+    model = usable_model(request.model or collection.model.name, collection=collection)
+    changed = collection.text_model(model.name)
+    if changed is None:
         raise InvalidArgument.of(
-            "embedder", f"collection {collection.name!r} has none; clients send its vectors"
+            "embedder",
+            f"model {model.name!r} of collection {collection.name!r} has none; clients send its"
+            " vectors",
         )
     wanted = _decode_embedder(request.embedder, field="embedder")
-    changed = dataclasses.replace(
-        serving,
-        embedder=dataclasses.replace(
-            serving.embedder, **{name: getattr(wanted, name) for name in leaves}
-        ),
+    values = {name: getattr(wanted, name) for name in leaves}
+    embedder = dataclasses.replace(changed.embedder, **values)
+    return tuple(
+        dataclasses.replace(one, embedder=embedder) if one is changed else one
+        for one in collection.text_models
     )
-    return tuple(changed if one is serving else one for one in collection.text_models)
 
 
 def _check_path(path: str) -> None:
@@ -244,6 +264,27 @@ def _leaves(paths: Sequence[str], group: str) -> list[str]:
     if group in paths:
         return list(_SETTINGS if group == "settings" else _INDEX)
     return [path.partition(".")[2] for path in paths if path.startswith(f"{group}.")]
+
+
+def encode_add_model(
+    collection: str, *, model: ModelSpec, text_model: TextModel | None
+) -> pb.AddModelRequest:
+    """Return the request to add a model, with how texts become its vectors."""
+    (message,) = _encode_models([model], () if text_model is None else (text_model,))
+    return pb.AddModelRequest(collection=collection, model=message)
+
+
+def decode_add_model(request: pb.AddModelRequest) -> tuple[ModelSpec, TextModel | None]:
+    """Return the model to add, and how texts become its vectors."""
+    if not request.HasField("model"):
+        raise InvalidArgument.of("model", "is not set")
+    message = request.model
+    spec = ModelSpec(
+        name=message.name,
+        dimension=message.dimension,
+        metric=METRIC.decode(message.metric, field="model.metric"),
+    )
+    return spec, _decode_text_model(message, field="model")
 
 
 # ------------------------------------------------------------------------------------------ parts
@@ -282,18 +323,25 @@ def _add_text_models(messages: Sequence[pb.ModelSpec], text_models: Sequence[Tex
 
 
 def _decode_text_models(messages: Sequence[pb.ModelSpec]) -> tuple[TextModel, ...]:
-    """Return how texts become vectors, for those of the models that say so.
+    """Return how texts become vectors, for those of the models that say so."""
+    found = (
+        _decode_text_model(message, field=f"models[{number}]")
+        for number, message in enumerate(messages)
+    )
+    return tuple(one for one in found if one is not None)
+
+
+def _decode_text_model(message: pb.ModelSpec, *, field: str) -> TextModel | None:
+    """Return how texts become vectors of a model; None: it does not say so.
 
     A source without an embedder comes with an embedder without a kind, which validation refuses.
     """
-    return tuple(
-        TextModel(
-            model=message.name,
-            embedder=_decode_embedder(message.embedder, field=f"models[{number}].embedder"),
-            source=message.source,
-        )
-        for number, message in enumerate(messages)
-        if message.HasField("embedder") or message.source
+    if not (message.HasField("embedder") or message.source):
+        return None
+    return TextModel(
+        model=message.name,
+        embedder=_decode_embedder(message.embedder, field=f"{field}.embedder"),
+        source=message.source,
     )
 
 

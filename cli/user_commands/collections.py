@@ -18,7 +18,7 @@ from annheal.cli.user_commands.assignments import (
 )
 from annheal.client import CollectionInfo
 from annheal.errors import FailedPrecondition
-from annheal.model.collection import Collection, Metric
+from annheal.model.collection import Collection, Metric, ModelSpec
 from annheal.model.texts.spec import OPTION_NAMES, EmbedderSpec, TextModel
 
 app = typer.Typer(no_args_is_help=True, help="Create, describe, change and drop collections.")
@@ -138,6 +138,10 @@ def update(
             " requests_per_minute=600; repeatable.",
         ),
     ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", help="The model whose embedder it is; without it, the serving."),
+    ] = None,
 ) -> None:
     """Change settings; `--set KEY=` restores a default."""
     state = state_of(context)
@@ -148,6 +152,7 @@ def update(
             settings=parse_settings(set_ or ()),
             index={key: value for key, value in index.items() if value is not None},
             embedder=parse_embedder_options(embedder_option or ()),
+            model=model,
         )
     state.output.show(updated, lambda c: _render_info(CollectionInfo(c, None)))
 
@@ -198,8 +203,9 @@ def _render_info(info: CollectionInfo) -> RenderableType:
     lines: list[tuple[str, object]] = [
         ("name", c.name),
         ("id", c.id),
-        ("model", f"{c.model.name}, {c.model.dimension} floats, {c.model.metric}"),
-        *_embedder_lines(c.text_model(c.model.name)),
+        ("model", _model_line(c.model)),
+        *embedder_lines(c.text_model(c.model.name)),
+        *(("further model", _model_line(one)) for one in c.models if one != c.model),
         ("created", moment(c.created_at_s)),
         ("shards", c.shard_count),
     ]
@@ -219,7 +225,12 @@ def _render_info(info: CollectionInfo) -> RenderableType:
     return Group(facts(lines), "", *((attributes, "") if c.schema else ()), settings)
 
 
-def _embedder_lines(found: TextModel | None) -> list[tuple[str, object]]:
+def _model_line(model: ModelSpec) -> str:
+    return f"{model.name}, {model.dimension} floats, {model.metric}"
+
+
+def embedder_lines(found: TextModel | None) -> list[tuple[str, object]]:
+    """Return the embedder of a model and its options that are not the usual ones."""
     if found is None:
         return []
     usual = EmbedderSpec(found.embedder.kind)

@@ -69,6 +69,29 @@ class CollectionServicer:
             collection=wire_collections.encode_collection(changed)
         )
 
+    async def AddModel(
+        self, request: collections_pb2.AddModelRequest, context: Context
+    ) -> collections_pb2.AddModelResponse:
+        """Add a model to a collection."""
+        model, text_model = wire_collections.decode_add_model(request)
+        changed = await self._coordinator.collections.add_model(
+            request.collection, model, text_model, deadline=deadline_of(context)
+        )
+        return collections_pb2.AddModelResponse(
+            collection=wire_collections.encode_collection(changed)
+        )
+
+    async def RemoveModel(
+        self, request: collections_pb2.RemoveModelRequest, context: Context
+    ) -> collections_pb2.RemoveModelResponse:
+        """Remove a model that does not serve."""
+        changed = await self._coordinator.collections.remove_model(
+            request.collection, request.model, deadline=deadline_of(context)
+        )
+        return collections_pb2.RemoveModelResponse(
+            collection=wire_collections.encode_collection(changed)
+        )
+
     async def DropCollection(
         self, request: collections_pb2.DropCollectionRequest, context: Context
     ) -> collections_pb2.DropCollectionResponse:

