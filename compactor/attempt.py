@@ -34,7 +34,7 @@ from annheal.runtime.clock import Clock, new_token, wall_s
 from annheal.runtime.fail_points import fail_point
 from annheal.runtime.lane import lower_thread_priority
 from annheal.runtime.stop import StopSignal
-from annheal.segment import upload_segment
+from annheal.segment.parts.files import upload_whole
 
 PROGRESS_INTERVAL_S = 1.0
 
@@ -96,15 +96,14 @@ class Attempt:
         sources = await fetch_sources(
             self._meta, self._objects, task, directory=directory / "sources"
         )
-        logged_queries = await fetch_logged_queries(
-            self._objects, task, model=sources[0].segment.meta.model
-        )
         fail_point("compactor.fetched")
         self._step("waiting")
         async with self._slots.slot():
             self._step("building")
-            # Only now: settings may have been changed while the sources were read.
+            # Only now: settings may have been changed while the sources were read, and vectors of a
+            # model that is not in the collection are left out.
             collection = await load_collection(self._meta, task.collection_id)
+            logged_queries = await fetch_logged_queries(self._objects, task, model=collection.model)
             order = BuildOrder(
                 segment_id=new_token(),
                 tier=Tier(task.tier),
@@ -122,7 +121,7 @@ class Attempt:
         fail_point("compactor.built")
         if output is not None:
             self._step("uploading")
-            await upload_segment(
+            await upload_whole(
                 self._objects,
                 task.collection_id,
                 task.shard,

@@ -13,11 +13,13 @@ from annheal.metastore.protocol import MetaStore
 from annheal.metastore.table import readable
 from annheal.model.collection import Collection, ModelSpec
 from annheal.model.records import Float32Matrix
-from annheal.model.topology.manifest import Manifest
+from annheal.model.topology.manifest import Manifest, SegmentEntry
 from annheal.model.topology.task import CompactionTask
 from annheal.objectstore.protocol import ObjectStore
 from annheal.recall import load_memory
 from annheal.segment import DeleteVector, Segment, fetch_segment, load_delete_vector
+from annheal.segment.parts.files import fetch_part
+from annheal.segment.parts.segment import PartSegment
 
 
 class StaleTask(FailedPrecondition):
@@ -64,11 +66,28 @@ async def fetch_sources(
             objects, task.collection_id, task.shard, entry, cache_dir=directory
         )
         segment = await asyncio.to_thread(Segment.open, files, entry)
+        segment = await _with_parts(objects, task, segment, entry, directory)
         dead = DeleteVector.empty(segment.rows)
         if segment_id in deletes:
             dead = await load_delete_vector(objects, deletes[segment_id], rows=segment.rows)
         sources.append(Source(segment, dead))
     return sources
+
+
+async def _with_parts(
+    objects: ObjectStore,
+    task: CompactionTask,
+    segment: Segment,
+    entry: SegmentEntry,
+    directory: Path,
+) -> Segment:
+    parts: dict[str, PartSegment] = {}
+    for part in entry.parts:
+        files = await fetch_part(
+            objects, task.collection_id, task.shard, segment.id, part, cache_dir=directory
+        )
+        parts[part.model] = await asyncio.to_thread(PartSegment, segment, files)
+    return segment.with_parts(entry, parts) if parts else segment
 
 
 async def fetch_logged_queries(

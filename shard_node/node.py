@@ -7,23 +7,24 @@ import logging
 import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import numpy as np
 
 from annheal.errors import DeadlineExceeded, Fenced, InvalidArgument
 from annheal.index import set_search_threads
-from annheal.model.collection import ModelSpec
+from annheal.model.collection import Collection, ModelSpec
 from annheal.model.limits import SEARCH_HITS_MAX
 from annheal.model.measures.part_health import PartHealth, PartKind
 from annheal.model.measures.recall import CollectionRecall, band_of
 from annheal.model.measures.recall_audit import BandAudit
 from annheal.model.measures.recall_worst import LiveQuery
-from annheal.model.records import RecordSet
+from annheal.model.records import Projection, RecordSet
 from annheal.model.search import Consistency, SearchAnswer, SearchRequest
 from annheal.model.topology.checks import checked_shards
 from annheal.model.topology.shard import ShardId
 from annheal.model.topology.state import ShardState
-from annheal.model.topology.task import CompactionTask
+from annheal.model.topology.task import CompactionTask, TaskReason
 from annheal.model.validation import validate_search_options
 from annheal.model.write import (
     CountRequest,
@@ -95,13 +96,21 @@ class Node:
         deadline = Deadline.after(request.timeout_s)
         shards = checked_shards(request.shards)
         owned = [self._owned(request.collection_id, number) for number in shards]
-        _check_queries(request, owned[0].collection.model)
+        collection = owned[0].collection
+        model = _model_of(request.options.model, collection)
+        _check_queries(request, model)
         if request.consistency is Consistency.STRONG:
             await asyncio.gather(*(shard.verify_owner() for shard in owned))
         views = [
-            (shard.id.number, _view(shard, request.min_sequences.get(shard.id.number, 0)))
+            (
+                shard.id.number,
+                _view(shard, request.min_sequences.get(shard.id.number, 0)).of_model(model.name),
+            )
             for shard in owned
         ]
+        options = replace(
+            request.options, projection=_resolved(request.options.projection, collection)
+        )
         queries = np.ascontiguousarray(request.queries)
         exact = request.options.exact
         threads = self._engine.threads(exact=exact)
@@ -110,7 +119,7 @@ class Node:
             # The number of OpenMP threads belongs to the calling thread.
             set_search_threads(search_threads_for(len(queries), threads_max=threads.count))
             searcher = Searcher(
-                owned[0].collection,
+                collection,
                 self._engine.filters,
                 ef_scale=self._monitor.controller.scale,
                 shortfall=self._monitor.controller.shortfall,
@@ -119,20 +128,18 @@ class Node:
                 threads=threads,
                 yield_point=yield_point,
             )
-            return searcher.search_counted(views, queries, request.options)
+            return searcher.search_counted(views, queries, options)
 
         async with _within(deadline, timeout_s=request.timeout_s):
             answer, match_counts = await self.lanes.search(
                 work, collection_id=request.collection_id, exact=exact, deadline=deadline
             )
-        self._monitor.sampler.note(
-            request.collection_id,
-            queries,
-            request.options,
-            match_counts,
-            answer,
-            request.numbers,
-        )
+        if model == collection.model:  # recall is measured of what serves
+            sampler = self._monitor.sampler
+            sampler.follow(request.collection_id, model.name)
+            sampler.note(
+                collection.id, queries, request.options, match_counts, answer, request.numbers
+            )
         band = band_of(
             sum(match_count.matches for match_count in match_counts),
             sum(match_count.live_rows for match_count in match_counts),
@@ -140,7 +147,7 @@ class Node:
         )
         took_s = time.perf_counter() - began_s
         self._metrics.observe_node_search(
-            owned[0].collection.name, band, queries=len(queries), duration_s=took_s
+            collection.name, band, queries=len(queries), duration_s=took_s
         )
         if not (request.options.exact or request.options.explain):
             self._monitor.latency.note(
@@ -161,10 +168,10 @@ class Node:
         view = await self._read_view(
             request.collection_id, request.shard, request.consistency, request.min_sequence
         )
+        collection = self._owned(request.collection_id, request.shard).collection
+        projection = _resolved(request.projection, collection, always=True)
         return await self.lanes.read(
-            lambda yield_point: get_records(
-                view, request.ids, request.projection, yield_point=yield_point
-            ),
+            lambda yield_point: get_records(view, request.ids, projection, yield_point=yield_point),
             collection_id=request.collection_id,
         )
 
@@ -180,7 +187,9 @@ class Node:
 
     async def scan(self, request: ScanRequest) -> ScanPage:
         """Read one page of a shard."""
-        view = self._owned(request.collection_id, request.shard).view
+        owned = self._owned(request.collection_id, request.shard)
+        view, projection = owned.view, request.projection
+        request = replace(request, projection=_resolved(projection, owned.collection, always=True))
         return await self.lanes.read(
             lambda yield_point: scan_page(view, request, yield_point=yield_point),
             collection_id=request.collection_id,
@@ -233,7 +242,11 @@ class Node:
 
     async def publish_compaction(self, task: CompactionTask) -> None:
         """Swap a finished task's sources for its output."""
-        await self._owned(task.collection_id, task.shard).publish_compaction(task)
+        owned = self._owned(task.collection_id, task.shard)
+        if task.reason is TaskReason.BACKFILL:
+            await owned.publish_part(task)
+            return
+        await owned.publish_compaction(task)
         self._engine.filters.forget(task.sources)
 
     async def flush_all(self, shards: Iterable[ShardId]) -> None:
@@ -273,6 +286,36 @@ async def _within(deadline: Deadline, *, timeout_s: float) -> AsyncIterator[None
             yield
     except TimeoutError:
         raise DeadlineExceeded(f"the search took longer than {timeout_s:g} s") from None
+
+
+def _model_of(name: str, collection: Collection) -> ModelSpec:
+    """Return the model `name`, empty for the one that serves; refuse one that is not known."""
+    model = collection.model_named(name) if name else collection.model
+    if model is None:
+        names = ", ".join(repr(one.name) for one in collection.models)
+        raise InvalidArgument.of(
+            "model", f"is {name!r}; the models of collection {collection.name!r} are {names}"
+        )
+    return model
+
+
+def _resolved(
+    projection: Projection, collection: Collection, *, always: bool = False
+) -> Projection:
+    """Return `projection` with the models whose vectors are wanted, and their dimensions.
+
+    Without a name it stays as it is, for the model of the search; `always`: it is the serving one,
+    where a collection has several models.
+    """
+    if not projection.vector:
+        return projection
+    names = projection.models
+    if not names:
+        if not always or len(collection.models) == 1:
+            return projection
+        names = (collection.model.name,)
+    models = [_model_of(name, collection) for name in names]
+    return replace(projection, models=names, dimensions=tuple(model.dimension for model in models))
 
 
 def _check_queries(request: SearchRequest, model: ModelSpec) -> None:

@@ -169,7 +169,7 @@ class Projection:
     """What to return of each record beside its id.
 
     `attributes`: the names wanted; None means all; empty means none. `models`: the models whose
-    vectors are wanted; empty means the one that answers.
+    vectors are wanted; empty means the one that answers. A node adds their `dimensions` in floats.
     """
 
     attributes: tuple[str, ...] | None = ()
@@ -177,6 +177,7 @@ class Projection:
     vector: bool = False
     version: bool = False
     models: tuple[str, ...] = ()
+    dimensions: tuple[int, ...] = ()
 
     @property
     def ids_only(self) -> bool:

@@ -36,6 +36,9 @@ FAIL_POINTS: Final = (
     "coordinator.finished",
     "coordinator.collecting",
     "coordinator.collected",
+    # The end of a backfill.
+    "shard_node.part_loaded",
+    "shard_node.part_stored",
     # The life of a flush.
     "shard_node.flushed",
     "shard_node.checkpointed",

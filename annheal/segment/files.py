@@ -90,17 +90,8 @@ async def fetch_segment(
     )
 
     async def fetch(name: str, verify: Callable[[Path], VerifiedT]) -> tuple[Path, VerifiedT]:
-        cached = directory / name
-        with contextlib.suppress(FileNotFoundError, DataCorruption):
-            return cached, await asyncio.to_thread(verify, cached)
-        # A damaged copy must go, or a store that leaves existing files alone would keep it.
-        cached.unlink(missing_ok=True)
         key = segment_key(collection_id, shard, entry.segment_id, name)
-        path = await store.fetch(key, cached)
-        try:
-            return path, await asyncio.to_thread(verify, path)
-        except FileNotFoundError as error:  # of a local store, deleted since it was fetched
-            raise NotFound(f"object {key} is not in the store any more") from error
+        return await fetch_verified(store, key, directory / name, verify)
 
     meta_path, meta = await fetch(META_FILE, partial(_read_meta, entry=entry))
     paths = {META_FILE: meta_path}
@@ -109,6 +100,25 @@ async def fetch_segment(
             file.name, partial(verify_file, file=file, segment_id=entry.segment_id)
         )
     return SegmentFiles(entry, meta, paths)
+
+
+async def fetch_verified(
+    store: SegmentStore, key: str, cached: Path, verify: Callable[[Path], VerifiedT]
+) -> tuple[Path, VerifiedT]:
+    """Make an object local and return its path and what `verify` returns of it.
+
+    A remote store downloads to `cached`, unless a file that passes is there already. Raises
+    `NotFound` and what `verify` raises.
+    """
+    with contextlib.suppress(FileNotFoundError, DataCorruption):
+        return cached, await asyncio.to_thread(verify, cached)
+    # A damaged copy must go, or a store that leaves existing files alone would keep it.
+    await asyncio.to_thread(cached.unlink, missing_ok=True)
+    path = await store.fetch(key, cached)
+    try:
+        return path, await asyncio.to_thread(verify, path)
+    except FileNotFoundError as error:  # of a local store, deleted since it was fetched
+        raise NotFound(f"object {key} is not in the store any more") from error
 
 
 async def load_delete_vector(

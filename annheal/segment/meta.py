@@ -12,11 +12,13 @@ from annheal.errors import DataCorruption, FailedPrecondition
 from annheal.model.collection import IndexSettings, ModelSpec, Schema, VectorStorage
 from annheal.model.topology.manifest import IndexKind, Tier
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
+"""The version of segments in which rows lack a vector of the segment's model."""
+FORMAT_VERSION_COPIES = 4
 """The version of segments with copies (`SegmentMeta.graph_rows`)."""
 FORMAT_VERSION_LOSSY = 3
 FORMAT_VERSION_FLOAT32 = 2
-"""Without copies, or lossy storage, a segment is what it was before: older readers can open it."""
+"""Without lacking rows, copies or lossy storage, older readers can open a segment."""
 
 META_FILE = "segment.json"
 INDEX_FILE = "index.faiss"
@@ -25,6 +27,8 @@ HASHES_FILE = "hashes.npy"
 ORDER_FILE = "order.npy"
 FIELDS_FILE = "fields.arrow"
 VECTORS_FILE = "vectors.faiss"
+LACKING_FILE = "lacking.npy"
+"""The rows without a vector of the segment's model, int32, ascending."""
 DATA_FILES = (INDEX_FILE, ROWS_FILE, FIELDS_FILE, HASHES_FILE, ORDER_FILE)
 """Every file beside `segment.json` where storage is float32."""
 DATA_FILES_LOSSY = (*DATA_FILES, VECTORS_FILE)
@@ -146,6 +150,8 @@ class SegmentMeta:
 def data_files(format_version: int, storage: VectorStorage) -> tuple[str, ...]:
     """Return the names of the files beside `segment.json`."""
     stored = DATA_FILES if storage is VectorStorage.FLOAT32 else DATA_FILES_LOSSY
+    if format_version == FORMAT_VERSION:
+        return (*stored, LACKING_FILE)
     return _DATA_FILES_OF_FORMAT.get(format_version, stored)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from types import MappingProxyType
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +17,7 @@ from annheal.filters import IndexedColumns, evaluate
 from annheal.index import LiveBitmap, VectorIndex, load_mapped
 from annheal.model.collection import VectorStorage
 from annheal.model.filter import Filter
-from annheal.model.records import Float32Matrix, Projection, RecordSet
+from annheal.model.records import Float32Matrix, ModelVectors, Projection, RecordSet
 from annheal.model.topology.manifest import IndexKind, SegmentEntry
 from annheal.segment.fields import open_fields
 from annheal.segment.files import SegmentFiles
@@ -24,6 +26,7 @@ from annheal.segment.meta import (
     FIELDS_FILE,
     HASHES_FILE,
     INDEX_FILE,
+    LACKING_FILE,
     ORDER_FILE,
     ROWS_FILE,
     VECTORS_FILE,
@@ -32,6 +35,11 @@ from annheal.segment.meta import (
 )
 from annheal.segment.rows import MappedRows, decoded, open_rows
 from annheal.segment.texts import texts_at
+
+if TYPE_CHECKING:
+    from annheal.segment.parts.segment import PartSegment
+
+_NO_ROWS = np.empty(0, dtype=np.int64)
 
 
 class Segment:
@@ -44,9 +52,21 @@ class Segment:
         entry: as the manifest names it.
         meta: what `segment.json` says.
         index: answers searches by row number.
+        lacking_rows: rows without a vector of the segment's model, (n,) int64, mostly none; the
+            index has zeros for them.
+        parts: the vectors of other models, by name.
     """
 
-    __slots__ = ("_columns", "_indexed", "_lookup", "entry", "index", "meta")
+    __slots__ = (
+        "columns",
+        "entry",
+        "index",
+        "indexed",
+        "lacking_rows",
+        "lookup",
+        "meta",
+        "parts",
+    )
 
     def __init__(
         self,
@@ -57,13 +77,17 @@ class Segment:
         columns: MappedRows,
         lookup: IdLookup,
         indexed: IndexedColumns | None,
+        lacking_rows: npt.NDArray[np.int64] = _NO_ROWS,
+        parts: Mapping[str, PartSegment] = MappingProxyType({}),
     ) -> None:
         self.entry = entry
         self.meta = meta
         self.index = index
-        self._columns = columns
-        self._lookup = lookup
-        self._indexed = indexed
+        self.columns = columns
+        self.lookup = lookup
+        self.indexed = indexed
+        self.lacking_rows = lacking_rows
+        self.parts = parts
 
     @classmethod
     def open(cls, files: SegmentFiles, entry: SegmentEntry) -> Segment:
@@ -98,14 +122,43 @@ class Segment:
         if found != expected:
             what = "(rows, dimension, kind, storage)"
             raise _unreadable(files, INDEX_FILE, f"it has {what} {found}, not {expected}")
+        lacking_rows = _NO_ROWS
+        if LACKING_FILE in paths:
+            lacking_rows = np.load(paths[LACKING_FILE]).astype(np.int64)
+            if not len(lacking_rows) or lacking_rows.max() >= meta.rows or lacking_rows.min() < 0:
+                raise _unreadable(files, LACKING_FILE, "its rows are not those of the segment")
         return cls(
-            entry=entry, meta=meta, index=index, columns=columns, lookup=lookup, indexed=indexed
+            entry=entry,
+            meta=meta,
+            index=index,
+            columns=columns,
+            lookup=lookup,
+            indexed=indexed,
+            lacking_rows=lacking_rows,
+        )
+
+    def with_parts(self, entry: SegmentEntry, parts: Mapping[str, PartSegment]) -> Segment:
+        """Return the segment with other `parts`, which are those that `entry` names."""
+        return Segment(
+            entry=entry,
+            meta=self.meta,
+            index=self.index,
+            columns=self.columns,
+            lookup=self.lookup,
+            indexed=self.indexed,
+            lacking_rows=self.lacking_rows,
+            parts=parts,
         )
 
     @property
     def id(self) -> str:
         """The segment id."""
         return self.entry.segment_id
+
+    @property
+    def graph_ids(self) -> tuple[str, ...]:
+        """The id of the segment and those of its parts: each has a graph of its own."""
+        return (self.id, *(part.id for part in self.parts.values()))
 
     @property
     def rows(self) -> int:
@@ -130,12 +183,12 @@ class Segment:
     @property
     def ids(self) -> pa.StringArray:
         """The id of every row."""
-        return self._columns.ids
+        return self.columns.ids
 
     @property
     def sequences(self) -> npt.NDArray[np.int64]:
         """The sequence of every row, (rows,) int64, read-only."""
-        return self._columns.sequences
+        return self.columns.sequences
 
     @property
     def attributes(self) -> pa.RecordBatch:
@@ -143,12 +196,12 @@ class Segment:
 
         Without declared attributes it has no columns and so no length: use `rows`.
         """
-        return self._columns.attributes
+        return self.columns.attributes
 
     @property
     def payloads(self) -> pa.LargeBinaryArray:
         """The payload of every row, UTF-8 JSON or null."""
-        return self._columns.payloads
+        return self.columns.payloads
 
     @property
     def vectors(self) -> Float32Matrix:
@@ -158,12 +211,12 @@ class Segment:
     @property
     def hashes(self) -> npt.NDArray[np.uint64]:
         """The id hashes in ascending order, (rows,) uint64."""
-        return self._lookup.hashes
+        return self.lookup.hashes
 
     @property
     def hash_order(self) -> npt.NDArray[np.int32]:
         """The rows in the order of (id hash, id in UTF-8), (rows,) int32: the order of scans."""
-        return self._lookup.order
+        return self.lookup.order
 
     def matches(self, filter: Filter) -> LiveBitmap:
         """Return the rows that match a filter from `validate_filter`, dead ones included.
@@ -171,25 +224,25 @@ class Segment:
         By the field indexes; a segment of format 1 has none and compares every row. Raises
         `InvariantViolation` when the filter was validated against another schema.
         """
-        if self._indexed is not None:
-            packed, count = self._indexed.matches(filter)
+        if self.indexed is not None:
+            packed, count = self.indexed.matches(filter)
             return LiveBitmap(packed, rows=self.rows, count=count)
         return LiveBitmap.from_mask(evaluate(filter, self.attributes, row_count=self.rows))
 
     def ids_at(self, rows: npt.NDArray[np.int64]) -> list[str]:
         """Return the ids of `rows`."""
-        return texts_at(self._columns.ids, rows)
+        return texts_at(self.columns.ids, rows)
 
     def find(self, ids: Sequence[str], hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
         """Return the row of each id, (n,) int64, -1 where the segment has none.
 
         `hashes` (n,) are `annheal.shards.routing.hash_ids(ids)`. Dead rows are found too.
         """
-        return self._lookup.find(ids, hashes=hashes, ids=self._columns.ids)
+        return self.lookup.find(ids, hashes=hashes, ids=self.columns.ids)
 
     def position_after(self, last_hash: int, last_id: str) -> int:
         """Return the first position in `hash_order` after (last_hash, last_id); 0 for hash -1."""
-        return self._lookup.position_after(last_hash, last_id, ids=self._columns.ids)
+        return self.lookup.position_after(last_hash, last_id, ids=self.columns.ids)
 
     def take(self, rows: npt.NDArray[np.int64], projection: Projection) -> RecordSet:
         """Return `rows` in the given order, with what `projection` asks for.
@@ -202,17 +255,48 @@ class Segment:
             attributes = self._take_attributes(_arrow(rows), projection.attributes)
         payloads = None
         if projection.payload:
-            taken = self._columns.payloads.take(_arrow(rows))
+            taken = self.columns.payloads.take(_arrow(rows))
             payloads = cast(pa.BinaryArray, taken.cast(pa.binary()))
-        vectors = self.index.reconstruct(rows) if projection.vector else None
-        ids = texts_at(self._columns.ids, rows)
+        ids = texts_at(self.columns.ids, rows)
         versions = self.sequences[rows] if projection.version else None
-        return RecordSet(ids, attributes, payloads, vectors, versions)
+        records = RecordSet(ids, attributes, payloads, versions=versions)
+        return self._with_vectors(records, rows, projection) if projection.vector else records
+
+    def vectors_of(
+        self, model: str, rows: npt.NDArray[np.int64], *, dimension: int
+    ) -> Float32Matrix:
+        """Return the vectors of a model for `rows`, (n, dimension); NaN for rows without one."""
+        part = self.parts.get(model)
+        if part is not None:
+            return part.vectors_at(rows)
+        if model != self.meta.model.name:
+            return np.full((len(rows), dimension), np.nan, dtype=np.float32)
+        vectors = self.index.reconstruct(rows)
+        if len(self.lacking_rows):
+            vectors[np.isin(rows, self.lacking_rows)] = np.nan
+        return vectors
+
+    def stored(self, rows: npt.NDArray[np.int64]) -> tuple[Segment, npt.NDArray[np.int64]]:
+        """Return the segment whose columns hold `rows`, and their numbers there."""
+        return self, rows
+
+    def _with_vectors(
+        self, records: RecordSet, rows: npt.NDArray[np.int64], projection: Projection
+    ) -> RecordSet:
+        own = self.meta.model
+        models = projection.models or (own.name,)
+        dimensions = projection.dimensions or (own.dimension,)
+        first, *further = [
+            ModelVectors(model, self.vectors_of(model, rows, dimension=dimension))
+            for model, dimension in zip(models, dimensions, strict=True)
+        ]
+        model = first.model if projection.models else ""
+        return replace(records, vectors=first.vectors, model=model, further=tuple(further))
 
     def _take_attributes(
         self, wanted: pa.Int64Array, names: tuple[str, ...] | None
     ) -> pa.RecordBatch:
-        attributes = self._columns.attributes
+        attributes = self.columns.attributes
         if names is not None:
             present = set(attributes.schema.names)
             attributes = attributes.select([name for name in names if name in present])

@@ -11,6 +11,7 @@ import numpy as np
 from annheal.errors import InvalidArgument, InvariantViolation
 from annheal.index import VectorIndex, build_flat
 from annheal.model.collection import ModelSpec, Schema, VectorStorage
+from annheal.model.records import Float32Matrix, lacking
 from annheal.model.topology.manifest import SegmentEntry, Tier
 from annheal.segment.checksum import checksum_of, checksum_of_file
 from annheal.segment.fields import encode_fields
@@ -18,10 +19,12 @@ from annheal.segment.lookup import IdLookup, save_lookup
 from annheal.segment.meta import (
     FIELDS_FILE,
     FORMAT_VERSION,
+    FORMAT_VERSION_COPIES,
     FORMAT_VERSION_FLOAT32,
     FORMAT_VERSION_LOSSY,
     HASHES_FILE,
     INDEX_FILE,
+    LACKING_FILE,
     META_FILE,
     ORDER_FILE,
     ROWS_FILE,
@@ -53,7 +56,8 @@ def write_segment(
 ) -> SegmentEntry:
     """Write the files of a segment into `directory` (made if missing) and return its entry.
 
-    `index` holds `rows.vectors` in the same order; a flat one is built when None. What it stores
+    `index` holds `rows.vectors` in the same order; a flat one is built when None. Rows of NaN have
+    no vector of `model`: the index has zeros for them. What it stores
     decides over the format and the files, whatever `build.storage` says. At least one row; ids
     must be unique. Nothing is flushed to the medium: a segment becomes durable by
     `upload_segment`. Blocks: run it in a worker thread. `yield_point` is called before each file is
@@ -61,8 +65,9 @@ def write_segment(
     """
     if not len(rows):
         raise InvalidArgument.of("rows", "a segment has at least one row")
+    lacking_rows = np.flatnonzero(lacking(rows.vectors))
     if index is None:
-        index = build_flat(rows.vectors, metric=model.metric)
+        index = build_flat(without_nan(rows.vectors), metric=model.metric)
     _check(rows, index=index, model=model, schema=schema)
     directory.mkdir(parents=True, exist_ok=True)
     lossy = index.storage is not VectorStorage.FLOAT32
@@ -83,7 +88,10 @@ def write_segment(
     copies = index.graph_size != index.rows
     version = FORMAT_VERSION_LOSSY if lossy else FORMAT_VERSION_FLOAT32
     if copies:
+        version = FORMAT_VERSION_COPIES
+    if len(lacking_rows):
         version = FORMAT_VERSION
+        np.save(directory / LACKING_FILE, lacking_rows.astype(np.int32))
     meta = SegmentMeta(
         format_version=version,
         segment_id=segment_id,
@@ -96,13 +104,19 @@ def write_segment(
         min_sequence=int(rows.sequences.min()),
         max_sequence=int(rows.sequences.max()),
         created_at_s=created_at_s,
-        files=tuple(_file_entry(directory / name) for name in data_files(version, index.storage)),
+        files=tuple(file_entry(directory / name) for name in data_files(version, index.storage)),
         graph_rows=index.graph_size if copies else 0,
     )
-    return _write_meta(directory, meta)
+    return _write_meta(directory, meta, lacking_count=len(lacking_rows))
 
 
-def _write_meta(directory: Path, meta: SegmentMeta) -> SegmentEntry:
+def without_nan(vectors: Float32Matrix) -> Float32Matrix:
+    """Return `vectors` (n, d) with zeros in the place of rows of NaN, for an index."""
+    absent = lacking(vectors)
+    return np.where(absent[:, None], np.float32(0), vectors) if absent.any() else vectors
+
+
+def _write_meta(directory: Path, meta: SegmentMeta, *, lacking_count: int) -> SegmentEntry:
     body = encode_meta(meta)
     (directory / META_FILE).write_bytes(body)
     return SegmentEntry(
@@ -117,10 +131,12 @@ def _write_meta(directory: Path, meta: SegmentMeta) -> SegmentEntry:
         max_sequence=meta.max_sequence,
         generation=meta.build.generation,
         created_at_s=meta.created_at_s,
+        lacking=lacking_count,
     )
 
 
-def _file_entry(path: Path) -> FileEntry:
+def file_entry(path: Path) -> FileEntry:
+    """Return name, size and checksum of a file; blocks."""
     return FileEntry(path.name, path.stat().st_size, checksum_of_file(path))
 
 

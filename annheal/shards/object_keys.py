@@ -5,6 +5,7 @@ key                                                            object
 =============================================================  =================================
 ``wal/<collection_id>/<shard>/<slot>``                         one slot of a shard's log
 ``segments/<collection_id>/<shard>/<segment_id>/<file>``       one file of a segment
+``vectors/<collection_id>/<shard>/<segment_id>/<part>/<file>`` one file of a vector part
 ``deletes/<collection_id>/<shard>/<segment_id>/<unique>.bin``  a checkpoint of a delete vector
 ``recall/<collection_id>/<shard>/<epoch>.<number>``            what a shard remembers of its recall
 ``dropped/<collection_id>``                                    a marker: dropped on purpose
@@ -32,6 +33,7 @@ class ObjectKind(StrEnum):
 
     WAL = "wal"
     SEGMENT = "segments"
+    VECTORS = "vectors"
     DELETES = "deletes"
     RECALL = "recall"
     DROPPED = "dropped"
@@ -47,6 +49,7 @@ _NAMES = {
     ObjectKind.WAL: f"[0-9]{{{_SLOT_DIGITS}}}",
     # The files of all format versions; `annheal.segment.meta` names those of each.
     ObjectKind.SEGMENT: f"({NAME_PATTERN})/[a-z]+\\.(?:json|faiss|arrow|npy)",
+    ObjectKind.VECTORS: f"({NAME_PATTERN})/({NAME_PATTERN})/[a-z]+\\.(?:json|faiss|npy)",
     ObjectKind.DELETES: f"({NAME_PATTERN})/{NAME_PATTERN}\\.bin",
     ObjectKind.RECALL: f"[0-9]{{{_EPOCH_DIGITS}}}\\.[0-9]{{{_NUMBER_DIGITS}}}",
 }
@@ -62,7 +65,7 @@ class ObjectKey:
     """A key as it is read: `name` is what follows the shard.
 
     `shard` is -1 and `name` empty for a marker of a dropped collection; `segment_id` is empty for
-    what does not belong to a segment.
+    what does not belong to a segment, `part_id` for what does not belong to a vector part.
     """
 
     key: str
@@ -71,6 +74,7 @@ class ObjectKey:
     shard: int = -1
     name: str = ""
     segment_id: str = ""
+    part_id: str = ""
 
 
 def parse_key(key: str) -> ObjectKey | None:
@@ -84,8 +88,8 @@ def parse_key(key: str) -> ObjectKey | None:
     found = _OF_SHARD[ObjectKind(kind)].fullmatch(key)
     if found is None:
         return None
-    segment_id = found[4] if ObjectKind(kind) in (ObjectKind.SEGMENT, ObjectKind.DELETES) else ""
-    return ObjectKey(key, ObjectKind(kind), found[1], int(found[2]), found[3], segment_id)
+    names = (*found.groups()[3:], "", "")  # of segment and vector part
+    return ObjectKey(key, ObjectKind(kind), found[1], int(found[2]), found[3], *names[:2])
 
 
 def parse_slot(key: str) -> int | None:
@@ -132,6 +136,18 @@ def segment_prefix(collection_id: str, shard: int, segment_id: str) -> str:
 def segment_key(collection_id: str, shard: int, segment_id: str, file: str) -> str:
     """Return the key of one file of a segment."""
     return segment_prefix(collection_id, shard, segment_id) + file
+
+
+def part_prefix(collection_id: str, shard: int, segment_id: str, part_id: str) -> str:
+    """Return the prefix of the objects of one vector part, with the slash at its end."""
+    checked_name(segment_id, field="segment_id")
+    prefix = shard_prefix(ObjectKind.VECTORS, collection_id, shard)
+    return f"{prefix}{segment_id}/{checked_name(part_id, field='part_id')}/"
+
+
+def part_key(collection_id: str, shard: int, segment_id: str, part_id: str, file: str) -> str:
+    """Return the key of one file of a vector part."""
+    return part_prefix(collection_id, shard, segment_id, part_id) + file
 
 
 def delete_vector_key(collection_id: str, shard: int, segment_id: str, unique: str) -> str:

@@ -10,7 +10,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from annheal.errors import FailedPrecondition, Fenced, InvariantViolation
-from annheal.model.topology.manifest import DeleteVectorEntry, Manifest, SegmentEntry
+from annheal.model.topology.manifest import (
+    DeleteVectorEntry,
+    Manifest,
+    SegmentEntry,
+    VectorPartEntry,
+)
 
 
 def take_over(manifest: Manifest, *, epoch: int) -> Manifest:
@@ -86,6 +91,32 @@ def swap_segments(
             version=manifest.version + 1,
             segments=tuple(segments),
             delete_vectors=tuple(vectors),
+        )
+    )
+
+
+def add_part(manifest: Manifest, *, epoch: int, segment_id: str, part: VectorPartEntry) -> Manifest:
+    """Return the manifest in which a segment has `part`, instead of one of the same model.
+
+    Raises `FailedPrecondition` when the segment is not there any more: the task is stale.
+    """
+    _require_owner(manifest, epoch)
+    entry = next((one for one in manifest.segments if one.segment_id == segment_id), None)
+    if entry is None:
+        raise FailedPrecondition(
+            f"segment {segment_id} is no longer part of"
+            f" {manifest.collection_id}/{manifest.shard}: the backfill is stale",
+            reason="STALE_COMPACTION",
+        )
+    if entry.model == part.model:
+        raise InvariantViolation(f"{part.model!r} is the model of segment {segment_id} itself")
+    others = [one for one in entry.parts if one.model != part.model]
+    changed = replace(entry, parts=(*others, part))
+    return _checked(
+        replace(
+            manifest,
+            version=manifest.version + 1,
+            segments=tuple(changed if one is entry else one for one in manifest.segments),
         )
     )
 

@@ -1,4 +1,4 @@
-"""Bytes of one write-ahead log object (format version 1; docs/formats/wal.md).
+"""Bytes of one write-ahead log object (format versions 1 and 2; docs/formats/wal.md).
 
 Layout, little-endian::
 
@@ -13,6 +13,7 @@ entries is larger: a listing alone tells them apart (they are kept when the log 
 
 from __future__ import annotations
 
+import json
 import struct
 from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
@@ -22,16 +23,20 @@ import pyarrow as pa
 import xxhash
 
 from annheal.errors import DataCorruption, FailedPrecondition
-from annheal.model.records import Float32Matrix, RecordBatch
+from annheal.model.records import Float32Matrix, ModelVectors, RecordBatch
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""The version of objects with rows that name their models; all others are of version 1."""
+FORMAT_VERSION_ONE_MODEL = 1
 _MAGIC = b"AHWL"
 _HEADER = struct.Struct("<4sHHQQ16sQQII")
 _ENTRY = struct.Struct("<IIQQ")
 _CHECKSUM = struct.Struct("<Q")
 FENCE_BYTES = _HEADER.size + _CHECKSUM.size
-_UPSERT, _DELETE = 1, 2
+_UPSERT, _DELETE, _UPSERT_OF_MODELS = 1, 2, 3
 _ID, _VECTOR, _PAYLOAD = "_id", "_vector", "_payload"
+_MODELS = b"annheal.models"
+"""Key of the schema's metadata: a JSON list of the models of the vector columns, in their order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +98,11 @@ def encode_wal_object(wal_object: WalObject) -> bytes:
         if isinstance(first, UpsertEntry)
         else first.sequence
     )
+    names_models = any(_kind(entry) == _UPSERT_OF_MODELS for entry in wal_object.entries)
     parts = [
         _HEADER.pack(
             _MAGIC,
-            FORMAT_VERSION,
+            FORMAT_VERSION if names_models else FORMAT_VERSION_ONE_MODEL,
             0,
             wal_object.epoch,
             wal_object.slot,
@@ -109,11 +115,8 @@ def encode_wal_object(wal_object: WalObject) -> bytes:
     ]
     for entry in wal_object.entries:
         body = _encode_body(entry)
-        if isinstance(entry, UpsertEntry):
-            kind, sequence = _UPSERT, entry.first_sequence
-        else:
-            kind, sequence = _DELETE, entry.sequence
-        parts += [_ENTRY.pack(kind, 0, sequence, len(body)), body]
+        sequence = entry.first_sequence if isinstance(entry, UpsertEntry) else entry.sequence
+        parts += [_ENTRY.pack(_kind(entry), 0, sequence, len(body)), body]
     digest = xxhash.xxh3_64()
     for part in parts:
         digest.update(part)
@@ -163,47 +166,79 @@ def _decode_entries(body: memoryview, count: int) -> tuple[WalEntry, ...]:
 
 
 def encode_record_batch(batch: RecordBatch) -> bytes:
-    """Return `batch` as an Arrow IPC stream: `_id`, `_vector`, the attributes, `_payload`."""
-    dimension = batch.vectors.shape[1]
-    flat = pa.array(batch.vectors.reshape(-1))
-    vectors = pa.FixedSizeListArray.from_arrays(flat, dimension)
+    """Return `batch` as an Arrow IPC stream: `_id`, `_vector`, the attributes, `_payload`.
+
+    A batch that names its models has a `_vector` column for each of them, and their names in the
+    metadata of the schema.
+    """
+    matrices = [batch.vectors, *(one.vectors for one in batch.further)]
     table = pa.RecordBatch.from_arrays(
-        [batch.ids, vectors, *batch.attributes.columns, batch.payloads],
-        names=[_ID, _VECTOR, *batch.attributes.schema.names, _PAYLOAD],
+        [
+            batch.ids,
+            *(_vector_column(matrix) for matrix in matrices),
+            *batch.attributes.columns,
+            batch.payloads,
+        ],
+        names=[_ID, *[_VECTOR] * len(matrices), *batch.attributes.schema.names, _PAYLOAD],
     )
+    if _names_models(batch):
+        models = json.dumps([batch.model, *(one.model for one in batch.further)])
+        table = table.replace_schema_metadata({_MODELS: models.encode()})
     return _to_stream(table)
 
 
 def decode_record_batch(data: bytes | memoryview) -> RecordBatch:
-    """Parse `encode_record_batch`'s bytes; the vectors are a view of them."""
+    """Parse `encode_record_batch`'s bytes; the vectors are views of them."""
     table = _from_stream(data)
+    models: list[str] = json.loads((table.schema.metadata or {}).get(_MODELS, b'[""]'))
     # By position: an attribute may have any name, `_vector` too.
-    vector_column = cast("pa.FixedSizeListArray[Any, Any]", table.column(1))
-    dimension = vector_column.type.list_size
-    vectors: Float32Matrix = np.asarray(vector_column.flatten(), dtype=np.float32).reshape(
-        len(table), dimension
-    )
-    last = table.num_columns - 1
+    first, last = 1 + len(models), table.num_columns - 1
+    vectors, *further = [
+        ModelVectors(model, _matrix(table.column(number)))
+        for number, model in enumerate(models, start=1)
+    ]
     attributes = (
         pa.RecordBatch.from_arrays(
-            [table.column(number) for number in range(2, last)],
-            schema=pa.schema([table.schema.field(number) for number in range(2, last)]),
+            [table.column(number) for number in range(first, last)],
+            schema=pa.schema([table.schema.field(number) for number in range(first, last)]),
         )
-        if last > 2
+        if last > first
         else empty_attributes(len(table))
     )
     return RecordBatch(
         cast(pa.StringArray, table.column(0)),
-        vectors,
+        vectors.vectors,
         attributes,
         cast(pa.BinaryArray, table.column(last)),
+        model=vectors.model,
+        further=tuple(further),
     )
+
+
+def _names_models(batch: RecordBatch) -> bool:
+    return bool(batch.model or batch.further)
+
+
+def _vector_column(vectors: Float32Matrix) -> pa.Array[Any]:
+    return pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
+
+
+def _matrix(column: pa.Array[Any]) -> Float32Matrix:
+    lists = cast("pa.FixedSizeListArray[Any, Any]", column)
+    flat: Float32Matrix = np.asarray(lists.flatten(), dtype=np.float32)
+    return flat.reshape(len(lists), lists.type.list_size)
 
 
 def empty_attributes(rows: int) -> pa.RecordBatch:
     """Return `rows` rows without columns (Arrow keeps their number only through a struct)."""
     structs = cast(pa.StructArray, pa.array([{}] * rows, type=pa.struct([])))
     return pa.RecordBatch.from_struct_array(structs)
+
+
+def _kind(entry: WalEntry) -> int:
+    if isinstance(entry, DeleteEntry):
+        return _DELETE
+    return _UPSERT_OF_MODELS if _names_models(entry.batch) else _UPSERT
 
 
 def _encode_body(entry: WalEntry) -> bytes:
@@ -213,7 +248,7 @@ def _encode_body(entry: WalEntry) -> bytes:
 
 
 def _decode_body(kind: int, sequence: int, body: memoryview) -> WalEntry:
-    if kind == _UPSERT:
+    if kind in (_UPSERT, _UPSERT_OF_MODELS):
         return UpsertEntry(sequence, decode_record_batch(body))
     if kind == _DELETE:
         return DeleteEntry(sequence, cast(pa.StringArray, _from_stream(body).column(0)))

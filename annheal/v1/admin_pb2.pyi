@@ -259,7 +259,7 @@ class Shard(_message.Message):
     def __init__(self, collection: _Optional[str] = ..., collection_id: _Optional[str] = ..., shard: _Optional[int] = ..., owner: _Optional[str] = ..., epoch: _Optional[int] = ..., target: _Optional[str] = ..., replicas: _Optional[_Iterable[str]] = ..., phase: _Optional[_Union[ShardPhase, str]] = ..., live_rows: _Optional[int] = ..., dead_rows: _Optional[int] = ..., unindexed_rows: _Optional[int] = ..., applied_sequence: _Optional[int] = ..., wal_slots: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., segments: _Optional[int] = ..., error: _Optional[str] = ...) -> None: ...
 
 class Segment(_message.Message):
-    __slots__ = ("shard", "segment_id", "tier", "model", "index_kind", "rows", "dead_rows", "size_bytes", "generation", "created_at", "min_sequence", "max_sequence", "recall", "ef", "rebuild", "stuck", "visited", "visited_baseline", "built_for", "without_kernels")
+    __slots__ = ("shard", "segment_id", "tier", "model", "index_kind", "rows", "dead_rows", "size_bytes", "generation", "created_at", "min_sequence", "max_sequence", "recall", "ef", "rebuild", "stuck", "visited", "visited_baseline", "built_for", "without_kernels", "models")
     SHARD_FIELD_NUMBER: _ClassVar[int]
     SEGMENT_ID_FIELD_NUMBER: _ClassVar[int]
     TIER_FIELD_NUMBER: _ClassVar[int]
@@ -280,6 +280,7 @@ class Segment(_message.Message):
     VISITED_BASELINE_FIELD_NUMBER: _ClassVar[int]
     BUILT_FOR_FIELD_NUMBER: _ClassVar[int]
     WITHOUT_KERNELS_FIELD_NUMBER: _ClassVar[int]
+    MODELS_FIELD_NUMBER: _ClassVar[int]
     shard: int
     segment_id: str
     tier: SegmentTier
@@ -300,7 +301,24 @@ class Segment(_message.Message):
     visited_baseline: float
     built_for: CompactionReason
     without_kernels: bool
-    def __init__(self, shard: _Optional[int] = ..., segment_id: _Optional[str] = ..., tier: _Optional[_Union[SegmentTier, str]] = ..., model: _Optional[str] = ..., index_kind: _Optional[_Union[SegmentIndexKind, str]] = ..., rows: _Optional[int] = ..., dead_rows: _Optional[int] = ..., size_bytes: _Optional[int] = ..., generation: _Optional[int] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., min_sequence: _Optional[int] = ..., max_sequence: _Optional[int] = ..., recall: _Optional[float] = ..., ef: _Optional[int] = ..., rebuild: _Optional[bool] = ..., stuck: _Optional[bool] = ..., visited: _Optional[float] = ..., visited_baseline: _Optional[float] = ..., built_for: _Optional[_Union[CompactionReason, str]] = ..., without_kernels: _Optional[bool] = ...) -> None: ...
+    models: _containers.RepeatedCompositeFieldContainer[ModelCoverage]
+    def __init__(self, shard: _Optional[int] = ..., segment_id: _Optional[str] = ..., tier: _Optional[_Union[SegmentTier, str]] = ..., model: _Optional[str] = ..., index_kind: _Optional[_Union[SegmentIndexKind, str]] = ..., rows: _Optional[int] = ..., dead_rows: _Optional[int] = ..., size_bytes: _Optional[int] = ..., generation: _Optional[int] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., min_sequence: _Optional[int] = ..., max_sequence: _Optional[int] = ..., recall: _Optional[float] = ..., ef: _Optional[int] = ..., rebuild: _Optional[bool] = ..., stuck: _Optional[bool] = ..., visited: _Optional[float] = ..., visited_baseline: _Optional[float] = ..., built_for: _Optional[_Union[CompactionReason, str]] = ..., without_kernels: _Optional[bool] = ..., models: _Optional[_Iterable[_Union[ModelCoverage, _Mapping]]] = ...) -> None: ...
+
+class ModelCoverage(_message.Message):
+    __slots__ = ("model", "rows", "lacking", "index_kind", "size_bytes", "skipped")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    LACKING_FIELD_NUMBER: _ClassVar[int]
+    INDEX_KIND_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SKIPPED_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    rows: int
+    lacking: int
+    index_kind: SegmentIndexKind
+    size_bytes: int
+    skipped: int
+    def __init__(self, model: _Optional[str] = ..., rows: _Optional[int] = ..., lacking: _Optional[int] = ..., index_kind: _Optional[_Union[SegmentIndexKind, str]] = ..., size_bytes: _Optional[int] = ..., skipped: _Optional[int] = ...) -> None: ...
 
 class Task(_message.Message):
     __slots__ = ("task_id", "collection", "collection_id", "phase", "priority", "created_at", "finished_at", "attempts", "worker", "step", "progress", "error", "estimated_bytes", "estimated_disk_bytes", "why", "compaction")

@@ -436,20 +436,46 @@ class FlushShardResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class PublishCompactionRequest(_message.Message):
-    __slots__ = ("task", "output")
+    __slots__ = ("task", "output", "part")
     TASK_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_FIELD_NUMBER: _ClassVar[int]
+    PART_FIELD_NUMBER: _ClassVar[int]
     task: _admin_pb2.Task
     output: SegmentEntry
-    def __init__(self, task: _Optional[_Union[_admin_pb2.Task, _Mapping]] = ..., output: _Optional[_Union[SegmentEntry, _Mapping]] = ...) -> None: ...
+    part: VectorPart
+    def __init__(self, task: _Optional[_Union[_admin_pb2.Task, _Mapping]] = ..., output: _Optional[_Union[SegmentEntry, _Mapping]] = ..., part: _Optional[_Union[VectorPart, _Mapping]] = ...) -> None: ...
 
 class SegmentEntry(_message.Message):
-    __slots__ = ("segment", "meta_checksum")
+    __slots__ = ("segment", "meta_checksum", "lacking", "parts")
     SEGMENT_FIELD_NUMBER: _ClassVar[int]
     META_CHECKSUM_FIELD_NUMBER: _ClassVar[int]
+    LACKING_FIELD_NUMBER: _ClassVar[int]
+    PARTS_FIELD_NUMBER: _ClassVar[int]
     segment: _admin_pb2.Segment
     meta_checksum: str
-    def __init__(self, segment: _Optional[_Union[_admin_pb2.Segment, _Mapping]] = ..., meta_checksum: _Optional[str] = ...) -> None: ...
+    lacking: int
+    parts: _containers.RepeatedCompositeFieldContainer[VectorPart]
+    def __init__(self, segment: _Optional[_Union[_admin_pb2.Segment, _Mapping]] = ..., meta_checksum: _Optional[str] = ..., lacking: _Optional[int] = ..., parts: _Optional[_Iterable[_Union[VectorPart, _Mapping]]] = ...) -> None: ...
+
+class VectorPart(_message.Message):
+    __slots__ = ("part_id", "model", "index_kind", "rows", "size_bytes", "meta_checksum", "created_at", "skipped")
+    PART_ID_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    INDEX_KIND_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    META_CHECKSUM_FIELD_NUMBER: _ClassVar[int]
+    CREATED_AT_FIELD_NUMBER: _ClassVar[int]
+    SKIPPED_FIELD_NUMBER: _ClassVar[int]
+    part_id: str
+    model: str
+    index_kind: _admin_pb2.SegmentIndexKind
+    rows: int
+    size_bytes: int
+    meta_checksum: str
+    created_at: _timestamp_pb2.Timestamp
+    skipped: int
+    def __init__(self, part_id: _Optional[str] = ..., model: _Optional[str] = ..., index_kind: _Optional[_Union[_admin_pb2.SegmentIndexKind, str]] = ..., rows: _Optional[int] = ..., size_bytes: _Optional[int] = ..., meta_checksum: _Optional[str] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., skipped: _Optional[int] = ...) -> None: ...
 
 class PublishCompactionResponse(_message.Message):
     __slots__ = ()

@@ -24,7 +24,7 @@ from annheal.model.topology.cluster import (
 )
 from annheal.model.topology.manifest import Tier
 from annheal.model.topology.shard import NodeRegistration, WorkerRegistration, WorkerRole
-from annheal.model.topology.state import SegmentState
+from annheal.model.topology.state import ModelCoverage, SegmentState
 from annheal.model.topology.task import TaskPhase, TaskReason
 from annheal.v1 import admin_pb2 as pb
 from annheal.v1 import internal_pb2
@@ -202,6 +202,17 @@ def encode_segment(segment: SegmentState) -> pb.Segment:
         visited_baseline=segment.visited_baseline,
         built_for=TASK_REASON.encode(segment.built_for),
         without_kernels=segment.without_kernels,
+        models=[
+            pb.ModelCoverage(
+                model=one.model,
+                rows=one.rows,
+                lacking=one.lacking,
+                index_kind=INDEX_KIND.encode(one.index_kind),
+                size_bytes=one.size_bytes,
+                skipped=one.skipped,
+            )
+            for one in segment.models
+        ],
     )
 
 
@@ -228,6 +239,17 @@ def decode_segment(message: pb.Segment) -> SegmentState:
         visited_baseline=message.visited_baseline,
         built_for=TASK_REASON.decode_text(message.built_for),
         without_kernels=message.without_kernels,
+        models=tuple(
+            ModelCoverage(
+                one.model,
+                one.rows,
+                one.lacking,
+                INDEX_KIND.decode_text(one.index_kind),
+                one.size_bytes,
+                one.skipped,
+            )
+            for one in message.models
+        ),
     )
 
 

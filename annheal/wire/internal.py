@@ -23,7 +23,7 @@ from annheal.model.records import IDS_ONLY, Projection, RecordSet
 from annheal.model.search import Consistency, SearchAnswer, SearchOptions, SearchRequest
 from annheal.model.topology.checks import check_task, checked_shards
 from annheal.model.topology.cluster import TaskStatus
-from annheal.model.topology.manifest import IndexKind, SegmentEntry, Tier
+from annheal.model.topology.manifest import IndexKind, SegmentEntry, Tier, VectorPartEntry
 from annheal.model.topology.shard import ShardId
 from annheal.model.topology.state import SegmentState, ShardState
 from annheal.model.topology.task import CompactionTask
@@ -55,6 +55,7 @@ from annheal.wire.enums import CONSISTENCY, INDEX_KIND, SHARD_PHASE, TIER
 from annheal.wire.filters import decode_filter, encode_filter
 from annheal.wire.records import decode_conflicts, encode_conflicts
 from annheal.wire.search import decode_explain, encode_explain
+from annheal.wire.timestamps import decode_seconds, encode_seconds
 
 
 class _OfCollection(Protocol):
@@ -461,8 +462,13 @@ def encode_publish(task: CompactionTask) -> pb.PublishCompactionRequest:
                 )
             ),
             meta_checksum=output.meta_checksum,
+            lacking=output.lacking,
+            parts=[_encode_part(part) for part in output.parts],
         )
-    return pb.PublishCompactionRequest(task=encode_task(TaskStatus.of(task)), output=entry)
+    part = None if task.part is None else _encode_part(task.part)
+    return pb.PublishCompactionRequest(
+        task=encode_task(TaskStatus.of(task)), output=entry, part=part
+    )
 
 
 def decode_publish(message: pb.PublishCompactionRequest) -> CompactionTask:
@@ -486,6 +492,8 @@ def decode_publish(message: pb.PublishCompactionRequest) -> CompactionTask:
         output=_decode_entry(message.output) if message.HasField("output") else None,
         rows_in=status.rows_in,
         rows_out=status.rows_out,
+        model=status.model,
+        part=_decode_part(message.part) if message.HasField("part") else None,
     )
     check_task(task)
     return task
@@ -537,4 +545,32 @@ def _decode_entry(message: pb.SegmentEntry) -> SegmentEntry:
         max_sequence=segment.max_sequence,
         generation=segment.generation,
         created_at_s=decode_segment(segment).created_at_s,
+        lacking=message.lacking,
+        parts=tuple(_decode_part(part) for part in message.parts),
+    )
+
+
+def _encode_part(part: VectorPartEntry) -> pb.VectorPart:
+    return pb.VectorPart(
+        part_id=part.part_id,
+        model=part.model,
+        index_kind=INDEX_KIND.encode(part.index_kind),
+        rows=part.rows,
+        size_bytes=part.size_bytes,
+        meta_checksum=part.meta_checksum,
+        created_at=encode_seconds(part.created_at_s),
+        skipped=part.skipped,
+    )
+
+
+def _decode_part(message: pb.VectorPart) -> VectorPartEntry:
+    return VectorPartEntry(
+        part_id=message.part_id,
+        model=message.model,
+        index_kind=IndexKind(INDEX_KIND.decode(message.index_kind, field="part.index_kind")),
+        rows=message.rows,
+        size_bytes=message.size_bytes,
+        meta_checksum=message.meta_checksum,
+        created_at_s=decode_seconds(message.created_at),
+        skipped=message.skipped,
     )

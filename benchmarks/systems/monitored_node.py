@@ -50,7 +50,7 @@ class _Owned:
     """A shard with one segment that nothing changes."""
 
     collection: Collection
-    view: ShardView
+    serving_view: ShardView
     id: ShardId
     epoch: int = 1
 

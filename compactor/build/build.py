@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -22,12 +22,19 @@ from annheal.compactor.build.calibrate import (
     misses_own_rows,
     own_recall,
 )
-from annheal.compactor.build.gather import gather_rows, newest_only
+from annheal.compactor.build.gather import gather_rows, gather_vectors, newest_only
 from annheal.compactor.build.incremental import Base, BaseChoice, choose_base
+from annheal.compactor.build.models import (
+    has_model,
+    index_of,
+    output_places,
+    read_as,
+    read_by_model,
+    skipped_of,
+)
 from annheal.compactor.build.order import RowOrder, vector_labels
 from annheal.compactor.build.storage import calibrate_stored, with_storage
 from annheal.compactor.fetch import Source
-from annheal.errors import InvariantViolation
 from annheal.index import (
     VectorIndex,
     add_copies,
@@ -46,7 +53,7 @@ from annheal.model.collection import (
     VectorStorage,
 )
 from annheal.model.records import Float32Matrix
-from annheal.model.topology.manifest import SegmentEntry, Tier
+from annheal.model.topology.manifest import SegmentEntry, Tier, VectorPartEntry
 from annheal.model.topology.task import TaskReason
 from annheal.runtime.clock import monotonic_s
 from annheal.runtime.stop import YieldPoint, no_yield_point
@@ -56,9 +63,10 @@ from annheal.segment import (
     GraphKind,
     RecallPoint,
     Segment,
-    SegmentRows,
     write_segment,
 )
+from annheal.segment.parts.write import write_part
+from annheal.segment.write import without_nan
 
 KERNEL_WAIT_S = 0.25
 """Seconds between two reports of progress, and checks for a cancelled task, during the wait."""
@@ -128,26 +136,26 @@ def build_segment(
 ) -> SegmentEntry | None:
     """Write the live rows of `sources` to `directory` as one segment; None if no row is live.
 
+    Its own index is that of the collection's first model; the vectors of its other models become
+    parts, each in a folder of its own. Vectors of models that the collection has not any
+    more are left out.
+
     Rows keep their sequences, and their order with three exceptions. The rows of the base, if there
     is one, come first. The held-out rows, random ones that measure the recall of the graph before
     they are added to it, come after the others of the graph. Rows equal to one of the graph come
-    last (`annheal.index.copies`). Raises `InvariantViolation` when the sources have vectors of
-    different models, and what `order.on_progress` and `order.yield_point` raise.
+    last (`annheal.index.copies`). Raises what `order.on_progress` and `order.yield_point` raise.
     """
     set_search_threads(order.threads)
-    model = _common_model(sources)
     kept = newest_only(sources, [source.deletes.live_rows() for source in sources])
     if not sum(map(len, kept)):
         return None
-    chosen = choose_base(
-        sources,
-        kept,
-        vector_labels(sources, kept, yield_point=order.yield_point),
-        hold_out=held_out_rows,
-        allowed=_allowed_settings(order.collection),
-        collection_settings=order.collection.settings,
-        rebuild_why=_rebuild_why(sources, order),
-    )
+    model, *others = order.collection.models
+    others = [one for one in others if any(has_model(source.segment, one) for source in sources)]
+    steps = [
+        _step(order, one, number, 1 + len(others)) for number, one in enumerate([model, *others])
+    ]
+    read = [replace(source, segment=read_as(source.segment, model)) for source in sources]
+    chosen = _choose(read, kept, steps[0])
     rows = gather_rows(
         chosen.sources,
         chosen.kept,
@@ -156,8 +164,9 @@ def build_segment(
         schema=order.collection.schema,
         yield_point=order.yield_point,
     )
-    built = _build_index(rows, model, order, sources, chosen)
-    return write_segment(
+    built = _build_index(without_nan(rows.vectors), model, steps[0], read, chosen)
+    generation = 1 + max(source.segment.entry.generation for source in sources)
+    entry = write_segment(
         directory,
         segment_id=order.segment_id,
         tier=order.tier,
@@ -166,15 +175,105 @@ def build_segment(
         rows=rows,
         created_at_s=order.created_at_s,
         index=built.index,
-        build=BuildInfo(
-            settings=built.settings,
-            generation=1 + max(source.segment.entry.generation for source in sources),
-            sources=tuple(source.segment.id for source in sources),
-            recall_curve=built.curve,
-            reason=order.reason.value,
-            graph=built.graph,
-        ),
+        build=_build_info(built, sources, order, generation),
         yield_point=order.yield_point,
+    )
+    if not others:
+        return entry
+    places = output_places(sources, read, chosen)
+    del rows, built  # frees their memory before the next graph is built
+    parts: list[VectorPartEntry] = []
+    for other, step in zip(others, steps[1:], strict=True):
+        part_id = f"{order.segment_id}-{len(parts)}"
+        part = _build_part(
+            sources, kept, places, other, step, directory / part_id, entry.rows, generation
+        )
+        if part is not None:
+            parts.append(part)
+    return replace(entry, parts=tuple(parts))
+
+
+def _build_part(
+    sources: Sequence[Source],
+    kept: Sequence[npt.NDArray[np.int64]],
+    places: Sequence[npt.NDArray[np.int64]],
+    model: ModelSpec,
+    order: BuildOrder,
+    directory: Path,
+    segment_rows: int,
+    generation: int,
+) -> VectorPartEntry | None:
+    """Write the vectors of a further model of the rows `kept`; None if no row has one.
+
+    `places` are the rows of the output of the rows of each source.
+    """
+    read, read_kept, read_places = read_by_model(sources, kept, places, model)
+    if not read:
+        return None
+    chosen = _choose(read, read_kept, order)
+    vectors = gather_vectors(
+        chosen.sources,
+        chosen.kept,
+        chosen.order.positions,
+        dimension=model.dimension,
+        yield_point=order.yield_point,
+    )
+    built = _build_index(vectors, model, order, read, chosen)
+    numbers = [index_of(read, source) for source in chosen.sources]
+    rows = np.concatenate(
+        [read_places[n][rows] for n, rows in zip(numbers, chosen.kept, strict=True)]
+    )[chosen.order.positions]
+    return write_part(
+        directory,
+        segment_id=order.segment_id,
+        part_id=directory.name,
+        model=model,
+        index=built.index,
+        rows=rows,
+        segment_rows=segment_rows,
+        created_at_s=order.created_at_s,
+        build=_build_info(built, read, order, generation),
+        skipped=skipped_of(sources, model),
+        yield_point=order.yield_point,
+    )
+
+
+def _choose(
+    sources: Sequence[Source], kept: Sequence[npt.NDArray[np.int64]], order: BuildOrder
+) -> BaseChoice:
+    return choose_base(
+        sources,
+        kept,
+        vector_labels(sources, kept, yield_point=order.yield_point),
+        hold_out=held_out_rows,
+        allowed=_allowed_settings(order.collection),
+        collection_settings=order.collection.settings,
+        rebuild_why=_rebuild_why(sources, order),
+    )
+
+
+def _build_info(
+    built: _Built, sources: Sequence[Source], order: BuildOrder, generation: int
+) -> BuildInfo:
+    return BuildInfo(
+        settings=built.settings,
+        generation=generation,
+        sources=tuple(source.segment.id for source in sources),
+        recall_curve=built.curve,
+        reason=order.reason.value,
+        graph=built.graph,
+    )
+
+
+def _step(order: BuildOrder, model: ModelSpec, number: int, count: int) -> BuildOrder:
+    """Return the order of the graph `number` of `count`, of `model`.
+
+    Logged queries are of the model that serves.
+    """
+    return replace(
+        order,
+        on_progress=lambda done: order.on_progress((number + done) / count),
+        logged_queries=order.logged_queries if model == order.collection.model else None,
     )
 
 
@@ -241,7 +340,7 @@ def _allowed_settings(collection: Collection) -> list[IndexSettings]:
 
 
 def _build_index(
-    rows: SegmentRows,
+    vectors: Float32Matrix,
     model: ModelSpec,
     order: BuildOrder,
     sources: Sequence[Source],
@@ -257,7 +356,7 @@ def _build_index(
     size = chosen.order.graph_size
     graph = size >= HNSW_ROWS_MIN and collection_settings.recall_objective < 1.0
     if graph and chosen.base is not None:
-        extended = _extend_graph(rows, model, order, chosen.base, chosen.order)
+        extended = _extend_graph(vectors, model, order, chosen.base, chosen.order)
         if extended is not None:
             return extended
     first = 0
@@ -266,7 +365,7 @@ def _build_index(
         first = first_strength(segments, yield_point=order.yield_point)
     for settings in _allowed_settings(order.collection)[first:] if graph else ():
         index, measured, bands = _build_graph(
-            rows.vectors, model, order, settings, row_order=chosen.order
+            vectors, model, order, settings, row_order=chosen.order
         )
         curve = _decisive_curve(measured, settings, order)
         if _meets(index, curve, order, settings):
@@ -283,13 +382,13 @@ def _build_index(
             order.segment_id,
             size,
         )
-    index = build_flat(rows.vectors, metric=model.metric)
+    index = build_flat(vectors, metric=model.metric)
     order.on_progress(1.0)
     return _Built(index)
 
 
 def _extend_graph(
-    rows: SegmentRows, model: ModelSpec, order: BuildOrder, base: Base, row_order: RowOrder
+    vectors: Float32Matrix, model: ModelSpec, order: BuildOrder, base: Base, row_order: RowOrder
 ) -> _Built | None:
     """Return an index whose graph extends that of `base`; None when a rebuild is needed instead.
 
@@ -298,7 +397,7 @@ def _extend_graph(
     collection_settings = order.collection.settings
     size = row_order.graph_size
     index, measured, bands = _build_graph(
-        rows.vectors, model, order, base.settings, row_order=row_order, base=base
+        vectors, model, order, base.settings, row_order=row_order, base=base
     )
     drift = drift_reason(
         measured.held_out,
@@ -429,11 +528,3 @@ def _build_graph(
     storage, measured, bands = found[-1]
     index = add_copies(index, copies, row_order.originals, yield_point=order.yield_point)
     return with_storage(index, storage, yield_point=order.yield_point), measured, bands
-
-
-def _common_model(sources: Sequence[Source]) -> ModelSpec:
-    models = {source.segment.meta.model for source in sources}
-    if len(models) != 1:
-        names = sorted(model.name for model in models)
-        raise InvariantViolation(f"a compaction cannot merge vectors of {names}")
-    return models.pop()

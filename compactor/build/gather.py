@@ -53,7 +53,7 @@ def gather_rows(
     return SegmentRows(
         ids=ids.take(moved),
         sequences=sequences[order],
-        vectors=_gather_vectors(
+        vectors=gather_vectors(
             sources, kept, order, dimension=model.dimension, yield_point=yield_point
         ),
         attributes=_gather_attributes(sources, taken, schema).take(moved)
@@ -63,7 +63,7 @@ def gather_rows(
     )
 
 
-def _gather_vectors(
+def gather_vectors(
     sources: Sequence[Source],
     kept: Sequence[npt.NDArray[np.int64]],
     order: npt.NDArray[np.int64],
@@ -71,16 +71,22 @@ def _gather_vectors(
     dimension: int,
     yield_point: YieldPoint,
 ) -> Float32Matrix:
-    """Copy each vector directly to its place in the output, so that memory holds them once."""
+    """Return the vectors of the rows `kept` in the given order; NaN for rows that lack one.
+
+    Each is copied directly to its place in the output, so that memory holds them once.
+    """
     vectors = np.empty((len(order), dimension), dtype=np.float32)
     place = np.empty_like(order)
     place[order] = np.arange(len(order))
     start = 0
     for source, rows in zip(sources, kept, strict=True):
-        stored = source.segment.vectors
+        stored, absent = source.segment.vectors, source.segment.lacking_rows
         for part in slices(len(rows), _COPY_ROWS, yield_point):
             chunk = rows[part]
-            vectors[place[start : start + len(chunk)]] = stored[chunk]
+            found = stored[chunk]
+            if len(absent):
+                found = np.where(np.isin(chunk, absent)[:, None], np.float32(np.nan), found)
+            vectors[place[start : start + len(chunk)]] = found
             start += len(chunk)
     return vectors
 

@@ -70,7 +70,7 @@ def plan_compactions(
     for shard in sorted(shards, key=lambda shard: shard.state.shard):
         if not _is_served(collection, shard.state):
             continue
-        free = free_segments(collection, shard.state, busy)
+        free = free_segments(shard.state, busy)
         merge = plan_merge(collection, shard, free, settings)
         rewrites = [] if merge is None else [merge]
         taken = {source.segment_id for rewrite in rewrites for source in rewrite.sources}
@@ -135,7 +135,7 @@ def plan_manual(
             continue
         free = [
             segment
-            for segment in free_segments(collection, state, busy)
+            for segment in free_segments(state, busy)
             if tier is None or segment.tier == tier.value
         ]
         for sources in _packed(collection, free, settings):
@@ -181,7 +181,7 @@ def plan_named(
     for state in sorted(states, key=lambda state: state.shard):
         if not _is_served(collection, state):
             continue
-        free = free_segments(collection, state, busy)
+        free = free_segments(state, busy)
         named = [segment for segment in free if segment.segment_id in segment_ids]
         for sources in _packed(collection, named, settings):
             planned.append(_manual_task(collection, state, sources, "named", now_s, new_id()))

@@ -140,9 +140,15 @@ def tier_of(rows: int) -> Tier:
 def output_bytes(collection: Collection, segment: SegmentState) -> int:
     """Return how many bytes the live rows of `segment` take in a task's output, at most."""
     rows = live_rows(segment)
-    kept = segment.size_bytes * rows // max(segment.rows, 1)
+    kept = stored_bytes(segment) * rows // max(segment.rows, 1)
     m = min(_M_MAX, _M_FACTOR_MAX * collection.index.m)
-    return kept + rows * 2 * m * _LINK_BYTES
+    graphs = len(collection.models)
+    return kept + rows * 2 * m * _LINK_BYTES * graphs
+
+
+def stored_bytes(segment: SegmentState) -> int:
+    """Return the bytes of a segment with its vector parts."""
+    return segment.size_bytes + sum(one.size_bytes for one in segment.models)
 
 
 def first_within_limits(
@@ -165,16 +171,12 @@ def first_within_limits(
     return chosen
 
 
-def free_segments(
-    collection: Collection, state: ShardState, busy: set[tuple[int, str]]
-) -> list[SegmentState]:
-    """Return the flushed segments of the collection's model that are not in `busy`."""
+def free_segments(state: ShardState, busy: set[tuple[int, str]]) -> list[SegmentState]:
+    """Return the flushed segments that are not in `busy`."""
     return [
         segment
         for segment in state.segments
-        if segment.model in ("", collection.model.name)
-        and segment.tier != Tier.GROWING
-        and (state.shard, segment.segment_id) not in busy
+        if segment.tier != Tier.GROWING and (state.shard, segment.segment_id) not in busy
     ]
 
 
@@ -220,15 +222,15 @@ def _memory_bytes(
     collection: Collection, sources: Sequence[SegmentState], rows: int, reason: TaskReason
 ) -> int:
     """Return the bytes of memory of a build: sources, vectors once more, graph and columns."""
-    vector_bytes = collection.model.dimension * 4
+    vector_bytes = 4 * sum(model.dimension for model in collection.models)
     # A graph that is rebuilt for its recall may get more links than the collection's settings say.
     m_factor = _RECALL_M_FACTOR if reason is TaskReason.RECALL else 1
     link_bytes = 2 * collection.index.m * m_factor * _LINK_BYTES
-    read_bytes = sum(segment.size_bytes for segment in sources)
+    read_bytes = sum(map(stored_bytes, sources))
     return read_bytes + rows * (vector_bytes + link_bytes + _ROW_BYTES)
 
 
 def _disk_bytes(collection: Collection, sources: Sequence[SegmentState]) -> int:
     """Return the bytes of scratch space: the sources, the output, and the output read back."""
-    read_bytes = sum(segment.size_bytes for segment in sources)
+    read_bytes = sum(map(stored_bytes, sources))
     return read_bytes + 2 * sum(output_bytes(collection, segment) for segment in sources)

@@ -31,17 +31,23 @@ from annheal.model.topology.manifest import CollectedObjects, Manifest
 from annheal.model.topology.task import CompactionTask, TaskPhase
 from annheal.objectstore.protocol import ObjectStat, ObjectStore
 from annheal.runtime.fail_points import fail_point
-from annheal.shards.object_keys import ObjectKey, ObjectKind, parse_key, segment_prefix
+from annheal.shards.object_keys import ObjectKey, ObjectKind, parse_key, part_prefix, segment_prefix
 
 _log = logging.getLogger(__name__)
 
-_KINDS = (ObjectKind.SEGMENT, ObjectKind.DELETES, ObjectKind.WAL, ObjectKind.RECALL)
+_KINDS = (
+    ObjectKind.SEGMENT,
+    ObjectKind.VECTORS,
+    ObjectKind.DELETES,
+    ObjectKind.WAL,
+    ObjectKind.RECALL,
+)
 _OWNER_KINDS = (ObjectKind.WAL, ObjectKind.RECALL)
 """Kinds of objects that the owner of a shard deletes itself as long as the collection exists."""
 DELETE_BATCH = 1_000
 """Objects of one delete call."""
 UNREFERENCED_MAX = 1_000_000
-"""Units (objects and segment directories) that are remembered as unreferenced."""
+"""Units (objects, directories of segments and parts) that are remembered as unreferenced."""
 COLLECTED_MAX = 1_000
 """Units of one shard in `CollectedObjects`; what exceeds it is deleted in a later round."""
 _CLOCK_SKEW_S = 300.0
@@ -78,13 +84,13 @@ def plan_garbage(
     """Return the garbage in `listing`; foreign keys are passed over.
 
     `collections` are the ids of those that exist, `dropped` of those with a marker; times are
-    seconds since the epoch. The directory of a segment is deleted or kept as a whole. Kept are:
-    what a manifest references; logs and recall memories of existing collections (the owners trim
-    them); all objects of a shard without a manifest; objects younger than the grace period; and,
-    while a shard has an unfinished task, objects written since the task was planned (less
-    `_CLOCK_SKEW_S`), because they may be its output. If the disk `needs_space`, the objects of
-    dropped collections go without a grace period: no manifest references them, and no reader waits
-    for them.
+    seconds since the epoch. The directory of a segment or vector part is deleted or kept as a
+    whole. Kept are: what a manifest references; logs and recall memories of existing collections
+    (the owners trim them); all objects of a shard without a manifest; objects younger than the
+    grace period; and, while a shard has an unfinished task, objects written since the task was
+    planned (less `_CLOCK_SKEW_S`), because they may be its output. If the disk `needs_space`, the
+    objects of dropped collections go without a grace period: no manifest references them, and no
+    reader waits for them.
     """
     oldest_task_s = _oldest_task_s(tasks)
     remembered: dict[str, float] = {}
@@ -132,15 +138,26 @@ def _oldest_task_s(tasks: Iterable[CompactionTask]) -> dict[tuple[str, int], flo
 
 
 def _unit_of(key: ObjectKey) -> str:
-    """Return what is deleted or kept as a whole: a segment's directory, or the object itself."""
-    if key.kind is not ObjectKind.SEGMENT:
-        return key.key
-    return segment_prefix(key.collection_id, key.shard, key.segment_id)
+    """Return what is deleted or kept as a whole: a directory, or the object itself.
+
+    Segments and vector parts have directories.
+    """
+    if key.kind is ObjectKind.SEGMENT:
+        return segment_prefix(key.collection_id, key.shard, key.segment_id)
+    if key.kind is ObjectKind.VECTORS:
+        return part_prefix(key.collection_id, key.shard, key.segment_id, key.part_id)
+    return key.key
 
 
 def _is_referenced(manifest: Manifest, key: ObjectKey) -> bool:
     if key.kind is ObjectKind.SEGMENT:
         return any(segment.segment_id == key.segment_id for segment in manifest.segments)
+    if key.kind is ObjectKind.VECTORS:
+        return any(
+            segment.segment_id == key.segment_id and part.part_id == key.part_id
+            for segment in manifest.segments
+            for part in segment.parts
+        )
     return any(entry.key == key.key for entry in manifest.delete_vectors)
 
 

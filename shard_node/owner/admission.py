@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from annheal.errors import InvalidArgument
 from annheal.filters import validate_filter
-from annheal.model.collection import Collection
-from annheal.model.records import RecordBatch, RecordPatch, Versions, arrow_schema
+from annheal.model.collection import Collection, ModelSpec
+from annheal.model.limits import WRITE_ROWS_MAX
+from annheal.model.records import (
+    ModelVectors,
+    RecordBatch,
+    RecordPatch,
+    Versions,
+    arrow_schema,
+    lacking,
+)
 from annheal.model.validation import (
     id_array,
     validate_ids,
@@ -65,14 +76,85 @@ def _checked_batch(batch: RecordBatch, *, collection: Collection) -> RecordBatch
     if given.names != wanted.names or given.types != wanted.types:
         raise InvalidArgument.of("attributes", f"columns {given}, but the schema has {wanted}")
     _check_distinct(batch.ids)
-    vectors = validate_vectors(batch.vectors, model=collection.model)
-    if vectors is batch.vectors:
+    if len(collection.models) > 1:
+        return _checked_models(batch, collection=collection)
+    vectors = validate_vectors(
+        batch.vectors, model=_model_of(batch.model, collection=collection, field="vectors")
+    )
+    if vectors is batch.vectors and not batch.model:
         return batch
-    return RecordBatch(batch.ids, np.ascontiguousarray(vectors), batch.attributes, batch.payloads)
+    return replace(batch, vectors=np.ascontiguousarray(vectors), model="")
+
+
+def _checked_models(batch: RecordBatch, *, collection: Collection) -> RecordBatch:
+    """Return the batch with every model named; each record has a vector of at least one."""
+    first, *further = _checked_vectors(
+        (ModelVectors(batch.model, batch.vectors), *batch.further), collection=collection
+    )
+    without = lacking(first.vectors)
+    for one in further:
+        without = without & lacking(one.vectors)
+    if without.any():
+        row = int(np.flatnonzero(without)[0])
+        names = ", ".join(repr(model.name) for model in collection.models)
+        raise InvalidArgument.of(
+            f"vectors[{row}]", f"there is none; send a vector of at least one of {names}"
+        )
+    return replace(batch, vectors=first.vectors, model=first.model, further=tuple(further))
+
+
+def _checked_vectors(
+    given: Sequence[ModelVectors], *, collection: Collection
+) -> list[ModelVectors]:
+    """Return valid vectors whose models are named; rows of NaN stay."""
+    found: list[ModelVectors] = []
+    for one in given:
+        model = _model_of(one.model, collection=collection, field="vectors")
+        if model.name in (before.model for before in found):
+            raise InvalidArgument.of("vectors", f"are given twice for model {model.name!r}")
+        absent = lacking(one.vectors) if one.vectors.size else np.zeros(0, dtype=np.bool_)
+        vectors = one.vectors
+        if not absent.any():
+            vectors = validate_vectors(vectors, model=model)
+        elif not absent.all():
+            present = np.flatnonzero(~absent)
+            valid = validate_vectors(np.ascontiguousarray(vectors[present]), model=model)
+            vectors = vectors.copy()
+            vectors[present] = valid
+        elif vectors.shape[1] != model.dimension:
+            vectors = validate_vectors(vectors, model=model)  # refuses the dimension
+        found.append(ModelVectors(model.name, np.ascontiguousarray(vectors)))
+    return found
+
+
+def _model_of(name: str, *, collection: Collection, field: str) -> ModelSpec:
+    """Return the model `name`, empty for the first; raises `InvalidArgument` naming those known."""
+    model = collection.model_named(name) if name else collection.models[0]
+    if model is None:
+        names = ", ".join(repr(model.name) for model in collection.models)
+        raise InvalidArgument.of(
+            f"{field}.model",
+            f"is {name!r}; the models of collection {collection.name!r} are {names}",
+        )
+    return model
 
 
 def _checked_patch(patch: RecordPatch, *, collection: Collection) -> RecordPatch:
-    patch = validate_patch(patch, collection=collection)
+    if patch.vectors is None or len(collection.models) == 1:
+        if patch.vectors is not None:
+            _model_of(patch.model, collection=collection, field="vectors")
+        patch = replace(validate_patch(patch, collection=collection), model="")
+    else:
+        first, *further = _checked_vectors(
+            (ModelVectors(patch.model, patch.vectors), *patch.further), collection=collection
+        )
+        if patch.attributes.num_columns or patch.payloads is not None:
+            validate_patch(replace(patch, vectors=None, further=()), collection=collection)
+        else:
+            validate_ids(patch.ids, rows_max=WRITE_ROWS_MAX)
+        if any(len(one.vectors) != len(patch) for one in (first, *further)):
+            raise InvalidArgument.of("vectors", f"other than the {len(patch)} ids")
+        patch = replace(patch, vectors=first.vectors, model=first.model, further=tuple(further))
     _check_distinct(patch.ids)
     return patch
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +12,25 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from annheal.errors import DataCorruption, NotFound, Unavailable
-from annheal.model.topology.manifest import DeleteVectorEntry, Manifest, SegmentEntry, Tier
+from annheal.index import build_flat
+from annheal.model.records import lacking
+from annheal.model.topology.manifest import (
+    DeleteVectorEntry,
+    Manifest,
+    SegmentEntry,
+    Tier,
+    VectorPartEntry,
+)
 from annheal.objectstore.protocol import ObjectStore
 from annheal.runtime.clock import Clock, NewId
 from annheal.segment import (
     SegmentRows,
     checksum_of,
     encode_delete_vector,
-    upload_segment,
     write_segment,
 )
+from annheal.segment.parts.files import upload_whole
+from annheal.segment.parts.write import write_part
 from annheal.shard_node.lanes import Lanes
 from annheal.shard_node.owner.replay import SegmentLoader
 from annheal.shard_node.rows.growing import GrowingSegment, GrowingView, take_rows
@@ -82,7 +91,7 @@ class Flusher:
                 lambda: _write(shard, rows, kept, directory, segment_id, self._now_s()),
                 collection_id=shard.collection.id,
             )
-            await upload_segment(self._objects, shard.collection.id, shard.number, directory, entry)
+            await upload_whole(self._objects, shard.collection.id, shard.number, directory, entry)
         except (OSError, RuntimeError) as error:  # FAISS reports a full disk as RuntimeError
             raise Unavailable(f"a segment could not be written to {directory}: {error}") from error
         finally:
@@ -106,22 +115,43 @@ def _write(
     segment_id: str,
     now_s: float,
 ) -> SegmentEntry:
+    """Write a segment of the collection's first model, with a part for each other one."""
     index = pa.array(kept, type=pa.int64())
-    return write_segment(
+    own, *others = shard.collection.models
+    entry = write_segment(
         directory,
         segment_id=segment_id,
         tier=Tier.HOT,
-        model=shard.collection.model,
+        model=own,
         schema=shard.collection.schema,
         rows=SegmentRows(
             ids=pa.array([rows.ids[row] for row in kept.tolist()], type=pa.string()),
             sequences=rows.sequences[kept],
-            vectors=np.ascontiguousarray(rows.vectors[kept]),
+            vectors=rows.vectors_of(own.name, kept, dimension=own.dimension),
             attributes=take_rows(rows.attributes(), index),
             payloads=rows.payloads().take(index),
         ),
         created_at_s=now_s,
     )
+    parts: list[VectorPartEntry] = []
+    for model in others:
+        vectors = rows.vectors_of(model.name, kept, dimension=model.dimension)
+        present = np.flatnonzero(~lacking(vectors))
+        if len(present):
+            part_id = f"{segment_id}-{len(parts)}"
+            parts.append(
+                write_part(
+                    directory / part_id,
+                    segment_id=segment_id,
+                    part_id=part_id,
+                    model=model,
+                    index=build_flat(np.ascontiguousarray(vectors[present]), metric=model.metric),
+                    rows=present,
+                    segment_rows=len(kept),
+                    created_at_s=now_s,
+                )
+            )
+    return replace(entry, parts=tuple(parts))
 
 
 def with_new_dead_rows(flushed: Flushed) -> tuple[GrowingSegment, SegmentView | None]:

@@ -100,6 +100,11 @@ class OwnedShard:
         return self._shard.view
 
     @property
+    def serving_view(self) -> ShardView:
+        """The present rows as searched by the model that serves; raises as `view` does."""
+        return self.view.of_model(self.collection.model.name)
+
+    @property
     def epoch(self) -> int:
         """The epoch in which this node owns the shard."""
         return self._wal.epoch
@@ -133,6 +138,10 @@ class OwnedShard:
     async def publish_compaction(self, task: CompactionTask) -> None:
         """Replace the sources of a finished task by its output; see `Publication.swap`."""
         await self._publish(self._publication.swap(task))
+
+    async def publish_part(self, task: CompactionTask) -> None:
+        """Give a segment the vector part of a finished backfill; see `Publication.add_part`."""
+        await self._publish(self._publication.add_part(task))
 
     async def run(self) -> None:
         """Commit writes and flush rows until the shard is lost, closed or cancelled."""

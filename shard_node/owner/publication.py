@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import numpy as np
@@ -34,7 +34,7 @@ from annheal.shard_node.owner.replay import SegmentLoader
 from annheal.shard_node.rows.shard import Shard, rows_to_kill
 from annheal.shard_node.rows.view import SegmentView
 from annheal.shards import transitions
-from annheal.shards.object_keys import segment_prefix, wal_key
+from annheal.shards.object_keys import part_prefix, segment_prefix, wal_key
 
 ResultT = TypeVar("ResultT")
 
@@ -211,6 +211,32 @@ class Publication:
         fail_point("shard_node.replaced")
         await self._loader.discard(task.sources)
 
+    async def add_part(self, task: CompactionTask) -> None:
+        """Give a segment the vector part of a finished backfill; idempotent.
+
+        A part of the same model is replaced. Raises `FailedPrecondition` when the segment is not
+        there any more.
+        """
+        async with self._manifest_lock:
+            part, (segment_id, *_) = task.part, task.sources
+            if part is None:
+                return
+            entry = next((e for e in self.manifest.segments if e.segment_id == segment_id), None)
+            if entry is not None and part in entry.parts:
+                return
+            changed = transitions.add_part(
+                self.manifest, epoch=self._epoch, segment_id=segment_id, part=part
+            )
+            entry = next(e for e in changed.segments if e.segment_id == segment_id)
+            held = next(v for v in self._shard.view.segments if v.segment.id == segment_id)
+            segment = await self._loader.load_parts(held.segment, entry)
+            fail_point("shard_node.part_loaded")
+            started_s = self._shared.boottime()
+            await self._commit(changed, started_s=started_s, by_compactor=True)
+            fail_point("shard_node.part_stored")
+            async with self._mutation:
+                await self._change(lambda: self._shard.replace_part(segment))
+
     async def _change(self, work: Callable[[], ResultT]) -> ResultT:
         collection_id = self._id.collection_id
         return await self._shared.lanes.change(lambda _: work(), collection_id=collection_id)
@@ -266,12 +292,8 @@ class Publication:
         If it was deleted in an earlier round, `self._collected` may not have it any more, but then
         the object does not exist.
         """
-        known = {entry.segment_id for entry in self.manifest.segments}
-        units = [
-            segment_prefix(self._id.collection_id, self._id.number, entry.segment_id)
-            for entry in manifest.segments
-            if entry.segment_id not in known
-        ]
+        known = set(self._units_of(self.manifest))
+        units = [unit for unit in self._units_of(manifest) if unit not in known]
         referenced = {entry.key for entry in self.manifest.delete_vectors}
         units += [one.key for one in manifest.delete_vectors if one.key not in referenced]
         for unit in units:
@@ -281,6 +303,14 @@ class Publication:
                     reason=OBJECT_COLLECTED,
                     metadata={"object": unit},
                 )
+
+    def _units_of(self, manifest: Manifest) -> Iterator[str]:
+        """Return the prefixes of the segments and vector parts that `manifest` names."""
+        shard = (self._id.collection_id, self._id.number)
+        for entry in manifest.segments:
+            yield segment_prefix(*shard, entry.segment_id)
+            for part in entry.parts:
+                yield part_prefix(*shard, entry.segment_id, part.part_id)
 
     async def _exists(self, unit: str) -> bool:
         async for _ in self._shared.objects.list(unit):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,6 +15,8 @@ from annheal.model.collection import Collection
 from annheal.model.topology.manifest import DeleteVectorEntry, Manifest, SegmentEntry
 from annheal.objectstore.protocol import ObjectStore
 from annheal.segment import DeleteVector, Segment, fetch_segment, load_delete_vector
+from annheal.segment.parts.files import fetch_part
+from annheal.segment.parts.segment import PartSegment
 from annheal.shard_node.lanes import Lanes
 from annheal.shard_node.rows.shard import Shard
 from annheal.shard_node.rows.view import SegmentView
@@ -60,7 +63,7 @@ class SegmentLoader:
         self._directory = cache / shard_part(collection.id, number)
 
     async def load(self, entry: SegmentEntry) -> Segment:
-        """Download, verify (INV-5) and map a segment.
+        """Download, verify (INV-5) and map a segment with its vector parts.
 
         Raises `DataCorruption`, naming the file, and `NotFound` when the segment was deleted.
         """
@@ -68,12 +71,45 @@ class SegmentLoader:
             files = await fetch_segment(
                 self._objects, self._collection.id, self._number, entry, cache_dir=self._cache
             )
-            try:
-                return await self._maintain(lambda: Segment.open(files, entry))
-            except (FileNotFoundError, RuntimeError) as error:  # FAISS raises RuntimeError
-                if all(path.exists() for path in files.paths.values()):
-                    raise
-                raise NotFound(f"segment {entry.segment_id} is not stored any more") from error
+            segment = await self._opened(lambda: Segment.open(files, entry), files.paths, entry)
+            return await self._with_parts(segment, entry)
+
+    async def load_parts(self, segment: Segment, entry: SegmentEntry) -> Segment:
+        """Return `segment` with the vector parts that `entry` names; raises as `load` does."""
+        async with self._loading:
+            return await self._with_parts(segment, entry)
+
+    async def _with_parts(self, segment: Segment, entry: SegmentEntry) -> Segment:
+        if not entry.parts and not segment.parts:
+            return segment
+        parts: dict[str, PartSegment] = {}
+        for part in entry.parts:
+            present = segment.parts.get(part.model)
+            if present is not None and present.id == part.part_id:
+                parts[part.model] = present
+                continue
+            files = await fetch_part(
+                self._objects,
+                self._collection.id,
+                self._number,
+                entry.segment_id,
+                part,
+                cache_dir=self._cache,
+            )
+            parts[part.model] = await self._opened(
+                partial(PartSegment, segment, files), files.paths, entry
+            )
+        return segment.with_parts(entry, parts)
+
+    async def _opened(
+        self, work: Callable[[], ResultT], paths: Mapping[str, Path], entry: SegmentEntry
+    ) -> ResultT:
+        try:
+            return await self._maintain(work)
+        except (FileNotFoundError, RuntimeError) as error:  # FAISS raises RuntimeError
+            if all(path.exists() for path in paths.values()):
+                raise
+            raise NotFound(f"segment {entry.segment_id} is not stored any more") from error
 
     async def load_view(
         self, entry: SegmentEntry, deletes: DeleteVectorEntry | None

@@ -16,8 +16,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from annheal.errors import FailedPrecondition, InvalidArgument
+from annheal.model.collection import ModelSpec
 from annheal.model.limits import REQUEST_BYTES_MAX
-from annheal.model.records import EVERYTHING, Versions
+from annheal.model.records import EVERYTHING, Projection, Versions
 from annheal.model.values.answer_size import ANSWER_TOO_LARGE
 from annheal.model.write import (
     ANY_VERSION,
@@ -87,9 +88,16 @@ def ids_of(operation: WriteOperation) -> Sequence[str]:
 
 
 def resolve(
-    operation: WriteOperation, view: ShardView, *, sequence: int, yield_point: YieldPoint
+    operation: WriteOperation,
+    view: ShardView,
+    *,
+    sequence: int,
+    yield_point: YieldPoint,
+    models: Sequence[ModelSpec] = (),
 ) -> Resolved:
     """Return what a checked `operation` comes to; its first sequence number is `sequence`.
+
+    `models` are those whose vectors records have, if they are several.
 
     Raises `FailedPrecondition` for a filter that matches too many records, and `InvalidArgument`
     for an update of records that are too large together.
@@ -115,7 +123,14 @@ def resolve(
         VersionConflict(ids[row], int(versions[row])) for row in np.flatnonzero(~is_wanted).tolist()
     )
     if isinstance(operation, Update):
-        return _resolved_update(operation, view, sequence, yield_point, versions, conflicts)
+        everything = replace(
+            EVERYTHING,
+            models=tuple(model.name for model in models),
+            dimensions=tuple(model.dimension for model in models),
+        )
+        return _resolved_update(
+            operation, view, sequence, yield_point, versions, conflicts, everything
+        )
     rows = np.flatnonzero(is_wanted)
     if not len(rows):
         return Resolved(None, conflicts=conflicts)
@@ -139,6 +154,7 @@ def _resolved_update(
     yield_point: YieldPoint,
     versions: Versions,
     conflicts: tuple[VersionConflict, ...],
+    everything: Projection,
 ) -> Resolved:
     """Return the whole records that an update leads to: the stored ones with the parts of it."""
     ids = ids_of(update)
@@ -153,7 +169,7 @@ def _resolved_update(
         records = get_records(
             view,
             tuple(ids[row] for row in rows.tolist()),
-            EVERYTHING,
+            everything,
             yield_point=yield_point,
             bytes_max=REQUEST_BYTES_MAX,
         )

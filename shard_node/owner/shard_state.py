@@ -9,7 +9,7 @@ from annheal.model.collection import Collection
 from annheal.model.measures.recall import RECALL_UNKNOWN
 from annheal.model.topology.manifest import IndexKind
 from annheal.model.topology.shard import ShardId, ShardPhase
-from annheal.model.topology.state import SegmentState, ShardState
+from annheal.model.topology.state import ModelCoverage, SegmentState, ShardState
 from annheal.shard_node.rows.growing import GrowingView
 from annheal.shard_node.rows.view import SegmentView, ShardView
 from annheal.shard_node.search.recall_curves import measured_visits, plain_ef
@@ -66,7 +66,7 @@ def describe(
                 for segment_view in view.segments
             ),
             *(
-                _of_growing(shard.number, growing, position, collection.model.name)
+                _of_growing(shard.number, growing, position, collection)
                 for position, growing in enumerate(view.growing)
             ),
         ),
@@ -132,21 +132,55 @@ def _of_segment(number: int, segment_view: SegmentView, collection: Collection) 
         visited_baseline=baseline,
         built_for=segment.meta.build.reason,
         without_kernels=segment.kind is IndexKind.HNSW and not segment.index.walk_ready,
+        models=_coverage(segment_view, collection),
     )
 
 
-def _of_growing(number: int, growing: GrowingView, position: int, model: str) -> SegmentState:
+def _coverage(held: SegmentView, collection: Collection) -> tuple[ModelCoverage, ...]:
+    """Return how far the live rows have vectors of each model of the collection."""
+    if len(collection.models) == 1 and collection.model == held.segment.meta.model:
+        return ()
+    found: list[ModelCoverage] = []
+    for model in collection.models:
+        view = held.of_model(model.name)
+        if view is None:
+            found.append(ModelCoverage(model.name, 0, held.live_count))
+            continue
+        part = held.segment.entry.part_of(model.name)
+        found.append(
+            ModelCoverage(
+                model.name,
+                view.live_count,
+                held.live_count - view.live_count,
+                index_kind=view.segment.kind.value,
+                size_bytes=0 if part is None else part.size_bytes,
+                skipped=0 if part is None else part.skipped,
+            )
+        )
+    return tuple(found)
+
+
+def _of_growing(
+    number: int, growing: GrowingView, position: int, collection: Collection
+) -> SegmentState:
+    models: list[ModelCoverage] = []
+    for model in collection.models if len(collection.models) > 1 else ():
+        view = growing.of_model(model.name)
+        rows = 0 if view is None else view.live_count
+        kind = IndexKind.FLAT.value if rows else ""
+        models.append(ModelCoverage(model.name, rows, growing.live_count - rows, kind))
     return SegmentState(
         shard=number,
         segment_id=f"growing-{position}",
         tier="growing",
-        model=model,
-        index_kind="flat",
+        model=growing.model,
+        index_kind=IndexKind.FLAT.value,
         rows=growing.rows,
         dead_rows=growing.dead_count,
-        size_bytes=growing.rows * growing.vectors.shape[1] * 4,
+        size_bytes=growing.memory_bytes,
         generation=0,
         created_at_s=0.0,
         min_sequence=int(growing.sequences[0]),
         max_sequence=int(growing.sequences[growing.rows - 1]),
+        models=tuple(models),
     )

@@ -396,18 +396,20 @@ class WritePath:
         become whole records, so the group may become too large: then the rest of it is left.
         """
         found = _Ordered()
+        collection = self._shard.collection
         size_bytes = 0
         for waiting in group:
             if size_bytes > GROUP_BYTES_MAX:
                 break
             found.left += 1
             try:
-                operation = checked(waiting.operation, collection=self._shard.collection)
+                operation = checked(waiting.operation, collection=collection)
                 resolved = resolve(
                     operation,
                     self._shard.view,
                     sequence=sequence,
                     yield_point=partial(_check_caller, waiting, yield_point),
+                    models=collection.models if len(collection.models) > 1 else (),
                 )
             except AnnhealError as error:
                 found.settled.append((waiting, error))

@@ -113,7 +113,7 @@ class RecallKeeper:
         if memory.model == collection.model.name:
             self._sampler.restore(shard.collection_id, _sampled(memory, collection))
         version = self._sampler.version(shard.collection_id)
-        present = {held.segment.id for held in owned.view.segments}
+        present = {held.segment.id for held in owned.serving_view.segments}
         settings = collection.settings
         same_goal = (memory.objective, memory.k, memory.tail) == (
             settings.recall_objective,

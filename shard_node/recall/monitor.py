@@ -176,7 +176,8 @@ class RecallMonitor:
         owned = self._held().get(shard)
         if owned is None:
             return
-        collection, view = owned.collection, owned.view
+        collection, view = owned.collection, owned.serving_view
+        self.sampler.follow(shard.collection_id, collection.model.name)
         started = Run(
             self._clock(),
             view.sequence,
@@ -226,7 +227,7 @@ class RecallMonitor:
         below = any(started.goal.is_missed(one.estimate) for one in result.segments)
         earlier = self._results.get(shard)
         if earlier is not None:
-            result = with_earlier(result, earlier, segment_ids=owned.view.segment_ids)
+            result = with_earlier(result, earlier, segment_ids=owned.serving_view.segment_ids)
         self._results[shard] = result
         next_after = {**absent, **next_after}
         self._runs[shard] = replace(started, settled=not below, next_after=next_after)
@@ -239,7 +240,7 @@ class RecallMonitor:
         last = self._runs.get(shard)
         if last is None:
             return Judged(result.bands)
-        ids = owned.view.segment_ids
+        ids = owned.serving_view.segment_ids
         changed = ids != last.segment_ids or self.controller.answering(ids) != last.answers
         return Judged(result.bands, last.serials, changed)
 
@@ -372,7 +373,7 @@ class RecallMonitor:
             costs=self._costs,
             code_maker=self._code_maker,
         )
-        view = owned.view
+        view = owned.serving_view
 
         def work() -> tuple[GroupFinding, float, float]:
             began_s, began_cpu_s = time.perf_counter(), time.thread_time()
@@ -408,7 +409,7 @@ class RecallMonitor:
             return version >= QUERIES_MIN or now_s - first_s >= interval_s
         if self._is_changed(shard, last, now_s):
             return True
-        view = owned.view
+        view = owned.serving_view
         same = (view.sequence, view.segment_ids, version) == (
             last.sequence,
             last.segment_ids,
@@ -465,7 +466,7 @@ class RecallMonitor:
                 self._rounds.end(collection_id)
                 for shard in [one for one in held if one.collection_id == collection_id]:
                     if (owned := held[shard]) is not None and not change.own:
-                        self.controller.change_queries(owned.view.segment_ids, change.band)
+                        self.controller.change_queries(owned.serving_view.segment_ids, change.band)
                     if (result := self._results.get(shard)) is not None:
                         self._results[shard] = before_change(result, change)
 
@@ -495,7 +496,7 @@ class RecallMonitor:
     ) -> tuple[ShardResult, dict[SelectivityBand, int]]:
         """Update the controller; return what is reported, and `Run.next_after`."""
         moment = Moment(self._now_s(), self.sampler.windows.age_max_s)
-        present = {held.segment.id: held.segment for held in owned.view.segments}
+        present = {held.segment.id: held.segment for held in owned.serving_view.segments}
         queries = shard_queries(
             shard.number, found, moment=moment, shard_count=owned.collection.shard_count
         )
@@ -550,8 +551,10 @@ class RecallMonitor:
         self._rounds.forget_all_but(present)
         self.sampler.forget_all_but(present)
         self.latency.forget_all_but(present)
-        views = [owned.view for owned in held.values() if owned is not None]
-        segments = frozenset(one.segment.id for view in views for one in view.segments)
+        views = [owned.serving_view for owned in held.values() if owned is not None]
+        segments = frozenset(
+            name for view in views for one in view.segments for name in one.segment.graph_ids
+        )
         growing = frozenset(one.number for view in views for one in view.growing)
         sources = {
             name

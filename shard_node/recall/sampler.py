@@ -84,6 +84,7 @@ class RecallSampler:
         self._clock = clock
         self._now_s = now_s
         self._collections: dict[str, _Samples] = {}
+        self._models: dict[str, str] = {}
 
     def note(
         self,
@@ -128,6 +129,13 @@ class RecallSampler:
             if is_skipped:
                 return
         self._keep(samples, held, tagged, queries, options, answer, numbers, uniform, now_s=now_s)
+
+    def follow(self, collection_id: str, model: str) -> None:
+        """Drop the samples of a collection if they are queries of another model than `model`."""
+        before = self._models.get(collection_id)
+        self._models[collection_id] = model
+        if before not in (None, model):
+            self._collections.pop(collection_id, None)
 
     def _begin(self, collection_id: str) -> _Samples:
         """Begin to sample a collection."""
@@ -452,6 +460,8 @@ class RecallSampler:
         present = set(collection_ids)
         for gone in [one for one in self._collections if one not in present]:
             del self._collections[gone]
+        for gone in [one for one in self._models if one not in present]:
+            del self._models[gone]
 
     def _count(
         self,

@@ -32,8 +32,8 @@ class WatchedShard(Protocol):
         ...
 
     @property
-    def view(self) -> ShardView:
-        """Its rows as of now."""
+    def serving_view(self) -> ShardView:
+        """Its rows as of now, as searched by the model that serves."""
         ...
 
     @property
@@ -48,7 +48,11 @@ def way_of_answering(
     """Return what the answers to a collection's queries follow from, besides the queries."""
     shards = [one for shard, one in sorted(held.items()) if shard.collection_id == collection_id]
     return tuple(
-        (one.collection.settings, one.view.segment_ids, controller.answering(one.view.segment_ids))
+        (
+            one.collection.settings,
+            one.serving_view.segment_ids,
+            controller.answering(one.serving_view.segment_ids),
+        )
         for one in shards
         if one is not None
     )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +12,14 @@ import pyarrow as pa
 
 from annheal.index import best_columns, score_errors, scores_of
 from annheal.model.collection import Metric
-from annheal.model.records import Float32Matrix, Projection, RecordBatch, RecordSet
+from annheal.model.records import (
+    Float32Matrix,
+    ModelVectors,
+    Projection,
+    RecordBatch,
+    RecordSet,
+    lacking,
+)
 from annheal.runtime.stop import YieldPoint, no_yield_point
 from annheal.shards.wal import empty_attributes
 
@@ -50,17 +57,20 @@ class GrowingView:
 
     Attributes:
         number: the number of the growing segment in this process.
-        vectors: (rows or more, d) float32.
+        model: the model that it is read by.
+        vectors: (rows or more, d) float32, those of `model`.
         ids: ids of `rows` rows or more.
         newest: the newest row of each id; it may be after the rows of this view.
         sequences: (rows or more,) int64.
         parts: attributes and payloads, in the order of the rows.
         dead: (rows,) bool, None when no row is dead.
         dead_count: dead rows.
+        matrices: the vectors of every model that rows have one of, by name; NaN where they do not.
+        incomplete: the models that some row has no vector of.
     """
 
     number: int
-
+    model: str
     vectors: Float32Matrix
     ids: list[str]
     newest: dict[str, int]
@@ -69,7 +79,34 @@ class GrowingView:
     rows: int
     dead: npt.NDArray[np.bool_] | None
     dead_count: int
+    matrices: Mapping[str, Float32Matrix]
+    incomplete: frozenset[str]
     _attributes: list[pa.RecordBatch] = field(default_factory=list)
+
+    def of_model(self, model: str) -> GrowingView | None:
+        """Return the view in which rows without a vector of `model` are dead; None: all are."""
+        vectors = self.matrices.get(model)
+        if vectors is None:
+            return None
+        found = self if model == self.model else replace(self, model=model, vectors=vectors)
+        if model not in self.incomplete:
+            return found
+        return found.with_dead(lacking(vectors[: self.rows]))
+
+    def without_model(self, model: str) -> GrowingView:
+        """Return the view in which rows with a vector of `model` are dead."""
+        vectors = self.matrices.get(model)
+        return self if vectors is None else self.with_dead(~lacking(vectors[: self.rows]))
+
+    def with_dead(self, rows: npt.NDArray[np.bool_]) -> GrowingView:
+        """Return the view in which `rows` (rows,) bool are dead too."""
+        dead = rows if self.dead is None else self.dead | rows
+        return replace(self, dead=dead, dead_count=int(np.count_nonzero(dead)))
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of the vectors of all models."""
+        return sum(self.rows * matrix.shape[1] * 4 for matrix in self.matrices.values())
 
     @property
     def live_count(self) -> int:
@@ -109,13 +146,29 @@ class GrowingView:
         if projection.attributes is not None:
             present = set(attributes.schema.names)
             attributes = attributes.select([n for n in projection.attributes if n in present])
-        return RecordSet(
+        records = RecordSet(
             found,
             attributes=None if projection.attributes == () else take_rows(attributes, index),
             payloads=self.payloads().take(index) if projection.payload else None,
             vectors=np.ascontiguousarray(self.vectors[rows]) if projection.vector else None,
             versions=self.sequences[rows] if projection.version else None,
         )
+        if not (projection.vector and projection.models):
+            return records
+        first, *further = [
+            ModelVectors(model, self.vectors_of(model, rows, dimension=dimension))
+            for model, dimension in zip(projection.models, projection.dimensions, strict=True)
+        ]
+        return replace(records, vectors=first.vectors, model=first.model, further=tuple(further))
+
+    def vectors_of(
+        self, model: str, rows: npt.NDArray[np.int64], *, dimension: int
+    ) -> Float32Matrix:
+        """Return the vectors of a model for `rows`, (n, dimension); NaN for rows without one."""
+        matrix = self.matrices.get(model)
+        if matrix is None:
+            return np.full((len(rows), dimension), np.nan, dtype=np.float32)
+        return np.ascontiguousarray(matrix[rows])
 
     def search(
         self,
@@ -203,11 +256,19 @@ class GrowingSegment:
     One thread changes it at a time, under the shard's mutation lock; any thread may read a view.
     """
 
-    def __init__(self, dimension: int, *, sealed_at: int = 0) -> None:
-        """Begin without rows; about `sealed_at` rows are to come (0: not known)."""
+    def __init__(self, dimension: int, *, sealed_at: int = 0, model: str = "") -> None:
+        """Begin without rows; about `sealed_at` rows are to come (0: not known).
+
+        `dimension` is that of `model`, the first of its collection: batches that name no model have
+        vectors of it.
+        """
         self._number = next(_numbers)
         self._sealed_at = sealed_at
-        self._vectors: Float32Matrix = np.empty((_ROWS_INITIAL, dimension), dtype=np.float32)
+        self._model = model
+        self._matrices: dict[str, Float32Matrix] = {
+            model: np.empty((_ROWS_INITIAL, dimension), dtype=np.float32)
+        }
+        self._incomplete: frozenset[str] = frozenset()
         self._sequences = np.empty(_ROWS_INITIAL, dtype=np.int64)
         self._ids: list[str] = []
         self._newest: dict[str, int] = {}
@@ -222,13 +283,14 @@ class GrowingSegment:
     @property
     def size_bytes(self) -> int:
         """Bytes of vectors, attributes and payloads."""
-        return self.rows * int(self._vectors.shape[1]) * 4 + self._columns_bytes
+        floats = sum(int(matrix.shape[1]) for matrix in self._matrices.values())
+        return self.rows * floats * 4 + self._columns_bytes
 
     def append(self, batch: RecordBatch, *, first_sequence: int) -> None:
         """Append the rows of `batch`, whose ids differ; older rows of these ids must be dead."""
         start, end = self.rows, self.rows + len(batch)
         self._reserve(end)
-        self._vectors[start:end] = batch.vectors
+        self._add_vectors(batch, start, end)
         self._sequences[start:end] = np.arange(first_sequence, first_sequence + len(batch))
         ids = batch.id_list()
         self._ids.extend(ids)
@@ -259,7 +321,8 @@ class GrowingSegment:
         """Return an immutable view of the present rows."""
         return GrowingView(
             number=self._number,
-            vectors=self._vectors,
+            model=self._model,
+            vectors=self._matrices[self._model],
             ids=self._ids,
             newest=self._newest,
             sequences=self._sequences,
@@ -267,7 +330,32 @@ class GrowingSegment:
             rows=self.rows,
             dead=self._dead,
             dead_count=self._dead_count,
+            matrices=dict(self._matrices),
+            incomplete=self._incomplete,
         )
+
+    def _add_vectors(self, batch: RecordBatch, start: int, end: int) -> None:
+        """Copy the vectors of all models; NaN where a row has none."""
+        given = {batch.model or self._model: batch.vectors}
+        given |= {one.model: one.vectors for one in batch.further}
+        incomplete = set(self._incomplete)
+        for model, vectors in given.items():
+            if model not in self._matrices:
+                shape = (self._capacity, vectors.shape[1])
+                self._matrices[model] = np.full(shape, np.nan, dtype=np.float32)
+                if start:
+                    incomplete.add(model)
+        for model, matrix in self._matrices.items():
+            added = given.get(model)
+            matrix[start:end] = np.nan if added is None else added
+            if added is None or (len(given) > 1 and lacking(added).any()):
+                incomplete.add(model)
+        if len(incomplete) > len(self._incomplete):
+            self._incomplete = frozenset(incomplete)
+
+    @property
+    def _capacity(self) -> int:
+        return len(self._sequences)
 
     def _add_columns(self, batch: RecordBatch) -> None:
         # Copied: a slice would keep the whole message or log object in memory, vectors included.
@@ -279,16 +367,26 @@ class GrowingSegment:
             self._parts = [Columns(_joined_attributes(self._parts), _joined_payloads(self._parts))]
 
     def _reserve(self, rows: int) -> None:
-        if rows <= len(self._vectors):
+        if rows <= self._capacity:
             return
-        capacity = max(rows, 2 * len(self._vectors))
+        capacity = max(rows, 2 * self._capacity)
         if FULL_AHEAD * rows >= self._sealed_at:
             capacity = max(capacity, self._sealed_at)
-        vectors = np.empty((capacity, self._vectors.shape[1]), dtype=np.float32)
-        vectors[: self.rows] = self._vectors[: self.rows]
+        # New arrays and a new dict: views share the old ones.
+        self._matrices = {
+            model: _extended(matrix, self.rows, capacity)
+            for model, matrix in self._matrices.items()
+        }
         sequences = np.empty(capacity, dtype=np.int64)
         sequences[: self.rows] = self._sequences[: self.rows]
-        self._vectors, self._sequences = vectors, sequences
+        self._sequences = sequences
+
+
+def _extended(matrix: Float32Matrix, rows: int, capacity: int) -> Float32Matrix:
+    """Return a matrix of `capacity` rows with the first `rows` of `matrix`."""
+    extended = np.empty((capacity, matrix.shape[1]), dtype=np.float32)
+    extended[:rows] = matrix[:rows]
+    return extended
 
 
 def take_rows(attributes: pa.RecordBatch, index: pa.Int64Array) -> pa.RecordBatch:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from annheal.errors import InvariantViolation
 from annheal.model.collection import Collection
+from annheal.segment import Segment
 from annheal.shard_node.rows.growing import GrowingSegment
 from annheal.shard_node.rows.view import SegmentView, ShardView
 from annheal.shards.routing import hash_ids
@@ -152,6 +153,17 @@ class Shard:
         self._segments = kept if output is None else [*kept, output]
         self._refresh()
 
+    def replace_part(self, segment: Segment) -> None:
+        """Put `segment`, which differs from the present one in its vector parts, in its place."""
+        places = [
+            place for place, held in enumerate(self._segments) if held.segment.id == segment.id
+        ]
+        if not places:
+            raise InvariantViolation(f"segment {segment.id} is not held")
+        held = self._segments[places[0]]
+        self._segments[places[0]] = SegmentView(segment, held.deletes)
+        self._refresh()
+
     def _refresh(self) -> None:
         growing = [g.view() for g in (*self._sealed, self._growing) if g.rows]
         self.view = ShardView(tuple(self._segments), tuple(growing), self.sequence)
@@ -159,10 +171,14 @@ class Shard:
 
 def _growing_segment(collection: Collection) -> GrowingSegment:
     """Return an empty one that expects as many rows as it is sealed at, and its last writes."""
-    dimension, settings = collection.model.dimension, collection.settings
-    row_bytes = 4 * dimension
+    model, settings = collection.models[0], collection.settings
+    row_bytes = 4 * model.dimension
     full = min(settings.seal_rows_max, settings.seal_bytes_max // row_bytes)
-    return GrowingSegment(dimension, sealed_at=full + LAST_WRITES_BYTES // row_bytes)
+    return GrowingSegment(
+        model.dimension,
+        sealed_at=full + LAST_WRITES_BYTES // row_bytes,
+        model=model.name,
+    )
 
 
 def rows_to_kill(

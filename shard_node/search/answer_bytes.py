@@ -34,14 +34,18 @@ VALUE_BYTES: Final = 8
 """Bytes of a number; also the most that is added to the bytes of a text."""
 
 types: Any = pa.types
+_NO_ROWS: Rows = np.empty(0, dtype=np.int64)
 
 
 def record_bytes(source: Source, rows: Rows, projection: Projection) -> npt.NDArray[np.int64]:
     """Return an upper estimate of the bytes of each of `rows` (n,) int64, (n,) int64."""
     found = np.full(len(rows), RECORD_BYTES, dtype=np.int64)
-    found += _id_bytes(source, rows)
     if projection.vector:
-        found += 4 * _dimension(source)
+        found += 4 * _floats(source, projection)
+    if isinstance(source, SegmentView):
+        segment, rows = source.segment.stored(rows)
+        source = SegmentView(segment, source.deletes)
+    found += _id_bytes(source, rows)
     if projection.version:
         found += VALUE_BYTES
     if projection.payload:
@@ -74,7 +78,7 @@ def _record_bytes_max(source: Source, projection: Projection) -> int:
     """Return the most bytes that one record can take, from the limits of its parts."""
     found = RECORD_BYTES + ID_BYTES_MAX
     if projection.vector:
-        found += 4 * _dimension(source)
+        found += 4 * _floats(source, projection)
     if projection.version:
         found += VALUE_BYTES
     if projection.payload:
@@ -102,7 +106,10 @@ def _payload_bytes(source: Source, rows: Rows) -> npt.NDArray[np.int64]:
     return np.concatenate(lengths).astype(np.int64)[rows]
 
 
-def _dimension(source: Source) -> int:
+def _floats(source: Source, projection: Projection) -> int:
+    """Return the floats of the vectors of one record."""
+    if projection.models:
+        return sum(projection.dimensions)
     vectors = source.segment.vectors if isinstance(source, SegmentView) else source.vectors
     return int(vectors.shape[1])
 
@@ -110,7 +117,11 @@ def _dimension(source: Source) -> int:
 def _columns(source: Source, projection: Projection) -> list[Any]:
     if projection.attributes == ():
         return []
-    stored = source.segment.attributes if isinstance(source, SegmentView) else source.attributes()
+    if isinstance(source, SegmentView):
+        segment, _ = source.segment.stored(_NO_ROWS)
+        stored = segment.attributes
+    else:
+        stored = source.attributes()
     names = stored.schema.names
     wanted = names if projection.attributes is None else projection.attributes
     return [stored.column(names.index(name)) for name in wanted if name in names]

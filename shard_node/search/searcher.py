@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from annheal.filters import filter_key
 from annheal.index import LiveBitmap, TopK, merge_topk
-from annheal.model.collection import Collection
+from annheal.model.collection import Collection, Metric
 from annheal.model.limits import ANSWER_BYTES_MAX
 from annheal.model.measures.recall import Shortfall, band_of
 from annheal.model.records import IDS_ONLY, Float32Matrix, Projection, RecordSet, join_records
@@ -97,6 +97,8 @@ class _Part:
 
 class Searcher:
     """Runs searches of one collection, in the calling thread and in `threads`.
+
+    Views are those of the model of the queries (`ShardView.of_model`).
 
     `ef_scale` gives the factor by which the ef of a recall curve is multiplied, `shortfall` the
     graphs that are known to be below the objective. Without `costs` plans use default costs,
@@ -319,6 +321,10 @@ class Searcher:
             took_s=time.perf_counter() - started_s,
         )
 
+    def _metric_of(self, name: str) -> Metric:
+        model = self._collection.model_named(name) or self._collection.model
+        return model.metric
+
     def search_growing(
         self,
         growing: GrowingView,
@@ -340,7 +346,7 @@ class Searcher:
         return allowed, growing.search(
             queries,
             k=options.k,
-            metric=self._collection.model.metric,
+            metric=self._metric_of(growing.model),
             allowed=mask,
             yield_point=self._yield_point,
         )

@@ -242,10 +242,9 @@ def test_a_rebuild_for_recall_is_not_repeated_when_it_failed_or_did_not_help():
     assert plan(low("n", stuck=True, rebuild=False)) == []
 
 
-def test_growing_rows_other_models_and_shards_that_are_not_served_are_skipped():
+def test_growing_rows_and_shards_that_are_not_served_are_skipped():
     growing = [segment(f"x{n}", 16_384, tier="growing") for n in range(5)]
-    other = [segment(f"y{n}", 16_384, model="old") for n in range(5)]
-    assert plan(*growing, *other, quiet_s=60.0) == []
+    assert plan(*growing, quiet_s=60.0) == []
     loading = ShardObservation(state(*hot(6), phase="loading"))
     assert not plan_compactions(
         COLLECTION, [loading], [], now_s=0.0, settings=RULES, new_id=new_ids()

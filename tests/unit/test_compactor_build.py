@@ -23,7 +23,7 @@ from annheal.compactor.build.calibrate import (
 from annheal.compactor.build.recalls import best_scores
 from annheal.compactor.fetch import Source
 from annheal.compactor.verify import verify_segment
-from annheal.errors import DataCorruption, InvariantViolation
+from annheal.errors import DataCorruption
 from annheal.index import VectorIndex, build_flat, build_hnsw
 from annheal.model.collection import (
     AttributeField,
@@ -285,14 +285,17 @@ def test_column_that_a_source_does_not_have_is_null(tmp_path: Path) -> None:
     }
 
 
-def test_vectors_of_two_models_are_never_merged(tmp_path: Path) -> None:
+def test_vectors_of_two_models_are_never_in_one_index(tmp_path: Path) -> None:
+    """Rows with vectors of a model that the collection has not any more have none."""
     other = ModelSpec("other-model", MODEL.dimension, Metric.COSINE)
     sources = [
         source(tmp_path, sample_rows(3)),
         source(tmp_path, sample_rows(3, first=3), model=other),
     ]
-    with pytest.raises(InvariantViolation, match="other-model"):
-        merge(tmp_path, sources)
+    merged = merge(tmp_path, sources)
+    assert merged is not None
+    assert (merged.meta.model, merged.entry.lacking) == (MODEL, 3)
+    assert merged.ids_at(merged.lacking_rows) == ["record-3", "record-4", "record-5"]
 
 
 def test_graph_below_the_objective_is_built_stronger_and_then_not_at_all(

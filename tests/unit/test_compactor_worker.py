@@ -319,7 +319,7 @@ async def test_output_that_changed_on_its_way_is_not_proposed(
     place: Workplace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(admission_module, "BACKOFF_FIRST_S", 0.01)
-    real = attempt_module.upload_segment
+    real = attempt_module.upload_whole
 
     async def damaging(*arguments: object, **options: object) -> None:
         await real(*arguments, **options)  # type: ignore[arg-type]
@@ -330,7 +330,7 @@ async def test_output_that_changed_on_its_way_is_not_proposed(
         path.unlink()
         path.write_bytes(body[:-1] + b"?")
 
-    monkeypatch.setattr(attempt_module, "upload_segment", damaging)
+    monkeypatch.setattr(attempt_module, "upload_whole", damaging)
     await place.add_segment("a", sample_rows(5))
     await place.add_task(merge_task("a"))
     async with compactor(place):

@@ -158,6 +158,7 @@ def test_the_report_counts_objects_and_bytes_by_kind():
     assert waiting.dry_run
     assert waiting.kinds == (
         GarbageKind("segments", waiting_objects=2, waiting_bytes=20),
+        GarbageKind("vectors"),
         GarbageKind("deletes", waiting_objects=1, waiting_bytes=10),
         GarbageKind("wal"),
         GarbageKind("recall"),

@@ -1,17 +1,28 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
 
+from annheal.errors import DataCorruption
 from annheal.model.collection import VectorStorage
 from annheal.model.records import EVERYTHING
 from annheal.model.topology.manifest import IndexKind, SegmentEntry, Tier
 from annheal.segment import RecallPoint, decode_delete_vector
+from annheal.segment.parts.files import local_part
+from annheal.segment.parts.segment import PartSegment
 from annheal.shards.routing import hash_ids
-from tests.support.segments import SCHEMA, attribute_batch, open_local, sample_columns, sample_rows
+from tests.support.segments import (
+    SCHEMA,
+    attribute_batch,
+    open_local,
+    sample_columns,
+    sample_rows,
+    unit_vectors,
+)
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "segment-v1"
 ROWS = 20
@@ -85,3 +96,43 @@ def test_segment_of_format_4_opens_for_ever(storage: VectorStorage) -> None:
     found = segment.index.with_copies(rows, scores, k=9, live=None)
     assert sorted(found[0].tolist()) == [3, 90, 91, 92, 93]
     assert sorted(found[4][found[4] >= 0].tolist()) == [7, 94]
+
+
+def test_segment_of_format_5_and_vector_part_of_format_1_open_for_ever() -> None:
+    """Rows 3, 7 and 59 have no vector of the segment's model, every fourth none of the other."""
+    folder = GOLDEN.parent / "segment-v5"
+    entry = msgspec.json.decode((folder / "entry.json").read_bytes(), type=SegmentEntry)
+    segment = open_local(folder, entry)
+    assert (segment.meta.format_version, segment.lacking_rows.tolist()) == (5, [3, 7, 59])
+    assert entry.lacking == 3
+    own = segment.vectors_of(segment.meta.model.name, np.arange(60), dimension=0)
+    assert np.flatnonzero(np.isnan(own).any(axis=1)).tolist() == [3, 7, 59]
+    np.testing.assert_array_equal(own[10], sample_rows(60).vectors[10])
+
+    (part_entry,) = entry.parts
+    files = local_part(folder / "golden-part", segment.id, part_entry)
+    part = PartSegment(segment, files)
+    rows = [row for row in range(59, -1, -1) if row % 4]
+    assert (part.id, part.rows, part.kind) == ("golden-part", 45, IndexKind.HNSW)
+    assert part.base_rows.tolist() == rows
+    assert part.recall_curve == (RecallPoint(10, 16, 0.98),)
+    assert part.skipped == {"'text' of its source is missing": 2}
+    vectors = unit_vectors(45, 5, seed=5)
+    _, found = part.index.search(vectors, k=1)
+    assert found[:, 0].tolist() == list(range(45))
+    assert part.ids_at(found[:3, 0]) == ["record-59", "record-58", "record-57"]
+    stored = part.vectors_at(np.array([0, 59, 1]))
+    assert np.isnan(stored[0]).all()
+    np.testing.assert_array_equal(stored[1:], vectors[[0, 44]])
+
+
+def test_a_damaged_vector_part_is_named() -> None:
+    folder = GOLDEN.parent / "segment-v5"
+    entry = msgspec.json.decode((folder / "entry.json").read_bytes(), type=SegmentEntry)
+    (part,) = entry.parts
+    with pytest.raises(DataCorruption, match=r"vector part golden-part of segment golden-v5"):
+        local_part(folder / "golden-part", "golden-v5", replace(part, meta_checksum="0" * 32))
+    with pytest.raises(
+        DataCorruption, match=r"has 45 vectors of 'new model', the manifest says 44"
+    ):
+        local_part(folder / "golden-part", "golden-v5", replace(part, rows=44))

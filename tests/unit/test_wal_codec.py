@@ -27,6 +27,8 @@ from annheal.shards.wal import (
     is_fence_size,
 )
 from tests.golden.write_wal_v1 import GOLDEN, WRITER, golden_objects
+from tests.golden.write_wal_v2 import GOLDEN as GOLDEN_OF_MODELS
+from tests.golden.write_wal_v2 import golden_objects as golden_objects_of_models
 from tests.support.shards import record_batch
 
 KEY = wal_key("c1", 3, 12)
@@ -34,7 +36,11 @@ KEY = wal_key("c1", 3, 12)
 
 def assert_same_batch(first: RecordBatch, second: RecordBatch) -> None:
     assert first.ids.equals(second.ids)
+    assert first.model == second.model
     np.testing.assert_array_equal(first.vectors, second.vectors)
+    assert [one.model for one in first.further] == [one.model for one in second.further]
+    for one, two in zip(first.further, second.further, strict=True):
+        np.testing.assert_array_equal(one.vectors, two.vectors)
     assert first.attributes.equals(second.attributes)
     assert len(first.attributes) == len(second.attributes)
     assert first.payloads.equals(second.payloads)
@@ -117,7 +123,7 @@ def test_a_wrong_layout_under_a_right_checksum_is_named(
 
 def test_a_newer_version_is_refused_with_advice() -> None:
     body = bytearray(encode_wal_object(golden_objects()["fence.wal"])[:-8])
-    struct.pack_into("<H", body, 4, 2)
+    struct.pack_into("<H", body, 4, 3)
     with pytest.raises(FailedPrecondition, match="upgrade"):
         decode_wal_object(with_checksum(bytes(body)), key=KEY)
 
@@ -128,6 +134,17 @@ def test_objects_of_format_1_are_read_for_ever() -> None:
         assert_same(decode_wal_object(body, key=name), expected)
         assert is_fence_size(len(body)) == expected.is_fence
     assert (GOLDEN / "fence.wal").stat().st_size == FENCE_BYTES == 72
+
+
+def test_objects_of_format_2_are_read_for_ever() -> None:
+    for name, expected in golden_objects_of_models().items():
+        assert_same(decode_wal_object((GOLDEN_OF_MODELS / name).read_bytes(), key=name), expected)
+
+
+def test_rows_of_one_model_are_written_as_format_1() -> None:
+    """Older processes read the log of a collection that never had a second model."""
+    for name, golden in golden_objects().items():
+        assert encode_wal_object(golden)[4:6] == (GOLDEN / name).read_bytes()[4:6] == b"\1\0"
 
 
 def test_attributes_may_have_the_names_that_the_format_uses() -> None:

@@ -29,6 +29,8 @@ def check_task(task: CompactionTask) -> None:
         checked_name(source, field=f"sources[{number}]")
     if task.output is not None:
         _check_entries([task.output], field="output")
+    if task.part is not None:
+        checked_name(task.part.part_id, field="part.part_id")
 
 
 def checked_shards(numbers: Sequence[int]) -> tuple[int, ...]:
@@ -45,3 +47,5 @@ def checked_shards(numbers: Sequence[int]) -> tuple[int, ...]:
 def _check_entries(entries: Iterable[SegmentEntry], *, field: str) -> None:
     for number, entry in enumerate(entries):
         checked_name(entry.segment_id, field=f"{field}[{number}].segment_id")
+        for place, part in enumerate(entry.parts):
+            checked_name(part.part_id, field=f"{field}[{number}].parts[{place}].part_id")

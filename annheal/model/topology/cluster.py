@@ -130,7 +130,10 @@ class ShardStatus:
 
 @dataclass(frozen=True, slots=True)
 class TaskStatus:
-    """A task and its claim. `collection` is empty when the collection was dropped."""
+    """A task and its claim. `collection` is empty when the collection was dropped.
+
+    `model` is that of a backfill, empty for a rewrite.
+    """
 
     task_id: str
     collection: str

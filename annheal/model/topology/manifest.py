@@ -23,12 +23,31 @@ class IndexKind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class VectorPartEntry:
+    """The vectors of one further model for rows of a segment, as the manifest names them.
+
+    `rows` of the segment have one. `skipped` live rows were given none by a backfill. The checksum
+    is that of `part.json`, which has those of the other files.
+    """
+
+    part_id: str
+    model: str
+    index_kind: IndexKind
+    rows: int
+    size_bytes: int
+    meta_checksum: str
+    created_at_s: float = 0.0
+    skipped: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class SegmentEntry:
     """A segment as the manifest names it.
 
     `meta_checksum` is the xxh3-128 hex digest of its `segment.json`, which in turn holds the
     checksum of every other file, so one flipped byte anywhere is found at load (INV-5).
-    Sequences are the smallest and largest row sequence inside.
+    Sequences are the smallest and largest row sequence inside. `lacking` rows have no vector of
+    `model`, that of its own index; `parts` are the vectors of other models, one part each.
     """
 
     segment_id: str
@@ -42,6 +61,12 @@ class SegmentEntry:
     max_sequence: int
     generation: int = 0
     created_at_s: float = 0.0
+    lacking: int = 0
+    parts: tuple[VectorPartEntry, ...] = ()
+
+    def part_of(self, model: str) -> VectorPartEntry | None:
+        """Return the part with the vectors of `model`; None: there is none."""
+        return next((part for part in self.parts if part.model == model), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +88,8 @@ class CollectedObjects:
     if this value has not changed since it knew that the objects of the manifest are not in it. So
     a manifest never references an object that is deleted, however short the grace period is.
 
-    `units` are prefixes of segments (with the slash at the end) and keys of delete vectors. A unit
+    `units` are prefixes of segments and vector parts (with the slash at the end) and keys of delete
+    vectors. A unit
     stays in it until a later round, which finds the unit in no listing any more, stores others.
     """
 

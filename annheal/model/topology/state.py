@@ -8,6 +8,22 @@ from annheal.model.measures.recall import RECALL_UNKNOWN
 
 
 @dataclass(frozen=True, slots=True)
+class ModelCoverage:
+    """How far the live rows of a segment have vectors of a model.
+
+    `rows` have one, `lacking` have none; `skipped` were given none by a backfill. `index_kind` is
+    empty where no row has one. `size_bytes` is 0 for the segment's own model.
+    """
+
+    model: str
+    rows: int
+    lacking: int
+    index_kind: str = ""
+    size_bytes: int = 0
+    skipped: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class SegmentState:
     """The state of one segment that a node serves.
 
@@ -21,6 +37,7 @@ class SegmentState:
         built_for: reason of the task that built it; empty for a flushed segment.
         without_kernels: it has a graph, and the node has not loaded the compiled kernels that
             filtered walks of it need.
+        models: the models of the collection; empty where it has one.
     """
 
     shard: int
@@ -43,6 +60,7 @@ class SegmentState:
     visited_baseline: float = 0.0
     built_for: str = ""
     without_kernels: bool = False
+    models: tuple[ModelCoverage, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from annheal.model.topology.manifest import SegmentEntry
+from annheal.model.topology.manifest import SegmentEntry, VectorPartEntry
 from annheal.model.topology.migration.state import SkipCount, SkippedRecord
 
 ATTEMPTS_MAX = 5
@@ -54,7 +54,7 @@ class CompactionTask:
     the time of its last failed attempt. `why` is a sentence for operators. `model` is the one whose
     vectors a backfill makes, or a purge leaves out; empty for other reasons. A backfill counts in
     `skipped` the rows that got no vector, and names some of them in `skipped_records`; its
-    `rows_out` are those that got one.
+    `rows_out` are those that got one, and `part` has their vectors when it is built.
     """
 
     id: str
@@ -79,6 +79,7 @@ class CompactionTask:
     model: str = ""
     skipped: tuple[SkipCount, ...] = ()
     skipped_records: tuple[SkippedRecord, ...] = ()
+    part: VectorPartEntry | None = None
 
 
 @dataclass(frozen=True, slots=True)

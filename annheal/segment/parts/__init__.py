@@ -1,0 +1,1 @@
+"""Vector parts: the vectors of one further model for rows of a segment (ADR 48)."""
