@@ -162,6 +162,10 @@ class Collection:
         """The models that were not removed: those that may be written, read and searched."""
         return tuple(one for one in self.models if one.name not in self.removed)
 
+    def tag_of(self, model: ModelSpec) -> str:
+        """Return what tags vectors of `model` inside the cluster: nothing for the first one."""
+        return "" if model == self.models[0] else model.name
+
     def model_named(self, name: str) -> ModelSpec | None:
         """Return the model `name`, be it removed; None: the collection has no such model."""
         return next((one for one in self.models if one.name == name), None)

@@ -68,6 +68,10 @@ class TextRecords:
             ids=self.ids, vectors=vectors, attributes=self.attributes, payloads=self.payloads
         )
 
+    def place_of_vectors(self, row: int) -> str:
+        """Return the caller's word for the vectors of a row."""
+        return f"records[{row}].vectors" if self.by_row else f"vectors[{row}]"
+
     def place(self, row: int) -> str:
         """Return the caller's word for the text of a row."""
         if self.texts is None:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x61nnheal/v1/columns.proto\x12\nannheal.v1\"\x1c\n\nFloatArray\x12\x0e\n\x06values\x18\x01 \x03(\x02\"s\n\x07Vectors\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\tdimension\x18\x02 \x01(\r\x12\x10\n\x06packed\x18\x03 \x01(\x0cH\x00\x12(\n\x06\x66loats\x18\x04 \x01(\x0b\x32\x16.annheal.v1.FloatArrayH\x00\x42\n\n\x08\x65ncoding\"\xf2\x01\n\x0f\x41ttributeColumn\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08validity\x18\x02 \x01(\x0c\x12-\n\x08keywords\x18\x03 \x01(\x0b\x32\x19.annheal.v1.KeywordColumnH\x00\x12\x36\n\rkeyword_lists\x18\x04 \x01(\x0b\x32\x1d.annheal.v1.KeywordListColumnH\x00\x12\x10\n\x06int64s\x18\x05 \x01(\x0cH\x00\x12\x12\n\x08\x66loat64s\x18\x06 \x01(\x0cH\x00\x12\x0f\n\x05\x62ools\x18\x07 \x01(\x0cH\x00\x12\x17\n\rtimestamps_us\x18\x08 \x01(\x0cH\x00\x42\x08\n\x06values\"\x1f\n\rKeywordColumn\x12\x0e\n\x06values\x18\x01 \x03(\t\"4\n\x11KeywordListColumn\x12\x0f\n\x07lengths\x18\x01 \x03(\r\x12\x0e\n\x06values\x18\x02 \x03(\t\"\x97\x01\n\rRecordColumns\x12\x0b\n\x03ids\x18\x01 \x03(\t\x12$\n\x07vectors\x18\x02 \x03(\x0b\x32\x13.annheal.v1.Vectors\x12/\n\nattributes\x18\x03 \x03(\x0b\x32\x1b.annheal.v1.AttributeColumn\x12\x10\n\x08payloads\x18\x04 \x03(\x0c\x12\x10\n\x08versions\x18\x05 \x03(\x03\"z\n\nProjection\x12\x16\n\x0e\x61ll_attributes\x18\x01 \x01(\x08\x12\x12\n\nattributes\x18\x02 \x03(\t\x12\x0f\n\x07payload\x18\x03 \x01(\x08\x12\x0e\n\x06vector\x18\x04 \x01(\x08\x12\x0f\n\x07version\x18\x05 \x01(\x08\x12\x0e\n\x06models\x18\x06 \x03(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x61nnheal/v1/columns.proto\x12\nannheal.v1\"\x1c\n\nFloatArray\x12\x0e\n\x06values\x18\x01 \x03(\x02\"\x85\x01\n\x07Vectors\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\tdimension\x18\x02 \x01(\r\x12\x10\n\x06packed\x18\x03 \x01(\x0cH\x00\x12(\n\x06\x66loats\x18\x04 \x01(\x0b\x32\x16.annheal.v1.FloatArrayH\x00\x12\x10\n\x08validity\x18\x05 \x01(\x0c\x42\n\n\x08\x65ncoding\"\xf2\x01\n\x0f\x41ttributeColumn\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08validity\x18\x02 \x01(\x0c\x12-\n\x08keywords\x18\x03 \x01(\x0b\x32\x19.annheal.v1.KeywordColumnH\x00\x12\x36\n\rkeyword_lists\x18\x04 \x01(\x0b\x32\x1d.annheal.v1.KeywordListColumnH\x00\x12\x10\n\x06int64s\x18\x05 \x01(\x0cH\x00\x12\x12\n\x08\x66loat64s\x18\x06 \x01(\x0cH\x00\x12\x0f\n\x05\x62ools\x18\x07 \x01(\x0cH\x00\x12\x17\n\rtimestamps_us\x18\x08 \x01(\x0cH\x00\x42\x08\n\x06values\"\x1f\n\rKeywordColumn\x12\x0e\n\x06values\x18\x01 \x03(\t\"4\n\x11KeywordListColumn\x12\x0f\n\x07lengths\x18\x01 \x03(\r\x12\x0e\n\x06values\x18\x02 \x03(\t\"\x97\x01\n\rRecordColumns\x12\x0b\n\x03ids\x18\x01 \x03(\t\x12$\n\x07vectors\x18\x02 \x03(\x0b\x32\x13.annheal.v1.Vectors\x12/\n\nattributes\x18\x03 \x03(\x0b\x32\x1b.annheal.v1.AttributeColumn\x12\x10\n\x08payloads\x18\x04 \x03(\x0c\x12\x10\n\x08versions\x18\x05 \x03(\x03\"z\n\nProjection\x12\x16\n\x0e\x61ll_attributes\x18\x01 \x01(\x08\x12\x12\n\nattributes\x18\x02 \x03(\t\x12\x0f\n\x07payload\x18\x03 \x01(\x08\x12\x0e\n\x06vector\x18\x04 \x01(\x08\x12\x0f\n\x07version\x18\x05 \x01(\x08\x12\x0e\n\x06models\x18\x06 \x03(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,16 +33,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_FLOATARRAY']._serialized_start=40
   _globals['_FLOATARRAY']._serialized_end=68
-  _globals['_VECTORS']._serialized_start=70
-  _globals['_VECTORS']._serialized_end=185
-  _globals['_ATTRIBUTECOLUMN']._serialized_start=188
-  _globals['_ATTRIBUTECOLUMN']._serialized_end=430
-  _globals['_KEYWORDCOLUMN']._serialized_start=432
-  _globals['_KEYWORDCOLUMN']._serialized_end=463
-  _globals['_KEYWORDLISTCOLUMN']._serialized_start=465
-  _globals['_KEYWORDLISTCOLUMN']._serialized_end=517
-  _globals['_RECORDCOLUMNS']._serialized_start=520
-  _globals['_RECORDCOLUMNS']._serialized_end=671
-  _globals['_PROJECTION']._serialized_start=673
-  _globals['_PROJECTION']._serialized_end=795
+  _globals['_VECTORS']._serialized_start=71
+  _globals['_VECTORS']._serialized_end=204
+  _globals['_ATTRIBUTECOLUMN']._serialized_start=207
+  _globals['_ATTRIBUTECOLUMN']._serialized_end=449
+  _globals['_KEYWORDCOLUMN']._serialized_start=451
+  _globals['_KEYWORDCOLUMN']._serialized_end=482
+  _globals['_KEYWORDLISTCOLUMN']._serialized_start=484
+  _globals['_KEYWORDLISTCOLUMN']._serialized_end=536
+  _globals['_RECORDCOLUMNS']._serialized_start=539
+  _globals['_RECORDCOLUMNS']._serialized_end=690
+  _globals['_PROJECTION']._serialized_start=692
+  _globals['_PROJECTION']._serialized_end=814
 # @@protoc_insertion_point(module_scope)

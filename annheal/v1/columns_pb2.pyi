@@ -13,16 +13,18 @@ class FloatArray(_message.Message):
     def __init__(self, values: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class Vectors(_message.Message):
-    __slots__ = ("model", "dimension", "packed", "floats")
+    __slots__ = ("model", "dimension", "packed", "floats", "validity")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     DIMENSION_FIELD_NUMBER: _ClassVar[int]
     PACKED_FIELD_NUMBER: _ClassVar[int]
     FLOATS_FIELD_NUMBER: _ClassVar[int]
+    VALIDITY_FIELD_NUMBER: _ClassVar[int]
     model: str
     dimension: int
     packed: bytes
     floats: FloatArray
-    def __init__(self, model: _Optional[str] = ..., dimension: _Optional[int] = ..., packed: _Optional[bytes] = ..., floats: _Optional[_Union[FloatArray, _Mapping]] = ...) -> None: ...
+    validity: bytes
+    def __init__(self, model: _Optional[str] = ..., dimension: _Optional[int] = ..., packed: _Optional[bytes] = ..., floats: _Optional[_Union[FloatArray, _Mapping]] = ..., validity: _Optional[bytes] = ...) -> None: ...
 
 class AttributeColumn(_message.Message):
     __slots__ = ("name", "validity", "keywords", "keyword_lists", "int64s", "float64s", "bools", "timestamps_us")

@@ -27,7 +27,7 @@ from annheal.v1 import filter_pb2 as annheal_dot_v1_dot_filter__pb2
 from annheal.v1 import session_pb2 as annheal_dot_v1_dot_session__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x61nnheal/v1/search.proto\x12\nannheal.v1\x1a\x18\x61nnheal/v1/columns.proto\x1a\x17\x61nnheal/v1/filter.proto\x1a\x18\x61nnheal/v1/session.proto\"\x17\n\x08QueryIds\x12\x0b\n\x03ids\x18\x01 \x03(\t\"*\n\nQueryTexts\x12\r\n\x05texts\x18\x01 \x03(\t\x12\r\n\x05model\x18\x02 \x01(\t\"\x96\x04\n\rSearchRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12&\n\x07vectors\x18\x02 \x01(\x0b\x32\x13.annheal.v1.VectorsH\x00\x12)\n\tquery_ids\x18\x03 \x01(\x0b\x32\x14.annheal.v1.QueryIdsH\x00\x12\'\n\x05texts\x18\x10 \x01(\x0b\x32\x16.annheal.v1.QueryTextsH\x00\x12\t\n\x01k\x18\x04 \x01(\r\x12\"\n\x06\x66ilter\x18\x05 \x01(\x0b\x32\x12.annheal.v1.Filter\x12*\n\nprojection\x18\x06 \x01(\x0b\x32\x16.annheal.v1.Projection\x12,\n\x0b\x63onsistency\x18\x07 \x01(\x0e\x32\x17.annheal.v1.Consistency\x12)\n\x07session\x18\x08 \x01(\x0b\x32\x18.annheal.v1.SessionToken\x12\r\n\x05\x65xact\x18\t \x01(\x08\x12\x0f\n\x02\x65\x66\x18\n \x01(\rH\x01\x88\x01\x01\x12\x1d\n\x10recall_objective\x18\x0b \x01(\x01H\x02\x88\x01\x01\x12\x17\n\ntimeout_ms\x18\x0c \x01(\rH\x03\x88\x01\x01\x12\x15\n\rallow_partial\x18\r \x01(\x08\x12\x0f\n\x07\x65xplain\x18\x0e \x01(\x08\x12\x0b\n\x03tag\x18\x0f \x01(\tB\t\n\x07queriesB\x05\n\x03_efB\x13\n\x11_recall_objectiveB\r\n\x0b_timeout_ms\"\xf2\x01\n\x0eSearchResponse\x12\x0e\n\x06\x63ounts\x18\x01 \x03(\r\x12\x0e\n\x06scores\x18\x02 \x01(\x0c\x12\x0b\n\x03ids\x18\x03 \x03(\t\x12*\n\x07records\x18\x04 \x01(\x0b\x32\x19.annheal.v1.RecordColumns\x12)\n\x07session\x18\x05 \x01(\x0b\x32\x18.annheal.v1.SessionToken\x12\x16\n\x0emissing_shards\x18\x06 \x03(\r\x12+\n\x07\x65xplain\x18\x07 \x03(\x0b\x32\x1a.annheal.v1.SegmentExplain\x12\x17\n\x0f\x62\x65low_objective\x18\x08 \x01(\x08\"\xbd\x01\n\x0eSegmentExplain\x12\r\n\x05shard\x18\x01 \x01(\r\x12\x12\n\nsegment_id\x18\x02 \x01(\t\x12\x0c\n\x04plan\x18\x03 \x01(\t\x12\x0c\n\x04rows\x18\x04 \x01(\x04\x12\x11\n\tlive_rows\x18\x05 \x01(\x04\x12\x0f\n\x07matches\x18\x06 \x01(\x04\x12\n\n\x02\x65\x66\x18\x07 \x01(\r\x12\x0f\n\x07visited\x18\x08 \x01(\x04\x12\x12\n\nduration_s\x18\t \x01(\x01\x12\x17\n\x0fwithout_kernels\x18\n \x01(\x08\x32P\n\rSearchService\x12?\n\x06Search\x12\x19.annheal.v1.SearchRequest\x1a\x1a.annheal.v1.SearchResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x61nnheal/v1/search.proto\x12\nannheal.v1\x1a\x18\x61nnheal/v1/columns.proto\x1a\x17\x61nnheal/v1/filter.proto\x1a\x18\x61nnheal/v1/session.proto\"&\n\x08QueryIds\x12\x0b\n\x03ids\x18\x01 \x03(\t\x12\r\n\x05model\x18\x02 \x01(\t\"*\n\nQueryTexts\x12\r\n\x05texts\x18\x01 \x03(\t\x12\r\n\x05model\x18\x02 \x01(\t\"\x96\x04\n\rSearchRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12&\n\x07vectors\x18\x02 \x01(\x0b\x32\x13.annheal.v1.VectorsH\x00\x12)\n\tquery_ids\x18\x03 \x01(\x0b\x32\x14.annheal.v1.QueryIdsH\x00\x12\'\n\x05texts\x18\x10 \x01(\x0b\x32\x16.annheal.v1.QueryTextsH\x00\x12\t\n\x01k\x18\x04 \x01(\r\x12\"\n\x06\x66ilter\x18\x05 \x01(\x0b\x32\x12.annheal.v1.Filter\x12*\n\nprojection\x18\x06 \x01(\x0b\x32\x16.annheal.v1.Projection\x12,\n\x0b\x63onsistency\x18\x07 \x01(\x0e\x32\x17.annheal.v1.Consistency\x12)\n\x07session\x18\x08 \x01(\x0b\x32\x18.annheal.v1.SessionToken\x12\r\n\x05\x65xact\x18\t \x01(\x08\x12\x0f\n\x02\x65\x66\x18\n \x01(\rH\x01\x88\x01\x01\x12\x1d\n\x10recall_objective\x18\x0b \x01(\x01H\x02\x88\x01\x01\x12\x17\n\ntimeout_ms\x18\x0c \x01(\rH\x03\x88\x01\x01\x12\x15\n\rallow_partial\x18\r \x01(\x08\x12\x0f\n\x07\x65xplain\x18\x0e \x01(\x08\x12\x0b\n\x03tag\x18\x0f \x01(\tB\t\n\x07queriesB\x05\n\x03_efB\x13\n\x11_recall_objectiveB\r\n\x0b_timeout_ms\"\xf2\x01\n\x0eSearchResponse\x12\x0e\n\x06\x63ounts\x18\x01 \x03(\r\x12\x0e\n\x06scores\x18\x02 \x01(\x0c\x12\x0b\n\x03ids\x18\x03 \x03(\t\x12*\n\x07records\x18\x04 \x01(\x0b\x32\x19.annheal.v1.RecordColumns\x12)\n\x07session\x18\x05 \x01(\x0b\x32\x18.annheal.v1.SessionToken\x12\x16\n\x0emissing_shards\x18\x06 \x03(\r\x12+\n\x07\x65xplain\x18\x07 \x03(\x0b\x32\x1a.annheal.v1.SegmentExplain\x12\x17\n\x0f\x62\x65low_objective\x18\x08 \x01(\x08\"\xbd\x01\n\x0eSegmentExplain\x12\r\n\x05shard\x18\x01 \x01(\r\x12\x12\n\nsegment_id\x18\x02 \x01(\t\x12\x0c\n\x04plan\x18\x03 \x01(\t\x12\x0c\n\x04rows\x18\x04 \x01(\x04\x12\x11\n\tlive_rows\x18\x05 \x01(\x04\x12\x0f\n\x07matches\x18\x06 \x01(\x04\x12\n\n\x02\x65\x66\x18\x07 \x01(\r\x12\x0f\n\x07visited\x18\x08 \x01(\x04\x12\x12\n\nduration_s\x18\t \x01(\x01\x12\x17\n\x0fwithout_kernels\x18\n \x01(\x08\x32P\n\rSearchService\x12?\n\x06Search\x12\x19.annheal.v1.SearchRequest\x1a\x1a.annheal.v1.SearchResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,15 +35,15 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'annheal.v1.search_pb2', _gl
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_QUERYIDS']._serialized_start=116
-  _globals['_QUERYIDS']._serialized_end=139
-  _globals['_QUERYTEXTS']._serialized_start=141
-  _globals['_QUERYTEXTS']._serialized_end=183
-  _globals['_SEARCHREQUEST']._serialized_start=186
-  _globals['_SEARCHREQUEST']._serialized_end=720
-  _globals['_SEARCHRESPONSE']._serialized_start=723
-  _globals['_SEARCHRESPONSE']._serialized_end=965
-  _globals['_SEGMENTEXPLAIN']._serialized_start=968
-  _globals['_SEGMENTEXPLAIN']._serialized_end=1157
-  _globals['_SEARCHSERVICE']._serialized_start=1159
-  _globals['_SEARCHSERVICE']._serialized_end=1239
+  _globals['_QUERYIDS']._serialized_end=154
+  _globals['_QUERYTEXTS']._serialized_start=156
+  _globals['_QUERYTEXTS']._serialized_end=198
+  _globals['_SEARCHREQUEST']._serialized_start=201
+  _globals['_SEARCHREQUEST']._serialized_end=735
+  _globals['_SEARCHRESPONSE']._serialized_start=738
+  _globals['_SEARCHRESPONSE']._serialized_end=980
+  _globals['_SEGMENTEXPLAIN']._serialized_start=983
+  _globals['_SEGMENTEXPLAIN']._serialized_end=1172
+  _globals['_SEARCHSERVICE']._serialized_start=1174
+  _globals['_SEARCHSERVICE']._serialized_end=1254
 # @@protoc_insertion_point(module_scope)

@@ -16,8 +16,16 @@ import pyarrow as pa
 import pyarrow.compute
 
 from annheal.errors import InvalidArgument
-from annheal.model.collection import AttributeType, ModelSpec, Schema
-from annheal.model.records import ARROW_TYPES, Float32Matrix, Projection, RecordSet
+from annheal.model.collection import AttributeType, Collection, ModelSpec, Schema
+from annheal.model.records import (
+    ARROW_TYPES,
+    Float32Matrix,
+    ModelVectors,
+    Projection,
+    RecordSet,
+    lacking,
+)
+from annheal.model.validation import usable_model
 from annheal.v1 import columns_pb2, records_pb2
 
 Column: TypeAlias = Any
@@ -49,27 +57,89 @@ _FIELDS = {kind: name for name, kind in _KINDS.items()}
 # --------------------------------------------------------------------------------------- vectors
 
 
-def encode_vectors(vectors: npt.NDArray[np.floating[Any]], *, model: str) -> columns_pb2.Vectors:
-    """Return vectors (n, d), converted to float32, as packed bytes tagged with `model`."""
+def encode_vectors(
+    vectors: npt.NDArray[np.floating[Any]], *, model: str, absent: Flags | None = None
+) -> columns_pb2.Vectors:
+    """Return vectors (n, d), converted to float32, as packed bytes tagged with `model`.
+
+    Rows that are `absent` (n,) have none; what stands there does not matter.
+    """
     packed = np.ascontiguousarray(vectors, dtype=_FLOAT32)
-    return columns_pb2.Vectors(model=model, dimension=packed.shape[1], packed=packed.tobytes())
+    validity = b""
+    if absent is not None and absent.any():
+        packed = np.where(absent[:, None], _FLOAT32.type(0), packed)
+        validity = np.packbits(~absent, bitorder="little").tobytes()
+    return columns_pb2.Vectors(
+        model=model, dimension=packed.shape[1], packed=packed.tobytes(), validity=validity
+    )
 
 
 def decode_vectors(
-    message: columns_pb2.Vectors, *, models: Sequence[ModelSpec], field: str
-) -> Float32Matrix:
-    """Return the vectors as (n, d) float32 of the serving model `models[0]`, perhaps read-only.
+    message: columns_pb2.Vectors, *, collection: Collection, field: str
+) -> tuple[ModelSpec, Float32Matrix]:
+    """Return the model and its vectors (n, d) float32, perhaps read-only; no tag: the serving one.
 
-    Raises `InvalidArgument` for another model, a wrong dimension, and bytes that are no whole
-    number of vectors. Values are not looked at.
+    Raises `InvalidArgument` for a model that the collection does not have, a wrong dimension, bytes
+    that are no whole number of vectors, and rows without a vector. Values are not looked at.
     """
-    model = check_model(message.model, models=models, field=field)
+    if message.validity:
+        raise InvalidArgument.of(f"{field}.validity", "is set, but every row must be a vector")
+    return _decode_matrix(message, collection=collection, field=field)
+
+
+def decode_model_vectors(
+    messages: Sequence[columns_pb2.Vectors], *, collection: Collection, rows: int, field: str
+) -> list[ModelVectors]:
+    """Return the vectors of each model, tagged as inside the cluster, in the order of the models.
+
+    Rows without a vector are NaN. Raises `InvalidArgument` as `decode_vectors` does, for two
+    entries of one model, and for another number of rows. Where a row of NaN means that there is no
+    vector, one that was sent is refused.
+    """
+    found: dict[str, ModelVectors] = {}
+    for number, message in enumerate(messages):
+        where = f"{field}[{number}]"
+        model, matrix = _decode_matrix(message, collection=collection, field=where)
+        if model.name in found:
+            raise InvalidArgument.of(f"{where}.model", f"{model.name!r} has an entry before")
+        if len(matrix) != rows:
+            raise InvalidArgument.of(where, f"has {len(matrix)} vectors, but there are {rows} ids")
+        absent = _missing(message.validity, rows=rows, field=where)
+        if absent is not None or len(messages) > 1:
+            check_first_numbers(matrix, absent=absent, field=_named(model, messages))
+        if absent is not None:
+            matrix = np.where(absent[:, None], np.float32(np.nan), matrix)
+        found[model.name] = ModelVectors(collection.tag_of(model), matrix)
+    return [found[one.name] for one in collection.models if one.name in found]
+
+
+def _named(model: ModelSpec, messages: Sequence[columns_pb2.Vectors]) -> str:
+    """Return the caller's word for the vectors of a model."""
+    return "vectors" if len(messages) == 1 else f"vectors[{model.name!r}]"
+
+
+def check_first_numbers(matrix: Float32Matrix, *, absent: Flags | None, field: str) -> None:
+    """Raise `InvalidArgument` for vectors (n, d) that begin with NaN, unless they are absent."""
+    wrong = np.isnan(matrix[:, 0])
+    if absent is not None:
+        wrong &= ~absent
+    if wrong.any():
+        raise InvalidArgument.of(
+            f"{field}[{int(wrong.argmax())}]",
+            "holds nan at position 0; every value must be finite",
+        )
+
+
+def _decode_matrix(
+    message: columns_pb2.Vectors, *, collection: Collection, field: str
+) -> tuple[ModelSpec, Float32Matrix]:
+    model = usable_model(message.model, collection=collection, field=f"{field}.model")
     given = message.dimension
     if given not in (0, model.dimension):
         raise InvalidArgument.of(
             f"{field}.dimension",
             f"is {given}, but model {model.name!r} has dimension {model.dimension};"
-            " embed with that model",
+            f" embed with that model{_others(model, collection)}",
         )
     flat = _floats(message, field=field)
     if flat.size % model.dimension:
@@ -78,37 +148,40 @@ def decode_vectors(
             f"has {flat.size} floats, which is no multiple of the dimension {model.dimension} of"
             f" model {model.name!r}",
         )
-    return flat.reshape(-1, model.dimension)
+    return model, flat.reshape(-1, model.dimension)
+
+
+def _others(model: ModelSpec, collection: Collection) -> str:
+    """Return a hint at the other models that there are, for vectors that are not of `model`."""
+    others = [one for one in collection.usable_models if one != model]
+    if not others:
+        return ""
+    there = ", ".join(f"{one.name!r} ({one.dimension} floats)" for one in others)
+    return f", or tag the vectors with the model that made them: there are {there} too"
 
 
 def decode_vector(
-    message: records_pb2.Vector, *, models: Sequence[ModelSpec], field: str
-) -> npt.NDArray[np.float32]:
-    """Return one vector (d,) float32; raises `InvalidArgument` as `decode_vectors` does."""
-    model = check_model(message.model, models=models, field=field)
+    message: records_pb2.Vector, *, collection: Collection, field: str
+) -> tuple[ModelSpec, npt.NDArray[np.float32]]:
+    """Return the model and one vector (d,) float32; raises as `decode_vectors` does."""
+    model = usable_model(message.model, collection=collection, field=f"{field}.model")
     flat = _floats(message, field=field)
     if flat.size != model.dimension:
         raise InvalidArgument.of(
-            field, f"has {flat.size} floats, the collection needs {model.dimension}"
+            field,
+            f"has {flat.size} floats, but model {model.name!r} needs"
+            f" {model.dimension}{_others(model, collection)}",
         )
-    return flat
+    return model, flat
 
 
-def decode_tagged_vectors(message: columns_pb2.Vectors) -> Float32Matrix:
-    """Return the vectors of an answer, whose `dimension` is always set, as (n, d) float32."""
-    return _floats(message, field="vectors").reshape(-1, max(1, message.dimension))
-
-
-def check_model(name: str, *, models: Sequence[ModelSpec], field: str) -> ModelSpec:
-    """Return the model called `name`, the serving one for an empty name; refuses others."""
-    serving = models[0]
-    if name and name != serving.name:
-        raise InvalidArgument.of(
-            f"{field}.model",
-            f"is {name!r}, but the collection serves model {serving.name!r}; vectors of two models"
-            " cannot be compared",
-        )
-    return serving
+def decode_tagged_vectors(message: columns_pb2.Vectors) -> ModelVectors:
+    """Return the vectors of an answer, whose `dimension` is always set; NaN: there is none."""
+    matrix = _floats(message, field="vectors").reshape(-1, max(1, message.dimension))
+    absent = _missing(message.validity, rows=len(matrix), field="vectors")
+    if absent is not None:
+        matrix = np.where(absent[:, None], np.float32(np.nan), matrix)
+    return ModelVectors(message.model, matrix)
 
 
 def _floats(message: VectorMessage, *, field: str) -> npt.NDArray[np.float32]:
@@ -325,10 +398,21 @@ def decode_payloads(payloads: Sequence[bytes], *, rows: int, field: str) -> pa.B
 def encode_record_set(
     records: RecordSet, *, model: str, with_ids: bool = True
 ) -> columns_pb2.RecordColumns:
-    """Return what was read as columns; `with_ids` false leaves the ids to the message around."""
+    """Return what was read as columns; `with_ids` false leaves the ids to the message around.
+
+    `model` is the one that answers.
+    """
+    own = () if records.vectors is None else (ModelVectors(records.model, records.vectors),)
     return columns_pb2.RecordColumns(
         ids=records.ids if with_ids else (),
-        vectors=() if records.vectors is None else (encode_vectors(records.vectors, model=model),),
+        vectors=[
+            encode_vectors(
+                one.vectors,
+                model=one.model or model,
+                absent=lacking(one.vectors) if one.vectors.size else None,
+            )
+            for one in (*own, *records.further)
+        ],
         attributes=() if records.attributes is None else encode_attributes(records.attributes),
         payloads=() if records.payloads is None else encode_payloads(records.payloads),
         versions=() if records.versions is None else records.versions.tolist(),
@@ -356,18 +440,18 @@ def decode_record_set(
     payloads = None
     if projection.payload:
         payloads = decode_payloads(message.payloads, rows=rows, field="payloads")
-    vectors = None
+    vectors, model = None, ""
+    further: tuple[ModelVectors, ...] = ()
     if projection.vector:
-        vectors = (
-            decode_tagged_vectors(message.vectors[0])
-            if message.vectors and rows
-            else np.empty((rows, 0), dtype=np.float32)
-        )
+        vectors = np.empty((rows, 0), dtype=np.float32)
+        if message.vectors and rows:
+            own, *others = map(decode_tagged_vectors, message.vectors)
+            vectors, model, further = own.vectors, own.model, tuple(others)
     versions = None
     if projection.version and message.versions:
         versions = np.array(message.versions, dtype=np.int64)
         _check_length(len(versions), rows=rows, field="versions")
-    return RecordSet(names, attributes, payloads, vectors, versions)
+    return RecordSet(names, attributes, payloads, vectors, versions, model, further)
 
 
 # ------------------------------------------------------------------------------------ projection

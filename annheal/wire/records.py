@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -18,6 +18,7 @@ from annheal.model.records import (
     ARROW_TYPES,
     EVERYTHING,
     Float32Matrix,
+    ModelVectors,
     Projection,
     RecordBatch,
     RecordPatch,
@@ -26,16 +27,17 @@ from annheal.model.records import (
 )
 from annheal.model.search import Consistency
 from annheal.model.session import SessionToken
+from annheal.model.validation import check_some_vector, may_lack
 from annheal.model.write import TextRecords, VersionConflict
 from annheal.v1 import columns_pb2, records_pb2
 from annheal.wire.columns import (
     decode_attributes,
+    decode_model_vectors,
     decode_payloads,
     decode_projection,
     decode_record_set,
     decode_some_attributes,
     decode_vector,
-    decode_vectors,
     encode_all_payloads,
     encode_attribute,
     encode_payloads,
@@ -75,6 +77,15 @@ class Written:
     session: SessionToken
     missing: tuple[str, ...] = ()
     conflicts: tuple[VersionConflict, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class GivenVectors:
+    """Vectors (n, d) of one model to write; rows that are `absent` (n,) have none."""
+
+    model: str
+    vectors: npt.NDArray[np.floating[Any]]
+    absent: npt.NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,18 +129,29 @@ def encode_upsert(
     attributes: Mapping[str, Any] | None = None,
     payloads: pa.BinaryArray | None = None,
     model: str = "",
+    further: Sequence[GivenVectors] = (),
 ) -> records_pb2.UpsertRequest:
     """Return an upsert of `n` records: vectors (n, d), Arrow arrays by attribute name, payloads.
 
-    Without vectors the server embeds `texts`, or without these the source of the model.
+    `vectors` are of `model`, `further` of others. Without any the server embeds `texts`, or without
+    these the source of the model.
     """
     columns = columns_pb2.RecordColumns(
         ids=ids,
-        vectors=() if vectors is None else [encode_vectors(vectors, model=model)],
+        vectors=_encode_given(vectors, model, further),
         attributes=[encode_attribute(name, column) for name, column in (attributes or {}).items()],
         payloads=() if payloads is None else encode_payloads(payloads),
     )
     return records_pb2.UpsertRequest(collection=collection, columns=columns, texts=texts or ())
+
+
+def _encode_given(
+    vectors: npt.NDArray[np.floating[Any]] | None, model: str, further: Sequence[GivenVectors]
+) -> list[columns_pb2.Vectors]:
+    own = () if vectors is None else (GivenVectors(model, vectors),)
+    return [
+        encode_vectors(one.vectors, model=one.model, absent=one.absent) for one in (*own, *further)
+    ]
 
 
 def decode_upsert(
@@ -157,11 +179,6 @@ def _decode_columns(
 ) -> RecordBatch | TextRecords:
     ids = pa.array(list(columns.ids), type=pa.string())
     rows = len(ids)
-    if len(columns.vectors) > 1:
-        raise InvalidArgument.of(
-            "columns.vectors",
-            f"has {len(columns.vectors)} entries; this version takes vectors of exactly one model",
-        )
     if columns.vectors and texts:
         raise InvalidArgument.of("texts", "is set together with vectors; set one of the two")
     if texts and len(texts) != rows:
@@ -176,14 +193,20 @@ def _decode_columns(
     )
     if not columns.vectors:
         return records
-    vectors = decode_vectors(
-        columns.vectors[0], models=collection.models, field="columns.vectors[0]"
+    given = decode_model_vectors(
+        columns.vectors, collection=collection, rows=rows, field="columns.vectors"
     )
-    if len(vectors) != rows:
-        raise InvalidArgument.of(
-            "columns.vectors[0]", f"has {len(vectors)} vectors, but there are {rows} ids"
-        )
-    return records.with_vectors(vectors)
+    return _with_vectors(records, given, collection=collection)
+
+
+def _with_vectors(
+    records: TextRecords, given: Sequence[ModelVectors], *, collection: Collection
+) -> RecordBatch:
+    """Return the records with their vectors; each must have one of at least one model."""
+    own, *further = given
+    if any(map(may_lack, given)):
+        check_some_vector(given, collection=collection, place=records.place_of_vectors)
+    return replace(records.with_vectors(own.vectors), model=own.model, further=tuple(further))
 
 
 def encode_update(
@@ -194,12 +217,13 @@ def encode_update(
     attributes: Mapping[str, Any] | None = None,
     payloads: pa.BinaryArray | None = None,
     model: str = "",
+    further: Sequence[GivenVectors] = (),
     if_versions: Versions | None = None,
 ) -> records_pb2.UpdateRequest:
     """Return an update of `n` records by the columns that are given; see `encode_upsert`."""
     columns = columns_pb2.RecordColumns(
         ids=ids,
-        vectors=() if vectors is None else (encode_vectors(vectors, model=model),),
+        vectors=_encode_given(vectors, model, further),
         attributes=[encode_attribute(name, column) for name, column in (attributes or {}).items()],
         payloads=() if payloads is None else encode_all_payloads(payloads),
     )
@@ -214,16 +238,9 @@ def decode_update(
     """Return the parts to replace, for `validate_patch` to check, and the wanted versions."""
     columns, where = request.columns, "columns"
     ids = pa.array(list(columns.ids), type=pa.string())
-    if len(columns.vectors) > 1:
-        raise InvalidArgument.of(
-            f"{where}.vectors",
-            f"has {len(columns.vectors)} entries; this version takes vectors of one model",
-        )
-    vectors = None
-    if columns.vectors:
-        vectors = decode_vectors(
-            columns.vectors[0], models=collection.models, field=f"{where}.vectors[0]"
-        )
+    given = decode_model_vectors(
+        columns.vectors, collection=collection, rows=len(ids), field=f"{where}.vectors"
+    )
     patch = RecordPatch(
         ids=ids,
         attributes=decode_some_attributes(
@@ -235,7 +252,9 @@ def decode_update(
         payloads=decode_payloads(columns.payloads, rows=len(ids), field=f"{where}.payloads")
         if columns.payloads
         else None,
-        vectors=vectors,
+        vectors=given[0].vectors if given else None,
+        model=given[0].model if given else "",
+        further=tuple(given[1:]),
     )
     return patch, decode_versions(request.if_versions)
 
@@ -302,32 +321,39 @@ def _decode_rows(
         payloads=pa.array([record.payload or None for record in records], type=pa.binary()),
         by_row=True,
     )
-    vectors = _row_vectors(records, collection=collection)
-    return found if vectors is None else found.with_vectors(vectors)
+    given = _row_vectors(records, collection=collection)
+    return _with_vectors(found, given, collection=collection) if given else found
 
 
 def _row_vectors(
     records: Sequence[records_pb2.Record], *, collection: Collection
-) -> Float32Matrix | None:
-    """Return the vector of every record, None if none of them has one."""
-    if not any(record.vectors for record in records):
-        return None
-    vectors = np.empty((len(records), collection.model.dimension), dtype=np.float32)
+) -> list[ModelVectors]:
+    """Return the vectors of each model, NaN where a record has none; none at all: nothing."""
+    found: dict[str, Float32Matrix] = {}
     for row, record in enumerate(records):
         where = f"records[{row}].vectors"
-        if len(record.vectors) != 1:
-            raise InvalidArgument.of(
-                where,
-                f"has {len(record.vectors)} vectors; this version takes exactly one a record",
-            )
-        if record.text:
+        if record.vectors and record.text:
             raise InvalidArgument.of(
                 f"records[{row}].text", "is set together with a vector; set one of the two"
             )
-        vectors[row] = decode_vector(
-            record.vectors[0], models=collection.models, field=f"{where}[0]"
-        )
-    return vectors
+        for number, message in enumerate(record.vectors):
+            place = f"{where}[{number}]"
+            model, vector = decode_vector(message, collection=collection, field=place)
+            if model.name not in found:
+                found[model.name] = np.full((len(records), model.dimension), np.nan, np.float32)
+            matrix = found[model.name]
+            if not np.isnan(matrix[row, 0]):
+                raise InvalidArgument.of(place, f"is another vector of model {model.name!r}")
+            if np.isnan(vector[0]):
+                raise InvalidArgument.of(
+                    place, "holds nan at position 0; every value must be finite"
+                )
+            matrix[row] = vector
+    return [
+        ModelVectors(collection.tag_of(one), found[one.name])
+        for one in collection.models
+        if one.name in found
+    ]
 
 
 def _attribute_batch(values: Mapping[str, list[Any]], *, schema: Schema) -> pa.RecordBatch:

@@ -10,14 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from annheal.errors import InvalidArgument
-from annheal.model.collection import Collection, Metric
+from annheal.model.collection import Collection, Metric, ModelSpec
 from annheal.model.filter import Filter
 from annheal.model.records import IDS_ONLY, Float32Matrix, Projection, RecordSet
 from annheal.model.search import Consistency, SearchAnswer, SearchOptions, SegmentExplain
 from annheal.model.session import SessionToken
+from annheal.model.validation import usable_model
 from annheal.v1 import search_pb2
 from annheal.wire.columns import (
-    check_model,
     decode_projection,
     decode_record_set,
     decode_vectors,
@@ -36,12 +36,14 @@ _FLOAT32 = np.dtype("<f4")
 class PublicSearch:
     """A Search of one collection: one of `queries` (n, d) float32, `query_ids` and `texts` is set.
 
-    `queries` may be read-only. `timeout_s` None leaves the time to the call's deadline.
+    `queries` may be read-only. `model` is the one that is searched, as `options` say to nodes.
+    `timeout_s` None leaves the time to the call's deadline.
     """
 
     queries: Float32Matrix | None
     query_ids: tuple[str, ...]
     texts: tuple[str, ...]
+    model: ModelSpec
     options: SearchOptions
     consistency: Consistency
     min_sequences: dict[int, int]
@@ -93,7 +95,7 @@ def encode_search(
     elif texts:
         request.texts.CopyFrom(search_pb2.QueryTexts(texts=texts, model=model))
     else:
-        request.query_ids.ids.extend(query_ids)
+        request.query_ids.CopyFrom(search_pb2.QueryIds(ids=query_ids, model=model))
     if filter is not None:
         request.filter.CopyFrom(encode_filter(filter))
     if not projection.ids_only:
@@ -125,15 +127,15 @@ def decode_search(request: search_pb2.SearchRequest, *, collection: Collection) 
     query_ids: tuple[str, ...] = ()
     texts: tuple[str, ...] = ()
     kind = request.WhichOneof("queries")
+    model = decode_searched_model(request, collection=collection)
     if kind == "vectors":
-        queries = decode_vectors(request.vectors, models=collection.models, field="vectors")
+        _, queries = decode_vectors(request.vectors, collection=collection, field="vectors")
     elif kind == "query_ids":
         query_ids = tuple(request.query_ids.ids)
         if not query_ids:
             raise InvalidArgument.of("query_ids.ids", "is empty; name at least one record")
     elif kind == "texts":
         texts = tuple(request.texts.texts)
-        check_model(request.texts.model, models=collection.models, field="texts")
         if not texts:
             raise InvalidArgument.of("texts.texts", "is empty; give at least one text")
     else:
@@ -143,7 +145,8 @@ def decode_search(request: search_pb2.SearchRequest, *, collection: Collection) 
         queries=queries,
         query_ids=query_ids,
         texts=texts,
-        options=_decode_options(request),
+        model=model,
+        options=_decode_options(request, model="" if len(collection.models) == 1 else model.name),
         consistency=consistency,
         min_sequences=min_sequences,
         timeout_s=request.timeout_ms / 1_000 if request.HasField("timeout_ms") else None,
@@ -151,7 +154,16 @@ def decode_search(request: search_pb2.SearchRequest, *, collection: Collection) 
     )
 
 
-def _decode_options(request: search_pb2.SearchRequest) -> SearchOptions:
+def decode_searched_model(
+    request: search_pb2.SearchRequest, *, collection: Collection
+) -> ModelSpec:
+    """Return the model whose vectors are searched; raises `InvalidArgument` for an unknown one."""
+    kind = request.WhichOneof("queries")
+    tag = "" if kind is None else getattr(request, kind).model
+    return usable_model(tag, collection=collection, field=f"{kind}.model")
+
+
+def _decode_options(request: search_pb2.SearchRequest, *, model: str) -> SearchOptions:
     ef = request.ef if request.HasField("ef") else None
     objective = request.recall_objective if request.HasField("recall_objective") else None
     if ef is not None and objective is not None:
@@ -166,6 +178,7 @@ def _decode_options(request: search_pb2.SearchRequest) -> SearchOptions:
             decode_projection(request.projection) if request.HasField("projection") else IDS_ONLY
         ),
         explain=request.explain,
+        model=model,
         tag=request.tag,
     )
 

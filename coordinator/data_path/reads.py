@@ -6,7 +6,7 @@ import asyncio
 import base64
 import binascii
 from collections.abc import Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import msgspec
@@ -16,10 +16,17 @@ from annheal.coordinator.data_path.router import Router, check_sequences
 from annheal.coordinator.data_path.writes import rows_by_shard
 from annheal.errors import InvalidArgument, NotFound, ResourceExhausted
 from annheal.filters import validate_filter
-from annheal.model.collection import Collection
+from annheal.model.collection import Collection, ModelSpec
 from annheal.model.filter import Filter
 from annheal.model.limits import GET_IDS_MAX
-from annheal.model.records import EVERYTHING, Float32Matrix, Projection, RecordSet, take_records
+from annheal.model.records import (
+    EVERYTHING,
+    Float32Matrix,
+    Projection,
+    RecordSet,
+    lacking,
+    take_records,
+)
 from annheal.model.search import Consistency
 from annheal.model.topology.shard import ShardId
 from annheal.model.validation import (
@@ -83,6 +90,7 @@ class Reads:
         column = id_array(ids)
         validate_ids(column, rows_max=GET_IDS_MAX)
         validate_projection(projection, collection=collection)
+        projection = _with_models(projection, collection=collection)
         check_sequences(collection, min_sequences)
         wanted = list(dict.fromkeys(ids))
         groups = rows_by_shard(hash_ids(wanted), shard_count=collection.shard_count)
@@ -117,19 +125,20 @@ class Reads:
         collection: Collection,
         ids: Sequence[str],
         *,
+        model: ModelSpec,
         deadline: Deadline,
         consistency: Consistency = Consistency.EVENTUAL,
         min_sequences: Mapping[int, int] = _NO_SEQUENCES,
     ) -> Float32Matrix:
         """Return the stored vectors of `ids` (n, d), row by row, as queries for a search by id.
 
-        Raises `NotFound` that names the first id that does not exist.
+        Raises `NotFound` that names the first id that does not exist or has none of `model`.
         """
         found = await self.get(
             collection,
             ids,
             deadline=deadline,
-            projection=Projection(attributes=(), vector=True),
+            projection=Projection(attributes=(), vector=True, models=(model.name,)),
             consistency=consistency,
             min_sequences=min_sequences,
         )
@@ -142,7 +151,17 @@ class Reads:
                     metadata={"collection": collection.name, "id": record_id},
                 )
         assert found.vectors is not None
-        return np.ascontiguousarray(found.vectors[[rows[record_id] for record_id in ids]])
+        queries = np.ascontiguousarray(found.vectors[[rows[record_id] for record_id in ids]])
+        absent = lacking(queries)
+        if absent.any():
+            record_id = ids[int(absent.argmax())]
+            raise NotFound(
+                f"record {record_id!r} of collection {collection.name!r} has no vector of model"
+                f" {model.name!r}",
+                reason="VECTOR_NOT_FOUND",
+                metadata={"collection": collection.name, "id": record_id, "model": model.name},
+            )
+        return queries
 
     async def count(
         self,
@@ -190,6 +209,7 @@ class Reads:
         """
         validate_page_rows(rows_max)
         validate_projection(projection, collection=collection)
+        projection = _with_models(projection, collection=collection)
         canonical = None if filter is None else validate_filter(filter, collection.schema)
         at = decode_cursor(cursor, collection=collection)
         while True:
@@ -248,6 +268,18 @@ class Reads:
             return await _gather(work, limit=self._shard_calls_max)
         finally:
             self._requests -= 1
+
+
+def _with_models(projection: Projection, *, collection: Collection) -> Projection:
+    """Return `projection` with the models named: a node may not know yet which one serves.
+
+    Nothing is named where there is one model.
+    """
+    if not projection.vector:
+        return projection
+    if len(collection.models) == 1:
+        return replace(projection, models=())
+    return replace(projection, models=projection.models or (collection.model.name,))
 
 
 async def _gather(work: Sequence[Coroutine[Any, Any, ValueT]], *, limit: int) -> list[ValueT]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ from annheal.errors import (
     InvalidArgument,
     ResourceExhausted,
 )
-from annheal.model.collection import Collection, Metric
+from annheal.model.collection import Collection, Metric, ModelSpec
 from annheal.model.limits import QUERY_TEXTS_MAX, UPSERT_TEXTS_MAX
 from annheal.model.measures.part_health import PartHealth, PartKind
 from annheal.model.records import Float32Matrix, RecordBatch
@@ -119,17 +120,24 @@ class Texts:
             await made.close()
 
     async def queries(
-        self, collection: Collection, texts: Sequence[str], *, deadline: Deadline
+        self,
+        collection: Collection,
+        texts: Sequence[str],
+        *,
+        model: ModelSpec | None = None,
+        deadline: Deadline,
     ) -> Float32Matrix:
-        """Return queries (n, d) float32 for texts.
+        """Return queries (n, d) float32 for texts, of `model` or else of the serving model.
 
         Raises:
             InvalidArgument: there are too many texts, or one of them cannot be embedded.
-            FailedPrecondition: the collection has no embedder, or its set-up is wrong.
+            FailedPrecondition: the model has no embedder, or its set-up is wrong.
             ResourceExhausted, Unavailable, DeadlineExceeded: the embedder does not answer for now.
         """
         _check_count(len(texts), QUERY_TEXTS_MAX)
-        found = await self.embed(collection, texts, purpose=Purpose.QUERY, deadline=deadline)
+        found = await self.embed(
+            collection, texts, model=model, purpose=Purpose.QUERY, deadline=deadline
+        )
         refuse_missing(found, place=lambda row: f"texts[{row}]")
         return found.vectors
 
@@ -160,25 +168,29 @@ class Texts:
         texts = [one for one in rendered if isinstance(one, str)]
         found = await self.embed(collection, texts, purpose=Purpose.DOCUMENT, deadline=deadline)
         refuse_missing(found, place=records.place)
-        return records.with_vectors(found.vectors)
+        tag = collection.tag_of(collection.model)
+        return dataclasses.replace(records.with_vectors(found.vectors), model=tag)
 
     async def embed(
         self,
         collection: Collection,
         texts: Sequence[str],
         *,
+        model: ModelSpec | None = None,
         purpose: Purpose,
         deadline: Deadline,
     ) -> Embedded:
-        """Return a vector or a reason for every text, by the embedder of the serving model."""
-        text_model_of(collection)
+        """Return a vector or a reason for every text, by the embedder of `model`.
+
+        Without one it is that of the serving model.
+        """
+        key = _key_of(collection, model)
         if self._texts + len(texts) > self._texts_max:
             raise ResourceExhausted(
                 f"{self._texts} texts are being embedded; the limit is {self._texts_max}",
                 reason="EMBEDDER_BUSY",
                 retry_after_s=_RETRY_AFTER_S,
             )
-        key = _key_of(collection)
         self._texts += len(texts)
         try:
             with self._using(key):
@@ -275,22 +287,22 @@ class Texts:
                 del self._in_use[key]
 
 
-def text_model_of(collection: Collection) -> TextModel:
-    """Return how the serving model embeds texts; raises `FailedPrecondition` if it does not."""
-    found = collection.text_model(collection.model.name)
+def text_model_of(collection: Collection, model: ModelSpec | None = None) -> TextModel:
+    """Return how `model`, else the serving one, embeds texts; raises `FailedPrecondition`."""
+    name = (model or collection.model).name
+    found = collection.text_model(name)
     if found is None:
         raise FailedPrecondition(
-            f"collection {collection.name!r} has no embedder for its model"
-            f" {collection.model.name!r}: send vectors, or name an embedder when a collection is"
-            " created",
+            f"collection {collection.name!r} has no embedder for its model {name!r}: send vectors,"
+            " or name an embedder when a collection is created or a model is added",
             reason="NO_EMBEDDER",
         )
     return found
 
 
-def _key_of(collection: Collection) -> _Key:
-    model = collection.model
-    return _Key(text_model_of(collection).embedder, model.dimension, model.metric)
+def _key_of(collection: Collection, model: ModelSpec | None = None) -> _Key:
+    spec = model or collection.model
+    return _Key(text_model_of(collection, spec).embedder, spec.dimension, spec.metric)
 
 
 _NO_VECTORS: Float32Matrix = np.empty((0, 0), dtype=np.float32)
@@ -303,7 +315,10 @@ def _texts_of(
     validate_ids(records.ids, rows_max=UPSERT_TEXTS_MAX)
     stand_in = np.zeros((len(records), collection.model.dimension), dtype=np.float32)
     stand_in[:, 0] = 1.0
-    validate_batch(records.with_vectors(stand_in), collection=collection)
+    batch = dataclasses.replace(
+        records.with_vectors(stand_in), model=collection.tag_of(collection.model)
+    )
+    validate_batch(batch, collection=collection)
     if records.texts is not None:
         return list(records.texts)
     template = parse_template(text_model.source)

@@ -14,7 +14,7 @@ from typing import TypeAlias
 from annheal.coordinator.app import Coordinator
 from annheal.coordinator.data_path.router import check_sequences
 from annheal.filters import validate_filter
-from annheal.model.collection import Collection
+from annheal.model.collection import Collection, ModelSpec
 from annheal.model.search import Consistency, SearchOptions
 from annheal.model.session import SessionToken
 from annheal.model.validation import (
@@ -53,7 +53,8 @@ class SearchServicer:
         collection = coordinator.catalog.collection_or_none(request.collection)
         if collection is None:
             collection = await coordinator.collections.get(request.collection)
-        options = self._options_of(request, collection)
+        model = wire_search.decode_searched_model(request, collection=collection)
+        options = self._options_of(request, collection, model)
         timeout_s = None
         if request.HasField("timeout_ms"):
             timeout_s = request.timeout_ms / 1_000
@@ -63,24 +64,27 @@ class SearchServicer:
         if min_sequences:
             check_sequences(collection, min_sequences)
         if request.WhichOneof("queries") == "vectors":
-            queries = decode_vectors(request.vectors, models=collection.models, field="vectors")
-            validate_search(queries, options, model=collection.model)
-            queries = validate_vectors(queries, model=collection.model)
+            _, queries = decode_vectors(request.vectors, collection=collection, field="vectors")
+            validate_search(queries, options, model=model)
+            queries = validate_vectors(queries, model=model)
         elif request.WhichOneof("queries") == "texts":
             asked = wire_search.decode_search(request, collection=collection)
-            queries = await coordinator.texts.queries(collection, asked.texts, deadline=deadline)
-            validate_search(queries, options, model=collection.model)
-            queries = validate_vectors(queries, model=collection.model, field="texts")
+            queries = await coordinator.texts.queries(
+                collection, asked.texts, model=model, deadline=deadline
+            )
+            validate_search(queries, options, model=model)
+            queries = validate_vectors(queries, model=model, field="texts")
         else:
             read = wire_search.decode_search(request, collection=collection)
             queries = await coordinator.reads.vectors(
                 collection,
                 read.query_ids,
+                model=model,
                 deadline=deadline,
                 consistency=consistency,
                 min_sequences=min_sequences,
             )
-            validate_search(queries, options, model=collection.model)
+            validate_search(queries, options, model=model)
         answer = await coordinator.search.search(
             collection,
             queries,
@@ -101,15 +105,18 @@ class SearchServicer:
             below_objective=answer.below_objective,
         )
         return wire_search.encode_search_response(
-            answer, metric=collection.model.metric, model=collection.model.name, session=session
+            answer, metric=model.metric, model=model.name, session=session
         )
 
     def _options_of(
-        self, request: search_pb2.SearchRequest, collection: Collection
+        self, request: search_pb2.SearchRequest, collection: Collection, model: ModelSpec
     ) -> SearchOptions:
         """Return the checked options; the same object for the same bytes and collection."""
         key = (
             collection.id,
+            collection.models,
+            collection.removed,
+            model.name,
             request.k,
             request.exact,
             request.explain,
@@ -122,8 +129,10 @@ class SearchServicer:
         if known is not None:
             return known
         options = wire_search.decode_search(request, collection=collection).options
-        validate_search_options(options, model=collection.model)
+        validate_search_options(options, model=model)
         validate_projection(options.projection, collection=collection)
+        if len(collection.models) == 1:
+            options = replace(options, projection=replace(options.projection, models=()))
         if options.filter is not None:
             canonical = validate_filter(options.filter, collection.schema)
             options = replace(options, filter=canonical)

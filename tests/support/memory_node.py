@@ -26,7 +26,13 @@ from annheal.model.measures.part_health import PartHealth
 from annheal.model.measures.recall import CollectionRecall
 from annheal.model.measures.recall_audit import BandAudit
 from annheal.model.measures.recall_worst import LiveQuery
-from annheal.model.records import Projection, RecordBatch, RecordSet, take_records
+from annheal.model.records import (
+    ModelVectors,
+    Projection,
+    RecordBatch,
+    RecordSet,
+    take_records,
+)
 from annheal.model.search import SearchAnswer, SearchRequest
 from annheal.model.topology.checks import checked_shards
 from annheal.model.topology.shard import Assignment, NodeRegistration, ShardId
@@ -52,6 +58,8 @@ from annheal.shard_node.owner.resolving import ids_of
 from annheal.shards.routing import hash_id
 
 Vector = npt.NDArray[np.float32]
+FIRST_MODEL = "m"
+"""What tests call the first model of a collection (`tests.support.memory_cluster.spec`)."""
 
 
 @dataclass(slots=True)
@@ -73,7 +81,13 @@ class MemoryShard:
         for number, record_id in enumerate(batch.id_list()):
             row = batch.take(np.array([number]))
             self.rows[record_id] = RecordSet(
-                [record_id], row.attributes, row.payloads, row.vectors, version
+                [record_id],
+                row.attributes,
+                row.payloads,
+                row.vectors,
+                version,
+                row.model,
+                row.further,
             )
 
     def write_row(self, operation: Upsert | Update | DeleteIds, row: int, record_id: str) -> bool:
@@ -102,22 +116,54 @@ class MemoryShard:
 
     def records(self, ids: Sequence[str], projection: Projection) -> RecordSet:
         """Return the records with these ids, as much of each as `projection` asks for."""
-        found = take_records([self.rows[one] for one in ids], np.arange(len(ids)))
-        return _projected(found, projection)
+        return _projected([self.rows[one] for one in ids], np.arange(len(ids)), projection)
 
 
-def _projected(found: RecordSet, projection: Projection) -> RecordSet:
+def vector_of(record: RecordSet, model: str) -> Vector | None:
+    """Return the vector of `model`, empty for the first one; None: the record has none.
+
+    The node does not know the collection, so the first model is the one without a name: tests call
+    it `m`.
+    """
+    wanted = "" if model == FIRST_MODEL else model
+    own = () if record.vectors is None else (ModelVectors(record.model, record.vectors),)
+    vectors = next((one.vectors for one in (*own, *record.further) if one.model == wanted), None)
+    return None if vectors is None or np.isnan(vectors[0, 0]) else vectors[0]
+
+
+def _projected(
+    records: Sequence[RecordSet], rows: npt.NDArray[np.int64], projection: Projection
+) -> RecordSet:
+    models = projection.models or ("",)
+    matrices = [ModelVectors(name, _matrix(records, name)[rows]) for name in models]
+    bare = [replace(one, vectors=None, model="", further=()) for one in records]
+    found = take_records(bare, rows)
+    if projection.vector:
+        own, *further = matrices
+        found = replace(found, vectors=own.vectors, model=own.model, further=tuple(further))
+    return _without(found, projection)
+
+
+def _matrix(records: Sequence[RecordSet], model: str) -> Vector:
+    """Return the vectors of `model`, NaN for records without."""
+    vectors = [vector_of(one, model) for one in records]
+    dimension = next((len(one) for one in vectors if one is not None), 1)
+    nothing = np.full(dimension, np.nan, dtype=np.float32)
+    rows = [nothing if one is None else one for one in vectors]
+    return np.array(rows, dtype=np.float32).reshape(len(rows), dimension)
+
+
+def _without(found: RecordSet, projection: Projection) -> RecordSet:
     attributes, wanted = found.attributes, projection.attributes
     if wanted == ():
         attributes = None
     elif wanted is not None and attributes is not None:
         attributes = attributes.select(list(wanted))
-    return RecordSet(
-        found.ids,
-        attributes,
-        found.payloads if projection.payload else None,
-        found.vectors if projection.vector else None,
-        found.versions if projection.version else None,
+    return replace(
+        found,
+        attributes=attributes,
+        payloads=found.payloads if projection.payload else None,
+        versions=found.versions if projection.version else None,
     )
 
 
@@ -168,19 +214,18 @@ class MemoryNode:
         counts, scores, rows = [], [], []
         for query in request.queries:
             scored = [
-                (-float(query @ one.vectors[0]), one.ids[0], row)
+                (-float(query @ vector), one.ids[0], row)
                 for row, one in enumerate(found)
-                if one.vectors is not None
+                if (vector := vector_of(one, options.model)) is not None
             ]
             best = sorted(scored)[: options.k]
             counts.append(len(best))
             scores += [-score for score, _, _ in best]
             rows += [row for _, _, row in best]
-        records = take_records(found, np.array(rows, dtype=np.int64))
         return SearchAnswer(
             counts=np.array(counts, dtype=np.int32),
             scores=np.array(scores, dtype=np.float32),
-            records=_projected(records, options.projection),
+            records=_projected(found, np.array(rows, dtype=np.int64), options.projection),
             sequences=sequences,
         )
 

@@ -18,7 +18,8 @@ from annheal.errors import (
     InvalidArgument,
     NotFound,
 )
-from annheal.model.records import EVERYTHING
+from annheal.model.collection import Metric, ModelSpec
+from annheal.model.records import EVERYTHING, Projection, lacking
 from annheal.rpc import methods
 from annheal.rpc.channel import Connection
 from annheal.rpc.methods import Method, RequestT, ResponseT
@@ -27,6 +28,7 @@ from annheal.v1 import collections_pb2, search_pb2, session_pb2
 from annheal.wire import collections as wire_collections
 from annheal.wire import records as wire_records
 from annheal.wire import search as wire_search
+from annheal.wire.records import GivenVectors
 from tests.support.memory_cluster import DIMENSION, MemoryCluster, batch, memory_cluster, spec
 
 IDS = [f"id{n}" for n in range(60)]
@@ -99,6 +101,70 @@ async def test_records_go_in_and_come_out(served: Served):
     )
     assert [one.name for one in listed.collections] == ["packages"]
     assert listed.next_page_token == ""
+
+
+async def test_records_have_vectors_of_two_models(served: Served) -> None:
+    """Each search is answered from one model's vectors, the serving one's unless it names another.
+
+    The scores of the two are swapped: what is near for one is far for the other.
+    """
+    await create(served)
+    new = ModelSpec("new", 2, Metric.INNER_PRODUCT)
+    await served.call(
+        methods.ADD_MODEL, wire_collections.encode_add_model("packages", model=new, text_model=None)
+    )
+    count = len(IDS)
+    old_vectors = np.zeros((count, DIMENSION), dtype=np.float32)
+    old_vectors[:, 0] = np.arange(1, count + 1)
+    new_vectors = np.ascontiguousarray(-old_vectors[:, :2])
+    lacks_new = np.arange(count) % 3 == 0
+    lacks_old = np.arange(count) % 3 == 1
+    upsert = wire_records.encode_upsert(
+        "packages",
+        ids=IDS,
+        further=[
+            GivenVectors("new", new_vectors, lacks_new),
+            GivenVectors("m", old_vectors, lacks_old),
+        ],
+    )
+    await served.call(methods.UPSERT, upsert)
+
+    async def found(model: str, dimension: int) -> list[str]:
+        query = np.eye(1, dimension, dtype=np.float32)
+        request = wire_search.encode_search("packages", k=count, queries=query, model=model)
+        return list((await served.call(methods.SEARCH, request)).ids)
+
+    with_old = [name for name, lacks in zip(IDS, lacks_old, strict=True) if not lacks][::-1]
+    with_new = [name for name, lacks in zip(IDS, lacks_new, strict=True) if not lacks]
+    assert await found("", DIMENSION) == await found("m", DIMENSION) == with_old
+    assert await found("new", 2) == with_new
+    with pytest.raises(InvalidArgument, match=r"'m' \(8 floats\), 'new' \(2 floats\)"):
+        await found("newer", 2)
+
+    projection = Projection(vector=True, models=("new", "m"))
+    get = wire_records.encode_get("packages", ids=IDS, projection=projection)
+    read, _ = wire_records.decode_get_response(
+        await served.call(methods.GET, get), projection=projection
+    )
+    assert (read.ids, read.model, [one.model for one in read.further]) == (IDS, "new", ["m"])
+    assert read.vectors is not None
+    assert np.array_equal(lacking(read.vectors), lacks_new)
+    assert np.array_equal(read.vectors[~lacks_new], new_vectors[~lacks_new])
+    assert np.array_equal(lacking(read.further[0].vectors), lacks_old)
+    bare = wire_records.encode_get("packages", ids=IDS, projection=Projection(vector=True))
+    (vectors,) = (await served.call(methods.GET, bare)).records.vectors
+    assert (vectors.model, len(vectors.validity)) == ("m", (count + 7) // 8)
+
+    by_id = wire_search.encode_search("packages", k=1, query_ids=[IDS[0]], model="new")
+    with pytest.raises(NotFound, match=r"'id0' .* has no vector of model 'new'"):
+        await served.call(methods.SEARCH, by_id)
+
+    update = wire_records.encode_update(
+        "packages", ids=[IDS[0]], vectors=np.full((1, 2), 5.0), model="new"
+    )
+    assert (await served.call(methods.UPDATE, update)).updated == 1
+    assert await found("new", 2) == [IDS[0], *with_new], "it has a vector of the new model now"
+    assert await found("", DIMENSION) == with_old, "and keeps that of the old one"
 
 
 def search(**changes: object) -> search_pb2.SearchRequest:

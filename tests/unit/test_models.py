@@ -7,7 +7,10 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from annheal.coordinator.app import Coordinator
 from annheal.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
@@ -15,10 +18,28 @@ from annheal.metastore import keys
 from annheal.metastore.codec import decode_value, encode_value
 from annheal.model.collection import Collection, Metric, ModelSpec
 from annheal.model.limits import MODELS_EVER_MAX, MODELS_MAX
+from annheal.model.records import (
+    Float32Matrix,
+    ModelVectors,
+    Projection,
+    RecordBatch,
+    RecordPatch,
+    RecordSet,
+)
 from annheal.model.texts.spec import EmbedderSpec, TextModel
-from annheal.model.validation import usable_model, validate_collection
-from annheal.v1 import collections_pb2
+from annheal.model.validation import (
+    usable_model,
+    validate_batch,
+    validate_collection,
+    validate_patch,
+)
+from annheal.v1 import collections_pb2, columns_pb2, records_pb2
 from annheal.wire import collections as wire
+from annheal.wire import records
+from annheal.wire import search as wire_search
+from annheal.wire.columns import decode_record_set, encode_record_set, encode_vectors
+from annheal.wire.records import GivenVectors
+from annheal.wire.search import PublicSearch
 from tests.support.memory_cluster import memory_cluster, soon, spec, started
 
 OLD, NEW, THIRD = (
@@ -130,6 +151,188 @@ def test_an_update_names_the_model_whose_embedder_it_changes() -> None:
     ):
         with pytest.raises(InvalidArgument, match=words):
             changed(model, **changes)
+
+
+# ------------------------------------------------------------------------------ vectors on the wire
+
+BARE = replace(COLLECTION, text_models=())
+
+
+def matrix(model: ModelSpec, rows: int) -> Float32Matrix:
+    numbers = np.random.default_rng(rows).normal(size=(rows, model.dimension))
+    return np.ascontiguousarray(numbers, dtype=np.float32)
+
+
+@st.composite
+def given_vectors(draw: st.DrawFn, rows: int) -> list[GivenVectors]:
+    """Vectors of some models in any order, of each record at least one."""
+    models = draw(st.permutations(BARE.models))[: draw(st.integers(1, 3))]
+    flags = st.lists(st.booleans(), min_size=rows, max_size=rows)
+    absent = [np.array(draw(flags)) for _ in models]
+    absent[0] &= ~np.logical_and.reduce(absent)
+    return [
+        GivenVectors(one.name, matrix(one, rows), gaps)
+        for one, gaps in zip(models, absent, strict=True)
+    ]
+
+
+def expected(given: list[GivenVectors]) -> dict[str, Float32Matrix]:
+    return {
+        one.model: np.where(one.absent[:, None], np.float32(np.nan), one.vectors)
+        for one in given
+        if one.absent is not None
+    }
+
+
+def by_model(found: RecordBatch | RecordPatch | RecordSet) -> dict[str, Float32Matrix]:
+    assert found.vectors is not None
+    own = ModelVectors(found.model or "old", found.vectors)
+    return {one.model: one.vectors for one in (own, *found.further)}
+
+
+def assert_same(left: dict[str, Float32Matrix], right: dict[str, Float32Matrix]) -> None:
+    assert left.keys() == right.keys()
+    for name, vectors in left.items():
+        assert np.array_equal(vectors, right[name], equal_nan=True), name
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.data(), st.integers(1, 17))
+def test_writes_of_several_models_travel_with_their_gaps(data: st.DataObject, rows: int) -> None:
+    vectors = data.draw(given_vectors(rows))
+    ids = [f"r{row}" for row in range(rows)]
+    upsert = records.encode_upsert("papers", ids=ids, further=vectors)
+    decoded = records.decode_upsert(
+        records_pb2.UpsertRequest.FromString(upsert.SerializeToString()), collection=BARE
+    )
+    assert isinstance(decoded, RecordBatch)
+    assert_same(by_model(decoded), expected(vectors))
+    names = [one.name for one in BARE.models]
+    order = list(by_model(decoded))
+    assert order == sorted(order, key=names.index), "in the order of the models"
+    stored = validate_batch(decoded, collection=BARE)
+    for name, found in by_model(stored).items():
+        assert np.array_equal(np.isnan(found), np.isnan(by_model(decoded)[name]))
+
+    update = records.encode_update("papers", ids=ids, further=vectors)
+    patch, _ = records.decode_update(update, collection=BARE)
+    assert_same(by_model(patch), expected(vectors))
+    validate_patch(patch, collection=BARE)
+
+    by_row = records_pb2.UpsertRequest(collection="papers")
+    for row, record_id in enumerate(ids):
+        record = by_row.records.add(id=record_id)
+        for one in vectors:
+            if one.absent is not None and not one.absent[row]:
+                record.vectors.add(model=one.model, packed=one.vectors[row].tobytes())
+    again = records.decode_upsert(by_row, collection=BARE)
+    assert isinstance(again, RecordBatch)
+    some = {name: one for name, one in expected(vectors).items() if not np.isnan(one).all()}
+    assert_same(by_model(again), some)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data(), st.integers(1, 9))
+def test_answers_of_several_models_say_what_a_record_lacks(data: st.DataObject, rows: int) -> None:
+    vectors = expected(data.draw(given_vectors(rows)))
+    own, *further = (ModelVectors(name, one) for name, one in vectors.items())
+    read = RecordSet(
+        [f"r{row}" for row in range(rows)],
+        vectors=own.vectors,
+        model=own.model,
+        further=tuple(further),
+    )
+    message = encode_record_set(read, model="old")
+    assert all(np.isfinite(np.frombuffer(one.packed, np.float32)).all() for one in message.vectors)
+    assert_same(by_model(decode_record_set(message, projection=Projection(vector=True))), vectors)
+
+
+def test_untagged_vectors_are_of_the_model_that_serves() -> None:
+    later = replace(BARE, serving="new/v2")
+    request = records.encode_upsert("papers", ids=["a"], vectors=np.ones((1, 4)))
+    found = records.decode_upsert(request, collection=later)
+    assert isinstance(found, RecordBatch)
+    assert found.model == "new/v2", "nodes take no tag for the first model"
+    first = records.encode_upsert("papers", ids=["a"], vectors=np.ones((1, 8)), model="old")
+    found = records.decode_upsert(first, collection=later)
+    assert isinstance(found, RecordBatch)
+    assert found.model == ""
+
+
+def encoded(**parts: object) -> records_pb2.UpsertRequest:
+    columns = columns_pb2.RecordColumns(ids=["a", "b"], **parts)  # type: ignore[arg-type]
+    return records_pb2.UpsertRequest(collection="papers", columns=columns)
+
+
+NAN_IN_ONE = np.array([[1, 2, 3, 4], [np.nan, 2, 3, 4]], dtype=np.float32)
+
+
+@pytest.mark.parametrize(
+    ("vectors", "field", "words"),
+    [
+        (
+            [encode_vectors(np.ones((2, 4)), model="newer")],
+            "columns.vectors[0].model",
+            r"are 'old' \(8 floats\), 'new/v2' \(4 floats\), 'third' \(2 floats\)",
+        ),
+        (
+            [encode_vectors(np.ones((2, 4)), model="old")],
+            "columns.vectors[0].dimension",
+            r"is 4, but model 'old' has dimension 8; .* there are 'new/v2' \(4 floats\)",
+        ),
+        (
+            [
+                encode_vectors(np.ones((2, 8)), model="old"),
+                encode_vectors(NAN_IN_ONE, model="new/v2"),
+            ],
+            "vectors['new/v2'][1]",
+            "holds nan at position 0",
+        ),
+        (
+            [
+                encode_vectors(np.ones((2, 8)), model="old", absent=np.array([False, True])),
+                encode_vectors(np.ones((2, 4)), model="new/v2", absent=np.array([False, True])),
+            ],
+            "vectors[1]",
+            "there is none; send a vector of at least one model of 'old', 'new/v2', 'third'",
+        ),
+        (
+            [
+                encode_vectors(np.ones((2, 8)), model="old"),
+                encode_vectors(np.ones((2, 8)), model=""),
+            ],
+            "columns.vectors[1].model",
+            "'old' has an entry before",
+        ),
+    ],
+)
+def test_vectors_that_do_not_fit_are_refused_with_the_models_there_are(
+    vectors: list[columns_pb2.Vectors], field: str, words: str
+) -> None:
+    with pytest.raises(InvalidArgument, match=words) as error:
+        records.decode_upsert(encoded(vectors=vectors), collection=BARE)
+    assert [one.field for one in error.value.violations] == [field]
+
+
+def test_queries_are_of_one_model_and_whole() -> None:
+    def decoded(**changes: object) -> PublicSearch:
+        request = wire_search.encode_search("papers", k=1, **changes)  # type: ignore[arg-type]
+        return wire_search.decode_search(request, collection=BARE)
+
+    found = decoded(queries=np.ones((1, 4)), model="new/v2")
+    assert (found.model, found.options.model) == (NEW, "new/v2")
+    assert decoded(query_ids=["a"], model="third").model == THIRD
+    assert decoded(texts=["a"], model="third").model == THIRD
+    assert decoded(queries=np.ones((1, 8))).options.model == "old", "a node may not know who serves"
+    for parts in ({"queries": np.ones((1, 4))}, {"texts": ["a"]}, {"query_ids": ["a"]}):
+        with pytest.raises(InvalidArgument, match=r"is 'nwe', but the models of .* \(8 floats\)"):
+            decoded(**parts, model="nwe")
+    request = wire_search.encode_search("papers", k=1, queries=np.ones((1, 4)), model="new/v2")
+    request.vectors.validity = b"\1"
+    with pytest.raises(InvalidArgument, match="every row must be a vector"):
+        wire_search.decode_search(request, collection=BARE)
+    with pytest.raises(InvalidArgument, match="is 8, but model 'new/v2' has dimension 4"):
+        decoded(queries=np.ones((1, 8)), model="new/v2")
 
 
 # ------------------------------------------------------------------------------------- coordinator

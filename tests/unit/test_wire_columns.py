@@ -276,8 +276,8 @@ def vector(count: int, **parts: object) -> records_pb2.Vector:
         ),
         (
             columns(vectors=[encode_vectors(np.ones((2, 3)), model="")] * 2),
-            "columns.vectors",
-            "has 2 entries",
+            "columns.vectors[1].model",
+            "'m' has an entry before",
         ),
         (
             columns(vectors=[encode_vectors(np.ones((1, 3)), model="")]),
@@ -302,7 +302,7 @@ def vector(count: int, **parts: object) -> records_pb2.Vector:
         (
             columns(vectors=[encode_vectors(np.ones((2, 3)), model="other")]),
             "columns.vectors[0].model",
-            "serves model 'm'",
+            "the models of collection 'things' are 'm' (3 floats)",
         ),
         (columns(vectors=[columns_pb2.Vectors()]), "columns.vectors[0]", "set packed or floats"),
         (columns(payloads=[b"1"]), "columns.payloads", "has 1 rows, but there are 2 ids"),
@@ -352,9 +352,20 @@ def vector(count: int, **parts: object) -> records_pb2.Vector:
         (
             rows(vectors=[vector(2)]),
             "records[1].vectors[0]",
-            "has 2 floats, the collection needs 3",
+            "has 2 floats, but model 'm' needs 3",
         ),
-        (rows(vectors=[]), "records[1].vectors", "exactly one a record"),
+        (rows(vectors=[]), "records[1].vectors", "there is none; send a vector of at least one"),
+        (rows(vectors=[vector(3)] * 2), "records[1].vectors[1]", "another vector of model 'm'"),
+        (
+            columns(vectors=[columns_pb2.Vectors(packed=b"\0" * 24, validity=b"\1")]),
+            "vectors[1]",
+            "there is none; send a vector of at least one model of 'm'",
+        ),
+        (
+            columns(vectors=[columns_pb2.Vectors(packed=b"\0" * 24, validity=b"\3\0")]),
+            "columns.vectors[0].validity",
+            "has 2 bytes, but 2 rows need a bitmap of 1",
+        ),
         (rows(vectors=[vector(3, model="x")]), "records[1].vectors[0].model", "is 'x'"),
         (
             rows(attributes={"nope": records_pb2.AttributeValue(bool_value=True)}),

@@ -23,7 +23,7 @@ def records_bytes(records: RecordSet) -> int:
     found = RECORD_BYTES * len(records) + sum(map(len, records.ids))
     for part in (records.attributes, records.payloads, records.vectors, records.versions):
         found += 0 if part is None else part.nbytes
-    return found
+    return found + sum(one.vectors.nbytes for one in records.further)
 
 
 def check_answer_size(
