@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
+from annheal.compactor.build.backfill import Filled, fill_segment
 from annheal.compactor.build.build import BuildOrder, build_segment
 from annheal.compactor.claim import Claim
 from annheal.compactor.fetch import (
@@ -22,19 +23,26 @@ from annheal.compactor.fetch import (
     fetch_sources,
     load_collection,
 )
-from annheal.compactor.throttle import BuildSlots
+from annheal.compactor.throttle import BuildSlots, MigrationPace
 from annheal.compactor.verify import verify_segment
+from annheal.embedding.host import EmbedderHost
+from annheal.embedding.registry import make_embedder
+from annheal.embedding.texts import TextEmbedder
 from annheal.errors import Unavailable
-from annheal.index import set_search_threads
+from annheal.index import build_flat, set_search_threads
 from annheal.metastore.protocol import MetaStore
-from annheal.model.topology.manifest import SegmentEntry, Tier
-from annheal.model.topology.task import CompactionTask, TaskPhase
+from annheal.model.collection import ModelSpec
+from annheal.model.texts.template import parse_template
+from annheal.model.topology.manifest import SegmentEntry, Tier, VectorPartEntry
+from annheal.model.topology.task import CompactionTask, TaskPhase, TaskReason
 from annheal.objectstore.protocol import ObjectStore
 from annheal.runtime.clock import Clock, new_token, wall_s
 from annheal.runtime.fail_points import fail_point
 from annheal.runtime.lane import lower_thread_priority
 from annheal.runtime.stop import StopSignal
-from annheal.segment.parts.files import upload_whole
+from annheal.segment.parts.files import fetch_part, upload_part, upload_whole
+from annheal.segment.parts.segment import PartSegment
+from annheal.segment.parts.write import write_part
 
 PROGRESS_INTERVAL_S = 1.0
 
@@ -70,6 +78,7 @@ class Attempt:
         slots: BuildSlots,
         nice: int = 0,
         now_s: Clock = wall_s,
+        host: EmbedderHost | None = None,
     ) -> None:
         self._meta = meta
         self._objects = objects
@@ -77,15 +86,17 @@ class Attempt:
         self._slots = slots
         self._nice = nice
         self._now_s = now_s
+        self._host = host or EmbedderHost()
         self._signal = StopSignal()
         self.progress = Progress()
 
     async def run(self, task: CompactionTask) -> CompactionTask:
         """Return `task` as BUILT, or as CANCELLED when it is stale; raise what made it fail."""
         fail_point("compactor.claimed")
+        run = self._backfill if task.reason is TaskReason.BACKFILL else self._run
         try:
             async with self._directory() as directory:
-                return await self._run(task, directory)
+                return await run(task, directory)
         except StaleTask as error:
             return replace(
                 task, phase=TaskPhase.CANCELLED, error=error.message, finished_at_s=self._now_s()
@@ -114,6 +125,7 @@ class Attempt:
                 reason=task.reason,
                 logged_queries=logged_queries,
                 yield_point=self._signal.check,
+                without_model=task.model if task.reason is TaskReason.MODEL_PURGE else "",
             )
             output = await self._in_thread(
                 lambda: build_segment(sources, order, directory=directory / "output")
@@ -143,6 +155,107 @@ class Attempt:
         fail_point("compactor.verified")
         self._step("reporting")
         return _built(task, sources, output, now_s=self._now_s())
+
+    async def _backfill(self, task: CompactionTask, directory: Path) -> CompactionTask:
+        """Make a vector part for the one source of `task`; see `annheal.compactor.build.backfill`.
+
+        Without a vector to add, the task is built without a part.
+        """
+        self._step("fetching")
+        (source,) = await fetch_sources(
+            self._meta, self._objects, task, directory=directory / "sources"
+        )
+        collection = await load_collection(self._meta, task.collection_id)
+        model, text_model = collection.model_named(task.model), collection.text_model(task.model)
+        if model is None or text_model is None or not text_model.source:
+            raise StaleTask(
+                f"model {task.model!r} of collection {collection.name!r} has no embedder with a"
+                " source template any more"
+            )
+        fail_point("compactor.fetched")
+        self._step("embedding")
+        embedder = TextEmbedder(
+            make_embedder(text_model.embedder, dimension=model.dimension, host=self._host),
+            text_model.embedder,
+            metric=model.metric,
+        )
+        try:
+            filled = await fill_segment(
+                source,
+                model,
+                parse_template(text_model.source),
+                embedder,
+                shard=task.shard,
+                pace=MigrationPace(self._meta, task.collection_id),
+                in_thread=self._in_thread,
+                on_progress=self._on_progress,
+            )
+        finally:
+            await embedder.close()
+        fail_point("compactor.embedded")
+        part = None
+        if filled.made:
+            self._step("uploading")
+            part = await self._stored_part(task, source, model, filled, directory / "part")
+        fail_point("compactor.verified")
+        self._step("reporting")
+        return replace(
+            task,
+            phase=TaskPhase.BUILT,
+            error="",
+            finished_at_s=self._now_s(),
+            rows_in=source.segment.rows,
+            rows_out=filled.made,
+            skipped=filled.skipped,
+            skipped_records=filled.skipped_records,
+            part=part,
+        )
+
+    async def _stored_part(
+        self,
+        task: CompactionTask,
+        source: Source,
+        model: ModelSpec,
+        filled: Filled,
+        directory: Path,
+    ) -> VectorPartEntry:
+        """Write a part, store it, and read it back."""
+        segment, part_id = source.segment, new_token()
+        part = await self._in_thread(
+            lambda: write_part(
+                directory,
+                segment_id=segment.id,
+                part_id=part_id,
+                model=model,
+                index=build_flat(filled.vectors, metric=model.metric),
+                rows=filled.rows,
+                segment_rows=segment.rows,
+                created_at_s=self._now_s(),
+                skipped={one.reason: one.rows for one in filled.skipped},
+                yield_point=self._signal.check,
+            )
+        )
+        await upload_part(
+            self._objects,
+            task.collection_id,
+            task.shard,
+            segment.id,
+            directory,
+            part,
+            on_stored=lambda _: fail_point("compactor.uploading"),
+        )
+        fail_point("compactor.uploaded")
+        self._step("verifying")
+        files = await fetch_part(
+            self._objects,
+            task.collection_id,
+            task.shard,
+            segment.id,
+            part,
+            cache_dir=directory / "stored",
+        )
+        await self._in_thread(lambda: PartSegment(segment, files))
+        return part
 
     def _step(self, step: str) -> None:
         self.progress.step, self.progress.share = step, 0.0

@@ -32,6 +32,10 @@ class CompactorSettings:
         poll_interval_s: seconds between two reads of an unchanged queue. A task whose backoff after
             a failure ends becomes due without a change of the queue.
         lease_ttl_s: lifetime of the leases of registration and claims; at least 1 s.
+        embedder_dir: folder with `keys/` and `models/` of embedders, for backfills; without it
+            those that name either fail.
+        embedder_urls: backfills ask endpoints at addresses that begin with one of these; empty:
+            any.
         listen: address of the health service, when the compactor is a process of its own.
     """
 
@@ -46,6 +50,8 @@ class CompactorSettings:
     poll_interval_s: float = 1.0
     lease_ttl_s: float = 10.0
     listen: str = "127.0.0.1:7720"
+    embedder_dir: Path | None = None
+    embedder_urls: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Raise `InvalidArgument` for a value out of range."""

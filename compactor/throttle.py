@@ -9,12 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
 
 from annheal.errors import ResourceExhausted, Unavailable, UnknownOutcome
+from annheal.metastore.codec import decode_value
+from annheal.metastore.keys import migration_key
+from annheal.metastore.protocol import MetaStore
+from annheal.model.topology.migration.state import Migration
 from annheal.objectstore.protocol import ObjectStat, ObjectStore
 from annheal.runtime.clock import Clock, monotonic_s
 
@@ -25,11 +30,64 @@ STORE_PAUSE_MAX_S = 30.0
 STORE_WAIT_MAX_S = 300.0
 """How long one call is repeated while the store is busy. An attempt that fails sooner would lose a
 build that took minutes."""
+SETTINGS_FRESH_S = 1.0
 BUSY_ERRORS = (Unavailable, ResourceExhausted, UnknownOutcome)
 
 ResultT = TypeVar("ResultT")
 
 _log = logging.getLogger(__name__)
+
+
+class MigrationPace:
+    """How fast the backfills of one collection may go, by the settings of its migration.
+
+    They are read again every `SETTINGS_FRESH_S`, so they can be changed while tasks run. Each task
+    gets an equal part of the rate.
+    """
+
+    def __init__(
+        self,
+        meta: MetaStore,
+        collection_id: str,
+        *,
+        clock: Clock = monotonic_s,
+        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+    ) -> None:
+        self._meta = meta
+        self._key = migration_key(collection_id)
+        self._clock = clock
+        self._sleep = sleep
+        self._migration: Migration | None = None
+        self._read_s = -math.inf
+        self._next_s = -math.inf
+
+    async def allow(self, rows: int) -> bool:
+        """Return True when so many more rows may be embedded; False: paused, ended or not there.
+
+        Raises `Unavailable` when the metadata store cannot be read.
+        """
+        while True:
+            migration = await self._present()
+            if migration is None or migration.paused or migration.ended:
+                return False
+            now_s = self._clock()
+            if now_s >= self._next_s:
+                break
+            await self._sleep(min(self._next_s - now_s, SETTINGS_FRESH_S))
+        rate = migration.settings.rows_per_second / max(1, migration.settings.tasks_max)
+        if rate:
+            self._next_s = max(now_s, self._next_s) + rows / rate
+        return True
+
+    async def _present(self) -> Migration | None:
+        now_s = self._clock()
+        if now_s - self._read_s >= SETTINGS_FRESH_S:
+            item = await self._meta.get(self._key)
+            self._migration = (
+                None if item is None else decode_value(item.value, Migration, key=self._key)
+            )
+            self._read_s = now_s
+        return self._migration
 
 
 class BuildSlots:

@@ -12,6 +12,7 @@ from annheal.compactor.attempt import Attempt, run_progress
 from annheal.compactor.claim import Claim, failed_attempt, released
 from annheal.compactor.settings import CompactorSettings
 from annheal.compactor.throttle import BuildSlots, ThrottledStore
+from annheal.embedding.host import EmbedderHost
 from annheal.errors import AnnhealError, Unavailable, UnknownOutcome
 from annheal.metastore.keys import CLAIMS_PREFIX, TASKS_PREFIX, task_key
 from annheal.metastore.lease_keeper import LeaseKeeper
@@ -172,6 +173,11 @@ class Worker:
             slots=self._slots,
             nice=self._settings.nice,
             now_s=self._now_s,
+            host=EmbedderHost(
+                self._settings.embedder_dir,
+                self._settings.embedder_urls,
+                nice=self._settings.nice,
+            ),
         )
         showing = asyncio.create_task(run_progress(claim, attempt.progress))
         cancellation = asyncio.create_task(self._wait_changed(claim))

@@ -291,8 +291,8 @@ async def _within(deadline: Deadline, *, timeout_s: float) -> AsyncIterator[None
 def _model_of(name: str, collection: Collection) -> ModelSpec:
     """Return the model `name`, empty for the one that serves; refuse one that is not known."""
     model = collection.model_named(name) if name else collection.model
-    if model is None:
-        names = ", ".join(repr(one.name) for one in collection.models)
+    if model is None or model.name in collection.removed:
+        names = ", ".join(repr(one.name) for one in collection.usable_models)
         raise InvalidArgument.of(
             "model", f"is {name!r}; the models of collection {collection.name!r} are {names}"
         )

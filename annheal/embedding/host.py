@@ -28,11 +28,13 @@ class EmbedderHost:
         folder: has `keys/` and `models/`; None: collections can name neither.
         url_prefixes: endpoints may be at addresses that begin with one of these; empty: anywhere.
         environ: the environment.
+        nice: steps by which the threads of local models have a lower priority, 0 to 19.
     """
 
     folder: Path | None = None
     url_prefixes: tuple[str, ...] = ()
     environ: Mapping[str, str] = field(default_factory=lambda: os.environ, repr=False)
+    nice: int = 0
 
     def key(self, spec: EmbedderSpec) -> str:
         """Return the key that `spec` names, empty when it names none. Reads a file, perhaps.

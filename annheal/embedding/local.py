@@ -20,15 +20,18 @@ class LocalEmbedder:
         load: loads the model; its `FailedPrecondition` is what callers of `embed` get.
         name: what people know it by.
         dimension: floats of a vector, as the collection says.
+        nice: steps by which the model's threads have a lower priority.
     """
 
-    def __init__(self, load: Callable[[], OnnxModel], *, name: str, dimension: int) -> None:
+    def __init__(
+        self, load: Callable[[], OnnxModel], *, name: str, dimension: int, nice: int = 0
+    ) -> None:
         self._load = load
         self._name = name
         self._dimension = dimension
         self._model: OnnxModel | None = None
         self._loading = asyncio.Lock()
-        self._offload = Offload(threads=1, name="embedder")
+        self._offload = Offload(threads=1, name="embedder", nice=nice)
 
     @property
     def name(self) -> str:

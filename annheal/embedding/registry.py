@@ -91,7 +91,7 @@ def _make_onnx(spec: EmbedderSpec, *, dimension: int, host: EmbedderHost) -> Emb
             tokens_max=spec.tokens_max,
         )
 
-    return LocalEmbedder(load, name=f"model {spec.folder}", dimension=dimension)
+    return LocalEmbedder(load, name=f"model {spec.folder}", dimension=dimension, nice=host.nice)
 
 
 def _make_shipped(spec: EmbedderSpec, *, dimension: int, host: EmbedderHost) -> Embedder:
@@ -104,7 +104,9 @@ def _make_shipped(spec: EmbedderSpec, *, dimension: int, host: EmbedderHost) -> 
         raise InvalidArgument.of(
             "kind", f"{spec.kind} has {model.dimension} floats, but the model has {dimension}"
         )
-    return LocalEmbedder(lambda: load_shipped(model), name=spec.kind, dimension=dimension)
+    return LocalEmbedder(
+        lambda: load_shipped(model), name=spec.kind, dimension=dimension, nice=host.nice
+    )
 
 
 _KINDS: Final[dict[str, Make]] = {

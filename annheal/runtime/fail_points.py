@@ -17,6 +17,12 @@ from typing import Final
 
 ENV_FAIL_POINT: Final = "ANNHEAL_FAIL_POINT"
 
+BACKFILL_POINTS: Final = (
+    "compactor.embedded",
+    "shard_node.part_loaded",
+    "shard_node.part_stored",
+)
+"""Fail points that only a backfill reaches; it reaches some of those of a compaction, too."""
 FAIL_POINTS: Final = (
     # The life of a compaction, from its plan to the end of its sources.
     "coordinator.planned",
@@ -36,9 +42,7 @@ FAIL_POINTS: Final = (
     "coordinator.finished",
     "coordinator.collecting",
     "coordinator.collected",
-    # The end of a backfill.
-    "shard_node.part_loaded",
-    "shard_node.part_stored",
+    *BACKFILL_POINTS,
     # The life of a flush.
     "shard_node.flushed",
     "shard_node.checkpointed",

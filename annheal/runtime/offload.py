@@ -7,6 +7,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
+from annheal.runtime.lane import lower_thread_priority
+
 ResultT = TypeVar("ResultT")
 ArgsT = ParamSpec("ArgsT")
 
@@ -16,11 +18,17 @@ class Offload:
 
     For functions that release the GIL (numpy, Arrow, files). The caller bounds how many wait. A
     function that has begun runs to its end even when its caller is cancelled, so it must own what
-    it touches. Where kinds of work or tenants must not hold one another up: `annheal.runtime.lane`.
+    it touches. `nice`: steps by which the threads, and those that they start, have a lower
+    priority. Where kinds of work or tenants must not hold one another up: `annheal.runtime.lane`.
     """
 
-    def __init__(self, *, threads: int, name: str) -> None:
-        self._pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix=name)
+    def __init__(self, *, threads: int, name: str, nice: int = 0) -> None:
+        self._pool = ThreadPoolExecutor(
+            max_workers=threads,
+            thread_name_prefix=name,
+            initializer=lower_thread_priority,
+            initargs=(nice,),
+        )
 
     async def run(
         self, work: Callable[ArgsT, ResultT], *args: ArgsT.args, **kwargs: ArgsT.kwargs

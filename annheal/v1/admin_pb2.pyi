@@ -305,20 +305,22 @@ class Segment(_message.Message):
     def __init__(self, shard: _Optional[int] = ..., segment_id: _Optional[str] = ..., tier: _Optional[_Union[SegmentTier, str]] = ..., model: _Optional[str] = ..., index_kind: _Optional[_Union[SegmentIndexKind, str]] = ..., rows: _Optional[int] = ..., dead_rows: _Optional[int] = ..., size_bytes: _Optional[int] = ..., generation: _Optional[int] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., min_sequence: _Optional[int] = ..., max_sequence: _Optional[int] = ..., recall: _Optional[float] = ..., ef: _Optional[int] = ..., rebuild: _Optional[bool] = ..., stuck: _Optional[bool] = ..., visited: _Optional[float] = ..., visited_baseline: _Optional[float] = ..., built_for: _Optional[_Union[CompactionReason, str]] = ..., without_kernels: _Optional[bool] = ..., models: _Optional[_Iterable[_Union[ModelCoverage, _Mapping]]] = ...) -> None: ...
 
 class ModelCoverage(_message.Message):
-    __slots__ = ("model", "rows", "lacking", "index_kind", "size_bytes", "skipped")
+    __slots__ = ("model", "rows", "lacking", "index_kind", "size_bytes", "skipped", "waits")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
     LACKING_FIELD_NUMBER: _ClassVar[int]
     INDEX_KIND_FIELD_NUMBER: _ClassVar[int]
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
     SKIPPED_FIELD_NUMBER: _ClassVar[int]
+    WAITS_FIELD_NUMBER: _ClassVar[int]
     model: str
     rows: int
     lacking: int
     index_kind: SegmentIndexKind
     size_bytes: int
     skipped: int
-    def __init__(self, model: _Optional[str] = ..., rows: _Optional[int] = ..., lacking: _Optional[int] = ..., index_kind: _Optional[_Union[SegmentIndexKind, str]] = ..., size_bytes: _Optional[int] = ..., skipped: _Optional[int] = ...) -> None: ...
+    waits: bool
+    def __init__(self, model: _Optional[str] = ..., rows: _Optional[int] = ..., lacking: _Optional[int] = ..., index_kind: _Optional[_Union[SegmentIndexKind, str]] = ..., size_bytes: _Optional[int] = ..., skipped: _Optional[int] = ..., waits: _Optional[bool] = ...) -> None: ...
 
 class Task(_message.Message):
     __slots__ = ("task_id", "collection", "collection_id", "phase", "priority", "created_at", "finished_at", "attempts", "worker", "step", "progress", "error", "estimated_bytes", "estimated_disk_bytes", "why", "compaction")

@@ -210,6 +210,7 @@ def encode_segment(segment: SegmentState) -> pb.Segment:
                 index_kind=INDEX_KIND.encode(one.index_kind),
                 size_bytes=one.size_bytes,
                 skipped=one.skipped,
+                waits=one.waits,
             )
             for one in segment.models
         ],
@@ -247,6 +248,7 @@ def decode_segment(message: pb.Segment) -> SegmentState:
                 INDEX_KIND.decode_text(one.index_kind),
                 one.size_bytes,
                 one.skipped,
+                one.waits,
             )
             for one in message.models
         ),

@@ -100,7 +100,12 @@ def embedded_settings(source: SettingsSource) -> EmbeddedSettings:
         embedder_dir=process.data_dir / "embedders",
     )
     node = source.settings(ShardNodeSettings, role=SHARD_NODE, node_id=LOCAL)
-    compactor = source.settings(CompactorSettings, role=COMPACTOR, worker_id=LOCAL)
+    compactor = source.settings(
+        CompactorSettings,
+        role=COMPACTOR,
+        worker_id=LOCAL,
+        embedder_dir=process.data_dir / "embedders",
+    )
     return EmbeddedSettings(
         process=process,
         coordinator=replace(coordinator, coordinator_id=LOCAL),

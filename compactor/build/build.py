@@ -104,6 +104,7 @@ class BuildOrder:
         logged_queries: (n, d) sampled live queries of the sources' model; None without any.
         rebuild: whether to build the graph from nothing, even if a source has a good base.
         yield_point: called between the slices of longer steps; what it raises ends the build.
+        without_model: vectors of this model are left out.
     """
 
     segment_id: str
@@ -116,6 +117,7 @@ class BuildOrder:
     logged_queries: Float32Matrix | None = None
     rebuild: bool = False
     yield_point: YieldPoint = no_yield_point
+    without_model: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,8 +139,8 @@ def build_segment(
     """Write the live rows of `sources` to `directory` as one segment; None if no row is live.
 
     Its own index is that of the collection's first model; the vectors of its other models become
-    parts, each in a folder of its own. Vectors of models that the collection has not any
-    more are left out.
+    parts, each in a folder of its own. Those of models that were removed, and of
+    `order.without_model`, are left out.
 
     Rows keep their sequences, and their order with three exceptions. The rows of the base, if there
     is one, come first. The held-out rows, random ones that measure the recall of the graph before
@@ -149,7 +151,9 @@ def build_segment(
     kept = newest_only(sources, [source.deletes.live_rows() for source in sources])
     if not sum(map(len, kept)):
         return None
-    model, *others = order.collection.models
+    model, *others = [
+        one for one in order.collection.usable_models if one.name != order.without_model
+    ]
     others = [one for one in others if any(has_model(source.segment, one) for source in sources)]
     steps = [
         _step(order, one, number, 1 + len(others)) for number, one in enumerate([model, *others])

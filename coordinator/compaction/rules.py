@@ -123,13 +123,19 @@ def is_flat(segment: SegmentState) -> bool:
 
 
 def awaits_graph(segment: SegmentState, settings: CompactionSettings) -> bool:
-    """Return whether a flat segment may still get a graph, alone or in a merge.
+    """Return whether a flat segment, or a flat vector part, may still get a graph.
 
-    A compactor that writes `graph_rows_min` rows or more as a flat segment has found that no graph
-    of them meets the recall objective. Another build would give the same result.
+    Alone or in a merge. A part waits until its segment's backfill has ended. A compactor that
+    writes `graph_rows_min` rows or more as a flat segment has found that no graph of them meets
+    the recall objective. Another build would give the same result.
     """
     small = segment.rows < settings.graph_rows_min
-    return is_flat(segment) and (segment.tier == Tier.HOT or small)
+    if is_flat(segment) and (segment.tier == Tier.HOT or small):
+        return True
+    return any(
+        one.waits and one.rows >= settings.graph_rows_min and one.lacking <= one.skipped
+        for one in segment.models
+    )
 
 
 def tier_of(rows: int) -> Tier:

@@ -9,13 +9,14 @@ from typing import Final, TypeAlias
 
 from annheal.coordinator.catalog.catalog import Catalog
 from annheal.coordinator.election import Leadership
+from annheal.coordinator.migration.plan import doomed_model
 from annheal.errors import Conflict, NotFound
 from annheal.metastore import keys
 from annheal.metastore.codec import decode_value, encode_value
 from annheal.metastore.protocol import Compare, MetaStore, Operation, Put
 from annheal.metastore.table import Stored
 from annheal.model.collection import Collection
-from annheal.model.topology.migration.state import Migration
+from annheal.model.topology.migration.state import Migration, MigrationPhase
 from annheal.runtime.deadline import Deadline
 from annheal.runtime.retry import RetryPolicy, retry
 
@@ -31,8 +32,8 @@ StartStep: TypeAlias = Callable[[Migration | None, Collection], Migration]
 class MigrationBook:
     """Reads and changes migrations.
 
-    A step that changes which model serves stores `Collection.serving` in the same commit, so no
-    reader of the store sees the two disagree.
+    A step that changes which model serves, or takes a model out of the collection, stores the
+    collection in the same commit, so no reader of the store sees the two disagree.
     """
 
     def __init__(self, catalog: Catalog, store: MetaStore) -> None:
@@ -106,9 +107,9 @@ class MigrationBook:
         present = await self._collection(collection.name)
         if present.value.id != collection.id:
             raise _not_found(collection)
-        if present.value.model.name != after.serving:
-            serving = replace(present.value, serving=after.serving, revision=0)
-            operations.append(Put(present.key, encode_value(serving)))
+        migrated = _migrated(present.value, after)
+        if migrated != present.value:
+            operations.append(Put(present.key, encode_value(replace(migrated, revision=0))))
             compares.append(Compare(present.key, present.mod_revision))
         await self._commit(operations, compares)
         if after.history != stored.value.history:
@@ -136,6 +137,31 @@ class MigrationBook:
             await self._catalog.collection(name)  # raises NotFound with similar names
             raise Conflict(f"collection {name!r} is being dropped")
         return Stored(key, decode_value(stored.value, Collection, key=key), stored.mod_revision)
+
+
+def _migrated(collection: Collection, migration: Migration) -> Collection:
+    """Return the collection as it is in the phase of its migration.
+
+    A model whose vectors are being deleted is removed, so that nothing writes any more of them.
+    When an abort has ended, nothing is left of the new model, and its name is free again.
+    """
+    changed = collection
+    if collection.model.name != migration.serving:
+        changed = replace(changed, serving=migration.serving)
+    doomed = doomed_model(migration)
+    if doomed and doomed not in changed.removed:
+        changed = replace(
+            changed,
+            removed=(*changed.removed, doomed),
+            text_models=tuple(one for one in changed.text_models if one.model != doomed),
+        )
+    if migration.phase is MigrationPhase.ABORTED and migration.to_model in changed.removed:
+        changed = replace(
+            changed,
+            models=tuple(one for one in changed.models if one.name != migration.to_model),
+            removed=tuple(name for name in changed.removed if name != migration.to_model),
+        )
+    return changed
 
 
 def _log_step(collection: Collection, migration: Migration) -> None:

@@ -72,11 +72,14 @@ class Coverage:
         )
 
 
-def own_model_rows(collection: Collection, segment: SegmentState, model: str) -> ModelRows:
-    """Return the rows of a segment that has vectors of its own model and of no other.
+def model_rows(collection: Collection, segment: SegmentState, model: str) -> ModelRows:
+    """Return the live rows of a segment with and without a vector of a model, as it is reported.
 
-    That is each segment of which the owner reports no further models.
+    Of a segment of which the owner reports no models, all rows have vectors of its own one.
     """
+    found = next((one for one in segment.models if one.model == model), None)
+    if found is not None:
+        return ModelRows(found.rows, found.lacking)
     live = max(segment.rows - segment.dead_rows, 0)
     own = segment.model or collection.models[0].name
     return ModelRows(live, 0) if own == model else ModelRows(0, live)

@@ -96,7 +96,7 @@ def _checked_models(batch: RecordBatch, *, collection: Collection) -> RecordBatc
         without = without & lacking(one.vectors)
     if without.any():
         row = int(np.flatnonzero(without)[0])
-        names = ", ".join(repr(model.name) for model in collection.models)
+        names = ", ".join(repr(model.name) for model in collection.usable_models)
         raise InvalidArgument.of(
             f"vectors[{row}]", f"there is none; send a vector of at least one of {names}"
         )
@@ -130,8 +130,8 @@ def _checked_vectors(
 def _model_of(name: str, *, collection: Collection, field: str) -> ModelSpec:
     """Return the model `name`, empty for the first; raises `InvalidArgument` naming those known."""
     model = collection.model_named(name) if name else collection.models[0]
-    if model is None:
-        names = ", ".join(repr(model.name) for model in collection.models)
+    if model is None or model.name in collection.removed:
+        names = ", ".join(repr(one.name) for one in collection.usable_models)
         raise InvalidArgument.of(
             f"{field}.model",
             f"is {name!r}; the models of collection {collection.name!r} are {names}",

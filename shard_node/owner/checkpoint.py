@@ -117,7 +117,7 @@ def _write(
 ) -> SegmentEntry:
     """Write a segment of the collection's first model, with a part for each other one."""
     index = pa.array(kept, type=pa.int64())
-    own, *others = shard.collection.models
+    own, *others = shard.collection.usable_models
     entry = write_segment(
         directory,
         segment_id=segment_id,

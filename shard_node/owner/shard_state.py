@@ -137,8 +137,8 @@ def _of_segment(number: int, segment_view: SegmentView, collection: Collection) 
 
 
 def _coverage(held: SegmentView, collection: Collection) -> tuple[ModelCoverage, ...]:
-    """Return how far the live rows have vectors of each model of the collection."""
-    if len(collection.models) == 1 and collection.model == held.segment.meta.model:
+    """Return how far the live rows have vectors of each model, removed ones included."""
+    if len(collection.models) == 1:
         return ()
     found: list[ModelCoverage] = []
     for model in collection.models:
@@ -155,6 +155,9 @@ def _coverage(held: SegmentView, collection: Collection) -> tuple[ModelCoverage,
                 index_kind=view.segment.kind.value,
                 size_bytes=0 if part is None else part.size_bytes,
                 skipped=0 if part is None else part.skipped,
+                waits=part is not None
+                and view.segment.kind is IndexKind.FLAT
+                and not view.segment.meta.build.generation,
             )
         )
     return tuple(found)

@@ -409,7 +409,7 @@ class WritePath:
                     self._shard.view,
                     sequence=sequence,
                     yield_point=partial(_check_caller, waiting, yield_point),
-                    models=collection.models if len(collection.models) > 1 else (),
+                    models=collection.usable_models if len(collection.models) > 1 else (),
                 )
             except AnnhealError as error:
                 found.settled.append((waiting, error))

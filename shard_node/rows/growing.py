@@ -256,15 +256,17 @@ class GrowingSegment:
     One thread changes it at a time, under the shard's mutation lock; any thread may read a view.
     """
 
-    def __init__(self, dimension: int, *, sealed_at: int = 0, model: str = "") -> None:
+    def __init__(
+        self, dimension: int, *, sealed_at: int = 0, model: str = "", unnamed: str = ""
+    ) -> None:
         """Begin without rows; about `sealed_at` rows are to come (0: not known).
 
-        `dimension` is that of `model`, the first of its collection: batches that name no model have
-        vectors of it.
+        `dimension` is that of `model`, by which views are read unless they name another. Batches
+        that name no model have vectors of the model `unnamed`.
         """
         self._number = next(_numbers)
         self._sealed_at = sealed_at
-        self._model = model
+        self._model, self._unnamed = model, unnamed
         self._matrices: dict[str, Float32Matrix] = {
             model: np.empty((_ROWS_INITIAL, dimension), dtype=np.float32)
         }
@@ -336,7 +338,7 @@ class GrowingSegment:
 
     def _add_vectors(self, batch: RecordBatch, start: int, end: int) -> None:
         """Copy the vectors of all models; NaN where a row has none."""
-        given = {batch.model or self._model: batch.vectors}
+        given = {batch.model or self._unnamed: batch.vectors}
         given |= {one.model: one.vectors for one in batch.further}
         incomplete = set(self._incomplete)
         for model, vectors in given.items():

@@ -171,13 +171,14 @@ class Shard:
 
 def _growing_segment(collection: Collection) -> GrowingSegment:
     """Return an empty one that expects as many rows as it is sealed at, and its last writes."""
-    model, settings = collection.models[0], collection.settings
+    model, settings = collection.usable_models[0], collection.settings
     row_bytes = 4 * model.dimension
     full = min(settings.seal_rows_max, settings.seal_bytes_max // row_bytes)
     return GrowingSegment(
         model.dimension,
         sealed_at=full + LAST_WRITES_BYTES // row_bytes,
         model=model.name,
+        unnamed=collection.models[0].name,
     )
 
 

@@ -25,7 +25,7 @@ from annheal.model.topology.task import TaskPhase
 from annheal.objectstore.factory import open_object_store
 from annheal.objectstore.local import LocalObjectStore
 from annheal.objectstore.protocol import ObjectStore
-from annheal.runtime.fail_points import ENV_FAIL_POINT, FAIL_POINTS
+from annheal.runtime.fail_points import BACKFILL_POINTS, ENV_FAIL_POINT, FAIL_POINTS
 from tests.support.chaos import ACKNOWLEDGED_MIN, chosen
 from tests.support.cluster import (
     EAGER_SETTINGS,
@@ -65,10 +65,11 @@ COLLECTING = ("coordinator.collecting", "coordinator.collected")
 def points_of(*services: str) -> tuple[str, ...]:
     """Return the fail points of these services; of those reached for each file, also the second.
 
-    Those of the collection are left out.
+    Those of the collection and of backfills are left out.
     """
+    left_out = (*COLLECTING, *BACKFILL_POINTS)
     chosen = [
-        name for name in FAIL_POINTS if name.split(".")[0] in services and name not in COLLECTING
+        name for name in FAIL_POINTS if name.split(".")[0] in services and name not in left_out
     ]
     return tuple(
         point

@@ -15,7 +15,7 @@ from annheal.coordinator.migration.coverage import (
     ModelRows,
     SegmentCoverage,
     coverage_of,
-    own_model_rows,
+    model_rows,
 )
 from annheal.coordinator.migration.plan import MigrationRound, plan_round
 from annheal.metastore import keys
@@ -33,7 +33,7 @@ from annheal.model.topology.migration.state import (
     UnfitRecords,
 )
 from annheal.model.topology.migration.transitions import Event, Order
-from annheal.model.topology.state import SegmentState, ShardState
+from annheal.model.topology.state import ModelCoverage, SegmentState, ShardState
 from annheal.model.topology.task import CompactionTask, TaskPhase, TaskReason
 
 RULES = CompactionSettings()
@@ -245,12 +245,14 @@ def test_the_vectors_of_one_model_are_deleted_by_rewrites(
 def test_a_segment_without_further_models_has_vectors_of_its_own_model_only() -> None:
     own = segment("a", lacking=90).state
     dead = replace(own, dead_rows=10)
-    assert own_model_rows(COLLECTION, dead, "old") == ModelRows(80, 0)
-    assert own_model_rows(COLLECTION, dead, "new") == ModelRows(0, 80)
-    assert own_model_rows(COLLECTION, replace(own, model=""), "old") == ModelRows(90, 0)
+    assert model_rows(COLLECTION, dead, "old") == ModelRows(80, 0)
+    assert model_rows(COLLECTION, dead, "new") == ModelRows(0, 80)
+    assert model_rows(COLLECTION, replace(own, model=""), "old") == ModelRows(90, 0)
+    reported = replace(dead, models=(ModelCoverage("new", 30, 50),))
+    assert model_rows(COLLECTION, reported, "new") == ModelRows(30, 50)
     state = ShardState("c1", 1, "a", "serving", 1, 90, 0, 0, 1, 0, 0, (own,))
     states = [state, replace(state, shard=0, phase="loading"), replace(state, collection_id="c2")]
-    found = coverage_of(COLLECTION, states, models=("old", "new"), rows_of=own_model_rows)
+    found = coverage_of(COLLECTION, states, models=("old", "new"), rows_of=model_rows)
     assert (found.shards_unreported, found.lacking("new"), found.having("old")) == (1, 90, 90)
 
 

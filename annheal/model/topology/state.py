@@ -12,7 +12,8 @@ class ModelCoverage:
     """How far the live rows of a segment have vectors of a model.
 
     `rows` have one, `lacking` have none; `skipped` were given none by a backfill. `index_kind` is
-    empty where no row has one. `size_bytes` is 0 for the segment's own model.
+    empty where no row has one. `size_bytes` is 0 for the segment's own model. `waits`: it is flat,
+    and no compactor has tried to build a graph of it yet.
     """
 
     model: str
@@ -21,6 +22,7 @@ class ModelCoverage:
     index_kind: str = ""
     size_bytes: int = 0
     skipped: int = 0
+    waits: bool = False
 
 
 @dataclass(frozen=True, slots=True)
