@@ -39,6 +39,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "recall": "operator_commands.recall:recall",
     "filters": "operator_commands.filters:filters",
     "models": "operator_commands.models:app",
+    "migrate": "operator_commands.migrate:app",
     "tasks": "operator_commands.tasks:app",
     "gc": "operator_commands.garbage:gc",
     "health": "operator_commands.health:health",

@@ -23,7 +23,10 @@ from annheal.coordinator.leader.control import Control, ControlParts
 from annheal.coordinator.leader.gc import GarbageCollector
 from annheal.coordinator.leader.health_view import HealthView
 from annheal.coordinator.migration.book import MigrationBook
+from annheal.coordinator.migration.coverage import model_rows
 from annheal.coordinator.migration.driver import MigrationDriver
+from annheal.coordinator.migration.estimate import Estimator
+from annheal.coordinator.migration.jobs import NO_ABILITIES, MigrationAbilities, Migrations
 from annheal.coordinator.placement.topology import Topology
 from annheal.coordinator.recall.merged_audit import MergedAuditor
 from annheal.coordinator.recall.probe import RecallMeter
@@ -35,7 +38,7 @@ from annheal.metastore.protocol import MetaStore
 from annheal.model.topology.shard import WorkerRegistration, WorkerRole
 from annheal.objectstore.protocol import ObjectStore
 from annheal.objectstore.store_watch import StoreWatch
-from annheal.runtime.clock import Clock, NewId, wall_s
+from annheal.runtime.clock import Clock, NewId, monotonic_s, wall_s
 from annheal.runtime.offload import Offload
 from annheal.runtime.tasks import TaskScope
 
@@ -53,8 +56,8 @@ class Coordinator:
 
     The API in process: `collections`, `texts` (embeds), `writes`, `reads`, `search`, `recall`
     (measures now), `recall_view` (what the nodes measure all the time), `health` (of what the
-    processes depend on) and `admin`. The gRPC services (`coordinator.service`) only translate to
-    it.
+    processes depend on), `migrations` and `admin`. The gRPC services (`coordinator.service`) only
+    translate to it.
 
     Args:
         settings: see `CoordinatorSettings`.
@@ -67,6 +70,7 @@ class Coordinator:
         wall_clock: seconds since the epoch.
         needs_space: whether the objects' disk is nearly full; those of dropped collections then go
             without waiting.
+        migration_abilities: what the cluster's processes can do for migrations.
     """
 
     def __init__(
@@ -81,6 +85,7 @@ class Coordinator:
         new_id: Callable[[], str] = _new_id,
         wall_clock: Clock = wall_s,
         needs_space: Callable[[], bool] = lambda: False,
+        migration_abilities: MigrationAbilities = NO_ABILITIES,
     ) -> None:
         self.settings = settings
         self._scope = TaskScope(f"coordinator {settings.coordinator_id}")
@@ -124,6 +129,8 @@ class Coordinator:
             self.texts,
             timeout_s=settings.observe_timeout_s,
         )
+        self._migration_book = MigrationBook(self.catalog, meta)
+        self.migrations = self._make_migrations(wall_clock, migration_abilities)
         parts = self._make_parts(
             meta, self._make_garbage(meta, objects, wall_clock, needs_space), new_id, wall_clock
         )
@@ -150,12 +157,32 @@ class Coordinator:
                 self.catalog,
                 self.router,
                 tasks,
-                MigrationBook(self.catalog, meta),
+                self._migration_book,
                 rules=settings.compaction,
                 observe_timeout_s=settings.observe_timeout_s,
                 wall_clock=wall_clock,
                 new_id=new_id,
+                rows_of=model_rows,
             ),
+        )
+
+    def _make_migrations(self, wall_clock: Clock, abilities: MigrationAbilities) -> Migrations:
+        estimator = Estimator(
+            self.catalog,
+            self.router,
+            self.reads,
+            self.texts,
+            offload=self._offload,
+            observe_timeout_s=self.settings.observe_timeout_s,
+            clock=monotonic_s,
+            rows_of=model_rows,
+        )
+        return Migrations(
+            self.catalog,
+            self._migration_book,
+            estimator,
+            wall_clock=wall_clock,
+            abilities=abilities,
         )
 
     def _make_router(self, connect: Connect, disconnect: Disconnect) -> Router:

@@ -206,7 +206,8 @@ class Collections:
         """Remove a model from the collection; return the collection.
 
         Its vectors cannot be read or searched any more. One that was removed stays so. Raises
-        `NotFound` for a model that never was, and `FailedPrecondition` for the serving one.
+        `NotFound` for a model that never was, and `FailedPrecondition` for the serving one and for
+        those of a migration that has not ended.
         """
 
         def change(present: Collection) -> Collection:
@@ -229,6 +230,13 @@ class Collections:
                     f"model {model!r} serves the searches of collection {name!r}; let another one"
                     " serve first",
                     reason="MODEL_SERVES",
+                )
+            migration = self._catalog.migration(present.id)
+            if migration is not None and migration.value.needs(model):
+                raise FailedPrecondition(
+                    f"a migration of collection {name!r} from {migration.value.from_model!r} to"
+                    f" {migration.value.to_model!r} has not ended; abort or purge it first",
+                    reason="MODEL_MIGRATES",
                 )
             return replace(
                 present,

@@ -10,6 +10,7 @@ from annheal.client.admin_calls import AdminCalls
 from annheal.client.batching import SearchGatherer
 from annheal.client.collection_calls import CollectionCalls
 from annheal.client.connection import CONNECT_TIMEOUT_S, DEFAULT_ADDRESS, ServerConnection
+from annheal.client.migration_calls import MigrationCalls
 from annheal.client.records.read_calls import ReadCalls
 from annheal.client.records.write_calls import WriteCalls
 from annheal.client.search_calls import SearchCalls
@@ -23,7 +24,7 @@ SEARCH_CALLS_MAX: Final = 1
 far away, or has many, gains from more."""
 
 
-class AsyncClient(CollectionCalls, WriteCalls, ReadCalls, SearchCalls, AdminCalls):
+class AsyncClient(CollectionCalls, WriteCalls, ReadCalls, SearchCalls, AdminCalls, MigrationCalls):
     """A connection to one coordinator. Make it inside the event loop that uses it.
 
     ::

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -39,16 +39,19 @@ from annheal.model.topology.cluster import (
     ShardStatus,
     TaskStatus,
 )
+from annheal.model.topology.migration.transitions import Event
+from annheal.model.topology.migration.view import MigrationEstimate, MigrationStatus
 from annheal.model.topology.state import SegmentState
 from annheal.model.topology.task import TaskPhase
 from annheal.rpc import methods
 from annheal.rpc.channel import Connection
 from annheal.rpc.methods import Method, RequestT, ResponseT
 from annheal.wire import admin as wire_admin
-from annheal.wire import collections as wire_collections
 from annheal.wire import records as wire_records
 from annheal.wire import search as wire_search
 from annheal.wire.admin import decode_cluster_health
+from annheal.wire.lifecycle import collections as wire_collections
+from annheal.wire.lifecycle import migration as wire_migration
 from annheal.wire.recall import decode_audits, decode_recall_summary, decode_worst
 from annheal.wire.records import Written
 
@@ -508,3 +511,51 @@ class PublicApi:
         request = methods.MOVE_SHARD.request(collection=collection, shard=shard, node_id=node_id)
         response = await self._call(methods.MOVE_SHARD, request, timeout_s=timeout_s)
         return wire_admin.decode_moves([response.move])[0]
+
+    # --------------------------------------------------------------------------------- migrations
+
+    async def plan_migration(
+        self, collection: str, to_model: str, *, sample_size: int, timeout_s: float
+    ) -> MigrationEstimate:
+        """Estimate a migration."""
+        request = methods.PLAN_MIGRATION.request(
+            collection=collection, to_model=to_model, sample_size=sample_size
+        )
+        response = await self._call(methods.PLAN_MIGRATION, request, timeout_s=timeout_s)
+        return wire_migration.decode_estimate(response)
+
+    async def get_migration(self, collection: str, *, timeout_s: float) -> MigrationStatus:
+        """Describe a migration."""
+        request = methods.GET_MIGRATION.request(collection=collection)
+        response = await self._call(methods.GET_MIGRATION, request, timeout_s=timeout_s)
+        return wire_migration.decode_migration(response.migration)
+
+    async def list_migrations(
+        self, *, page_token: str, timeout_s: float
+    ) -> tuple[tuple[MigrationStatus, ...], str]:
+        """Return one page of migrations and the token of the next."""
+        request = methods.LIST_MIGRATIONS.request(page_token=page_token)
+        response = await self._call(methods.LIST_MIGRATIONS, request, timeout_s=timeout_s)
+        found = tuple(wire_migration.decode_migration(one) for one in response.migrations)
+        return found, response.next_page_token
+
+    async def change_migration(
+        self, event: Event, request: Mapping[str, Any], *, timeout_s: float
+    ) -> MigrationStatus:
+        """Take one step; `request` has the fields of its message."""
+        method = _MIGRATION_STEPS[event]
+        response = await self._call(method, method.request(**request), timeout_s=timeout_s)
+        return wire_migration.decode_migration(response.migration)
+
+
+_MIGRATION_STEPS: Final[Mapping[Event, Method[Any, Any]]] = {
+    Event.START: methods.START_MIGRATION,
+    Event.UPDATE: methods.UPDATE_MIGRATION,
+    Event.PAUSE: methods.PAUSE_MIGRATION,
+    Event.RESUME: methods.RESUME_MIGRATION,
+    Event.VALIDATE: methods.VALIDATE_MIGRATION,
+    Event.COMMIT: methods.COMMIT_MIGRATION,
+    Event.ROLLBACK: methods.ROLLBACK_MIGRATION,
+    Event.ABORT: methods.ABORT_MIGRATION,
+    Event.PURGE: methods.PURGE_MIGRATION,
+}

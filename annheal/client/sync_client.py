@@ -126,6 +126,18 @@ class Client:
     drain = _blocking(AsyncClient.drain)
     undrain = _blocking(AsyncClient.undrain)
     move_shard = _blocking(AsyncClient.move_shard)
+    plan_migration = _blocking(AsyncClient.plan_migration)
+    start_migration = _blocking(AsyncClient.start_migration)
+    migration = _blocking(AsyncClient.migration)
+    migrations = _blocking(AsyncClient.migrations)
+    update_migration = _blocking(AsyncClient.update_migration)
+    pause_migration = _blocking(AsyncClient.pause_migration)
+    resume_migration = _blocking(AsyncClient.resume_migration)
+    validate_migration = _blocking(AsyncClient.validate_migration)
+    commit_migration = _blocking(AsyncClient.commit_migration)
+    rollback_migration = _blocking(AsyncClient.rollback_migration)
+    abort_migration = _blocking(AsyncClient.abort_migration)
+    purge_migration = _blocking(AsyncClient.purge_migration)
 
     def scan(
         self,

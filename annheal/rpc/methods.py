@@ -14,6 +14,7 @@ from annheal.v1 import (
     admin_pb2,
     collections_pb2,
     internal_pb2,
+    migration_pb2,
     records_pb2,
     search_pb2,
 )
@@ -25,6 +26,7 @@ COLLECTION_SERVICE = "annheal.v1.CollectionService"
 RECORD_SERVICE = "annheal.v1.RecordService"
 SEARCH_SERVICE = "annheal.v1.SearchService"
 ADMIN_SERVICE = "annheal.v1.AdminService"
+MIGRATION_SERVICE = "annheal.v1.MigrationService"
 SHARD_SERVICE = "annheal.v1.ShardService"
 
 
@@ -306,6 +308,87 @@ PUBLISH_COMPACTION = Method(
     "PublishCompaction",
     internal_pb2.PublishCompactionRequest,
     internal_pb2.PublishCompactionResponse,
+    mutates=True,
+)
+PLAN_MIGRATION = Method(
+    MIGRATION_SERVICE,
+    "PlanMigration",
+    migration_pb2.PlanMigrationRequest,
+    migration_pb2.PlanMigrationResponse,
+)
+START_MIGRATION = Method(
+    MIGRATION_SERVICE,
+    "StartMigration",
+    migration_pb2.StartMigrationRequest,
+    migration_pb2.StartMigrationResponse,
+    mutates=True,
+)
+GET_MIGRATION = Method(
+    MIGRATION_SERVICE,
+    "GetMigration",
+    migration_pb2.GetMigrationRequest,
+    migration_pb2.GetMigrationResponse,
+)
+LIST_MIGRATIONS = Method(
+    MIGRATION_SERVICE,
+    "ListMigrations",
+    migration_pb2.ListMigrationsRequest,
+    migration_pb2.ListMigrationsResponse,
+)
+UPDATE_MIGRATION = Method(
+    MIGRATION_SERVICE,
+    "UpdateMigration",
+    migration_pb2.UpdateMigrationRequest,
+    migration_pb2.UpdateMigrationResponse,
+    mutates=True,
+)
+PAUSE_MIGRATION = Method(
+    MIGRATION_SERVICE,
+    "PauseMigration",
+    migration_pb2.PauseMigrationRequest,
+    migration_pb2.PauseMigrationResponse,
+    mutates=True,
+)
+RESUME_MIGRATION = Method(
+    MIGRATION_SERVICE,
+    "ResumeMigration",
+    migration_pb2.ResumeMigrationRequest,
+    migration_pb2.ResumeMigrationResponse,
+    mutates=True,
+)
+VALIDATE_MIGRATION = Method(
+    MIGRATION_SERVICE,
+    "ValidateMigration",
+    migration_pb2.ValidateMigrationRequest,
+    migration_pb2.ValidateMigrationResponse,
+    mutates=True,
+)
+COMMIT_MIGRATION = Method(
+    MIGRATION_SERVICE,
+    "CommitMigration",
+    migration_pb2.CommitMigrationRequest,
+    migration_pb2.CommitMigrationResponse,
+    mutates=True,
+)
+ROLLBACK_MIGRATION = Method(
+    MIGRATION_SERVICE,
+    "RollbackMigration",
+    migration_pb2.RollbackMigrationRequest,
+    migration_pb2.RollbackMigrationResponse,
+    mutates=True,
+)
+ABORT_MIGRATION = Method(
+    MIGRATION_SERVICE,
+    "AbortMigration",
+    migration_pb2.AbortMigrationRequest,
+    migration_pb2.AbortMigrationResponse,
+    mutates=True,
+)
+PURGE_MIGRATION = Method(
+    MIGRATION_SERVICE,
+    "PurgeMigration",
+    migration_pb2.PurgeMigrationRequest,
+    migration_pb2.PurgeMigrationResponse,
     mutates=True,
 )
 

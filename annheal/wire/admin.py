@@ -28,7 +28,6 @@ from annheal.model.topology.state import ModelCoverage, SegmentState
 from annheal.model.topology.task import TaskPhase, TaskReason
 from annheal.v1 import admin_pb2 as pb
 from annheal.v1 import internal_pb2
-from annheal.wire.collections import decode_collection_status, encode_collection_status
 from annheal.wire.enums import (
     INDEX_KIND,
     PART_KIND,
@@ -39,6 +38,7 @@ from annheal.wire.enums import (
     WORKER_ROLE,
 )
 from annheal.wire.filters import decode_filter, encode_filter
+from annheal.wire.lifecycle.collections import decode_collection_status, encode_collection_status
 from annheal.wire.timestamps import decode_seconds, encode_seconds
 
 

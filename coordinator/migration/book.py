@@ -64,8 +64,11 @@ class MigrationBook:
             if after != before:
                 key = keys.migration_key(after.collection_id)
                 revision = 0 if present is None else present.mod_revision
+                # The collection is written as it is: when its models change at the same moment, one
+                # of the two commits fails.
+                same = Put(collection.key, encode_value(collection.value))
                 await self._commit(
-                    [Put(key, encode_value(after))],
+                    [Put(key, encode_value(after)), same],
                     [Compare(key, revision), Compare(collection.key, collection.mod_revision)],
                 )
                 _log_step(collection.value, after)

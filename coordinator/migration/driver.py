@@ -14,7 +14,7 @@ from annheal.coordinator.data_path.router import Router
 from annheal.coordinator.election import Leadership
 from annheal.coordinator.leader.observation import observe_shards
 from annheal.coordinator.migration.book import MigrationBook
-from annheal.coordinator.migration.coverage import RowsOf, coverage_of, model_rows
+from annheal.coordinator.migration.coverage import RowsOf, coverage_of
 from annheal.coordinator.migration.plan import MigrationRound, plan_round
 from annheal.errors import Conflict
 from annheal.metastore.table import Stored
@@ -50,7 +50,7 @@ class MigrationDriver:
         observe_timeout_s: float,
         wall_clock: Clock,
         new_id: NewId,
-        rows_of: RowsOf = model_rows,
+        rows_of: RowsOf,
     ) -> None:
         self._catalog = catalog
         self._router = router

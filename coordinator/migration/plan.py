@@ -95,7 +95,7 @@ def plan_round(
         gone = not having and not unfinished and not coverage.shards_unreported
         advance = Event.FINISHED if gone and not migration.paused else None
         return MigrationRound(seen, purges, cancel, advance)
-    stop = "" if migration.paused else _why_stop(migration, seen)
+    stop = "" if migration.paused else _why_stop(migration, seen, collection)
     if stop or migration.paused:
         return MigrationRound(seen, stop=stop)
     left = segments_left(seen, collection, coverage)
@@ -203,7 +203,9 @@ def _advance(
     return Event.COVERED if done else None
 
 
-def _why_stop(migration: Migration, seen: Migration) -> str:
+def _why_stop(migration: Migration, seen: Migration, collection: Collection) -> str:
+    if migration.to_model in collection.removed:
+        return f"model {migration.to_model!r} was removed from the collection; abort"
     if len(seen.segments) >= SEGMENTS_COUNTED_MAX:
         return (
             f"{SEGMENTS_COUNTED_MAX} segments or more have records that cannot be embedded; mend"

@@ -5,11 +5,13 @@ from __future__ import annotations
 from annheal.coordinator.app import Coordinator
 from annheal.coordinator.service.admin import AdminServicer
 from annheal.coordinator.service.collections import CollectionServicer
+from annheal.coordinator.service.migrations import MigrationServicer
 from annheal.coordinator.service.records import RecordServicer
 from annheal.coordinator.service.search import SearchServicer
 from annheal.rpc.methods import (
     ADMIN_SERVICE,
     COLLECTION_SERVICE,
+    MIGRATION_SERVICE,
     RECORD_SERVICE,
     SEARCH_SERVICE,
 )
@@ -27,6 +29,7 @@ def services(coordinator: Coordinator, *, metrics: Metrics | None = None) -> dic
         RECORD_SERVICE: RecordServicer(coordinator, counted),
         SEARCH_SERVICE: SearchServicer(coordinator, counted),
         ADMIN_SERVICE: AdminServicer(coordinator),
+        MIGRATION_SERVICE: MigrationServicer(coordinator.migrations),
     }
 
 

@@ -6,7 +6,7 @@ from annheal.coordinator.app import Coordinator
 from annheal.coordinator.service.pages import page_rows
 from annheal.rpc.server import Context, deadline_of
 from annheal.v1 import collections_pb2
-from annheal.wire import collections as wire_collections
+from annheal.wire.lifecycle import collections as wire_collections
 
 
 class CollectionServicer:

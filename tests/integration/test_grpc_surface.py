@@ -24,6 +24,7 @@ PUBLIC = {
     "annheal.v1.RecordService": "Upsert",
     "annheal.v1.SearchService": "Search",
     "annheal.v1.AdminService": "ListSegments",
+    "annheal.v1.MigrationService": "StartMigration",
 }
 ROWS = 4_000
 

@@ -25,9 +25,9 @@ from annheal.rpc.channel import Connection
 from annheal.rpc.methods import Method, RequestT, ResponseT
 from annheal.rpc.server import RpcServer
 from annheal.v1 import collections_pb2, search_pb2, session_pb2
-from annheal.wire import collections as wire_collections
 from annheal.wire import records as wire_records
 from annheal.wire import search as wire_search
+from annheal.wire.lifecycle import collections as wire_collections
 from annheal.wire.records import GivenVectors
 from tests.support.memory_cluster import DIMENSION, MemoryCluster, batch, memory_cluster, spec
 

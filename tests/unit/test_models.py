@@ -34,10 +34,10 @@ from annheal.model.validation import (
     validate_patch,
 )
 from annheal.v1 import collections_pb2, columns_pb2, records_pb2
-from annheal.wire import collections as wire
 from annheal.wire import records
 from annheal.wire import search as wire_search
 from annheal.wire.columns import decode_record_set, encode_record_set, encode_vectors
+from annheal.wire.lifecycle import collections as wire
 from annheal.wire.records import GivenVectors
 from annheal.wire.search import PublicSearch
 from tests.support.memory_cluster import memory_cluster, soon, spec, started

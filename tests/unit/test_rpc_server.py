@@ -25,12 +25,20 @@ from annheal.v1 import (
     admin_pb2,
     collections_pb2,
     internal_pb2,
+    migration_pb2,
     records_pb2,
     search_pb2,
 )
 from tests.support.ports import LOOPBACK
 
-FILES = (admin_pb2, collections_pb2, internal_pb2, records_pb2, search_pb2)
+FILES = (
+    admin_pb2,
+    collections_pb2,
+    internal_pb2,
+    migration_pb2,
+    records_pb2,
+    search_pb2,
+)
 Behaviour = Callable[[search_pb2.SearchRequest, Context], Awaitable[search_pb2.SearchResponse]]
 
 

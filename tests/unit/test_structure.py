@@ -17,8 +17,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 SERVICES = ("cli", "compactor", "coordinator", "shard_node")
 ROOMS_MAX = 14
+GENERATED = "annheal.v1"  # as many modules as there are protos
 # Not rooms of `annheal/`: generated code, and the links to the services' folders.
-NOT_COUNTED = frozenset({"annheal.v1", *(f"annheal.{name}" for name in SERVICES)})
+NOT_COUNTED = frozenset({GENERATED, *(f"annheal.{name}" for name in SERVICES)})
 
 
 @cache
@@ -83,7 +84,7 @@ def why(steps: list[str]) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("folder", folders())
+@pytest.mark.parametrize("folder", [one for one in folders() if one != GENERATED])
 def test_no_folder_has_more_rooms_than_one_picture_shows(folder: str) -> None:
     counted = rooms(folder) - NOT_COUNTED
     assert len(counted) <= ROOMS_MAX, f"group them by concern: {sorted(counted)}"

@@ -22,7 +22,7 @@ from annheal.recall import RecallMemory, decode_memory, encode_memory
 from annheal.recall.estimating import recall_estimate, tail_estimate
 from annheal.recall.interval import mean_interval
 from annheal.shard_node.recall.ef_control import ABOVE_RUNS, EfState, next_state, with_answers
-from annheal.wire import collections
+from annheal.wire.lifecycle import collections
 from annheal.wire.recall import decode_recall_summary, encode_recall_summary
 from tests.support.recall_reports import report
 from tests.unit.test_health_checks import finding

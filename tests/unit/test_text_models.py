@@ -20,7 +20,7 @@ from annheal.model.collection import Collection, Metric, ModelSpec
 from annheal.model.texts.spec import EmbedderSpec, Pooling, TextModel, embedder_violations
 from annheal.model.texts.template import parse_template
 from annheal.v1 import collections_pb2
-from annheal.wire import collections as wire
+from annheal.wire.lifecycle import collections as wire
 
 SPEC = EmbedderSpec(
     "openai",

@@ -109,6 +109,18 @@ CALLS: Calls = {
     "drain": lambda c: c.drain("n"),
     "undrain": lambda c: c.undrain("n"),
     "move_shard": lambda c: c.move_shard("c", 0, "n"),
+    "plan_migration": lambda c: c.plan_migration("c", "m"),
+    "start_migration": lambda c: c.start_migration("c", "m", who="w"),
+    "migration": lambda c: c.migration("c"),
+    "migrations": lambda c: c.migrations(),
+    "update_migration": lambda c: c.update_migration("c", {"tasks_max": 1}, who="w"),
+    "pause_migration": lambda c: c.pause_migration("c", who="w"),
+    "resume_migration": lambda c: c.resume_migration("c", who="w"),
+    "validate_migration": lambda c: c.validate_migration("c", who="w"),
+    "commit_migration": lambda c: c.commit_migration("c", who="w"),
+    "rollback_migration": lambda c: c.rollback_migration("c", who="w"),
+    "abort_migration": lambda c: c.abort_migration("c", who="w"),
+    "purge_migration": lambda c: c.purge_migration("c", who="w"),
 }
 NO_CALL = {"close", "suspend", "session", "address", "embed"}
 """What asks no server; `embed` computes here."""
@@ -223,6 +235,19 @@ COMMANDS: dict[str, list[str]] = {
     "drain": ["n"],
     "undrain": ["n"],
     "move": ["c/0", "n"],
+    "migrate plan": ["c", "--to", "m"],
+    "migrate start": ["c", "--to", "m"],
+    "migrate list": [],
+    "migrate status": ["c"],
+    "migrate watch": ["c"],
+    "migrate set": ["c", "tasks_max=1"],
+    "migrate pause": ["c"],
+    "migrate resume": ["c"],
+    "migrate validate": ["c"],
+    "migrate commit": ["c", "--yes"],
+    "migrate rollback": ["c"],
+    "migrate abort": ["c", "--yes"],
+    "migrate purge": ["c", "--yes"],
 }
 SERVERS = {"up", "serve coordinator", "serve shard-node", "serve compactor"}
 LOCAL = {"version", "kernels build", "kernels status"}

@@ -56,8 +56,9 @@ from annheal.model.topology.shard import (
 from annheal.model.topology.state import SegmentState, ShardState
 from annheal.model.topology.task import CompactionTask, TaskClaim, TaskPhase, TaskReason
 from annheal.v1 import admin_pb2, collections_pb2, filter_pb2, records_pb2, search_pb2
-from annheal.wire import admin, collections, enums, internal, records, search
+from annheal.wire import admin, enums, internal, records, search
 from annheal.wire.filters import decode_filter, encode_filter
+from annheal.wire.lifecycle import collections
 from annheal.wire.session import encode_session
 
 COLLECTION = Collection(

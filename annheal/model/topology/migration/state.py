@@ -183,6 +183,10 @@ class Migration:
         """The model that answers searches in this phase."""
         return self.to_model if self.phase in NEW_SERVES else self.from_model
 
+    def needs(self, model: str) -> bool:
+        """Return whether it has not ended and is from or to `model`."""
+        return not self.ended and model in (self.from_model, self.to_model)
+
     @property
     def started_at_s(self) -> float:
         """When it was started, in seconds since the epoch."""

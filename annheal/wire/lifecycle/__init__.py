@@ -1,0 +1,1 @@
+"""Collections, and what happens to them while they live."""
