@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final, TypeAlias, TypeVar
 
 import numpy as np
@@ -24,7 +25,8 @@ from annheal.model.values.ids import id_texts
 from annheal.model.values.payloads import payload_column
 from annheal.model.values.rows import rows_of
 from annheal.model.values.unfit import UnfitValue, shown
-from annheal.model.values.vectors import single_vector, vector_matrix
+from annheal.model.values.vectors import matrix_with_gaps, single_vector, vector_matrix
+from annheal.wire.records import GivenVectors
 
 FilterInput: TypeAlias = str | Filter | None
 """A filter expression (docs/filters.md), or a tree of `annheal.model.filter` nodes."""
@@ -39,7 +41,8 @@ VersionsInput: TypeAlias = Sequence[int | None] | npt.NDArray[np.integer[Any]] |
 ValueT = TypeVar("ValueT")
 
 _ROW_FIELD: Final = re.compile(
-    r"(ids|vectors|texts|records|payloads|if_versions|attributes\.[^\[\]]+)\[(\d+)\]"
+    r"(ids|vectors(?:\['[^']*'\])?|texts|records|payloads|if_versions|attributes\.[^\[\]]+)"
+    r"\[(\d+)\]"
 )
 """Fields of rows as `annheal.model.validation` names them; the wire's own begin with `columns`."""
 VERSION_MAX: Final = 2**63 - 1
@@ -50,7 +53,9 @@ def as_filter(filter: FilterInput) -> Filter | None:
     """Return the tree; raises `InvalidArgument` with the place of what is wrong in it."""
     if filter is None:
         return None
-    return checked_tree(parse_expression(filter) if isinstance(filter, str) else filter)
+    if isinstance(filter, str):
+        filter = parse_expression(as_text(filter, "filter"))
+    return checked_tree(filter)
 
 
 def as_projection(include: Iterable[str] | str | None) -> Projection:
@@ -91,6 +96,67 @@ def as_ids(ids: Iterable[Any], *, field: str = "ids", ordered: bool = False) -> 
 def as_matrix(vectors: Any, *, field: str = "vectors") -> npt.NDArray[Any]:
     """Return vectors as an (n, d) array of numbers, of whatever type they have."""
     return _named(field, lambda: vector_matrix(vectors))
+
+
+def as_model_vectors(
+    given: Any, *, model: str | None, rows: int, field: str = "vectors"
+) -> tuple[GivenVectors, ...]:
+    """Return the vectors of `model`, without a name of the serving one, or those of a mapping.
+
+    In a mapping None says that a record has no vector of the model.
+    """
+    if not isinstance(given, Mapping):
+        tag = "" if model is None else as_text(model, "model")
+        found = [GivenVectors(tag, as_matrix(given, field=field))]
+    else:
+        if model is not None:
+            raise InvalidArgument.of("model", f"is given, but {field} name their models: leave one")
+        if not given:
+            raise InvalidArgument.of(field, "name no model; give a matrix for at least one")
+        found = [_of_model(name, vectors, field=field) for name, vectors in given.items()]
+    for one in found:
+        if len(one.vectors) != rows:
+            place = field if not isinstance(given, Mapping) else f"{field}[{one.model!r}]"
+            raise InvalidArgument.of(place, f"has {len(one.vectors)} rows for {rows} ids")
+    return tuple(found)
+
+
+def check_some_vector(given: Sequence[GivenVectors]) -> None:
+    """Raise `InvalidArgument` for a record without a vector of any model."""
+    gaps = [one.absent for one in given if one.absent is not None]
+    if not gaps or len(gaps) < len(given):
+        return
+    without = np.logical_and.reduce(gaps)
+    if without.any():
+        row = int(without.argmax())
+        raise InvalidArgument.of(
+            f"vectors[{row}]", "is missing for every model; a record needs one vector at least"
+        )
+
+
+def _of_model(name: Any, vectors: Any, *, field: str) -> GivenVectors:
+    model = as_text(name, f"{field}.keys()")
+    if not model:
+        raise InvalidArgument.of(f"{field}.keys()", "holds an empty name; name the model")
+    place = f"{field}[{model!r}]"
+    return GivenVectors(model, *_named(place, lambda: matrix_with_gaps(vectors)))
+
+
+def as_models(model: Any, projection: Projection) -> tuple[Projection, bool]:
+    """Return what to read with the models whose vectors are wanted, and whether they are several.
+
+    `model` is one name, a sequence of names, or None for the serving one.
+    """
+    if model is None:
+        return projection, False
+    if not projection.vector:
+        raise InvalidArgument.of("model", 'is given, but no vectors are read: include "vector"')
+    if isinstance(model, str):
+        return replace(projection, models=(as_text(model, "model"),)), False
+    names = as_texts(model, field="model")
+    if not names:
+        raise InvalidArgument.of("model", "names no model; leave it out for the serving one")
+    return replace(projection, models=tuple(names)), True
 
 
 def as_vector(vector: Any, *, field: str = "vector") -> npt.NDArray[np.float32]:

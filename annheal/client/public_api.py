@@ -53,7 +53,7 @@ from annheal.wire.admin import decode_cluster_health
 from annheal.wire.lifecycle import collections as wire_collections
 from annheal.wire.lifecycle import migration as wire_migration
 from annheal.wire.recall import decode_audits, decode_recall_summary, decode_worst
-from annheal.wire.records import Written
+from annheal.wire.records import GivenVectors, Written
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,11 +191,10 @@ class PublicApi:
         collection: str,
         *,
         ids: Sequence[str],
-        vectors: npt.NDArray[np.floating[Any]] | None,
+        vectors: Sequence[GivenVectors],
         texts: Sequence[str] | None,
         attributes: Mapping[str, Any],
         payloads: pa.BinaryArray | None,
-        model: str,
         if_versions: Versions | None = None,
         timeout_s: float,
     ) -> Written:
@@ -203,11 +202,10 @@ class PublicApi:
         request = wire_records.encode_upsert(
             collection,
             ids=ids,
-            vectors=vectors,
+            further=vectors,
             texts=texts,
             attributes=attributes,
             payloads=payloads,
-            model=model,
         )
         if if_versions is not None:
             conditional = wire_records.encode_upsert_if(request, if_versions=if_versions)
@@ -221,10 +219,9 @@ class PublicApi:
         collection: str,
         *,
         ids: Sequence[str],
-        vectors: npt.NDArray[np.floating[Any]] | None,
+        vectors: Sequence[GivenVectors],
         attributes: Mapping[str, Any],
         payloads: pa.BinaryArray | None,
-        model: str,
         if_versions: Versions | None,
         timeout_s: float,
     ) -> Written:
@@ -232,10 +229,9 @@ class PublicApi:
         request = wire_records.encode_update(
             collection,
             ids=ids,
-            vectors=vectors,
+            further=vectors,
             attributes=attributes,
             payloads=payloads,
-            model=model,
             if_versions=if_versions,
         )
         response = await self._call(methods.UPDATE, request, timeout_s=timeout_s)

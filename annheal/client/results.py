@@ -22,8 +22,9 @@ from annheal.model.write import VersionConflict
 class Record:
     """One record as it was read; what was not asked for is None.
 
-    `attributes` holds the values that are there; `vector` is (d,) float32. `version` grows with
-    every write to the record.
+    `attributes` holds the values that are there; `vector` is (d,) float32, None if the record has
+    none of the model. `vectors` has those of several models that were asked for, None for one that
+    it lacks. `version` grows with every write to the record.
     """
 
     id: str
@@ -31,6 +32,7 @@ class Record:
     payload: Any = None
     vector: npt.NDArray[np.float32] | None = None
     version: int | None = None
+    vectors: Mapping[str, npt.NDArray[np.float32] | None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +51,17 @@ class Records(Sequence[Record]):
     """Records in columns; indexing gives one as a `Record`.
 
     `attributes` is a `pyarrow.RecordBatch`, `payloads` a `pyarrow.BinaryArray` of JSON, `vectors`
-    (n, d) float32, `versions` (n,) int64; each is None when it was not asked for. `cursor`
+    (n, d) float32, `versions` (n,) int64; each is None when it was not asked for. A vector of NaN:
+    the record has none of the model `model`. `cursor`
     continues the scan that returned them; empty behind the last page, and where they come from no
     scan.
     """
 
-    __slots__ = ("_columns", "cursor")
+    __slots__ = ("_by_model", "_columns", "cursor")
 
-    def __init__(self, columns: RecordSet, *, cursor: str = "") -> None:
+    def __init__(self, columns: RecordSet, *, cursor: str = "", by_model: bool = False) -> None:
         self._columns = columns
+        self._by_model = by_model
         self.cursor = cursor
 
     @property
@@ -77,8 +81,18 @@ class Records(Sequence[Record]):
 
     @property
     def vectors(self) -> Float32Matrix | None:
-        """(n, d) float32."""
+        """(n, d) float32, of the first model if several were asked for."""
         return self._columns.vectors
+
+    @property
+    def model(self) -> str:
+        """The model of `vectors`; empty if they were not asked for."""
+        return self._columns.model
+
+    @property
+    def vectors_by_model(self) -> dict[str, Float32Matrix]:
+        """The vectors of every model that was asked for, (n, d) float32."""
+        return vectors_by_model(self._columns)
 
     @property
     def versions(self) -> Versions | None:
@@ -106,8 +120,9 @@ class Records(Sequence[Record]):
             columns.ids[row],
             attributes_at(columns, row),
             payload_at(columns, row),
-            None if columns.vectors is None else columns.vectors[row],
+            None if self._by_model else vector_at(columns.vectors, row),
             version_at(columns, row),
+            _vectors_at(columns, row) if self._by_model else None,
         )
 
 
@@ -189,7 +204,7 @@ class SearchResult(Sequence[Hit]):
             float(self.scores[rank]),
             attributes_at(columns, row),
             payload_at(columns, row),
-            None if columns.vectors is None else columns.vectors[row],
+            vector_at(columns.vectors, row),
             version_at(columns, row),
         )
 
@@ -289,6 +304,24 @@ def attributes_at(columns: RecordSet, row: int) -> dict[str, Any] | None:
         return None
     values = ((name, value_at(table.column(i), row)) for i, name in enumerate(table.schema.names))
     return {name: value for name, value in values if value is not None}
+
+
+def vectors_by_model(columns: RecordSet) -> dict[str, Float32Matrix]:
+    """Return the vectors of every model that was read, (n, d) float32."""
+    own = {} if columns.vectors is None else {columns.model: columns.vectors}
+    return own | {one.model: one.vectors for one in columns.further}
+
+
+def vector_at(vectors: Float32Matrix | None, row: int) -> npt.NDArray[np.float32] | None:
+    """Return the vector of one row; None: it has none."""
+    if vectors is None:
+        return None
+    found: npt.NDArray[np.float32] = vectors[row]
+    return None if len(found) and np.isnan(found[0]) else found
+
+
+def _vectors_at(columns: RecordSet, row: int) -> dict[str, npt.NDArray[np.float32] | None]:
+    return {name: vector_at(one, row) for name, one in vectors_by_model(columns).items()}
 
 
 def version_at(columns: RecordSet, row: int) -> int | None:

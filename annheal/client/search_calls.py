@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -28,11 +28,14 @@ from annheal.client.inputs import (
 from annheal.client.public_api import ReadFreshness
 from annheal.client.results import SearchBatch, SearchResult
 from annheal.errors import InvalidArgument
+from annheal.model.collection import Collection
 from annheal.model.measures.recall_tags import checked_tag
 from annheal.model.search import Consistency, SearchOptions
 from annheal.model.session import SessionToken
 from annheal.runtime.deadline import Deadline
 from annheal.wire.search import SearchResult as FlatResult
+
+FoundT = TypeVar("FoundT")
 
 
 class SearchCalls:
@@ -72,9 +75,10 @@ class SearchCalls:
                 or `text`. The server embeds a text if the collection's model has an embedder;
                 otherwise this process does (it needs the extra `text`, and the collection must
                 hold that model's vectors).
-            model: the model that made `vector`, or that shall embed `text` (by default the
-                collection's, or without an embedder "minilm_l6"). A collection of another model
-                refuses the query: vectors of two models cannot be compared.
+            model: the model that made `vector`, that shall embed `text`, or whose vector of the
+                record `id` is the query; by default the serving one. The answer comes from its
+                vectors only. A model that the collection does not have is refused: vectors of two
+                models cannot be compared.
             k: hits wanted, 1 to 16,384.
             filter: an expression such as `"year >= 2024 and ecosystem = 'pypi'"`, or a tree.
             include: what to return beside id and score: any of "attributes", "payload", "vector",
@@ -108,8 +112,9 @@ class SearchCalls:
         deadline = self._connection.deadline(timeout_s)
         if sum(given is not None for given in (vector, id, text)) != 1:
             raise InvalidArgument.of("vector", "give exactly one of vector, id and text")
+        tag = None if model is None else as_text(model, "model")
         if id is not None:
-            _refuse_model(model, "id")
+            options = replace(options, model=tag or "")
             ids = [as_text(id, "id")]
             with _named_once():
                 found = await self._search(
@@ -118,23 +123,27 @@ class SearchCalls:
             return found[0]
         if text is not None:
             texts = [as_text(text, "text")]
-            if await self._server_embeds(collection, model, deadline):
-                options = replace(options, model=_vectors_model(model))
+            if await self._server_embeds(collection, tag, deadline):
+                options = replace(options, model=tag or "")
                 with _named_once():
                     found = await self._search(
                         collection, options, None, (), deadline, consistency, session,
                         allow_partial, texts=texts,
                     )  # fmt: skip
                 return found[0]
-            options = replace(options, model=_embedder_name(model))
-            query = (await self._embedded(collection, texts, options.model, deadline))[0]
+            tag, queries = await self._embedded(collection, texts, tag, deadline)
+            query = queries[0]
         else:
-            options = replace(options, model=_vectors_model(model))
             query = as_vector(vector)
-        with _named_once():
+
+        async def tagged(model: str) -> SearchResult:
             return await self._search_one(
-                collection, options, query, deadline, consistency, session, allow_partial
-            )
+                collection, replace(options, model=model), query, deadline, consistency, session,
+                allow_partial,
+            )  # fmt: skip
+
+        with _named_once():
+            return await self._of_model(collection, tag, deadline, tagged)
 
     async def _search_one(
         self,
@@ -204,25 +213,54 @@ class SearchCalls:
         names: Sequence[str] = ()
         asked: Sequence[str] = ()
         matrix: npt.NDArray[Any] | None = None
+        tag = None if model is None else as_text(model, "model")
         if ids is not None:
-            _refuse_model(model, "ids")
             names = as_ids(ids)
-        elif texts is not None:
-            if await self._server_embeds(collection, model, deadline):
-                options = replace(options, model=_vectors_model(model))
-                asked = as_texts(texts)
-            else:
-                options = replace(options, model=_embedder_name(model))
-                matrix = await self._embedded(collection, texts, options.model, deadline)
-        else:
-            options = replace(options, model=_vectors_model(model))
+        elif texts is None:
             matrix = as_matrix(vectors)
+        elif await self._server_embeds(collection, tag, deadline):
+            asked = as_texts(texts)
+        else:
+            tag, matrix = await self._embedded(collection, texts, tag, deadline)
         if not names and not asked and (matrix is None or len(matrix) == 0):
             raise InvalidArgument.of("vectors", "holds no query")
-        return await self._search(
-            collection, options, matrix, names, deadline, consistency, session, allow_partial,
-            texts=asked,
-        )  # fmt: skip
+
+        async def tagged(model: str) -> SearchBatch:
+            return await self._search(
+                collection, replace(options, model=model), matrix, names, deadline, consistency,
+                session, allow_partial, texts=asked,
+            )  # fmt: skip
+
+        if matrix is None:  # the server knows best which model serves
+            return await tagged(tag or "")
+        return await self._of_model(collection, tag, deadline, tagged)
+
+    async def _of_model(
+        self,
+        collection: str,
+        model: str | None,
+        deadline: Deadline,
+        search: Callable[[str], Awaitable[FoundT]],
+    ) -> FoundT:
+        """Return `search(model)`, for None the serving model as this client knows it.
+
+        The vectors are then tagged, and never compared with those of a model that serves later.
+        What is known may be a collection that was dropped; another one may have its name by now.
+        """
+        if model is not None:
+            return await search(model)
+        known = await self._connection.collection(
+            as_text(collection, "collection"), deadline=deadline
+        )
+        try:
+            return await search(known.model.name)
+        except InvalidArgument as error:
+            if not any(one.field.endswith(".model") for one in error.violations):
+                raise
+            current = await self._connection.current_collection(collection, deadline=deadline)
+            if current.id == known.id:
+                raise
+            return await search(current.model.name)
 
     async def embed(
         self, texts: Sequence[str], *, model: str | None = None
@@ -248,31 +286,37 @@ class SearchCalls:
         known = await self._connection.collection(
             as_text(collection, "collection"), deadline=deadline
         )
-        if known.text_model(known.model.name) is None and known.model.name != (
-            model or DEFAULT_MODEL
-        ):
-            known = await self._connection.current_collection(collection, deadline=deadline)
-        return known.text_model(known.model.name) is not None
+        if known.text_model(model or known.model.name) is not None:
+            return True
+        if _embedded_here(known, model):
+            return False
+        known = await self._connection.current_collection(collection, deadline=deadline)
+        name = model or known.model.name
+        # Of a model that nobody here knows, a server that embeds says which ones there are.
+        is_strange = known.model_named(name) is None and name not in MODELS
+        return known.text_model(name) is not None or (is_strange and bool(known.text_models))
 
     async def _embedded(
-        self, collection: str, texts: Sequence[str], model: str, deadline: Deadline
-    ) -> npt.NDArray[np.float32]:
-        """Return queries made by the embedder `model`, if the collection holds its vectors.
+        self, collection: str, texts: Sequence[str], tag: str | None, deadline: Deadline
+    ) -> tuple[str, npt.NDArray[np.float32]]:
+        """Return the embedder's name and queries made by it, if the collection has its vectors.
 
         The server refuses the tag as well; here it is known before a model is loaded.
         """
+        model = _embedder_name(tag)
         known = await self._connection.collection(collection, deadline=deadline)
-        if known.model.name != model:
+        if not _embedded_here(known, tag):
             known = await self._connection.current_collection(collection, deadline=deadline)
-        if known.model.name != model:
+        if not _embedded_here(known, tag):
+            held = ", ".join(repr(one.name) for one in known.models)
             raise InvalidArgument.of(
                 "model",
                 f"texts are embedded with {model!r}, but collection {collection!r} holds vectors of"
-                f" {known.model.name!r}, and vectors of two models cannot be compared; there are"
+                f" {held}, and vectors of two models cannot be compared; there are"
                 f" embedders for {', '.join(sorted(MODELS))}: search by vector, or name the model,"
                 " or an embedder of the server, when the collection is created",
             )
-        return await self.embed(texts, model=model)
+        return model, await self.embed(texts, model=model)
 
     async def _search_gathered(
         self, key: SearchKey, vectors: npt.NDArray[np.float32], deadline: Deadline
@@ -363,9 +407,14 @@ def _options(
     )
 
 
-def _vectors_model(model: str | None) -> str:
-    """Return the model of the caller's vectors, empty for the model of the collection."""
-    return "" if model is None else as_text(model, "model")
+def _embedded_here(collection: Collection, model: str | None) -> bool:
+    """Return whether the collection has the model of an embedder of this process.
+
+    Without a name it is that of the default one, which must serve.
+    """
+    if model is None:
+        return collection.model.name == DEFAULT_MODEL
+    return collection.model_named(model) is not None
 
 
 def _embedder_name(model: str | None) -> str:
@@ -374,13 +423,6 @@ def _embedder_name(model: str | None) -> str:
         known = ", ".join(sorted(MODELS))
         raise InvalidArgument.of("model", f"there is no embedder {name!r}; there are {known}")
     return name
-
-
-def _refuse_model(model: str | None, field: str) -> None:
-    if model is not None:
-        raise InvalidArgument.of(
-            "model", f"belongs to vectors and texts; a stored record ({field}) has its own model"
-        )
 
 
 @contextmanager

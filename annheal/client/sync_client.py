@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import threading
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -145,6 +145,7 @@ class Client:
         *,
         filter: FilterInput = None,
         include: Iterable[str] | str | None = "all",
+        model: str | Sequence[str] | None = None,
         page_rows: int = 1_000,
         cursor: str = "",
         timeout_s: float | None = None,
@@ -154,6 +155,7 @@ class Client:
             collection,
             filter=filter,
             include=include,
+            model=model,
             page_rows=page_rows,
             cursor=cursor,
             timeout_s=timeout_s,

@@ -28,6 +28,14 @@ Include = Annotated[
         help="attributes, payload, vector, version, all, or the name of an attribute; repeatable.",
     ),
 ]
+Models = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--model",
+        metavar="NAME",
+        help="The model whose vectors are read, else the serving one; repeatable.",
+    ),
+]
 VECTOR_SHOWN = 4
 MISSING_SHOWN = 5
 
@@ -37,16 +45,32 @@ def get(
     collection: Collection,
     ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Ids.")],
     include: Include = None,
+    model: Models = None,
 ) -> None:
     """Read records by id. Those that do not exist are left out, and the exit code is 3."""
     state = state_of(context)
     with state.client() as client:
-        found = client.get(collection, ids, include=include or ("attributes", "payload"))
+        found = client.get(
+            collection, ids, include=included(include, model), model=one_or_several(model)
+        )
     if found.ids or state.output.is_json:
         state.output.show(as_objects(found), lambda _: render_records(found))
     missing = [one for one in dict.fromkeys(ids) if one not in set(found.ids)]
     if missing:
         raise NotFound(f"collection {collection!r} has no {named(missing)}")
+
+
+def included(include: Sequence[str] | None, model: Sequence[str] | None) -> list[str]:
+    """Return what is read of each record; a model is named for its vectors."""
+    wanted = list(include or ("attributes", "payload"))
+    return wanted if not model or {"vector", "all"} & set(wanted) else [*wanted, "vector"]
+
+
+def one_or_several(model: Sequence[str] | None) -> str | list[str] | None:
+    """Return one name as a text: its vectors are shown without the name."""
+    if not model:
+        return None
+    return model[0] if len(model) == 1 else list(model)
 
 
 def named(ids: Sequence[str]) -> str:
@@ -94,6 +118,7 @@ def scan(
     collection: Collection,
     filter: Filter = None,
     include: Include = None,
+    model: Models = None,
     limit: Annotated[
         int | None, typer.Option("--limit", "-n", min=1, help="Stop after this many records.")
     ] = None,
@@ -105,11 +130,18 @@ def scan(
     state = state_of(context)
     left = limit
     with state.client(endless=True) as client:
-        wanted = list(include or ("attributes", "payload"))
+        wanted = included(include, model)
         if "all" in wanted and "version" not in wanted:
             wanted = ["attributes", "payload", "vector"]
         page_rows = min(limit or 1_000, 1_000)
-        for page in client.scan(collection, filter=filter, include=wanted, page_rows=page_rows):
+        pages = client.scan(
+            collection,
+            filter=filter,
+            include=wanted,
+            model=one_or_several(model),
+            page_rows=page_rows,
+        )
+        for page in pages:
             records = list(page if left is None else page[:left])
             if state.output.is_json:
                 for record in records:
@@ -124,7 +156,11 @@ def scan(
 
 
 def as_object(record: Record | Hit) -> dict[str, Any]:
-    """Return a record or hit as JSON shows it: what was not asked for is left out."""
+    """Return a record or hit as JSON shows it: what was not asked for is left out.
+
+    Where several models were asked for, `vector` has the vector of each, null for one that the
+    record lacks.
+    """
     shown: dict[str, Any] = {"id": record.id}
     if record.attributes is not None:
         shown["attributes"] = record.attributes
@@ -132,6 +168,8 @@ def as_object(record: Record | Hit) -> dict[str, Any]:
         shown["payload"] = record.payload
     if record.vector is not None:
         shown["vector"] = record.vector
+    if isinstance(record, Record) and record.vectors is not None:
+        shown["vector"] = record.vectors
     if record.version is not None:
         shown["version"] = record.version
     return shown
@@ -148,23 +186,30 @@ def render_records(records: Records) -> RenderableType:
     columns = ["ID", *(name.upper() for name in names)]
     if records.payloads is not None:
         columns.append("PAYLOAD")
-    if records.vectors is not None:
-        columns.append("VECTOR")
+    models = list(records.vectors_by_model)
+    columns += ["VECTOR"] if len(models) == 1 else [f"VECTOR {name}" for name in models]
     if records.versions is not None:
         columns.append("VERSION")
     with_payload = records.payloads is not None
-    return table(columns, (row_of(one, names, with_payload=with_payload) for one in records))
+    rows = (row_of(one, names, models, with_payload=with_payload) for one in records)
+    return table(columns, rows)
 
 
-def row_of(record: Record, names: list[str], *, with_payload: bool) -> list[object]:
+def row_of(
+    record: Record, names: list[str], models: list[str], *, with_payload: bool
+) -> list[object]:
     """Return the cells of a record: its id, its attributes, and what else was asked for."""
     attributes = record.attributes or {}
     cells: list[object] = [record.id, *(_shown(attributes.get(name)) for name in names)]
     if with_payload:
         cells.append(None if record.payload is None else to_json(record.payload))
-    if record.vector is not None:
-        head = ", ".join(f"{value:.4f}" for value in record.vector[:VECTOR_SHOWN])
-        cells.append(f"[{head}, … {len(record.vector)}]")
+    vectors = {model: record.vector for model in models} | dict(record.vectors or {})
+    for vector in vectors.values():
+        if vector is None:
+            cells.append(None)
+            continue
+        head = ", ".join(f"{value:.4f}" for value in vector[:VECTOR_SHOWN])
+        cells.append(f"[{head}, … {len(vector)}]")
     if record.version is not None:
         cells.append(str(record.version))
     return cells

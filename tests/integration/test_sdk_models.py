@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from itertools import count
 from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -14,7 +16,10 @@ from annheal.cli.__main__ import hoist
 from annheal.cli.app import app
 from annheal.cli.exit_codes import ExitCode
 from annheal.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
+from annheal.model.records import Float32Matrix
 from tests.support.cluster import EmbeddedServer
+
+_numbers = count()
 
 
 @pytest.fixture
@@ -59,6 +64,164 @@ def test_models_are_added_described_and_removed(client: Client) -> None:
     with pytest.raises(AlreadyExists, match="another name"):
         client.add_model(name, "new/v2", 8, metric="l2")
     client.drop_collection(name)
+
+
+ROWS = 50
+IDS = [f"r{row:02}" for row in range(ROWS)]
+OLD = np.random.default_rng(1).standard_normal((ROWS, 6)).astype(np.float32)
+NEW = np.random.default_rng(2).standard_normal((ROWS, 3)).astype(np.float32)
+WITHOUT_NEW, WITHOUT_OLD = set(range(0, ROWS, 5)), set(range(1, ROWS, 5))
+
+
+def gapped(vectors: Float32Matrix, without: set[int]) -> list[Float32Matrix | None]:
+    return [None if row in without else vectors[row] for row in range(ROWS)]
+
+
+@pytest.fixture
+def two(client: Client) -> Iterator[str]:
+    """A collection of two models; some records lack the one, some the other."""
+    name = f"models-{next(_numbers)}"
+    client.create_collection(
+        name, 6, metric="l2", model="old", shard_count=2, attributes={"row": "int64"}
+    )
+    client.add_model(name, "new", 3, metric="inner_product")
+    client.upsert(
+        name,
+        IDS,
+        {"new": gapped(NEW, WITHOUT_NEW), "old": gapped(OLD, WITHOUT_OLD)},
+        attributes={"row": range(ROWS)},
+        payloads=[{"row": row} for row in range(ROWS)],
+        batch_rows=7,
+    )
+    yield name
+    client.drop_collection(name)
+
+
+def nearest_old(query: Float32Matrix, vectors: dict[str, Float32Matrix]) -> list[str]:
+    return sorted(vectors, key=lambda one: (float(((vectors[one] - query) ** 2).sum()), one))
+
+
+def check_reads(client: Client, name: str, stored: dict[str, dict[str, Float32Matrix]]) -> None:
+    """Every read agrees with `stored`, the vectors by model and id."""
+    query = np.ones(6, dtype=np.float32)
+    expected = nearest_old(query, stored["old"])
+    for model in (None, "old"):
+        found = client.search(name, query, k=ROWS, model=model, include="vector")
+        assert found.ids == expected
+        for hit in found:
+            np.testing.assert_array_equal(hit.vector, stored["old"][hit.id])
+    dots = {one: float(vector.sum()) for one, vector in stored["new"].items()}
+    by_new = client.search(name, np.ones(3), k=ROWS, model="new", include="vector")
+    assert by_new.ids == sorted(dots, key=lambda one: (-dots[one], one))
+    for hit in by_new:
+        np.testing.assert_array_equal(hit.vector, stored["new"][hit.id])
+    batch = client.search_batch(name, ids=sorted(stored["new"])[:3], model="new", k=1)
+    assert len(batch) == 3
+
+    everything = client.get(name, IDS, model=["new", "old"])
+    pages = [one for page in client.scan(name, model=["new", "old"]) for one in page]
+    assert sorted(one.id for one in pages) == sorted(one.id for one in everything)
+    for record in (*everything, *pages):
+        assert record.vectors is not None
+        for model, vector in record.vectors.items():
+            wanted = stored[model].get(record.id)
+            assert (vector is None) == (wanted is None), (record.id, model)
+            assert wanted is None or np.array_equal(np.asarray(vector), wanted)
+        assert record.payload == {"row": int(record.id[1:])}
+    for model, vectors in stored.items():
+        for record in client.get(name, IDS, model=model):
+            assert (record.vector is None) == (record.id not in vectors)
+
+
+def test_records_have_vectors_of_two_models_in_memory_and_in_segments(
+    client: Client, two: str
+) -> None:
+    stored = {
+        "old": {IDS[row]: OLD[row] for row in range(ROWS) if row not in WITHOUT_OLD},
+        "new": {IDS[row]: NEW[row] for row in range(ROWS) if row not in WITHOUT_NEW},
+    }
+    check_reads(client, two, stored)
+    client.flush(two)
+    check_reads(client, two, stored)
+
+    # One model's vector is set, the rest stays; whole records are replaced, with what they had.
+    lacked = sorted(WITHOUT_NEW)
+    client.update(two, [IDS[row] for row in lacked], vectors=NEW[lacked], model="new")
+    stored["new"] |= {IDS[row]: NEW[row] for row in lacked}
+    client.update(two, [IDS[2], IDS[3]], vectors={"old": [OLD[0], None], "new": [None, NEW[0]]})
+    stored["old"][IDS[2]], stored["new"][IDS[3]] = OLD[0], NEW[0]
+    client.upsert(two, [IDS[4]], [OLD[5]], attributes={"row": [4]}, payloads=[{"row": 4}])
+    stored["old"][IDS[4]] = OLD[5]
+    del stored["new"][IDS[4]]
+    check_reads(client, two, stored)
+    client.flush(two)
+    client.compact(two, full=True)
+    check_reads(client, two, stored)
+
+
+def test_vectors_of_another_model_are_refused_with_those_there_are(
+    client: Client, two: str
+) -> None:
+    there = r"'old' \(6 floats\), 'new' \(3 floats\)"
+    for call in (
+        lambda: client.search(two, np.ones(6), model="other"),
+        lambda: client.search(two, id=IDS[2], model="other"),
+        lambda: client.upsert(two, ["a"], np.ones((1, 6)), model="other"),
+        lambda: client.update(two, [IDS[0]], vectors={"other": [[1.0]]}),
+    ):
+        with pytest.raises(InvalidArgument, match=there):
+            call()
+    with pytest.raises(InvalidArgument, match="did you mean new"):
+        client.get(two, IDS, model="nwe")
+    for call in (
+        lambda: client.search(two, np.ones(3)),
+        lambda: client.upsert(two, ["a"], np.ones((1, 3))),
+        lambda: client.upsert(two, ["a"], {"new": np.ones((1, 6))}),
+    ):
+        with pytest.raises(InvalidArgument, match=r"has dimension \d; embed with that model"):
+            call()
+    with_nan = NEW.copy()
+    with_nan[41, 0] = np.nan
+    with pytest.raises(InvalidArgument, match=r"vectors\['new'\]\[41\]: holds nan"):
+        client.upsert(two, IDS, {"old": OLD, "new": with_nan})
+    with pytest.raises(InvalidArgument, match=r"vectors\[1\]: is missing for every model"):
+        client.upsert(two, ["a", "b"], {"old": [OLD[0], None]})
+    with pytest.raises(NotFound, match="has no vector of model 'new'"):
+        client.search(two, id=IDS[0], model="new")
+    assert client.count(two) == ROWS
+
+
+def test_a_removed_model_is_not_read_any_more(client: Client, two: str) -> None:
+    client.remove_model(two, "new")
+    with pytest.raises(InvalidArgument, match=r"there are: old"):
+        client.get(two, IDS, model="new")
+    with pytest.raises(InvalidArgument, match="is 'new', but the models"):
+        client.search(two, np.ones(3), model="new")
+    for _ in range(2):
+        found = client.search(two, np.ones(6, dtype=np.float32), k=ROWS)
+        assert len(found) == ROWS - len(WITHOUT_OLD)
+        assert len(client.get(two, IDS)) == ROWS
+        client.flush(two)
+        client.compact(two, full=True)
+
+
+def test_vectors_of_models_on_the_command_line(
+    client: Client, two: str, run: Callable[..., Any], embedded_server: EmbeddedServer
+) -> None:
+    (one,) = run("get", two, IDS[0], "--model", "new")
+    assert "vector" not in one, "it has none"
+    (one,) = run("get", two, IDS[2], "--model", "new")
+    np.testing.assert_array_equal(np.float32(one["vector"]), NEW[2])
+    both = run("get", two, *IDS[:3], "--model", "new", "--model", "old")
+    assert [sorted(name for name, v in r["vector"].items() if v) for r in both] == [
+        ["old"], ["new"], ["new", "old"],
+    ]  # fmt: skip
+    found = run("search", two, "--id", IDS[2], "--model", "new", "-k", "1", "-i", "vector")
+    assert len(found["queries"][0][0]["vector"]) == 3
+    line = ["--address", embedded_server.address, "get", two, *IDS[:3]]
+    shown = CliRunner().invoke(app, hoist([*line, "--model", "new", "--model", "old"]))
+    assert "VECTOR new" in shown.stdout
+    client.flush(two)
 
 
 def test_models_on_the_command_line(client: Client, run: Callable[..., Any]) -> None:

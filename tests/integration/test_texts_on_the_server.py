@@ -155,7 +155,7 @@ async def test_records_row_by_row_have_texts_too(served: Served) -> None:
         with pytest.raises(InvalidArgument, match=r"records\[1\].text: is empty"):
             await connection.call(methods.UPSERT, request, timeout_s=60.0)
         request.records[1].vectors.add().packed = vector_of("b").tobytes()
-        with pytest.raises(InvalidArgument, match=r"records\[0\].vectors: has 0 vectors"):
+        with pytest.raises(InvalidArgument, match=r"records\[0\].vectors: there is none"):
             await connection.call(methods.UPSERT, request, timeout_s=60.0)
 
 

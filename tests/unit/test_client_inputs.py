@@ -7,6 +7,7 @@ from datetime import UTC, date, datetime
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 
@@ -16,16 +17,20 @@ from annheal.client.inputs import (
     as_attributes,
     as_ids,
     as_matrix,
+    as_model_vectors,
     as_payloads,
     as_projection,
     as_schema,
     as_vector,
+    check_some_vector,
+    rows_renamed,
 )
 from annheal.client.records.rows import BATCH_BYTES, Rows, last_of_each, requests
 from annheal.client.results import Records, SearchBatch
 from annheal.errors import InvalidArgument
 from annheal.model.limits import REQUEST_BYTES_MAX
-from annheal.model.records import EVERYTHING, IDS_ONLY, Projection, RecordSet
+from annheal.model.records import EVERYTHING, IDS_ONLY, ModelVectors, Projection, RecordSet
+from annheal.wire.records import GivenVectors
 
 SCHEMA = as_schema(
     {
@@ -130,11 +135,94 @@ def test_projection_by_words() -> None:
 def rows(count: int, *, payloads: list[bytes] | None = None) -> Rows:
     return Rows(
         [f"r{row % 7}" for row in range(count)],
-        np.zeros((count, 4), dtype=np.float32),
+        (GivenVectors("", np.zeros((count, 4), dtype=np.float32)),),
         {"n": pa.array(range(count), pa.int64())},
         None if payloads is None else pa.array(payloads, pa.binary()),
         np.arange(count),
     )
+
+
+def test_vectors_of_models_are_cut_with_their_gaps_and_tagged() -> None:
+    old = np.arange(6, dtype=np.float32).reshape(3, 2)
+    given = as_model_vectors({"old": old, "new": [[1, 2, 3], None, None]}, model=None, rows=3)
+    whole = Rows(["a", "b", "c"], given, {}, None, np.arange(3), serving="old")
+    for part in (whole.cut(0, 2), whole.take(np.array([0, 1]))):
+        one, other = part.tagged
+        assert (one.model, other.model) == ("old", "new")
+        assert np.array_equal(one.vectors, old[:2])
+        assert one.absent is None
+        assert other.absent is not None
+        assert other.absent.tolist() == [False, True]
+    assert [one.model for one in whole.cut(1, 3).tagged] == ["old"], "no row has one of the new"
+    untagged = as_model_vectors(old, model=None, rows=3)
+    (tagged,) = Rows(["a", "b", "c"], untagged, {}, None, np.arange(3), serving="old").tagged
+    assert tagged.model == "old", "the server never has to guess"
+
+
+@pytest.mark.parametrize(
+    ("given", "absent"),
+    [
+        ([None, [1, 2]], [True, False]),
+        (pa.array([None, [1.0, 2.0]], pa.list_(pa.float32())), [True, False]),
+        (pd.Series([None, [1.0, 2.0]]), [True, False]),
+        (np.array([None, [1.0, 2.0]], dtype=object), [True, False]),
+        ((np.ones(2), None), [False, True]),
+    ],
+)
+def test_a_gap_may_be_given_in_any_way(given: Any, absent: list[bool]) -> None:
+    (found,) = as_model_vectors({"m": given}, model=None, rows=2)
+    assert found.absent is not None
+    assert found.absent.tolist() == absent
+    assert found.vectors.shape == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("given", "model", "field", "words"),
+    [
+        ({"m": [[1, 2]]}, "m", "model", "name their models"),
+        ({}, None, "vectors", "name no model"),
+        ({"": [[1, 2], [3, 4]]}, None, "vectors.keys()", "an empty name"),
+        ({"m": [[1, 2]]}, None, "vectors['m']", "has 1 rows for 2 ids"),
+        ({"m": [None, [1, "x"]]}, None, "vectors['m'][1]", "no number,? at position 1"),
+        ([[1, 2]], None, "vectors", "has 1 rows for 2 ids"),
+    ],
+)
+def test_vectors_of_models_that_do_not_fit_are_named(
+    given: Any, model: str | None, field: str, words: str
+) -> None:
+    with pytest.raises(InvalidArgument, match=words) as error:
+        as_model_vectors(given, model=model, rows=2)
+    assert [one.field for one in error.value.violations] == [field]
+
+
+def test_a_record_needs_one_vector() -> None:
+    given = as_model_vectors({"m": [[1], None], "n": [None, None]}, model=None, rows=2)
+    with pytest.raises(InvalidArgument, match=r"vectors\[1\]: is missing for every model"):
+        check_some_vector(given)
+
+
+def test_rows_that_the_server_refuses_are_named_as_the_caller_counts() -> None:
+    rename = rows_renamed(lambda row: row + 100)
+    assert rename("vectors['a/b'][3]") == "vectors['a/b'][103]"
+    assert rename("vectors[3]") == "vectors[103]"
+
+
+def test_records_of_several_models_say_what_they_lack() -> None:
+    nan = np.full((1, 3), np.nan, dtype=np.float32)
+    columns = RecordSet(
+        ids=["a"],
+        vectors=np.ones((1, 2), dtype=np.float32),
+        model="old",
+        further=(ModelVectors("new", nan),),
+    )
+    (record,) = Records(columns, by_model=True)
+    assert record.vector is None
+    assert record.vectors is not None
+    assert record.vectors["new"] is None
+    np.testing.assert_array_equal(record.vectors["old"], [1, 1])
+    assert list(Records(columns).vectors_by_model) == ["old", "new"]
+    (lacking,) = Records(RecordSet(ids=["a"], vectors=nan, model="new"))
+    assert lacking.vector is None
 
 
 def test_the_last_of_equal_ids_wins() -> None:

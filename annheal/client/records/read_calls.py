@@ -11,13 +11,13 @@ import pyarrow as pa
 
 from annheal.client.arguments import as_count, as_text
 from annheal.client.connection import ServerConnection
-from annheal.client.inputs import FilterInput, as_filter, as_ids, as_projection
+from annheal.client.inputs import FilterInput, as_filter, as_ids, as_models, as_projection
 from annheal.client.public_api import ReadFreshness
 from annheal.client.records.parts import parts, rows_from
 from annheal.client.results import Records
 from annheal.errors import InvalidArgument
 from annheal.model.limits import GET_IDS_MAX, SCAN_PAGE_ROWS_MAX
-from annheal.model.records import RecordSet
+from annheal.model.records import ModelVectors, RecordSet
 from annheal.model.search import Consistency
 from annheal.model.session import SessionToken
 from annheal.model.values.answer_size import ANSWER_TOO_LARGE
@@ -34,6 +34,7 @@ class ReadCalls:
         ids: Iterable[str],
         *,
         include: Iterable[str] | str | None = "all",
+        model: str | Sequence[str] | None = None,
         consistency: Consistency | str | None = None,
         session: SessionToken | None = None,
         timeout_s: float | None = None,
@@ -41,9 +42,11 @@ class ReadCalls:
         """Read records by id, in the order of `ids`; those that do not exist are left out.
 
         `include`: any of "attributes", "payload", "vector", "version", names of attributes, or
-        "all". Records that are too large for one answer are read in several.
+        "all". `model`: the model whose vectors are read, without it the serving one, or a list of
+        several. Records that are too large for one answer are read in several.
         """
-        projection, api = as_projection(include), self._connection.api
+        projection, by_model = as_models(model, as_projection(include))
+        api = self._connection.api
         deadline = self._connection.deadline(timeout_s)
         as_text(collection, "collection")
         found: list[RecordSet] = []
@@ -77,7 +80,7 @@ class ReadCalls:
                 pending.extendleft(reversed([(start + first, names) for first, names in smaller]))
             else:
                 found.append(records)
-        return Records(_joined(found))
+        return Records(_joined(found), by_model=by_model)
 
     async def count(
         self,
@@ -109,6 +112,7 @@ class ReadCalls:
         *,
         filter: FilterInput = None,
         include: Iterable[str] | str | None = "all",
+        model: str | Sequence[str] | None = None,
         page_rows: int = 1_000,
         cursor: str = "",
         timeout_s: float | None = None,
@@ -118,11 +122,12 @@ class ReadCalls:
         Every record that lives throughout the scan is seen exactly once. A page has `page_rows`
         records or fewer: it ends where its shard ends, and where its records are large. `cursor` is
         that of a page (`Records.cursor`): the scan goes on behind it, in another process too.
-        `timeout_s` is for each page.
+        `model` is as in `get`, `timeout_s` is for each page.
         """
         as_text(collection, "collection")
         as_count(page_rows, "page_rows", least=1, most=SCAN_PAGE_ROWS_MAX)
-        tree, projection, api = as_filter(filter), as_projection(include), self._connection.api
+        projection, by_model = as_models(model, as_projection(include))
+        tree, api = as_filter(filter), self._connection.api
         while True:
 
             async def page(left_s: float, cursor: str = cursor) -> tuple[RecordSet, str]:
@@ -139,7 +144,7 @@ class ReadCalls:
                 page, deadline=self._connection.deadline(timeout_s)
             )
             if len(records):
-                yield Records(records, cursor=cursor)
+                yield Records(records, cursor=cursor, by_model=by_model)
             if not cursor:
                 return
 
@@ -168,4 +173,15 @@ def _joined(found: Sequence[RecordSet]) -> RecordSet:
         payloads=joined,
         vectors=np.concatenate(vectors) if vectors else None,
         versions=np.concatenate(versions) if versions else None,
+        model=next((part.model for part in found if len(part)), ""),
+        further=_joined_further([part for part in found if len(part)]),
+    )
+
+
+def _joined_further(found: Sequence[RecordSet]) -> tuple[ModelVectors, ...]:
+    if not found:
+        return ()
+    return tuple(
+        ModelVectors(one.model, np.concatenate([part.further[number].vectors for part in found]))
+        for number, one in enumerate(found[0].further)
     )

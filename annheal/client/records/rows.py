@@ -16,7 +16,7 @@ from annheal.client.inputs import (
     VersionsInput,
     as_attributes,
     as_ids,
-    as_matrix,
+    as_model_vectors,
     as_payloads,
     as_texts,
     as_versions,
@@ -25,6 +25,7 @@ from annheal.errors import InvalidArgument
 from annheal.model.collection import Collection
 from annheal.model.limits import REQUEST_BYTES_MAX
 from annheal.model.records import Versions
+from annheal.wire.records import GivenVectors
 
 BATCH_BYTES: Final = 8 << 20
 """Requests are cut at about this size: large ones hold up what shares the connection."""
@@ -36,17 +37,19 @@ class Rows:
 
     What is None is not written; without vectors the server embeds the `texts` of an upsert, or
     those that its source gives. `attributes` are coded for the schema of the collection with the id
-    `coded_for`. `if_versions` are conditions.
+    `coded_for`, and vectors that name no model are of its model `serving`. `if_versions` are
+    conditions.
     """
 
     ids: list[str]
-    vectors: npt.NDArray[Any] | None
+    vectors: tuple[GivenVectors, ...]
     attributes: dict[str, Any]
     payloads: pa.BinaryArray | None
     places: npt.NDArray[np.int64]
     if_versions: Versions | None = None
     coded_for: str = ""
     texts: list[str] | None = None
+    serving: str = ""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -55,13 +58,14 @@ class Rows:
         """Return the rows from `start` to `stop`."""
         return Rows(
             self.ids[start:stop],
-            None if self.vectors is None else self.vectors[start:stop],
+            tuple(_rows_of(one, slice(start, stop)) for one in self.vectors),
             {name: column.slice(start, stop - start) for name, column in self.attributes.items()},
             None if self.payloads is None else self.payloads.slice(start, stop - start),
             self.places[start:stop],
             None if self.if_versions is None else self.if_versions[start:stop],
             self.coded_for,
             None if self.texts is None else self.texts[start:stop],
+            self.serving,
         )
 
     def take(self, rows: npt.NDArray[np.int64]) -> Rows:
@@ -69,13 +73,14 @@ class Rows:
         index: Any = pa.array(rows)
         return Rows(
             [self.ids[row] for row in rows],
-            None if self.vectors is None else self.vectors[rows],
+            tuple(_rows_of(one, rows) for one in self.vectors),
             {name: column.take(index) for name, column in self.attributes.items()},
             None if self.payloads is None else self.payloads.take(index),
             self.places[rows],
             None if self.if_versions is None else self.if_versions[rows],
             self.coded_for,
             None if self.texts is None else [self.texts[row] for row in rows],
+            self.serving,
         )
 
     @property
@@ -83,9 +88,18 @@ class Rows:
         """About the bytes that they take in a request."""
         columns: int = sum(column.nbytes for column in self.attributes.values())
         payloads = 0 if self.payloads is None else self.payloads.nbytes
-        vectors = 0 if self.vectors is None else self.vectors.size * 4
+        vectors = sum(one.vectors.size * 4 for one in self.vectors)
         texts = 0 if self.texts is None else sum(map(len, self.texts))
         return vectors + texts + columns + payloads + 24 * len(self)
+
+    @property
+    def tagged(self) -> tuple[GivenVectors, ...]:
+        """The vectors, each with its model; those of models of which no row has one left out."""
+        return tuple(
+            replace(one, model=one.model or self.serving)
+            for one in self.vectors
+            if one.absent is None or not one.absent.all()
+        )
 
     def halves(self) -> tuple[Rows, Rows]:
         """Return the first and the second half."""
@@ -93,8 +107,13 @@ class Rows:
         return self.cut(0, middle), self.cut(middle, len(self))
 
 
+def _rows_of(one: GivenVectors, rows: slice | npt.NDArray[np.int64]) -> GivenVectors:
+    absent = None if one.absent is None else one.absent[rows]
+    return GivenVectors(one.model, one.vectors[rows], absent)
+
+
 class Coding:
-    """The attributes of one write as columns of the collection's schema.
+    """The attributes of one write as columns of the collection's schema, and its serving model.
 
     Made again from what the caller gave when the name belongs to another collection by now.
     """
@@ -109,6 +128,7 @@ class Coding:
             self._given, rows=self._rows, schema=collection.schema
         )
         self.collection_id = collection.id
+        self._serving = collection.model.name
 
     def change_to(self, collection: Collection) -> None:
         """Make the columns again if `collection` is another one; raises `InvalidArgument`."""
@@ -121,7 +141,9 @@ class Coding:
         if len(rows) != self._rows:
             index: Any = pa.array(rows.places)
             columns = {name: column.take(index) for name, column in columns.items()}
-        return replace(rows, attributes=columns, coded_for=self.collection_id)
+        return replace(
+            rows, attributes=columns, coded_for=self.collection_id, serving=self._serving
+        )
 
 
 def uncoded(
@@ -131,19 +153,18 @@ def uncoded(
     if_versions: VersionsInput = None,
     *,
     texts: Any = None,
+    model: str | None = None,
 ) -> Rows:
     """Return what the caller gave, without the attributes."""
     names = as_ids(ids, ordered=True)
-    matrix = None if vectors is None else as_matrix(vectors)
-    given = None if texts is None else as_texts(texts)
-    if matrix is not None and given is not None:
+    if vectors is not None and texts is not None:
         raise InvalidArgument.of("texts", "is given together with vectors; give one of the two")
-    for field, column in (("vectors", matrix), ("texts", given)):
-        if column is not None and len(column) != len(names):
-            raise InvalidArgument.of(field, f"has {len(column)} rows for {len(names)} ids")
+    given = None if texts is None else as_texts(texts)
+    if given is not None and len(given) != len(names):
+        raise InvalidArgument.of("texts", f"has {len(given)} rows for {len(names)} ids")
     return Rows(
         names,
-        matrix,
+        () if vectors is None else as_model_vectors(vectors, model=model, rows=len(names)),
         {},
         as_payloads(payloads, rows=len(names)),
         np.arange(len(names)),

@@ -17,6 +17,7 @@ from annheal.client.inputs import (
     as_ids,
     as_versions,
     check_same_names,
+    check_some_vector,
     in_callers_words,
     rows_renamed,
 )
@@ -101,7 +102,8 @@ class WriteCalls:
             collection: its name.
             ids: n texts of 1 to 512 bytes. Of equal ids the last row wins.
             vectors: (n, d) numbers of any type, an Arrow column of lists, or nested lists; they
-                travel as float32.
+                travel as float32. For several models a mapping of their names to such vectors, in
+                which None says that a record has none of a model.
             texts: n texts that the server embeds instead; they are not stored. Without vectors and
                 texts the source of the collection's model gives them, such as `{name}: {summary}`
                 over attributes and payloads.
@@ -109,7 +111,8 @@ class WriteCalls:
                 A missing value is None. What is left out has no value. What the declared type does
                 not hold exactly is refused (docs/python-sdk.md has the table).
             payloads: a JSON value a row, or None; `bytes` are JSON already.
-            model: the model that made the vectors; refused when the collection has another one.
+            model: the model that made the vectors, without it the serving one; refused when the
+                collection does not have it.
             if_versions: n wanted versions, as reads return them: a record is written only while it
                 has this version; 0: while it does not exist. Records that have another one are the
                 result's `conflicts`. An id must not repeat.
@@ -128,11 +131,11 @@ class WriteCalls:
                 them, read the records first: what was written has another version now.
             AnnhealError: a request failed for good. Others may have been written.
         """
-        tag = "" if model is None else as_text(model, "model")
         api = self._connection.api
-        rows = uncoded(ids, vectors, payloads, if_versions, texts=texts)
-        if rows.vectors is None:
-            if tag:
+        rows = uncoded(ids, vectors, payloads, if_versions, texts=texts, model=model)
+        check_some_vector(rows.vectors)
+        if not rows.vectors:
+            if model is not None:
                 raise InvalidArgument.of(
                     "model", "belongs to vectors; texts are embedded by the collection's own model"
                 )
@@ -142,11 +145,10 @@ class WriteCalls:
             return await api.upsert(
                 collection,
                 ids=rows.ids,
-                vectors=rows.vectors,
+                vectors=rows.tagged,
                 texts=rows.texts,
                 attributes=rows.attributes,
                 payloads=rows.payloads,
-                model=tag,
                 if_versions=rows.if_versions,
                 timeout_s=left_s,
             )
@@ -176,30 +178,29 @@ class WriteCalls:
             attributes: the attributes to replace, in every row the same ones. None takes the value
                 of a row away.
             payloads: replace whole payloads; None takes the payload of a row away.
-            vectors: replace the vectors, (n, d).
+            vectors: replace the vectors of `model`, (n, d), or those of several models by name. The
+                vectors of other models stay, and so do those for which there is None.
 
         Ids that do not exist are the result's `missing`; they are no error. Rows of one id that are
         updated at the same time do not overwrite each other's other parts.
 
         Raises as `upsert` does.
         """
-        tag = "" if model is None else as_text(model, "model")
         if attributes is None and payloads is None and vectors is None:
             raise InvalidArgument.of(
                 "attributes", "nothing to change; give attributes, payloads or vectors"
             )
         check_same_names(attributes)
         api = self._connection.api
-        rows = uncoded(ids, vectors, payloads, if_versions)
+        rows = uncoded(ids, vectors, payloads, if_versions, model=model)
 
         async def send(rows: Rows, left_s: float) -> Written:
             return await api.update(
                 collection,
                 ids=rows.ids,
-                vectors=rows.vectors,
+                vectors=rows.tagged,
                 attributes=rows.attributes,
                 payloads=rows.payloads,
-                model=tag,
                 if_versions=rows.if_versions,
                 timeout_s=left_s,
             )

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute
 
 from annheal.model.values.rows import rows_of
-from annheal.model.values.scalars import is_whole_number
+from annheal.model.values.scalars import is_missing, is_whole_number
 from annheal.model.values.unfit import UnfitValue, shown
 
 # The kernels take more types than the stubs say.
@@ -44,6 +44,40 @@ def vector_matrix(vectors: Any) -> npt.NDArray[Any]:
             return _checked(given)
         given = given.tolist()
     return _of_rows(given)
+
+
+def matrix_with_gaps(vectors: Any) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_] | None]:
+    """Return n vectors as `vector_matrix` does, and which of them (n,) are missing; None: none is.
+
+    Missing are None and what stands for it in Arrow and pandas; such rows are zeros. (n, 0) if all
+    are missing.
+    """
+    if hasattr(vectors, "columns") and hasattr(vectors, "to_numpy"):
+        return vector_matrix(vectors), None
+    try:
+        given = rows_of(vectors)
+    except UnfitValue as error:
+        raise UnfitValue(f"{error.reason.partition(';')[0]}; {_MEND}") from None
+    if isinstance(given, np.ndarray) and (given.dtype != object or given.ndim != 1):
+        return vector_matrix(given), None
+    if isinstance(given, pa.Array):
+        absent = np.asarray(given.is_null())
+        present: Any = given.filter(pa.array(~absent))
+    else:
+        absent = np.array([one is None or is_missing(one) for one in given], dtype=np.bool_)
+        present = [one for one, gone in zip(given, absent, strict=True) if not gone]
+    if not absent.any():
+        return vector_matrix(given), None
+    if absent.all():
+        return np.empty((len(absent), 0), dtype=np.float32), absent
+    rows = np.flatnonzero(~absent)
+    try:
+        matrix = vector_matrix(present)
+    except UnfitValue as error:
+        raise (error if error.row is None else error.in_row(int(rows[error.row]))) from None
+    whole = np.zeros((len(absent), matrix.shape[1]), dtype=matrix.dtype)
+    whole[rows] = matrix
+    return whole, absent
 
 
 def single_vector(vector: Any) -> npt.NDArray[Any]:
