@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ from annheal.errors import (
 from annheal.model.collection import Collection, Metric, ModelSpec
 from annheal.model.limits import QUERY_TEXTS_MAX, UPSERT_TEXTS_MAX
 from annheal.model.measures.part_health import PartHealth, PartKind
-from annheal.model.records import Float32Matrix, RecordBatch
+from annheal.model.records import Float32Matrix, ModelVectors, RecordBatch
 from annheal.model.texts.spec import EmbedderSpec, EmbedderTest, TextModel
 from annheal.model.texts.template import parse_template
 from annheal.model.validation import validate_batch, validate_ids
@@ -49,7 +50,11 @@ EMBEDDERS_MAX: Final = 32
 PROBE_FRESH_S: Final = 60.0
 """An embedder that has answered within so many seconds is not asked by health checks."""
 PROBE_TEXT: Final = "health"
+FURTHER_TIME_SHARE: Final = 0.5
+"""Share of a write's time that the embedders of models which do not serve may take."""
 _RETRY_AFTER_S: Final = 0.5
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +153,8 @@ class Texts:
 
         Records that have vectors are returned as they are. The others are validated before an
         embedder is asked. Raises as `queries` does; the error names the records that cannot be
-        embedded.
+        embedded. Every other model of the collection that has an embedder makes vectors of them
+        too; what it cannot embed has none, and a backfill makes it later.
         """
         if isinstance(records, RecordBatch):
             return records
@@ -166,10 +172,59 @@ class Texts:
             faults = {row: NoVector(Fault.EMPTY, one.reason) for row, one in missing.items()}
             refuse_missing(Embedded(_NO_VECTORS, faults), place=records.place)
         texts = [one for one in rendered if isinstance(one, str)]
-        found = await self.embed(collection, texts, purpose=Purpose.DOCUMENT, deadline=deadline)
+        others = [
+            one
+            for one in collection.usable_models
+            if one != collection.model and collection.text_model(one.name) is not None
+        ]
+        found, *further = await asyncio.gather(
+            self.embed(collection, texts, purpose=Purpose.DOCUMENT, deadline=deadline),
+            *(self._further(collection, one, records, deadline) for one in others),
+        )
+        assert isinstance(found, Embedded)
         refuse_missing(found, place=records.place)
-        tag = collection.tag_of(collection.model)
-        return dataclasses.replace(records.with_vectors(found.vectors), model=tag)
+        return dataclasses.replace(
+            records.with_vectors(found.vectors),
+            model=collection.tag_of(collection.model),
+            further=tuple(one for one in further if isinstance(one, ModelVectors)),
+        )
+
+    async def _further(
+        self, collection: Collection, model: ModelSpec, records: TextRecords, deadline: Deadline
+    ) -> ModelVectors | None:
+        """Return vectors of another model than the serving one, NaN for records without a text.
+
+        None when its embedder does not answer: a write does not fail for it, and takes at most
+        `FURTHER_TIME_SHARE` of its time for it.
+        """
+        text_model = text_model_of(collection, model)
+        rendered: Sequence[str | NoSource] = records.texts or ()
+        if records.texts is None and text_model.source:
+            rendered = await self._offload.run(_rendered, text_model, records)
+        places = [place for place, one in enumerate(rendered) if isinstance(one, str)]
+        if not places:
+            return None
+        try:
+            found = await self.embed(
+                collection,
+                [one for one in rendered if isinstance(one, str)],
+                model=model,
+                purpose=Purpose.DOCUMENT,
+                deadline=Deadline.after(FURTHER_TIME_SHARE * deadline.remaining_s),
+            )
+        except AnnhealError as error:
+            _log.warning(
+                "records of %s are written without vectors of %s, which come later: %s",
+                collection.name,
+                model.name,
+                error.message,
+            )
+            return None
+        vectors = np.full((len(records), model.dimension), np.nan, dtype=np.float32)
+        vectors[places] = found.vectors
+        missing = [places[number] for number in found.missing]
+        vectors[missing] = np.nan
+        return ModelVectors(model.name, vectors)
 
     async def embed(
         self,
@@ -321,6 +376,10 @@ def _texts_of(
     validate_batch(batch, collection=collection)
     if records.texts is not None:
         return list(records.texts)
+    return _rendered(text_model, records)
+
+
+def _rendered(text_model: TextModel, records: TextRecords) -> list[str | NoSource]:
     template = parse_template(text_model.source)
     return render_records(template, attributes=records.attributes, payloads=records.payloads)
 
