@@ -26,7 +26,8 @@ from annheal.coordinator.migration.book import MigrationBook
 from annheal.coordinator.migration.coverage import model_rows
 from annheal.coordinator.migration.driver import MigrationDriver
 from annheal.coordinator.migration.estimate import Estimator
-from annheal.coordinator.migration.jobs import NO_ABILITIES, MigrationAbilities, Migrations
+from annheal.coordinator.migration.jobs import Migrations
+from annheal.coordinator.migration.measure import GateMeter
 from annheal.coordinator.placement.topology import Topology
 from annheal.coordinator.recall.merged_audit import MergedAuditor
 from annheal.coordinator.recall.probe import RecallMeter
@@ -70,7 +71,6 @@ class Coordinator:
         wall_clock: seconds since the epoch.
         needs_space: whether the objects' disk is nearly full; those of dropped collections then go
             without waiting.
-        migration_abilities: what the cluster's processes can do for migrations.
     """
 
     def __init__(
@@ -85,7 +85,6 @@ class Coordinator:
         new_id: Callable[[], str] = _new_id,
         wall_clock: Clock = wall_s,
         needs_space: Callable[[], bool] = lambda: False,
-        migration_abilities: MigrationAbilities = NO_ABILITIES,
     ) -> None:
         self.settings = settings
         self._scope = TaskScope(f"coordinator {settings.coordinator_id}")
@@ -130,7 +129,7 @@ class Coordinator:
             timeout_s=settings.observe_timeout_s,
         )
         self._migration_book = MigrationBook(self.catalog, meta)
-        self.migrations = self._make_migrations(wall_clock, migration_abilities)
+        self.migrations = self._make_migrations(wall_clock)
         parts = self._make_parts(
             meta, self._make_garbage(meta, objects, wall_clock, needs_space), new_id, wall_clock
         )
@@ -158,6 +157,7 @@ class Coordinator:
                 self.router,
                 tasks,
                 self._migration_book,
+                GateMeter(self.reads, self.search, clock=monotonic_s),
                 rules=settings.compaction,
                 observe_timeout_s=settings.observe_timeout_s,
                 wall_clock=wall_clock,
@@ -166,7 +166,7 @@ class Coordinator:
             ),
         )
 
-    def _make_migrations(self, wall_clock: Clock, abilities: MigrationAbilities) -> Migrations:
+    def _make_migrations(self, wall_clock: Clock) -> Migrations:
         estimator = Estimator(
             self.catalog,
             self.router,
@@ -182,7 +182,6 @@ class Coordinator:
             self._migration_book,
             estimator,
             wall_clock=wall_clock,
-            abilities=abilities,
         )
 
     def _make_router(self, connect: Connect, disconnect: Disconnect) -> Router:

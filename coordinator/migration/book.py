@@ -76,7 +76,14 @@ class MigrationBook:
 
         return await retry(attempt, deadline=deadline, policy=_POLICY, mutation=True)
 
-    async def change(self, collection: Collection, step: Step, *, deadline: Deadline) -> Migration:
+    async def change(
+        self,
+        collection: Collection,
+        step: Step,
+        *,
+        deadline: Deadline,
+        term: Leadership | None = None,
+    ) -> Migration:
         """Store what `step` makes of the migration; return it.
 
         `step` may be called again when another step came between. Raises what `step` raises, and
@@ -84,7 +91,7 @@ class MigrationBook:
         """
 
         async def attempt(_: Deadline) -> Migration:
-            return await self.change_once(await self.get(collection), collection, step)
+            return await self.change_once(await self.get(collection), collection, step, term=term)
 
         return await retry(attempt, deadline=deadline, policy=_POLICY, mutation=True)
 

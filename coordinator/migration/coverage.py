@@ -15,10 +15,14 @@ from annheal.model.topology.state import SegmentState, ShardState
 
 @dataclass(frozen=True, slots=True)
 class ModelRows:
-    """Live rows of a segment that have a vector of a model, and that lack one."""
+    """Live rows of a segment that have a vector of a model, and that lack one.
+
+    `skipped` rows of those that lack one were given none by a backfill.
+    """
 
     having: int
     lacking: int
+    skipped: int = 0
 
 
 RowsOf: TypeAlias = Callable[[Collection, SegmentState, str], ModelRows]
@@ -79,7 +83,7 @@ def model_rows(collection: Collection, segment: SegmentState, model: str) -> Mod
     """
     found = next((one for one in segment.models if one.model == model), None)
     if found is not None:
-        return ModelRows(found.rows, found.lacking)
+        return ModelRows(found.rows, found.lacking, found.skipped)
     live = max(segment.rows - segment.dead_rows, 0)
     own = segment.model or collection.models[0].name
     return ModelRows(live, 0) if own == model else ModelRows(0, live)

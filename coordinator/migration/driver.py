@@ -15,20 +15,27 @@ from annheal.coordinator.election import Leadership
 from annheal.coordinator.leader.observation import observe_shards
 from annheal.coordinator.migration.book import MigrationBook
 from annheal.coordinator.migration.coverage import RowsOf, coverage_of
-from annheal.coordinator.migration.plan import MigrationRound, plan_round
-from annheal.errors import Conflict
+from annheal.coordinator.migration.measure import GateMeter
+from annheal.coordinator.migration.plan import NOT_MEASURED, MigrationRound, plan_round
+from annheal.errors import AnnhealError, Conflict
 from annheal.metastore.table import Stored
 from annheal.model.collection import Collection
 from annheal.model.topology.migration import transitions as steps
-from annheal.model.topology.migration.state import CoverageTotals, Migration
+from annheal.model.topology.migration.checks import WHY_CHARACTERS_MAX
+from annheal.model.topology.migration.state import CoverageTotals, Migration, MigrationPhase
 from annheal.model.topology.migration.transitions import LEADER, Event, Order
 from annheal.model.topology.task import TaskPhase
 from annheal.runtime.clock import Clock, NewId
+from annheal.runtime.deadline import Deadline
 
 _log = logging.getLogger(__name__)
 
 SEEN_INTERVAL_S: Final = 5.0
 """Least seconds between two times that what was seen, and nothing else, is stored."""
+MEASURE_INTERVAL_S: Final = 10.0
+"""Least seconds between two attempts to measure one validation."""
+MEASURE_TIMEOUT_S: Final = 60.0
+"""Seconds that one attempt may take."""
 
 
 class MigrationDriver:
@@ -44,6 +51,7 @@ class MigrationDriver:
         router: Router,
         tasks: TaskBook,
         book: MigrationBook,
+        meter: GateMeter,
         term: Leadership,
         *,
         rules: CompactionSettings,
@@ -56,6 +64,8 @@ class MigrationDriver:
         self._router = router
         self._tasks = tasks
         self._book = book
+        self._meter = meter
+        self._measured_s: dict[str, float] = {}
         self._rules = rules
         self._observe_timeout_s = observe_timeout_s
         self._wall_clock = wall_clock
@@ -64,11 +74,51 @@ class MigrationDriver:
         self._rows_of = rows_of
 
     async def run_round(self) -> None:
-        """Bring each migration that has not ended one step on."""
+        """Bring each migration that has not ended one step on.
+
+        A validation is measured in the round: other migrations wait for up to `MEASURE_TIMEOUT_S`.
+        """
         for stored in self._catalog.migrations():
             collection = self._catalog.collection_by_id(stored.value.collection_id)
-            if collection is not None and not stored.value.ended:
-                await self._drive(stored, collection)
+            if collection is None or stored.value.ended:
+                self._measured_s.pop(stored.value.collection_id, None)
+                continue
+            await self._drive(stored, collection)
+            if stored.value.phase is MigrationPhase.VALIDATE and stored.value.measuring:
+                await self._measure(stored.value, collection)
+
+    async def _measure(self, migration: Migration, collection: Collection) -> None:
+        """Measure what the gate judges, and store the report; try again later if that fails."""
+        at_s = self._wall_clock()
+        last_s = self._measured_s.get(collection.id, -MEASURE_INTERVAL_S)
+        if migration.paused or at_s - last_s < MEASURE_INTERVAL_S:
+            return
+        self._measured_s[collection.id] = at_s
+        deadline = Deadline.after(MEASURE_TIMEOUT_S)
+        try:
+            report = await self._meter.measure(collection, migration, at_s=at_s, deadline=deadline)
+            await self._book.change(
+                collection,
+                lambda one: steps.validated(one, report, order=Order(LEADER, at_s)),
+                deadline=deadline,
+                term=self._term,
+            )
+            del self._measured_s[collection.id]
+        except AnnhealError as error:
+            _log.warning("migration of %s is not measured: %s", collection.name, error.message)
+            failed = f"{NOT_MEASURED}: {error.message}"[:WHY_CHARACTERS_MAX]
+            await self._note(collection, failed)
+
+    async def _note(self, collection: Collection, error: str) -> None:
+        stored = self._catalog.migration(collection.id)
+        if stored is None or stored.value.error == error:
+            return
+        try:
+            await self._book.change_once(
+                stored, collection, lambda one: replace(one, error=error), term=self._term
+            )
+        except Conflict as conflict:
+            _log.info("migration of %s: not noted: %s", collection.name, conflict.message)
 
     async def _drive(self, stored: Stored[Migration], collection: Collection) -> None:
         planned = await self._plan(stored.value, collection)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from annheal.coordinator.catalog.catalog import Catalog
@@ -34,24 +33,6 @@ _SIMPLE: Final[Mapping[Event, Callable[..., Migration]]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class MigrationAbilities:
-    """What the processes of this version can do for migrations; the rest is refused.
-
-    Attributes:
-        backfill: workers make vectors of another model, and nodes keep and search them.
-        measure: the gate's figures are measured.
-        shares: queries are divided between the models (canary, shadow).
-    """
-
-    backfill: bool = False
-    measure: bool = False
-    shares: bool = False
-
-
-NO_ABILITIES: Final = MigrationAbilities()
-
-
 class Migrations:
     """The operations of `annheal migrate`. Every method raises `Unavailable` without the store."""
 
@@ -62,13 +43,11 @@ class Migrations:
         estimator: Estimator,
         *,
         wall_clock: Clock,
-        abilities: MigrationAbilities,
     ) -> None:
         self._catalog = catalog
         self._book = book
         self._estimator = estimator
         self._wall_clock = wall_clock
-        self._abilities = abilities
 
     async def plan(
         self, name: str, to_model: str, *, sample_size: int, deadline: Deadline
@@ -101,20 +80,14 @@ class Migrations:
         Raises:
             NotFound: no such collection or model.
             FailedPrecondition: another migration has not ended.
-            Unimplemented: this version cannot backfill.
+            Unimplemented: a share of the queries for one model alone.
         """
         order = self._order(who, why)
         chosen = settings(MigrationSettings())
-        self._check_shares(chosen)
+        _check_shares(chosen)
 
         def step(present: Migration | None, collection: Collection) -> Migration:
             model = _other_model(collection, to_model, present)
-            if not self._abilities.backfill:
-                raise Unimplemented(
-                    "migrate start: this version does not make vectors of another model for stored"
-                    " records yet; `annheal migrate plan` estimates what it will take",
-                    reason="NO_BACKFILL",
-                )
             objective = GateThresholds(recall_min=collection.settings.recall_objective)
             return steps.start(
                 present,
@@ -159,7 +132,7 @@ class Migrations:
 
         def step(migration: Migration) -> Migration:
             chosen = settings(migration.settings)
-            self._check_shares(chosen)
+            _check_shares(chosen)
             return steps.update(
                 migration,
                 settings=chosen,
@@ -184,11 +157,6 @@ class Migrations:
         Raises what the step raises: `FailedPrecondition` in a phase that does not allow it, and for
         a commit below the thresholds unless `force`.
         """
-        if event is Event.VALIDATE and not self._abilities.measure:
-            raise Unimplemented(
-                "migrate validate: this version does not measure a second model yet",
-                reason="NO_VALIDATION",
-            )
         order = self._order(who, why)
         arguments = {"force": force} if event is Event.COMMIT else {}
         take = _SIMPLE[event]
@@ -207,13 +175,14 @@ class Migrations:
             raise InvalidArgument.of("who", f"{who!r} names the cluster itself; say who you are")
         return Order(who, self._wall_clock(), why)
 
-    def _check_shares(self, settings: MigrationSettings) -> None:
-        if not self._abilities.shares and (settings.canary_share or settings.shadow_share):
-            raise Unimplemented(
-                "canary_share and shadow_share: this version does not divide queries between"
-                " models yet; leave them at 0",
-                reason="NO_SHARES",
-            )
+
+def _check_shares(settings: MigrationSettings) -> None:
+    if settings.canary_share or settings.shadow_share:
+        raise Unimplemented(
+            "canary_share and shadow_share: this version does not divide queries between models"
+            " yet; leave them at 0",
+            reason="NO_SHARES",
+        )
 
 
 def _from_model(collection: Collection, present: Migration | None) -> str:

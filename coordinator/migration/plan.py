@@ -45,6 +45,8 @@ FILLING: Final = frozenset(
     }
 )
 """Phases in which rows that lack a vector of one of the models get one."""
+NOT_MEASURED: Final = "the validation failed, and is tried again"
+"""How the error of a migration begins that could not be measured."""
 _UNFINISHED: Final = (TaskPhase.PENDING, TaskPhase.BUILT)
 
 
@@ -135,7 +137,8 @@ def segments_left(
         if is_filled_here(collection, model)
         for segment in coverage.segments
         if not segment.growing
-        and segment.rows[model].lacking > skipped.get((*segment.key, model), 0)
+        and segment.rows[model].lacking
+        > max(segment.rows[model].skipped, skipped.get((*segment.key, model), 0))
     ]
     order = (migration.to_model, migration.from_model)
     return sorted(found, key=lambda one: (order.index(one[1]), -one[0].rows[one[1]].lacking))
@@ -175,7 +178,7 @@ def _seen(
     left = len(segments_left(seen, collection, coverage))
     if seen.coverage is not None:
         seen = replace(seen, coverage=replace(seen.coverage, segments_left=left))
-    if migration.paused:
+    if migration.paused or (migration.measuring and migration.error.startswith(NOT_MEASURED)):
         return seen
     failed = [one for one in own if one.phase is TaskPhase.FAILED]
     last = failed[-1] if failed else None

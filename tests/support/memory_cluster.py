@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 
 from annheal.coordinator.app import Coordinator
-from annheal.coordinator.migration.jobs import NO_ABILITIES, MigrationAbilities
 from annheal.coordinator.settings import CoordinatorSettings
 from annheal.metastore.protocol import MetaStore
 from annheal.metastore.sqlite import SqliteMetaStore
@@ -95,13 +94,7 @@ class MemoryCluster:
         """Return the node itself."""
         return self.nodes[registration.node_id]
 
-    async def add_coordinator(
-        self,
-        coordinator_id: str = "c1",
-        *,
-        migration_abilities: MigrationAbilities = NO_ABILITIES,
-        **changes: object,
-    ) -> Coordinator:
+    async def add_coordinator(self, coordinator_id: str = "c1", **changes: object) -> Coordinator:
         """Start a coordinator with short intervals."""
         values: dict[str, object] = {
             "control_interval_s": 0.2,
@@ -111,14 +104,7 @@ class MemoryCluster:
             **changes,
         }
         settings = CoordinatorSettings(coordinator_id, **values)  # type: ignore[arg-type]
-        coordinator = Coordinator(
-            settings,
-            self.meta,
-            self.objects,
-            self.connect,
-            version="test",
-            migration_abilities=migration_abilities,
-        )
+        coordinator = Coordinator(settings, self.meta, self.objects, self.connect, version="test")
         await coordinator.start()
         self.coordinators.append(coordinator)
         return coordinator

@@ -186,8 +186,10 @@ def test_skipped_records_are_counted_and_their_segment_is_not_filled_again() -> 
     assert (found.seen.coverage.rows, found.seen.coverage.rows_lacking) == (100, 40)
     again = planned(found.seen, [now], [done])
     assert again.seen == found.seen
-    merged = planned(found.seen, [segment("m", lacking=40, having=60)], [done])
-    assert sources(merged) == [("backfill", "new", "m")]
+    merged = segment("m", lacking=40, having=60)
+    assert sources(planned(found.seen, [merged], [done])) == [("backfill", "new", "m")]
+    said = replace(merged, rows={**merged.rows, "new": ModelRows(60, 40, skipped=40)})
+    assert planned(found.seen, [said], [done]).tasks == ()
 
 
 def test_with_unfit_stop_it_is_paused_once_for_each_segment() -> None:
@@ -248,8 +250,8 @@ def test_a_segment_without_further_models_has_vectors_of_its_own_model_only() ->
     assert model_rows(COLLECTION, dead, "old") == ModelRows(80, 0)
     assert model_rows(COLLECTION, dead, "new") == ModelRows(0, 80)
     assert model_rows(COLLECTION, replace(own, model=""), "old") == ModelRows(90, 0)
-    reported = replace(dead, models=(ModelCoverage("new", 30, 50),))
-    assert model_rows(COLLECTION, reported, "new") == ModelRows(30, 50)
+    reported = replace(dead, models=(ModelCoverage("new", 30, 50, skipped=7),))
+    assert model_rows(COLLECTION, reported, "new") == ModelRows(30, 50, 7)
     state = ShardState("c1", 1, "a", "serving", 1, 90, 0, 0, 1, 0, 0, (own,))
     states = [state, replace(state, shard=0, phase="loading"), replace(state, collection_id="c2")]
     found = coverage_of(COLLECTION, states, models=("old", "new"), rows_of=model_rows)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ import pytest
 
 from annheal import AsyncClient
 from annheal.coordinator.app import Coordinator
-from annheal.coordinator.migration.jobs import NO_ABILITIES, MigrationAbilities
 from annheal.coordinator.service import services
 from annheal.errors import FailedPrecondition, InvalidArgument, NotFound, Unimplemented
 from annheal.model.topology.migration.state import MigrationPhase
@@ -22,7 +20,6 @@ from tests.support.memory_cluster import MemoryCluster, eventually, memory_clust
 from tests.unit.test_migration_driver import report_segments
 
 NAME = "packages"
-ALL = MigrationAbilities(backfill=True, measure=True, shares=True)
 
 
 @pytest.fixture(scope="module")
@@ -49,16 +46,12 @@ class Served:
         await eventually(reached)
 
 
-@asynccontextmanager
-async def served(
-    folder: Path, endpoint: EmbeddingServer, abilities: MigrationAbilities
-) -> AsyncIterator[Served]:
+@pytest.fixture
+async def able(tmp_path: Path, endpoint: EmbeddingServer) -> AsyncIterator[Served]:
     endpoint.reset()
-    async with memory_cluster(folder) as cluster:
+    async with memory_cluster(tmp_path) as cluster:
         await cluster.add_node("a")
-        coordinator = await cluster.add_coordinator(
-            migration_abilities=abilities, embedder_urls=(endpoint.url,)
-        )
+        coordinator = await cluster.add_coordinator(embedder_urls=(endpoint.url,))
         server = RpcServer(services(coordinator))
         port = server.listen("127.0.0.1:0")
         await server.start()
@@ -79,18 +72,6 @@ async def served(
                 yield Served(cluster, coordinator, client)
         finally:
             await server.stop(grace_s=1.0)
-
-
-@pytest.fixture
-async def able(tmp_path: Path, endpoint: EmbeddingServer) -> AsyncIterator[Served]:
-    async with served(tmp_path, endpoint, ALL) as found:
-        yield found
-
-
-@pytest.fixture
-async def today(tmp_path: Path, endpoint: EmbeddingServer) -> AsyncIterator[Served]:
-    async with served(tmp_path, endpoint, NO_ABILITIES) as found:
-        yield found
 
 
 async def test_a_migration_from_the_start_to_a_rollback(able: Served) -> None:
@@ -155,27 +136,23 @@ async def test_what_is_wrong_with_an_order_is_said(able: Served) -> None:
     assert await client.migrations() == []
 
 
-async def test_what_this_version_cannot_do_is_refused(today: Served) -> None:
-    client = today.client
-    with pytest.raises(Unimplemented, match="migrate plan"):
-        await client.start_migration(NAME, "m2", who="ada")
+async def test_what_this_version_cannot_do_is_refused(able: Served) -> None:
+    client = able.client
     with pytest.raises(Unimplemented, match="canary_share"):
         await client.start_migration(NAME, "m2", settings={"canary_share": 0.05}, who="ada")
-    with pytest.raises(Unimplemented, match="does not measure"):
-        await client.validate_migration(NAME, who="ada")
     assert await client.migrations() == []
 
 
 async def test_a_plan_says_what_a_migration_would_take(
-    today: Served, endpoint: EmbeddingServer
+    able: Served, endpoint: EmbeddingServer
 ) -> None:
-    client = today.client
+    client = able.client
     ids = [f"p{n}" for n in range(40)]
     attributes = {"name": [None if n % 4 == 0 else "name" for n in range(40)]}
     await client.upsert(
         NAME, ids, [[1.0] * 8] * 40, attributes=attributes, payloads=[{"text": "x" * 10}] * 40
     )
-    report_segments(today.cluster, {"s1": "m"})  # 100 rows in each of two shards
+    report_segments(able.cluster, {"s1": "m"})  # 100 rows in each of two shards
     plan = await client.plan_migration(NAME, "m2")
     assert (plan.rows, plan.rows_lacking, plan.sampled) == (200, 200, 40)
     assert plan.sampled_without_text == 10
@@ -192,10 +169,10 @@ async def test_a_plan_says_what_a_migration_would_take(
 
 
 async def test_a_plan_without_an_embedder_or_with_a_broken_one_has_warnings(
-    today: Served, endpoint: EmbeddingServer
+    able: Served, endpoint: EmbeddingServer
 ) -> None:
-    client = today.client
-    report_segments(today.cluster, {"s1": "m"})
+    client = able.client
+    report_segments(able.cluster, {"s1": "m"})
     outside = await client.plan_migration(NAME, "by-clients")
     assert outside.warnings == (
         "model 'by-clients' has no embedder: its vectors must come from clients",

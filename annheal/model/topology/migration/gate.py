@@ -19,7 +19,7 @@ class GateThresholds:
         overlap_min: mean share of the old model's top k that the new one returns too. Two models of
             use share a part of their answers; shuffled or constant vectors share next to none.
         lacking_share_max: share of the live records that have no vector of the new model.
-        latency_ratio_max: p99 of searches by the new model, by that of the old one.
+        latency_ratio_max: median time of a search by the new model, by that of the old one.
         bridge_error_max: held-out error of the bridge between the models; None: not judged.
         ndcg_gain_min: nDCG@10 of the new model minus that of the old; judged where labels exist.
         recall_gain_min: the same of recall@10 of labelled records.
