@@ -90,6 +90,11 @@ class Records(Sequence[Record]):
         return self._columns.model
 
     @property
+    def is_by_model(self) -> bool:
+        """Whether several models were asked for, so that records have `vectors`."""
+        return self._by_model
+
+    @property
     def vectors_by_model(self) -> dict[str, Float32Matrix]:
         """The vectors of every model that was asked for, (n, d) float32."""
         return vectors_by_model(self._columns)

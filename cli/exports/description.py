@@ -14,7 +14,8 @@ from annheal.model.collection import Collection
 
 # Readers of whole folders (pyarrow, DuckDB, Spark) leave out names that begin with "_".
 DESCRIPTION_FILE: Final = "_export.json"
-VERSION: Final = 1
+VERSION: Final = 2
+"""The newest version that is read. One model's export has the first: older programs read it."""
 
 
 class ExportFormat(StrEnum):
@@ -47,10 +48,17 @@ class ExportDescription(msgspec.Struct, frozen=True):
     def differences(self, other: Collection) -> list[str]:
         """Return how `other` differs in what decides whether it can hold the same records."""
         mine, found = self.collection, []
-        for field in dataclasses.fields(mine.model):
-            ours, theirs = getattr(mine.model, field.name), getattr(other.model, field.name)
-            if ours != theirs:
-                found.append(f"its model has {field.name} {theirs}, the export {ours}")
+        for model in mine.models:
+            same = other.model_named(model.name)
+            if same is None and len(mine.models) == 1:
+                same = other.model
+            if same is None:
+                found.append(f"it has no model {model.name}")
+                continue
+            for field in dataclasses.fields(model):
+                ours, theirs = getattr(model, field.name), getattr(same, field.name)
+                if ours != theirs:
+                    found.append(f"its model has {field.name} {theirs}, the export {ours}")
         ours_types = {f.name: f.type for f in mine.schema}
         their_types = {f.name: f.type for f in other.schema}
         for name in sorted(ours_types.keys() | their_types.keys()):
@@ -60,6 +68,11 @@ class ExportDescription(msgspec.Struct, frozen=True):
                     f" export {ours_types.get(name, 'not declared')}"
                 )
         return found
+
+
+def version_of(collection: Collection) -> int:
+    """Return the version of an export of `collection`."""
+    return 1 if len(collection.models) == 1 else 2
 
 
 def encode_description(description: ExportDescription) -> bytes:

@@ -13,12 +13,12 @@ import msgspec
 
 from annheal.cli.exports.description import (
     DESCRIPTION_FILE,
-    VERSION,
     ExportDescription,
     ExportFormat,
     ExportPart,
     encode_description,
     find_export,
+    version_of,
 )
 from annheal.cli.exports.parts import sync_file
 from annheal.errors import AlreadyExists, FailedPrecondition
@@ -93,10 +93,12 @@ class ExportFolder:
         if found is None:
             if held:
                 raise FailedPrecondition(f"{self.partial} is no partial export; remove it")
-            found = ExportProgress(VERSION, format, collection, began_at)
+            found = ExportProgress(version_of(collection), format, collection, began_at)
             self.save(found)
         same = (found.annheal_export, found.format, found.collection.id)
-        if same != (VERSION, format, collection.id):
+        if same != (version_of(collection), format, collection.id) or (
+            found.collection.models != collection.models
+        ):
             raise FailedPrecondition(
                 f"{self.partial} was begun for collection {found.collection.name}"
                 f" ({found.collection.id}) as {found.format}; --restart begins anew"
@@ -110,7 +112,7 @@ class ExportFolder:
     def finish(self, progress: ExportProgress, *, ended_at: str) -> ExportDescription:
         """Describe the export, and put it into its place."""
         description = ExportDescription(
-            annheal_export=VERSION,
+            annheal_export=progress.annheal_export,
             format=progress.format,
             collection=progress.collection,
             rows=progress.rows,

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from annheal.cli.exports.description import ExportFormat, ExportPart
 from annheal.client import Records
 from annheal.model.collection import Collection
-from annheal.model.records import arrow_schema
+from annheal.model.records import Float32Matrix, arrow_schema, lacking
 
 READ_BYTES: Final = 1 << 20
 
@@ -101,11 +101,14 @@ class JsonLinesPart:
 
 
 def parquet_schema(collection: Collection) -> pa.Schema:
-    """Return the columns of a Parquet part."""
-    dimension = collection.model.dimension
+    """Return the columns of a Parquet part; `vector` has a member a model if they are several."""
+    kinds = {one.name: pa.list_(pa.float32(), one.dimension) for one in collection.models}
+    vector: Any = kinds[collection.model.name]
+    if len(kinds) > 1:
+        vector = pa.struct([pa.field(name, kind) for name, kind in kinds.items()])
     fields: list[Any] = [
         pa.field("id", pa.string(), nullable=False),
-        pa.field("vector", pa.list_(pa.float32(), dimension), nullable=False),
+        pa.field("vector", vector, nullable=False),
     ]
     if collection.schema:
         fields.append(pa.field("attributes", pa.struct(list(arrow_schema(collection.schema)))))
@@ -114,13 +117,15 @@ def parquet_schema(collection: Collection) -> pa.Schema:
 
 
 def _table(page: Records, schema: pa.Schema) -> pa.Table:
-    assert page.vectors is not None
-    flat: Any = pa.array(np.ascontiguousarray(page.vectors).reshape(-1), type=pa.float32())
     kind: Any = schema.field("vector").type
-    columns: list[Any] = [
-        pa.array(page.ids, type=pa.string()),
-        pa.FixedSizeListArray.from_arrays(flat, kind.list_size),
-    ]
+    if isinstance(kind, pa.StructType):
+        given = page.vectors_by_model
+        parts = [_vector_column(given[field.name], field.type) for field in kind]
+        vectors: Any = pa.StructArray.from_arrays(parts, fields=list(kind))
+    else:
+        assert page.vectors is not None
+        vectors = _vector_column(page.vectors, kind)
+    columns: list[Any] = [pa.array(page.ids, type=pa.string()), vectors]
     if "attributes" in schema.names:
         assert page.attributes is not None
         fields = schema.field("attributes").type
@@ -130,6 +135,14 @@ def _table(page: Records, schema: pa.Schema) -> pa.Table:
     texts = pa.nulls(len(page), pa.string()) if payloads is None else payloads.cast(pa.string())
     columns.append(pa.ExtensionArray.from_storage(schema.field("payload").type, texts))
     return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _vector_column(vectors: Float32Matrix, kind: Any) -> Any:
+    """Return vectors as a column, null where a record has none."""
+    flat: Any = pa.array(np.ascontiguousarray(vectors).reshape(-1), type=pa.float32())
+    absent = lacking(vectors)
+    mask: Any = pa.array(absent) if absent.any() else None
+    return pa.FixedSizeListArray.from_arrays(flat, kind.list_size, mask=mask)
 
 
 def json_lines(page: Records) -> Iterator[bytes]:
@@ -146,7 +159,13 @@ def json_lines(page: Records) -> Iterator[bytes]:
             # Line ends inside JSON stand between its parts only, where a space means the same.
             text = payloads[row].as_py().replace(b"\n", b" ").replace(b"\r", b" ")
             parts += [b',"payload":', text]
-        if page.vectors is not None:
+        if page.is_by_model:
+            lists = {
+                name: None if vector is None else vector.tolist()
+                for name, vector in (page[row].vectors or {}).items()
+            }
+            parts += [b',"vector":', encode(lists)]
+        elif page.vectors is not None:
             parts += [b',"vector":', encode(page.vectors[row].tolist())]
         yield b"".join([*parts, b"}\n"])
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Protocol, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from annheal.model.collection import AttributeType
@@ -34,15 +36,23 @@ class Place:
         return f"{self.file.name}: row {self.first_row + row}"
 
 
+MaskedVectors: TypeAlias = "np.ma.MaskedArray[Any, np.dtype[np.float32]]"
+"""(n, d) float32; a record without a vector is masked as a whole."""
+
+
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Some rows: n ids, vectors (n, d) float32, attribute columns, JSON payloads (or None)."""
+    """Some rows: n ids, vectors (n, d) float32, attribute columns, JSON payloads (or None).
+
+    Where there are vectors of several models, they are in `by_model` instead.
+    """
 
     ids: list[str]
     vectors: Float32Matrix
     place: Place
     attributes: pa.Table | None = None
     payloads: list[bytes | None] | None = None
+    by_model: Mapping[str, MaskedVectors] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -55,7 +65,8 @@ class Columns:
     `schema` is that of the collection when it exists: it decides which columns are attributes and
     of what type, unless `attributes` names them. `payload_also` go into the payload beside what
     is chosen; `ignored` are left out on purpose. With `are_records` attributes are looked for in
-    the column `attributes` alone, where `scan` and `export` put them.
+    the column `attributes` alone, where `scan` and `export` put them. `models`, name to dimension,
+    are those of an export of several: `vector` then has a member for each.
     """
 
     id: str | None = None
@@ -68,6 +79,7 @@ class Columns:
     are_records: bool = False
     id_prefix: str = ""
     dataset: str = "train"
+    models: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def are_chosen(self) -> bool:
@@ -90,6 +102,13 @@ class Layout:
     payload: tuple[str, ...] = ()
     not_taken: tuple[str, ...] = ()
     metric: str | None = None
+
+
+def masked(rows: Float32Matrix, present: npt.NDArray[np.bool_]) -> MaskedVectors:
+    """Return the vectors `rows` of the records that are `present` (n,), the others masked."""
+    vectors = np.zeros((len(present), rows.shape[1]), dtype=np.float32)
+    vectors[present] = rows
+    return np.ma.masked_array(vectors, np.broadcast_to(~present[:, None], vectors.shape))
 
 
 class ImportSource(Protocol):

@@ -22,12 +22,14 @@ class ExportSource:
     def __init__(self, path: Path, description: ExportDescription, *, id_prefix: str = "") -> None:
         self._folder = path if path.is_dir() else path.parent
         self._description = description
+        models = {one.name: one.dimension for one in description.collection.models}
         self._columns = Columns(
             id="id",
             vector="vector",
             schema={field.name: field.type for field in description.collection.schema},
             are_records=True,
             id_prefix=id_prefix,
+            models=models if len(models) > 1 else {},
         )
         model = description.collection.model
         self._layout = Layout(

@@ -15,7 +15,16 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
-from annheal.cli.sources.chunk import CHUNK_BYTES_MAX, Chunk, Columns, Layout, Place, Progress
+from annheal.cli.sources.chunk import (
+    CHUNK_BYTES_MAX,
+    Chunk,
+    Columns,
+    Layout,
+    MaskedVectors,
+    Place,
+    Progress,
+    masked,
+)
 from annheal.cli.sources.json_lines import Line, members, read_lines, refuse_line
 from annheal.cli.sources.json_profile import NULL, Content, Profile, content_of
 from annheal.cli.sources.plan import ATTRIBUTES_COLUMN, ColumnPlan, plan_columns
@@ -26,6 +35,7 @@ from annheal.model.values.columns import attribute_column
 from annheal.model.values.unfit import UnfitValue
 
 _NUMBERS = msgspec.json.Decoder(list[float])
+_NUMBERS_BY_MODEL = msgspec.json.Decoder(dict[str, list[float] | None])
 _VALUE = msgspec.json.Decoder()
 
 
@@ -42,7 +52,11 @@ class JsonlSource:
         for name in (self._plan.id, self._plan.vector):
             if name is not None and profile.keys[name].values < profile.rows:
                 raise self._missing(name)
-        dimension = profile.check_vectors(self._plan.vector)
+        self._models = columns.models
+        if self._models:
+            dimension = next(iter(self._models.values()))
+        else:
+            dimension = profile.check_vectors(self._plan.vector)
         self._layout = self._plan.layout(rows=profile.rows, dimension=dimension)
 
     @property
@@ -76,13 +90,41 @@ class JsonlSource:
             rows = nested if name in plan.nested else [line.values for line in lines]
             values = [_value(row.get(name)) for row in rows]
             columns[name] = self._column(values, name=name, kind=kind, lines=lines)
+        if self._models:
+            vectors = np.empty((len(lines), 0), dtype=np.float32)
+            by_model = self._vectors_by_model(lines, plan.vector)
+        else:
+            vectors, by_model = self._vectors(lines, plan.vector), {}
         return Chunk(
             ids=[self._prefix + self._id(line, plan.id) for line in lines],
-            vectors=self._vectors(lines, plan.vector),
+            vectors=vectors,
             place=place,
             attributes=pa.table(columns) if columns else None,
             payloads=_payloads(lines, plan),
+            by_model=by_model,
         )
+
+    def _vectors_by_model(self, lines: Sequence[Line], name: str) -> dict[str, MaskedVectors]:
+        given: list[dict[str, list[float] | None]] = []
+        for line in lines:
+            try:
+                given.append(_NUMBERS_BY_MODEL.decode(line.values.get(name, NULL)))
+            except msgspec.MsgspecError as error:
+                text = f"{name} must be an object with a list of numbers, or null, for each model"
+                raise refuse_line(self._path, line.number, f"{text}: {error}") from error
+        found = {}
+        for model, dimension in self._models.items():
+            lists = [one.get(model) for one in given]
+            for line, numbers in zip(lines, lists, strict=True):
+                if numbers is not None and len(numbers) != dimension:
+                    text = f"{name}.{model} has {len(numbers)} numbers, not {dimension}"
+                    raise refuse_line(self._path, line.number, text)
+            present = np.array([numbers is not None for numbers in lists], dtype=np.bool_)
+            rows = [numbers for numbers in lists if numbers is not None]
+            with np.errstate(over="ignore"):  # the server names what is not finite
+                matrix = np.array(rows, dtype=np.float32).reshape(len(rows), dimension)
+            found[model] = masked(matrix, present)
+        return found
 
     def _missing(self, name: str) -> InvalidArgument:
         for line in read_lines(self._path):

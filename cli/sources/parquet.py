@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -16,7 +18,15 @@ from annheal.cli.sources.arrow_table import (
     facts_of,
     float32_rows,
 )
-from annheal.cli.sources.chunk import CHUNK_BYTES_MAX, Chunk, Columns, Layout, Place
+from annheal.cli.sources.chunk import (
+    CHUNK_BYTES_MAX,
+    Chunk,
+    Columns,
+    Layout,
+    MaskedVectors,
+    Place,
+    masked,
+)
 from annheal.cli.sources.plan import SAMPLE_ROWS, ColumnFacts, ColumnPlan, plan_columns
 from annheal.errors import InvalidArgument
 
@@ -33,8 +43,13 @@ class ParquetSource:
         if not self._table.rows:
             raise InvalidArgument.of("FILE", f"{path} has no rows")
         self._plan = plan_columns(self._table.facts(), columns)
-        vectors = self._vectors(self._table.head(1, [self._vector]), Place(path))
-        self._layout = self._plan.layout(rows=self._table.rows, dimension=vectors.shape[1])
+        self._models = columns.models
+        if self._models:
+            dimension = next(iter(self._models.values()))
+        else:
+            head = self._table.head(1, [self._vector])
+            dimension = self._vectors(head, Place(path)).shape[1]
+        self._layout = self._plan.layout(rows=self._table.rows, dimension=dimension)
 
     @property
     def layout(self) -> Layout:
@@ -53,9 +68,29 @@ class ParquetSource:
             self._plan, rows_max=rows_max, first=skip, end=end
         ):
             place = Place(self._path, first_row)
-            vectors = self._vectors(table, place, dimension=self._layout.dimension)
+            if self._models:
+                vectors = np.empty((len(table), 0), dtype=np.float32)
+                by_model = self._vectors_by_model(table, place)
+            else:
+                vectors = self._vectors(table, place, dimension=self._layout.dimension)
+                by_model = {}
             chunk = chunk_of(table, self._plan, vectors=vectors, place=place)
-            yield with_prefix(chunk, self._prefix)
+            yield with_prefix(replace(chunk, by_model=by_model), self._prefix)
+
+    def _vectors_by_model(self, table: pa.Table, place: Place) -> dict[str, MaskedVectors]:
+        column: Any = table.column(self._vector).combine_chunks()
+        found = {}
+        for model, dimension in self._models.items():
+            name = f"{self._vector}.{model}"
+            if not isinstance(column.type, pa.StructType) or column.type.get_field_index(model) < 0:
+                raise InvalidArgument.of("FILE", f"{self._path} has no {name}")
+            vectors = column.field(model)
+            present = np.asarray(vectors.is_valid())
+            rows = float32_rows(
+                vectors.filter(pa.array(present)), name=name, place=place, dimension=dimension
+            )
+            found[model] = masked(rows, present)
+        return found
 
     def _vectors(self, table: pa.Table, place: Place, *, dimension: int = 0) -> Any:
         column = table.column(self._vector)
@@ -128,5 +163,4 @@ def with_prefix(chunk: Chunk, prefix: str) -> Chunk:
     """Return the rows with `prefix` before every id."""
     if not prefix:
         return chunk
-    ids = [prefix + name for name in chunk.ids]
-    return Chunk(ids, chunk.vectors, chunk.place, chunk.attributes, chunk.payloads)
+    return replace(chunk, ids=[prefix + name for name in chunk.ids])

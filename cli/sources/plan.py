@@ -104,7 +104,10 @@ def plan_columns(
     flat = {fact.name: fact for fact in facts if not fact.nested}
     _check_exist(columns.ignored, [fact.name for fact in facts], option="--ignore-columns")
     id_column = _pick_id(list(flat), columns.id)
-    vector = _pick_vector(flat, columns.vector) if with_vectors else None
+    if columns.models:
+        vector = columns.vector  # an export says what is in it
+    else:
+        vector = _pick_vector(flat, columns.vector) if with_vectors else None
     rest = [
         fact
         for fact in facts

@@ -100,7 +100,13 @@ def _write_parts(
     with rows_progress(state) as bar:
         task = bar.add_task("exporting", total=client.count(name), completed=progress.rows)
         part: PartFile | None = None
-        pages = client.scan(name, page_rows=PAGE_ROWS, cursor=progress.cursor)
+        models = [one.name for one in progress.collection.models]
+        pages = client.scan(
+            name,
+            model=models if len(models) > 1 else None,
+            page_rows=PAGE_ROWS,
+            cursor=progress.cursor,
+        )
         try:
             for page in pages:
                 if part is None:

@@ -133,10 +133,10 @@ def _send(
                 client.upsert(
                     tally.collection,
                     chunk.ids,
-                    chunk.vectors,
+                    chunk.by_model or chunk.vectors,
                     attributes=chunk.attributes,
                     payloads=chunk.payloads,
-                    model=sending.model,
+                    model=None if chunk.by_model else sending.model,
                     batch_rows=sending.batch_rows,
                     concurrency=sending.concurrency,
                     progress=acknowledged,

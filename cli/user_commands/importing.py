@@ -186,7 +186,7 @@ def _check_fits(
     source: ImportSource, existing: Collection, export: ExportDescription | None
 ) -> None:
     """Raise `InvalidArgument` when the collection cannot hold what the file has."""
-    if source.layout.dimension != existing.model.dimension:
+    if export is None and source.layout.dimension != existing.model.dimension:
         raise InvalidArgument.of(
             "FILE",
             f"its vectors have {source.layout.dimension} floats, collection {existing.name} takes "
@@ -235,7 +235,7 @@ def _create(
             "--metric", f"the vectors were exported from a {known.model.metric} collection"
         )
     texts = known.text_model(known.model.name)
-    return client.create_collection(
+    created = client.create_collection(
         name,
         known.model.dimension,
         metric=known.model.metric,
@@ -247,6 +247,19 @@ def _create(
         index=known.index,
         settings={**asdict(known.settings), **creation.settings},
     )
+    for model in known.models:
+        if model == known.model:
+            continue
+        texts = known.text_model(model.name)
+        created = client.add_model(
+            name,
+            model.name,
+            model.dimension,
+            metric=model.metric,
+            embedder=None if texts is None else texts.embedder,
+            source="" if texts is None else texts.source,
+        )
+    return created
 
 
 def _say_layout(state: State, file: Path, layout: Layout) -> None:

@@ -350,3 +350,38 @@ def test_an_import_brings_the_embedder_back(run: Run, client: Client, tmp_path: 
     # Nobody answers at that address, which the health of a server that others use would say.
     for one in (name, other):
         client.drop_collection(one)
+
+
+@pytest.mark.parametrize("format", ["parquet", "jsonl"])
+def test_vectors_of_all_models_come_back_and_the_same_model_serves(
+    client: Client, run: Run, tmp_path: Path, format: str
+) -> None:
+    name, copy = new_name(), new_name()
+    client.create_collection(name, 3, model="old/v1", metric="l2", attributes={"year": "int64"})
+    client.add_model(name, "new", 2)
+    old = [[1.0, 2.0, 3.0], None, [7.0, 8.0, 9.5], None]
+    new = [None, [0.6, 0.8], [1.0, 0.0], [0.0, -1.0]]
+    ids = ["a", "b", "c", "ß"]
+    client.upsert(name, ids, {"old/v1": old, "new": new}, attributes={"year": [1, 2, None, 4]})
+    target = tmp_path / "export"
+    run("export", name, "--output", target, "--format", format)
+    description = find_export(target)
+    assert description is not None
+    assert description.annheal_export == 2
+    for _ in range(2):  # into a new collection, and into the one that is there then
+        run("import", target, "-c", copy, "--create")
+    found, original = client.get_collection(copy), client.get_collection(name)
+    assert (found.models, found.serving) == (original.models, "old/v1")
+    models = ["old/v1", "new"]
+    for mine, theirs in zip(
+        client.get(copy, ids, model=models), client.get(name, ids, model=models), strict=True
+    ):
+        assert (mine.id, mine.attributes) == (theirs.id, theirs.attributes)
+        assert mine.vectors is not None
+        assert theirs.vectors is not None
+        for model in models:
+            np.testing.assert_array_equal(mine.vectors[model], theirs.vectors[model])  # type: ignore[arg-type]
+    other = new_name()
+    client.create_collection(other, 3, model="old/v1", metric="l2", attributes={"year": "int64"})
+    refused = run("import", target, "-c", other, code=ExitCode.INVALID_ARGUMENT)
+    assert "it has no model new" in refused.stderr

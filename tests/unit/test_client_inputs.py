@@ -167,6 +167,7 @@ def test_vectors_of_models_are_cut_with_their_gaps_and_tagged() -> None:
         (pd.Series([None, [1.0, 2.0]]), [True, False]),
         (np.array([None, [1.0, 2.0]], dtype=object), [True, False]),
         ((np.ones(2), None), [False, True]),
+        (np.ma.masked_array(np.ones((2, 2)), [[True, True], [False, False]]), [True, False]),
     ],
 )
 def test_a_gap_may_be_given_in_any_way(given: Any, absent: list[bool]) -> None:

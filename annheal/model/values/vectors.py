@@ -49,11 +49,16 @@ def vector_matrix(vectors: Any) -> npt.NDArray[Any]:
 def matrix_with_gaps(vectors: Any) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_] | None]:
     """Return n vectors as `vector_matrix` does, and which of them (n,) are missing; None: none is.
 
-    Missing are None and what stands for it in Arrow and pandas; such rows are zeros. (n, 0) if all
-    are missing.
+    Missing are None, what stands for it in Arrow and pandas, and rows of a numpy array that are
+    masked as a whole; such rows are zeros. (n, 0) if all are missing.
     """
     if hasattr(vectors, "columns") and hasattr(vectors, "to_numpy"):
         return vector_matrix(vectors), None
+    if isinstance(vectors, np.ma.MaskedArray) and vectors.ndim == 2:
+        masked: npt.NDArray[np.bool_] = np.asarray(np.ma.getmaskarray(vectors).all(axis=1))
+        filled = np.ma.masked_array(vectors, copy=True)
+        filled[masked] = 0
+        return vector_matrix(filled), masked if masked.any() else None
     try:
         given = rows_of(vectors)
     except UnfitValue as error:
