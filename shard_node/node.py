@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -19,8 +19,8 @@ from annheal.model.measures.part_health import PartHealth, PartKind
 from annheal.model.measures.recall import CollectionRecall, band_of
 from annheal.model.measures.recall_audit import BandAudit
 from annheal.model.measures.recall_worst import LiveQuery
-from annheal.model.records import Projection, RecordSet
-from annheal.model.search import Consistency, SearchAnswer, SearchRequest
+from annheal.model.records import Float32Matrix, Projection, RecordSet
+from annheal.model.search import Consistency, SearchAnswer, SearchOptions, SearchRequest
 from annheal.model.topology.checks import checked_shards
 from annheal.model.topology.shard import ShardId
 from annheal.model.topology.state import ShardState
@@ -48,7 +48,7 @@ from annheal.shard_node.recall.monitor import RecallMonitor
 from annheal.shard_node.rows.view import ShardView
 from annheal.shard_node.search.engine import SearchEngine
 from annheal.shard_node.search.reads import count_rows, get_records, scan_page
-from annheal.shard_node.search.searcher import MatchCount, Searcher
+from annheal.shard_node.search.searcher import MatchCount, Searcher, search_by_models
 
 QUERIES_PER_THREAD = 12
 """Queries of one batch for each FAISS thread beyond the first (measured: docs/benchmarks.md)."""
@@ -97,19 +97,20 @@ class Node:
         shards = checked_shards(request.shards)
         owned = [self._owned(request.collection_id, number) for number in shards]
         collection = owned[0].collection
-        model = _model_of(request.options.model, collection)
-        _check_queries(request, model)
+        models = _searched_models(request.options, collection)
+        model = models[0]
+        _check_queries(request, models)
         if request.consistency is Consistency.STRONG:
             await asyncio.gather(*(shard.verify_owner() for shard in owned))
         views = [
-            (
-                shard.id.number,
-                _view(shard, request.min_sequences.get(shard.id.number, 0)).of_model(model.name),
-            )
+            (shard.id.number, _view(shard, request.min_sequences.get(shard.id.number, 0)))
             for shard in owned
         ]
+        # Hits by two models have the vectors of one and the same.
+        default = model.name if request.options.fallback else ""
         options = replace(
-            request.options, projection=_resolved(request.options.projection, collection)
+            request.options,
+            projection=_resolved(request.options.projection, collection, default=default),
         )
         queries = np.ascontiguousarray(request.queries)
         exact = request.options.exact
@@ -128,17 +129,38 @@ class Node:
                 threads=threads,
                 yield_point=yield_point,
             )
-            return searcher.search_counted(views, queries, options)
+            return search_by_models(searcher, views, queries, options, models)
 
         async with _within(deadline, timeout_s=request.timeout_s):
             answer, match_counts = await self.lanes.search(
                 work, collection_id=request.collection_id, exact=exact, deadline=deadline
             )
+        self._note_search(
+            request, collection, queries[:, : model.dimension], answer, match_counts, began_s
+        )
+        return answer
+
+    def _note_search(
+        self,
+        request: SearchRequest,
+        collection: Collection,
+        queries: Float32Matrix,
+        answer: SearchAnswer,
+        match_counts: Sequence[MatchCount],
+        began_s: float,
+    ) -> None:
+        """Count a search that began at `began_s`; sample its `queries` if their model serves."""
+        model = _model_of(request.options.model, collection)
         if model == collection.model:  # recall is measured of what serves
             sampler = self._monitor.sampler
             sampler.follow(request.collection_id, model.name)
             sampler.note(
-                collection.id, queries, request.options, match_counts, answer, request.numbers
+                collection.id,
+                queries,
+                request.options,
+                match_counts,
+                answer if answer.by_fallback is None else answer.of_fallback(False),
+                request.numbers,
             )
         band = band_of(
             sum(match_count.matches for match_count in match_counts),
@@ -156,7 +178,6 @@ class Node:
                 duration_s=took_s,
                 visited=sum(match_count.visited for match_count in match_counts),
             )
-        return answer
 
     async def write(self, request: WriteRequest) -> WriteAnswer:
         """Write to one shard; returns once durable and visible."""
@@ -169,7 +190,7 @@ class Node:
             request.collection_id, request.shard, request.consistency, request.min_sequence
         )
         collection = self._owned(request.collection_id, request.shard).collection
-        projection = _resolved(request.projection, collection, always=True)
+        projection = _resolved(request.projection, collection, default=collection.model.name)
         return await self.lanes.read(
             lambda yield_point: get_records(view, request.ids, projection, yield_point=yield_point),
             collection_id=request.collection_id,
@@ -189,7 +210,10 @@ class Node:
         """Read one page of a shard."""
         owned = self._owned(request.collection_id, request.shard)
         view, projection = owned.view, request.projection
-        request = replace(request, projection=_resolved(projection, owned.collection, always=True))
+        request = replace(
+            request,
+            projection=_resolved(projection, owned.collection, default=owned.collection.model.name),
+        )
         return await self.lanes.read(
             lambda yield_point: scan_page(view, request, yield_point=yield_point),
             collection_id=request.collection_id,
@@ -299,36 +323,47 @@ def _model_of(name: str, collection: Collection) -> ModelSpec:
     return model
 
 
-def _resolved(
-    projection: Projection, collection: Collection, *, always: bool = False
-) -> Projection:
+def _resolved(projection: Projection, collection: Collection, *, default: str = "") -> Projection:
     """Return `projection` with the models whose vectors are wanted, and their dimensions.
 
-    Without a name it stays as it is, for the model of the search; `always`: it is the serving one,
-    where a collection has several models.
+    Without a name that is `default` where a collection has several models; without a default the
+    projection stays as it is, for the model of the search.
     """
     if not projection.vector:
         return projection
     names = projection.models
     if not names:
-        if not always or len(collection.models) == 1:
+        if not default or len(collection.models) == 1:
             return projection
-        names = (collection.model.name,)
+        names = (default,)
     models = [_model_of(name, collection) for name in names]
     return replace(projection, models=names, dimensions=tuple(model.dimension for model in models))
 
 
-def _check_queries(request: SearchRequest, model: ModelSpec) -> None:
+def _searched_models(options: SearchOptions, collection: Collection) -> tuple[ModelSpec, ...]:
+    """Return the model of a search and, if there is one, its fallback."""
+    model = _model_of(options.model, collection)
+    if not options.fallback:
+        return (model,)
+    fallback = _model_of(options.fallback, collection)
+    if fallback == model:
+        raise InvalidArgument.of("fallback", f"is {model.name!r} too; name another model")
+    return model, fallback
+
+
+def _check_queries(request: SearchRequest, models: Sequence[ModelSpec]) -> None:
     """Refuse what would break a search or compare vectors of different models."""
     queries, options = request.queries, request.options
-    if queries.ndim != 2 or queries.shape[1] != model.dimension or queries.dtype != np.float32:
+    floats = sum(model.dimension for model in models)
+    if queries.ndim != 2 or queries.shape[1] != floats or queries.dtype != np.float32:
+        names = " and ".join(repr(model.name) for model in models)
         raise InvalidArgument.of(
-            "queries",
-            f"{queries.dtype} {queries.shape}; model {model.name!r} needs float32 (n, "
-            f"{model.dimension})",
+            "queries", f"{queries.dtype} {queries.shape}; {names} need float32 (n, {floats})"
         )
-    validate_search_options(options, model=model)
-    hits = len(queries) * options.k
+    validate_search_options(options, model=models[0])
+    if options.fallback:
+        validate_search_options(replace(options, k=options.fallback_k), model=models[1])
+    hits = len(queries) * options.hits_max
     if hits > SEARCH_HITS_MAX:
         raise InvalidArgument.of("k", f"{hits} hits are wanted; the limit is {SEARCH_HITS_MAX}")
     if request.numbers is not None and len(request.numbers) != len(queries):

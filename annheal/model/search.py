@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from annheal.model.filter import Filter
 from annheal.model.measures.shard_queries import Numbers
-from annheal.model.records import IDS_ONLY, Float32Matrix, Projection, RecordSet
+from annheal.model.records import IDS_ONLY, Float32Matrix, Projection, RecordSet, take_records
 from annheal.model.topology.shard import ShardId
 
 
@@ -28,6 +28,10 @@ class SearchOptions:
 
     `ef` None means: the node chooses it per segment to meet `recall_objective`. `tag` is what the
     client calls this kind of query; empty: nothing.
+
+    With a `fallback`, the name of another model, records without a vector of `model` are answered
+    by that: each query is its vector of `model` followed by that of `fallback`, and an answer has
+    up to `fallback_k` hits by it beside the `k` hits by `model`.
     """
 
     k: int
@@ -39,6 +43,13 @@ class SearchOptions:
     explain: bool = False
     model: str = ""
     tag: str = ""
+    fallback: str = ""
+    fallback_k: int = 0
+
+    @property
+    def hits_max(self) -> int:
+        """Hits of one query, at most."""
+        return self.k + (self.fallback_k if self.fallback else 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +98,9 @@ class SearchAnswer:
     scores: (sum(counts),) float32, higher = better. `records` has as many rows as scores.
     `sequences[shard]` is the last sequence visible to this answer. `below_objective`: part of it
     comes from a graph that was measured below the recall objective (INV-7).
+
+    `by_fallback` (sum(counts),) bool: which hits are by the fallback model; a query's others come
+    first, and each of the two kinds is ordered by itself. None: no fallback was asked for.
     """
 
     counts: npt.NDArray[np.int32]
@@ -96,3 +110,36 @@ class SearchAnswer:
     sequences: dict[int, int] = field(default_factory=dict)
     missing_shards: tuple[ShardId, ...] = ()
     below_objective: bool = False
+    by_fallback: npt.NDArray[np.bool_] | None = None
+
+    def of_fallback(self, fallback: bool) -> SearchAnswer:
+        """Return the hits by the fallback model, or the others."""
+        assert self.by_fallback is not None
+        chosen = np.flatnonzero(self.by_fallback == fallback)
+        queries = np.repeat(np.arange(len(self.counts)), self.counts)[chosen]
+        return replace(
+            self,
+            counts=np.bincount(queries, minlength=len(self.counts)).astype(np.int32),
+            scores=self.scores[chosen],
+            records=take_records([self.records], chosen),
+            by_fallback=None,
+        )
+
+
+def with_fallback(answer: SearchAnswer, fallback: SearchAnswer) -> SearchAnswer:
+    """Return one answer with the hits of both, each query's hits by the fallback model behind."""
+    queries = np.concatenate(
+        [np.repeat(np.arange(len(one.counts)), one.counts) for one in (answer, fallback)]
+    )
+    order = np.argsort(queries, kind="stable")
+    by_fallback = np.arange(len(order)) >= len(answer.scores)
+    return replace(
+        answer,
+        counts=answer.counts + fallback.counts,
+        scores=np.concatenate([answer.scores, fallback.scores])[order],
+        records=take_records([answer.records, fallback.records], order),
+        explain=(*answer.explain, *fallback.explain),
+        missing_shards=tuple(sorted({*answer.missing_shards, *fallback.missing_shards})),
+        below_objective=answer.below_objective or fallback.below_objective,
+        by_fallback=by_fallback[order],
+    )

@@ -16,7 +16,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class SearchShardsRequest(_message.Message):
-    __slots__ = ("collection_id", "shards", "dimension", "queries", "k", "filter", "exact", "ef", "recall_objective", "projection", "explain", "model", "consistency", "min_sequences", "query_numbers", "tag")
+    __slots__ = ("collection_id", "shards", "dimension", "queries", "k", "filter", "exact", "ef", "recall_objective", "projection", "explain", "model", "consistency", "min_sequences", "query_numbers", "tag", "fallback", "fallback_k")
     class MinSequencesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -40,6 +40,8 @@ class SearchShardsRequest(_message.Message):
     MIN_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
     QUERY_NUMBERS_FIELD_NUMBER: _ClassVar[int]
     TAG_FIELD_NUMBER: _ClassVar[int]
+    FALLBACK_FIELD_NUMBER: _ClassVar[int]
+    FALLBACK_K_FIELD_NUMBER: _ClassVar[int]
     collection_id: str
     shards: _containers.RepeatedScalarFieldContainer[int]
     dimension: int
@@ -56,10 +58,12 @@ class SearchShardsRequest(_message.Message):
     min_sequences: _containers.ScalarMap[int, int]
     query_numbers: bytes
     tag: str
-    def __init__(self, collection_id: _Optional[str] = ..., shards: _Optional[_Iterable[int]] = ..., dimension: _Optional[int] = ..., queries: _Optional[bytes] = ..., k: _Optional[int] = ..., filter: _Optional[_Union[_filter_pb2.Filter, _Mapping]] = ..., exact: _Optional[bool] = ..., ef: _Optional[int] = ..., recall_objective: _Optional[float] = ..., projection: _Optional[_Union[_columns_pb2.Projection, _Mapping]] = ..., explain: _Optional[bool] = ..., model: _Optional[str] = ..., consistency: _Optional[_Union[_session_pb2.Consistency, str]] = ..., min_sequences: _Optional[_Mapping[int, int]] = ..., query_numbers: _Optional[bytes] = ..., tag: _Optional[str] = ...) -> None: ...
+    fallback: str
+    fallback_k: int
+    def __init__(self, collection_id: _Optional[str] = ..., shards: _Optional[_Iterable[int]] = ..., dimension: _Optional[int] = ..., queries: _Optional[bytes] = ..., k: _Optional[int] = ..., filter: _Optional[_Union[_filter_pb2.Filter, _Mapping]] = ..., exact: _Optional[bool] = ..., ef: _Optional[int] = ..., recall_objective: _Optional[float] = ..., projection: _Optional[_Union[_columns_pb2.Projection, _Mapping]] = ..., explain: _Optional[bool] = ..., model: _Optional[str] = ..., consistency: _Optional[_Union[_session_pb2.Consistency, str]] = ..., min_sequences: _Optional[_Mapping[int, int]] = ..., query_numbers: _Optional[bytes] = ..., tag: _Optional[str] = ..., fallback: _Optional[str] = ..., fallback_k: _Optional[int] = ...) -> None: ...
 
 class SearchShardsResponse(_message.Message):
-    __slots__ = ("counts", "scores", "ids", "columns", "explain", "sequences", "missing_shards", "below_objective")
+    __slots__ = ("counts", "scores", "ids", "columns", "explain", "sequences", "missing_shards", "below_objective", "by_fallback")
     class SequencesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -75,6 +79,7 @@ class SearchShardsResponse(_message.Message):
     SEQUENCES_FIELD_NUMBER: _ClassVar[int]
     MISSING_SHARDS_FIELD_NUMBER: _ClassVar[int]
     BELOW_OBJECTIVE_FIELD_NUMBER: _ClassVar[int]
+    BY_FALLBACK_FIELD_NUMBER: _ClassVar[int]
     counts: _containers.RepeatedScalarFieldContainer[int]
     scores: bytes
     ids: _containers.RepeatedScalarFieldContainer[str]
@@ -83,7 +88,8 @@ class SearchShardsResponse(_message.Message):
     sequences: _containers.ScalarMap[int, int]
     missing_shards: _containers.RepeatedScalarFieldContainer[int]
     below_objective: bool
-    def __init__(self, counts: _Optional[_Iterable[int]] = ..., scores: _Optional[bytes] = ..., ids: _Optional[_Iterable[str]] = ..., columns: _Optional[bytes] = ..., explain: _Optional[_Iterable[_Union[_search_pb2.SegmentExplain, _Mapping]]] = ..., sequences: _Optional[_Mapping[int, int]] = ..., missing_shards: _Optional[_Iterable[int]] = ..., below_objective: _Optional[bool] = ...) -> None: ...
+    by_fallback: bytes
+    def __init__(self, counts: _Optional[_Iterable[int]] = ..., scores: _Optional[bytes] = ..., ids: _Optional[_Iterable[str]] = ..., columns: _Optional[bytes] = ..., explain: _Optional[_Iterable[_Union[_search_pb2.SegmentExplain, _Mapping]]] = ..., sequences: _Optional[_Mapping[int, int]] = ..., missing_shards: _Optional[_Iterable[int]] = ..., below_objective: _Optional[bool] = ..., by_fallback: _Optional[bytes] = ...) -> None: ...
 
 class WriteShardRequest(_message.Message):
     __slots__ = ("collection_id", "shard", "upsert", "delete_ids", "delete_where", "rows")

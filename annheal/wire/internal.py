@@ -90,6 +90,8 @@ def encode_shard_search(request: SearchRequest) -> pb.SearchShardsRequest:
         explain=options.explain,
         model=options.model,
         tag=options.tag,
+        fallback=options.fallback,
+        fallback_k=options.fallback_k,
         consistency=CONSISTENCY.encode(request.consistency),
         min_sequences=request.min_sequences,
     )
@@ -107,7 +109,9 @@ def decode_shard_search(message: pb.SearchShardsRequest, *, timeout_s: float) ->
     dimension = message.dimension
     packed = message.queries
     shards = checked_shards(message.shards)
-    if not 1 <= dimension <= DIMENSION_MAX or len(packed) % (4 * dimension):
+    # With a fallback there are the vectors of two models.
+    limit = 2 * DIMENSION_MAX if message.fallback else DIMENSION_MAX
+    if not 1 <= dimension <= limit or len(packed) % (4 * dimension):
         raise InvalidArgument.of(
             "queries", f"has {len(packed)} bytes, no whole number of vectors of {dimension} floats"
         )
@@ -127,6 +131,8 @@ def decode_shard_search(message: pb.SearchShardsRequest, *, timeout_s: float) ->
             explain=message.explain,
             model=message.model,
             tag=message.tag,
+            fallback=message.fallback,
+            fallback_k=message.fallback_k,
         ),
         consistency=CONSISTENCY.decode(message.consistency, field="consistency"),
         min_sequences={
@@ -161,6 +167,8 @@ def encode_shard_answer(answer: SearchAnswer) -> pb.SearchShardsResponse:
         message.explain.extend(encode_explain(entry) for entry in answer.explain)
     if answer.missing_shards:
         message.missing_shards.extend(shard.number for shard in answer.missing_shards)
+    if answer.by_fallback is not None:
+        message.by_fallback = answer.by_fallback.tobytes()
     return message
 
 
@@ -169,9 +177,16 @@ def decode_shard_answer(message: pb.SearchShardsResponse, *, collection_id: str)
     hits = len(message.ids)
     if sum(message.counts) != hits or len(message.scores) != hits * _FLOAT32.itemsize:
         raise InvalidArgument.of("counts", f"counts, scores and {hits} ids differ in number")
+    if message.HasField("by_fallback") and len(message.by_fallback) != hits:
+        raise InvalidArgument.of("by_fallback", f"is not one byte for each of {hits} ids")
     return SearchAnswer(
         counts=np.array(message.counts, dtype=np.int32),
         scores=np.frombuffer(message.scores, dtype=_FLOAT32),
+        by_fallback=(
+            np.frombuffer(message.by_fallback, dtype=np.uint8) != 0
+            if message.HasField("by_fallback")
+            else None
+        ),
         records=decode_columns(message.columns, ids=list(message.ids)),
         explain=tuple(decode_explain(entry) for entry in message.explain),
         sequences=dict(message.sequences),

@@ -167,7 +167,7 @@ class SearchBatcher:
         """Take the oldest group's waiters, as many as fit; empty when all had gone away."""
         key = next(iter(lane.groups))
         group = lane.groups.pop(key)
-        limit = min(self._queries_max, max(1, BATCH_HITS_MAX // key[2].k))
+        limit = min(self._queries_max, max(1, BATCH_HITS_MAX // key[2].hits_max))
         batch: list[_Waiter] = []
         count = 0
         while group:

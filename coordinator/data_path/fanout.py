@@ -45,6 +45,17 @@ class SearchCall:
     deadline: Deadline
     numbers: Numbers | None = None
 
+    def merged(
+        self, answers: Sequence[SearchAnswer], *, missing_shards: Sequence[ShardId] = ()
+    ) -> SearchAnswer:
+        """Return one answer of those of several nodes."""
+        return merge_answers(
+            answers,
+            k=self.options.k,
+            fallback_k=self.options.fallback_k,
+            missing_shards=missing_shards,
+        )
+
 
 class Fanout:
     """Searches collections through the router; `draw` numbers the queries."""
@@ -118,7 +129,7 @@ class Fanout:
                 return self._settle(call, answers, missing, last, partial=False)
             answers += found
             if not missing:
-                return merge_answers(answers, k=call.options.k)
+                return call.merged(answers)
             delay_s = ROUTE_POLICY.delay_s(attempt, jitter=0.5)
             delay_s = max(delay_s, (last.retry_after_s or 0.0) if last is not None else 0.0)
             if patience.passed or delay_s >= deadline.remaining_s:
@@ -193,7 +204,7 @@ class Fanout:
         if partial:
             found = answers or [empty_answer(len(call.queries))]
             shards = [ShardId(call.collection.id, shard) for shard in missing]
-            return merge_answers(found, k=call.options.k, missing_shards=shards)
+            return call.merged(found, missing_shards=shards)
         because = f": {last.message}" if last is not None else ": no live node owns them"
         named = _named(missing)
         raise Unavailable(

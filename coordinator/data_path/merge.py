@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from annheal.model.limits import ANSWER_BYTES_MAX
 from annheal.model.records import RecordSet, slice_records, take_records
-from annheal.model.search import SearchAnswer
+from annheal.model.search import SearchAnswer, with_fallback
 from annheal.model.topology.shard import ShardId
 from annheal.model.values.answer_size import HITS_FIX, check_answer_size, records_bytes
 
@@ -23,13 +23,15 @@ def merge_answers(
     answers: Sequence[SearchAnswer],
     *,
     k: int,
+    fallback_k: int = 0,
     missing_shards: Sequence[ShardId] = (),
     bytes_max: int = ANSWER_BYTES_MAX,
 ) -> SearchAnswer:
     """Return the best `k` hits of each query over all `answers`, which are for the same n queries.
 
-    One answer alone is passed on as it is: the node has ordered it. Raises ValueError for none, and
-    `InvalidArgument` when the hits are more than `bytes_max` bytes.
+    Beside them the best `fallback_k` by the fallback model, if there is one: scores of two models
+    are not compared here. One answer alone is passed on as it is: the node has ordered it. Raises
+    ValueError for none, and `InvalidArgument` when the hits are more than `bytes_max` bytes.
     """
     if not answers:
         raise ValueError("there is no answer to merge")
@@ -37,6 +39,17 @@ def merge_answers(
     if len(answers) == 1:
         only = answers[0]
         return only if missing == only.missing_shards else _with_missing(only, missing)
+    if any(answer.by_fallback is not None for answer in answers):
+        own, rest = (
+            merge_answers(
+                [_by_fallback(answer, fallback) for answer in answers],
+                k=fallback_k if fallback else k,
+                missing_shards=missing,
+                bytes_max=bytes_max,
+            )
+            for fallback in (False, True)
+        )
+        return with_fallback(own, replace(rest, explain=()))
     scores = np.concatenate([answer.scores for answer in answers])
     queries = np.concatenate(
         [np.repeat(np.arange(len(answer.counts)), answer.counts) for answer in answers]
@@ -81,7 +94,15 @@ def slice_answer(
         sequences=answer.sequences,
         missing_shards=answer.missing_shards,
         below_objective=answer.below_objective,
+        by_fallback=None if answer.by_fallback is None else answer.by_fallback[low:high],
     )
+
+
+def _by_fallback(answer: SearchAnswer, fallback: bool) -> SearchAnswer:
+    """Return the hits of one kind; in an answer without kinds all are of the first."""
+    if answer.by_fallback is not None:
+        return answer.of_fallback(fallback)
+    return empty_answer(len(answer.counts)) if fallback else answer
 
 
 def _best(

@@ -11,11 +11,11 @@ import numpy.typing as npt
 
 from annheal.filters import filter_key
 from annheal.index import LiveBitmap, TopK, merge_topk
-from annheal.model.collection import Collection, Metric
+from annheal.model.collection import Collection, Metric, ModelSpec
 from annheal.model.limits import ANSWER_BYTES_MAX
 from annheal.model.measures.recall import Shortfall, band_of
 from annheal.model.records import IDS_ONLY, Float32Matrix, Projection, RecordSet, join_records
-from annheal.model.search import SearchAnswer, SearchOptions, SegmentExplain
+from annheal.model.search import SearchAnswer, SearchOptions, SegmentExplain, with_fallback
 from annheal.model.topology.manifest import IndexKind
 from annheal.model.values.answer_size import HITS_FIX
 from annheal.runtime.stop import YieldPoint, no_yield_point
@@ -350,6 +350,33 @@ class Searcher:
             allowed=mask,
             yield_point=self._yield_point,
         )
+
+
+def search_by_models(
+    searcher: Searcher,
+    views: Sequence[tuple[int, ShardView]],
+    queries: Float32Matrix,
+    options: SearchOptions,
+    models: Sequence[ModelSpec],
+) -> tuple[SearchAnswer, tuple[MatchCount, ...]]:
+    """Return the result of `search_counted` by the first of `models`.
+
+    If there is a second one, records without a vector of the first are answered by it, on the same
+    views: each record is answered by one model (`SearchOptions.fallback`).
+    """
+    model, *fallback = models
+    own = [(shard, view.of_model(model.name)) for shard, view in views]
+    if not fallback:
+        return searcher.search_counted(own, queries, options)
+    floats = model.dimension
+    found, counts = searcher.search_counted(own, queries[:, :floats].copy(), options)
+    rest = [
+        (shard, view.without_model(model.name).of_model(fallback[0].name)) for shard, view in views
+    ]
+    by_fallback, _ = searcher.search_counted(
+        rest, queries[:, floats:].copy(), replace(options, k=options.fallback_k)
+    )
+    return with_fallback(found, by_fallback), counts
 
 
 def _records_of(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from annheal.coordinator.data_path.merge import empty_answer, merge_answers, slice_answer
 from annheal.model.records import RecordSet
-from annheal.model.search import SearchAnswer
+from annheal.model.search import SearchAnswer, with_fallback
 from annheal.model.topology.shard import ShardId
 
 Hits = list[tuple[float, str]]
@@ -152,3 +152,24 @@ def test_merging_equals_sorting_everything(parts: list[tuple[Hits, Hits, Hits]],
         ordered = sorted(((s, i) for i, s in best.items()), key=lambda hit: (-hit[0], hit[1]))
         expected.append(ordered[:k])
     assert hits(merged) == expected
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    parts=st.lists(st.tuples(query, query, query, query), min_size=2, max_size=4),
+    k=st.integers(1, 5),
+    fallback_k=st.integers(1, 5),
+)
+def test_hits_by_a_fallback_are_merged_by_themselves(
+    parts: list[tuple[Hits, Hits, Hits, Hits]], k: int, fallback_k: int
+):
+    own = [answer(*part[:2]) for part in parts]
+    rest = [answer(*part[2:]) for part in parts]
+    both = [with_fallback(*pair) for pair in zip(own, rest, strict=True)]
+    merged = merge_answers(both, k=k, fallback_k=fallback_k)
+    for fallback, alone, limit in ((False, own, k), (True, rest, fallback_k)):
+        expected = merge_answers(alone, k=limit)
+        assert hits(merged.of_fallback(fallback)) == hits(expected)
+    starts = np.concatenate([[0], np.cumsum(merged.counts)])
+    second = slice_answer(merged, first=1, queries=1, starts=starts)
+    assert hits(second.of_fallback(True)) == hits(merge_answers(rest, k=fallback_k))[1:]

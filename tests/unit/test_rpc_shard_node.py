@@ -79,6 +79,7 @@ ANSWER = SearchAnswer(
     explain=(SegmentExplain(1, "s", "exact", 3, 2, 1, 0, 2, 0.125),),
     sequences={1: 2**40, 2: 0},
     missing_shards=(ShardId("c1", 7),),
+    by_fallback=np.array([False, True]),
 )
 STATE = ShardState(
     "c1", 1, "n1", "loading", 3, 2, 1, 1, 9, 4, 4096,
@@ -195,6 +196,9 @@ async def test_searches_are_the_same_from_afar() -> None:
             projection=Projection(("year",), True, False),
             explain=True,
             model="m",
+            tag="t",
+            fallback="n",
+            fallback_k=7,
         ),
         consistency=Consistency.STRONG,
         min_sequences={1: 2**40},
@@ -213,6 +217,8 @@ async def test_searches_are_the_same_from_afar() -> None:
     for name in ("explain", "sequences", "missing_shards"):
         assert getattr(answer, name) == getattr(ANSWER, name)
     assert_same_rows(answer.records, ROWS)
+    assert answer.by_fallback is not None
+    assert answer.by_fallback.tolist() == [False, True]
 
 
 async def test_writes_are_the_same_from_afar() -> None:

@@ -29,7 +29,7 @@ from annheal.metastore.protocol import Put
 from annheal.model.collection import Collection, Metric, ModelSpec
 from annheal.model.filter import Comparison, ComparisonOp
 from annheal.model.records import EVERYTHING, ModelVectors, RecordBatch, RecordPatch, lacking
-from annheal.model.search import SearchOptions
+from annheal.model.search import SearchOptions, with_fallback
 from annheal.model.topology.manifest import Tier
 from annheal.model.topology.task import CompactionTask, TaskReason
 from annheal.model.write import DeleteIds, Update, Upsert
@@ -39,7 +39,7 @@ from annheal.segment.parts.write import write_part
 from annheal.shard_node.rows.view import ShardView
 from annheal.shard_node.search.filter_cache import FilterCache
 from annheal.shard_node.search.reads import get_records
-from annheal.shard_node.search.searcher import Searcher
+from annheal.shard_node.search.searcher import Searcher, search_by_models
 from tests.support.shards import Owner, ShardWorld, record_batch, shard_collection, size_of
 
 OLD = ModelSpec("m", 4, Metric.L2)
@@ -254,6 +254,7 @@ class History:
         assert new.live_rows + rest.live_rows == len(self.records)
         self._check_search(new, NEW, with_new)
         self._check_search(rest, OLD, set(self.records) - with_new)
+        self._check_both(view)
         self._check_reads(view)
         self._check_counts()
 
@@ -274,6 +275,32 @@ class History:
             found = dict(zip(answer.records.ids, answer.scores.tolist(), strict=True))
             for record_id, score in found.items():
                 assert score == pytest.approx(expected[record_id], abs=1e-4), record_id
+
+    def _check_both(self, view: ShardView) -> None:
+        """One search by both models finds each record once, by the model that it is due to."""
+        searcher = Searcher(self.owner.shard.collection, FilterCache())
+        queries = {model.name: vector(self.rng, model) for model in MODELS}
+        query = np.concatenate([queries[NEW.name], queries[OLD.name]])
+        options = SearchOptions(
+            k=len(IDS), model=NEW.name, fallback=OLD.name, fallback_k=len(IDS), exact=True
+        )
+        found, _ = search_by_models(searcher, [(0, view)], query[None], options, (NEW, OLD))
+        assert found.by_fallback is not None
+        assert sorted(found.records.ids) == sorted(self.records)
+        for record_id, score, by_fallback in zip(
+            found.records.ids, found.scores.tolist(), found.by_fallback.tolist(), strict=True
+        ):
+            vectors = self.records[record_id].vectors
+            assert by_fallback == (NEW.name not in vectors)
+            model = OLD if by_fallback else NEW
+            due = scores(model, queries[model.name], vectors[model.name][None])[0]
+            assert score == pytest.approx(float(due), abs=1e-4)
+        own, rest = found.of_fallback(False), found.of_fallback(True)
+        for part in (own, rest):
+            assert (np.diff(part.scores) <= 0).all()
+        joined = with_fallback(own, rest)
+        assert joined.records.ids == found.records.ids
+        np.testing.assert_array_equal(joined.by_fallback, found.by_fallback)
 
     def _check_reads(self, view: ShardView) -> None:
         projection = replace(
