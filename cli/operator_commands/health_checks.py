@@ -307,14 +307,32 @@ def _models(observed: Observed) -> Finding:
         rows[segment.model] += segment.rows
     serving = observed.collection.model
     answer = f"{serving.name}, {serving.dimension} floats, {serving.metric.value}"
-    strange = sorted(set(rows) - known)
+    coverage = coverage_of(observed.segments)
+    strange = sorted(set(rows) - known - set(coverage))
     if strange:
         answer += f"; rows of {', '.join(strange)} too"
         return Finding(question, Health.BAD, answer, "these models are not those of the collection")
-    if len(rows) > 1:
-        parts = ", ".join(f"{name} {count:,} rows" for name, count in sorted(rows.items()))
-        return Finding(question, Health.WATCH, f"{answer}; migration in progress: {parts}")
+    for name, (having, lacking) in coverage.items():
+        if name == serving.name or having:
+            was_removed = "" if name in known else " (removed)"
+            answer += f"; {having:,} of {having + lacking:,} records have a vector of {name}"
+            answer += was_removed
+    if coverage.get(serving.name, (0, 0))[1]:
+        advice = "searches do not find records without a vector of the serving model: write them"
+        return Finding(question, Health.WATCH, answer, advice)
     return Finding(question, Health.GOOD, answer)
+
+
+def coverage_of(segments: Sequence[SegmentState]) -> dict[str, tuple[int, int]]:
+    """Return how many records have a vector of each model, and how many lack it.
+
+    Empty where the collection has one model, of which every record has a vector.
+    """
+    found: dict[str, tuple[int, int]] = {}
+    for one in (part for segment in segments for part in segment.models):
+        having, lacking = found.get(one.model, (0, 0))
+        found[one.model] = having + one.rows, lacking + one.lacking
+    return found
 
 
 def worst_of(findings: Sequence[Finding]) -> Health:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
 import typer
 from rich.console import RenderableType
 
+from annheal.cli.operator_commands.health_checks import coverage_of
 from annheal.cli.output import facts, table
-from annheal.cli.state import state_of
+from annheal.cli.state import State, state_of
 from annheal.cli.user_commands.assignments import parse_embedder
 from annheal.cli.user_commands.collections import confirm, embedder_lines
+from annheal.client import SegmentList
 from annheal.errors import NotFound
 from annheal.model.collection import Collection, Metric, ModelSpec
 from annheal.model.suggestions import suggestion
 from annheal.model.texts.spec import EmbedderTest, TextModel
+from annheal.model.topology.state import SegmentState
 
 app = typer.Typer(no_args_is_help=True, help="Models of collections and their embedders.")
 
@@ -26,11 +30,16 @@ ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="The model.")]
 
 @dataclass(frozen=True, slots=True)
 class ModelEntry:
-    """A model of a collection; `text_model` None: clients send its vectors."""
+    """A model of a collection; `text_model` None: clients send its vectors.
+
+    `rows` records have a vector of it, `lacking` have none.
+    """
 
     model: ModelSpec
     serving: bool
     text_model: TextModel | None
+    rows: int
+    lacking: int
 
 
 @app.callback()
@@ -40,11 +49,13 @@ def models() -> None:
 
 @app.command("list")
 def list_(context: typer.Context, collection: CollectionName) -> None:
-    """List the models of a collection; one of them serves."""
+    """List the models of a collection, and how many records have vectors of each."""
     state = state_of(context)
     with state.client() as client:
-        found = client.get_collection(collection)
-    state.output.show([_entry(found, model) for model in found.models], _render_list)
+        found, segments = client.get_collection(collection), client.segments(collection)
+    _warn(state, segments)
+    entries = [_entry(found, model, segments.segments) for model in found.models]
+    state.output.show(entries, _render_list)
 
 
 @app.command()
@@ -52,14 +63,15 @@ def show(context: typer.Context, collection: CollectionName, model: ModelName) -
     """Describe a model and its embedder."""
     state = state_of(context)
     with state.client() as client:
-        found = client.get_collection(collection)
+        found, segments = client.get_collection(collection), client.segments(collection)
     spec = found.model_named(model)
     if spec is None:
         names = [one.name for one in found.models]
         raise NotFound(
             f"collection {collection!r} has no model {model!r}; {suggestion(model, names)}"
         )
-    state.output.show(_entry(found, spec), _render_one)
+    _warn(state, segments)
+    state.output.show(_entry(found, spec, segments.segments), _render_one)
 
 
 @app.command()
@@ -171,13 +183,26 @@ def _names(collection: Collection) -> list[str]:
     ]
 
 
-def _entry(collection: Collection, model: ModelSpec) -> ModelEntry:
-    return ModelEntry(model, model == collection.model, collection.text_model(model.name))
+def _entry(
+    collection: Collection, model: ModelSpec, segments: Sequence[SegmentState]
+) -> ModelEntry:
+    rows, lacking = coverage_of(segments).get(model.name, (0, 0))
+    if len(collection.models) == 1 and not rows:
+        rows = sum(segment.rows - segment.dead_rows for segment in segments)
+    return ModelEntry(
+        model, model == collection.model, collection.text_model(model.name), rows, lacking
+    )
+
+
+def _warn(state: State, segments: SegmentList) -> None:
+    if segments.missing_shards:
+        shards = ", ".join(map(str, segments.missing_shards))
+        state.output.note(f"shards {shards} do not answer: their records are not counted")
 
 
 def _render_list(entries: list[ModelEntry]) -> RenderableType:
     return table(
-        ["MODEL", "SERVING", ">DIMENSION", "METRIC", "EMBEDDER"],
+        ["MODEL", "SERVING", ">DIMENSION", "METRIC", "EMBEDDER", ">VECTORS", ">LACKING"],
         (
             (
                 one.model.name,
@@ -185,6 +210,8 @@ def _render_list(entries: list[ModelEntry]) -> RenderableType:
                 one.model.dimension,
                 one.model.metric,
                 None if one.text_model is None else one.text_model.embedder.kind,
+                one.rows,
+                one.lacking,
             )
             for one in entries
         ),
@@ -198,6 +225,8 @@ def _render_one(entry: ModelEntry) -> RenderableType:
             ("serving", "yes" if entry.serving else "no"),
             ("dimension", entry.model.dimension),
             ("metric", entry.model.metric),
+            ("records with a vector", entry.rows),
+            ("records without", entry.lacking),
             *embedder_lines(entry.text_model),
         ]
     )

@@ -20,7 +20,7 @@ from annheal.errors import FailedPrecondition, InvalidArgument
 from annheal.filters import validate_filter
 from annheal.model.collection import Collection
 from annheal.model.limits import K_MAX, SEARCH_HITS_MAX
-from annheal.model.records import Float32Matrix, Projection
+from annheal.model.records import Float32Matrix, Projection, lacking
 from annheal.model.search import Consistency, SearchAnswer, SearchOptions
 from annheal.model.topology.cluster import RecallOptions, RecallReport, ShardRecall
 from annheal.model.validation import validate_search_options
@@ -78,7 +78,13 @@ class RecallMeter:
         wanted = options.filter
         canonical = None if wanted is None else validate_filter(wanted, collection.schema)
         # The nodes do not sample explained searches as live queries.
-        approximate = SearchOptions(k=k + 1, filter=canonical, ef=options.ef, explain=True)
+        approximate = SearchOptions(
+            k=k + 1,
+            filter=canonical,
+            ef=options.ef,
+            explain=True,
+            model=collection.model.name if len(collection.models) > 1 else "",
+        )
         validate_search_options(approximate, model=collection.model)
         sample = await self._sample(collection, options, deadline=deadline)
         exact = replace(approximate, exact=True, ef=None)
@@ -102,7 +108,11 @@ class RecallMeter:
     async def _sample(
         self, collection: Collection, options: RecallOptions, *, deadline: Deadline
     ) -> _Sample:
-        """Return random records: from each shard a run in hash order from a random hash on."""
+        """Return random records: from each shard a run in hash order from a random hash on.
+
+        Those without a vector of the serving model are left out, so there may be fewer.
+        """
+        models = (collection.model.name,) if len(collection.models) > 1 else ()
         draw = np.random.default_rng(options.seed)
         count = collection.shard_count
         per_shard = draw.multinomial(options.sample_size, np.full(count, 1.0 / count))
@@ -123,16 +133,19 @@ class RecallMeter:
                         shard=shard,
                         rows_max=rows,
                         after_hash=min(after_hash, (1 << 64) - 1),
-                        projection=Projection(attributes=(), vector=True),
+                        projection=Projection(attributes=(), vector=True, models=models),
                     ),
                     deadline=deadline,
                 )
                 known = set(ids)
-                fresh = [n for n, one in enumerate(page.records.ids) if one not in known]
-                if fresh and page.records.vectors is not None:
-                    ids += [page.records.ids[n] for n in fresh]
-                    vectors.append(page.records.vectors[fresh])
+                found = page.records
+                fresh = [n for n, one in enumerate(found.ids) if one not in known]
                 rows -= len(fresh)
+                if fresh and found.vectors is not None:
+                    absent = lacking(found.vectors)
+                    fresh = [n for n in fresh if not absent[n]]
+                    ids += [found.ids[n] for n in fresh]
+                    vectors.append(found.vectors[fresh])
         if not ids:
             raise FailedPrecondition(
                 f"collection {collection.name!r} holds no records to measure recall with",

@@ -205,6 +205,18 @@ def test_a_removed_model_is_not_read_any_more(client: Client, two: str) -> None:
         client.compact(two, full=True)
 
 
+def test_records_that_lack_a_vector_are_counted(
+    client: Client, two: str, run: Callable[..., Any]
+) -> None:
+    for _ in range(2):  # in memory, then in segments
+        old, new = run("models", "list", two)
+        assert (old["rows"], old["lacking"]) == (ROWS - len(WITHOUT_OLD), len(WITHOUT_OLD))
+        assert (new["rows"], new["lacking"]) == (ROWS - len(WITHOUT_NEW), len(WITHOUT_NEW))
+        measured = client.measure_recall(two, sample_size=ROWS, k=5)
+        assert measured.recall == 1.0, "queries are vectors that there are"
+        client.flush(two)
+
+
 def test_vectors_of_models_on_the_command_line(
     client: Client, two: str, run: Callable[..., Any], embedded_server: EmbeddedServer
 ) -> None:

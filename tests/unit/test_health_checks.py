@@ -28,7 +28,7 @@ from annheal.model.topology.cluster import (
     TaskStatus,
 )
 from annheal.model.topology.shard import NodeRegistration, WorkerRegistration
-from annheal.model.topology.state import SegmentState
+from annheal.model.topology.state import ModelCoverage, SegmentState
 from annheal.model.topology.task import TaskPhase, TaskReason
 from annheal.wire.recall import decode_recall_summary, encode_recall_summary
 from tests.support.recall_reports import SELECTIVE, SLOWER, UNKNOWN, estimate
@@ -156,13 +156,23 @@ def test_what_is_wrong_is_said(
         assert found.advice
 
 
-def test_a_model_that_is_being_changed_is_no_fault() -> None:
+def test_records_without_a_vector_of_the_serving_model_are_counted() -> None:
     two = replace(
         HEALTHY.collection, models=(*HEALTHY.collection.models, ModelSpec("n", 4, Metric.L2))
     )
-    found = finding("which model", collection=two, segments=(SEGMENT, replace(SEGMENT, model="n")))
-    assert found.health is Health.WATCH
-    assert "n 10,000 rows" in found.answer
+    for lacking, health in ((0, Health.GOOD), (1, Health.WATCH)):
+        models = (
+            ModelCoverage("m", 10 - lacking, lacking),
+            ModelCoverage("n", 4, 6),
+            ModelCoverage("old", 3, 7),
+        )
+        segments = (replace(SEGMENT, models=models), replace(SEGMENT, model="old", models=models))
+        found = finding("which model", collection=two, segments=segments)
+        assert found.health is health
+        assert f"{20 - 2 * lacking} of 20 records have a vector of m" in found.answer
+        assert "8 of 20 records have a vector of n" in found.answer
+        assert "6 of 20 records have a vector of old (removed)" in found.answer
+        assert bool(found.advice) is bool(lacking)
 
 
 CLUSTER = ClusterStatus(
