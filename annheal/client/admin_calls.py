@@ -278,18 +278,23 @@ class AdminCalls:
         text: str,
         *,
         as_query: bool = True,
+        model: str | None = None,
         timeout_s: float | None = None,
     ) -> EmbedderTest:
         """Embed one text with the embedder of a collection, to see whether it works.
 
-        Raises `FailedPrecondition` where the collection has none, or its set-up is wrong.
+        It is that of the serving model, or of `model`. Raises `FailedPrecondition` where the model
+        has none, or its set-up is wrong.
         """
+        tag = "" if model is None else as_text(model, "model")
         as_text(collection, "collection")
         as_text(text, "text")
         as_flag(as_query, "as_query")
         api = self._connection.api
         return await self._connection.read(
-            lambda left_s: api.test_embedder(collection, text, as_query=as_query, timeout_s=left_s),
+            lambda left_s: api.test_embedder(
+                collection, text, as_query=as_query, model=tag, timeout_s=left_s
+            ),
             deadline=self._connection.deadline(timeout_s),
         )
 

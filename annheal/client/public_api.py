@@ -452,10 +452,12 @@ class PublicApi:
         return decode_audits(response.audits)
 
     async def test_embedder(
-        self, collection: str, text: str, *, as_query: bool, timeout_s: float
+        self, collection: str, text: str, *, as_query: bool, model: str, timeout_s: float
     ) -> EmbedderTest:
         """Embed one text."""
-        request = methods.TEST_EMBEDDER.request(collection=collection, text=text, query=as_query)
+        request = methods.TEST_EMBEDDER.request(
+            collection=collection, text=text, query=as_query, model=model
+        )
         response = await self._call(methods.TEST_EMBEDDER, request, timeout_s=timeout_s)
         return wire_admin.decode_embedder_test(response)
 

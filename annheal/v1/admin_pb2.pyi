@@ -1067,14 +1067,16 @@ class GarbageKind(_message.Message):
     def __init__(self, kind: _Optional[str] = ..., deleted_objects: _Optional[int] = ..., deleted_bytes: _Optional[int] = ..., waiting_objects: _Optional[int] = ..., waiting_bytes: _Optional[int] = ...) -> None: ...
 
 class TestEmbedderRequest(_message.Message):
-    __slots__ = ("collection", "text", "query")
+    __slots__ = ("collection", "text", "query", "model")
     COLLECTION_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     QUERY_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
     collection: str
     text: str
     query: bool
-    def __init__(self, collection: _Optional[str] = ..., text: _Optional[str] = ..., query: _Optional[bool] = ...) -> None: ...
+    model: str
+    def __init__(self, collection: _Optional[str] = ..., text: _Optional[str] = ..., query: _Optional[bool] = ..., model: _Optional[str] = ...) -> None: ...
 
 class TestEmbedderResponse(_message.Message):
     __slots__ = ("model", "embedder", "dimension", "norm", "duration_s")

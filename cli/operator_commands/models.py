@@ -155,11 +155,14 @@ def try_embedder(
     document: Annotated[
         bool, typer.Option("--document", help="Embed it as a record, not as a query.")
     ] = False,
+    model: Annotated[
+        str | None, typer.Option("--model", help="The model; without it, the serving one.")
+    ] = None,
 ) -> None:
     """Embed one text with the collection's embedder: does it work, and how fast is it?"""
     state = state_of(context)
     with state.client() as client:
-        found = client.test_embedder(collection, text, as_query=not document)
+        found = client.test_embedder(collection, text, as_query=not document, model=model)
     state.output.show(found, _render)
 
 

@@ -258,17 +258,25 @@ class Texts:
             self._texts -= len(texts)
 
     async def test(
-        self, collection: Collection, text: str, *, as_query: bool, deadline: Deadline
+        self,
+        collection: Collection,
+        text: str,
+        *,
+        model: ModelSpec,
+        as_query: bool,
+        deadline: Deadline,
     ) -> EmbedderTest:
         """Embed one text, and say what came of it; raises as `queries` does."""
         began_s = monotonic_s()
         purpose = Purpose.QUERY if as_query else Purpose.DOCUMENT
-        found = await self.embed(collection, [text], purpose=purpose, deadline=deadline)
+        found = await self.embed(
+            collection, [text], model=model, purpose=purpose, deadline=deadline
+        )
         refuse_missing(found, place=lambda row: "text")
         seconds = monotonic_s() - began_s
-        kept = self._embedders.get(_key_of(collection))
+        kept = self._embedders.get(_key_of(collection, model))
         return EmbedderTest(
-            model=collection.model.name,
+            model=model.name,
             embedder="" if kept is None else kept.embedder.name,
             dimension=found.vectors.shape[1],
             norm=float(np.linalg.norm(found.vectors[0])),
@@ -278,19 +286,26 @@ class Texts:
     async def look(
         self, collections: Sequence[Collection], *, timeout_s: float
     ) -> tuple[PartHealth, ...]:
-        """Return whether the embedders of the collections work.
+        """Return whether the embedders of the collections' models work.
 
         Those that have not answered within the last minute are asked for one vector. Of many, the
         first `EMBEDDERS_MAX` are looked at.
         """
-        with_texts = [one for one in collections if one.text_model(one.model.name) is not None]
-        by_key = {_key_of(one): one for one in reversed(with_texts)}
+        with_texts = [
+            (one, model)
+            for one in collections
+            for model in one.usable_models
+            if one.text_model(model.name) is not None
+        ]
+        by_key = {_key_of(one, model): (one, model) for one, model in reversed(with_texts)}
         looked = list(by_key.items())[:EMBEDDERS_MAX]
         return tuple(
-            await asyncio.gather(*(self._look(key, one, timeout_s) for key, one in looked))
+            await asyncio.gather(*(self._look(key, *one, timeout_s) for key, one in looked))
         )
 
-    async def _look(self, key: _Key, collection: Collection, timeout_s: float) -> PartHealth:
+    async def _look(
+        self, key: _Key, collection: Collection, model: ModelSpec, timeout_s: float
+    ) -> PartHealth:
         try:
             kept = await self._kept(key)
         except AnnhealError as error:  # a kind that is not installed here
@@ -302,6 +317,7 @@ class Texts:
                 found = await self.embed(
                     collection,
                     [PROBE_TEXT],
+                    model=model,
                     purpose=Purpose.QUERY,
                     deadline=Deadline.after(timeout_s),
                 )

@@ -7,6 +7,7 @@ from annheal.coordinator.service.pages import page_rows
 from annheal.model.measures.recall_audit import AUDIT_QUERIES_DEFAULT
 from annheal.model.measures.recall_worst import WORST_DEFAULT, checked_worst
 from annheal.model.topology.task import TaskPhase
+from annheal.model.validation import usable_model
 from annheal.rpc.server import Context, deadline_of
 from annheal.v1 import admin_pb2
 from annheal.wire import admin as wire_admin
@@ -165,7 +166,11 @@ class AdminServicer:
         """Embed one text."""
         collection = await self._coordinator.collections.get(request.collection)
         tested = await self._coordinator.texts.test(
-            collection, request.text, as_query=request.query, deadline=deadline_of(context)
+            collection,
+            request.text,
+            model=usable_model(request.model, collection=collection),
+            as_query=request.query,
+            deadline=deadline_of(context),
         )
         return wire_admin.encode_embedder_test(tested)
 

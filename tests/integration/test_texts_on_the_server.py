@@ -312,6 +312,36 @@ async def test_one_text_can_be_tried(served: Served) -> None:
     assert served.endpoint.requests[-1] == ["a"]
 
 
+async def test_the_embedder_of_a_model_that_does_not_serve_works_too(served: Served) -> None:
+    """It can be tried, is looked after, and embeds queries that name its model."""
+    await served.client.create_collection(NAME, DIMENSION, model="old")
+    spec = {
+        "kind": "openai",
+        "url": served.endpoint.url,
+        "remote_model": MODEL,
+        "query_prefix": "new: ",
+        "retries": 0,
+    }
+    await served.client.add_model(NAME, "new", DIMENSION, embedder=spec)
+    found = await served.client.test_embedder(NAME, "a", model="new")
+    assert (found.model, served.endpoint.requests) == ("new", [["new: a"]])
+    with pytest.raises(FailedPrecondition, match="no embedder for its model 'old'"):
+        await served.client.test_embedder(NAME, "a")
+    with pytest.raises(InvalidArgument, match=r"'old' \(\d+ floats\), 'new'"):
+        await served.client.test_embedder(NAME, "a", model="other")
+    health = await served.client.health()
+    (part,) = [one for one in health.parts if one.kind is PartKind.EMBEDDER]
+    assert part.works
+
+    await served.client.upsert(
+        NAME, ["x", "y"], {"new": [vector_of("new: x"), vector_of("new: y")]}
+    )
+    (hit,) = await served.client.search(NAME, text="y", model="new", k=1)
+    assert (hit.id, served.endpoint.requests[-1]) == ("y", ["new: y"])
+    with pytest.raises(InvalidArgument, match="cannot be compared"):
+        await served.client.search(NAME, text="y")
+
+
 async def test_health_says_whether_the_embedder_is_there(served: Served) -> None:
     async def embedders() -> list[PartHealth]:
         health = await served.client.health()
