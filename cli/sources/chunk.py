@@ -66,7 +66,8 @@ class Columns:
     of what type, unless `attributes` names them. `payload_also` go into the payload beside what
     is chosen; `ignored` are left out on purpose. With `are_records` attributes are looked for in
     the column `attributes` alone, where `scan` and `export` put them. `models`, name to dimension,
-    are those of an export of several: `vector` then has a member for each.
+    are those of an export of several: `vector` then has a member for each. `known_models` are those
+    of the collection when it exists, for lines whose vector is such an object.
     """
 
     id: str | None = None
@@ -80,6 +81,7 @@ class Columns:
     id_prefix: str = ""
     dataset: str = "train"
     models: Mapping[str, int] = field(default_factory=dict)
+    known_models: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def are_chosen(self) -> bool:

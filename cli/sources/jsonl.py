@@ -7,9 +7,10 @@ once for its rows.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 import numpy as np
@@ -35,6 +36,8 @@ from annheal.model.values.columns import attribute_column
 from annheal.model.values.unfit import UnfitValue
 
 _NUMBERS = msgspec.json.Decoder(list[float])
+VECTOR_COLUMN: Final = "vector"
+"""The key whose value may be an object of vectors by model, as `scan` prints them."""
 _NUMBERS_BY_MODEL = msgspec.json.Decoder(dict[str, list[float] | None])
 _VALUE = msgspec.json.Decoder()
 
@@ -47,6 +50,7 @@ class JsonlSource:
         self._prefix = columns.id_prefix
         lines = read_lines(path, progress=progress, look_for_twins=True)
         profile = Profile.of(path, lines)
+        columns = _with_models(columns, profile)
         self._plan = plan_columns(profile.facts(), columns)
         assert self._plan.vector is not None
         for name in (self._plan.id, self._plan.vector):
@@ -112,6 +116,10 @@ class JsonlSource:
             except msgspec.MsgspecError as error:
                 text = f"{name} must be an object with a list of numbers, or null, for each model"
                 raise refuse_line(self._path, line.number, f"{text}: {error}") from error
+        for line, one in zip(lines, given, strict=True):
+            for model in one.keys() - self._models.keys():
+                text = f"{name} is of model {model!r}; there are {', '.join(self._models)}"
+                raise refuse_line(self._path, line.number, text)
         found = {}
         for model, dimension in self._models.items():
             lists = [one.get(model) for one in given]
@@ -180,6 +188,20 @@ class JsonlSource:
         except UnfitValue as error:
             line = lines[error.row or 0].number
             raise refuse_line(self._path, line, f"{name}{error.part}: {error.reason}") from error
+
+
+def _with_models(columns: Columns, profile: Profile) -> Columns:
+    """Return the columns with the models of the collection if vectors are given by model."""
+    name = columns.vector or VECTOR_COLUMN
+    key = profile.keys.get(name)
+    if columns.models or key is None or Content.OBJECT not in key.lines:
+        return columns
+    if not columns.known_models:
+        raise InvalidArgument.of(
+            "--create",
+            f"{name} holds vectors by model: create the collection and add its models first",
+        )
+    return replace(columns, vector=name, models=columns.known_models)
 
 
 def _members(line: Line) -> dict[str, bytes]:

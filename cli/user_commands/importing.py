@@ -21,6 +21,7 @@ from annheal.client import Client
 from annheal.client.records.write_calls import BATCH_ROWS, CONCURRENCY
 from annheal.errors import InvalidArgument, NotFound
 from annheal.model.collection import Collection
+from annheal.model.validation import usable_model
 
 IMPORT_TIMEOUT_S: Final = 300.0
 """Time for one request: a server that asks for patience gets it."""
@@ -112,7 +113,7 @@ def import_(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(help="The model of the vectors; a collection of another one refuses them."),
+        typer.Option(help="The model of the vectors; a collection without it refuses them."),
     ] = None,
     shards: Annotated[int | None, typer.Option(help="For --create; 1.")] = None,
     set_: Annotated[
@@ -144,7 +145,7 @@ def import_(
         existing = _existing(client, name, create=create)
     source = _open(file, columns, existing, export, meta=meta, state=state)
     if existing is not None:
-        _check_fits(source, existing, export)
+        _check_fits(source, existing, export, model=model)
     _say_layout(state, file, source.layout)
     sending = Sending(skip_rows, limit, batch_rows, concurrency, _model(model, export))
     with state.client(patient=True, default_s=IMPORT_TIMEOUT_S, endless=True) as client:
@@ -172,7 +173,11 @@ def _open(
             )
         return ExportSource(file, export, id_prefix=columns.id_prefix)
     if existing is not None:
-        columns = replace(columns, schema={f.name: f.type for f in existing.schema})
+        columns = replace(
+            columns,
+            schema={f.name: f.type for f in existing.schema},
+            known_models={model.name: model.dimension for model in existing.models},
+        )
     with bytes_progress(state) as progress:
         task = progress.add_task("looking through", total=None)
 
@@ -183,15 +188,21 @@ def _open(
 
 
 def _check_fits(
-    source: ImportSource, existing: Collection, export: ExportDescription | None
+    source: ImportSource,
+    existing: Collection,
+    export: ExportDescription | None,
+    *,
+    model: str | None,
 ) -> None:
     """Raise `InvalidArgument` when the collection cannot hold what the file has."""
-    if export is None and source.layout.dimension != existing.model.dimension:
-        raise InvalidArgument.of(
-            "FILE",
-            f"its vectors have {source.layout.dimension} floats, collection {existing.name} takes "
-            f"{existing.model.dimension}",
-        )
+    if export is None:
+        spec = usable_model(model or "", collection=existing, field="--model")
+        if source.layout.dimension != spec.dimension:
+            raise InvalidArgument.of(
+                "FILE",
+                f"its vectors have {source.layout.dimension} floats, collection {existing.name}"
+                f" takes {spec.dimension}",
+            )
     if export is not None:
         wrong = export.differences(existing)
         if wrong:

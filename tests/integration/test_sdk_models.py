@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -234,6 +235,49 @@ def test_vectors_of_models_on_the_command_line(
     shown = CliRunner().invoke(app, hoist([*line, "--model", "new", "--model", "old"]))
     assert "VECTOR new" in shown.stdout
     client.flush(two)
+
+
+def test_lines_with_vectors_by_model_are_imported(
+    client: Client,
+    two: str,
+    run: Callable[..., Any],
+    tmp_path: Path,
+    embedded_server: EmbeddedServer,
+) -> None:
+    line = ["--address", embedded_server.address, "-o", "json", "scan", two]
+    printed = CliRunner().invoke(app, hoist([*line, "--model", "new", "--model", "old"])).stdout
+    file = tmp_path / "records.jsonl"
+    file.write_text(printed)
+    before = {record.id: record for record in client.get(two, IDS, model=["new", "old"])}
+    client.delete(two, IDS)
+    run("import", str(file), "-c", two)
+    for record in client.get(two, IDS, model=["new", "old"]):
+        wanted = before.pop(record.id)
+        assert (record.attributes, record.payload) == (wanted.attributes, wanted.payload)
+        assert record.vectors is not None
+        assert wanted.vectors is not None
+        for model, vector in record.vectors.items():
+            assert np.array_equal(np.asarray(vector), np.asarray(wanted.vectors[model]))
+    assert not before
+
+    def refused(*more: str) -> str:
+        command = ["--address", embedded_server.address, "import", str(file), *more]
+        found = CliRunner().invoke(app, hoist(command))
+        assert found.exit_code == ExitCode.INVALID_ARGUMENT
+        return " ".join(found.stderr.split())
+
+    for vector, words in (
+        ('{"newer": [1, 2, 3]}', "is of model 'newer'; there are old, new"),
+        ('{"new": [1, 2]}', "vector.new has 2 numbers, not 3"),
+        ('{"new": "x"}', "must be an object with a list of numbers"),
+        ('{"new": null}', "records.jsonl:1: vectors[0]: is missing for every model"),
+    ):
+        file.write_text(f'{{"id": "a", "vector": {vector}}}\n')
+        assert words in refused("-c", two)
+    assert "add its models first" in refused("-c", "models-never", "--create")
+    file.write_text('{"id": "a", "vector": [1, 2, 3]}\n')
+    run("import", str(file), "-c", two, "--model", "new")
+    assert "its vectors have 3 floats" in refused("-c", two)
 
 
 def test_models_on_the_command_line(client: Client, run: Callable[..., Any]) -> None:
