@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import logging
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -14,7 +15,13 @@ import numpy as np
 
 from annheal.coordinator.data_path.router import Router, check_sequences
 from annheal.coordinator.data_path.writes import rows_by_shard
-from annheal.errors import InvalidArgument, NotFound, ResourceExhausted
+from annheal.errors import (
+    AnnhealError,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+    Unavailable,
+)
 from annheal.filters import validate_filter
 from annheal.model.collection import Collection, ModelSpec
 from annheal.model.filter import Filter
@@ -40,6 +47,8 @@ from annheal.model.write import CountRequest, GetRequest, ScanPage, ScanRequest
 from annheal.rpc.port import ShardNode
 from annheal.runtime.deadline import Deadline
 from annheal.shards.routing import hash_ids
+
+_log = logging.getLogger(__name__)
 
 _RETRY_AFTER_S = 0.1
 _NO_SEQUENCES: Mapping[int, int] = {}
@@ -162,6 +171,37 @@ class Reads:
                 metadata={"collection": collection.name, "id": record_id, "model": model.name},
             )
         return queries
+
+    async def wait_for_model(
+        self, collection: Collection, model: str, *, deadline: Deadline
+    ) -> bool:
+        """Return once the owners of all shards know `model`; False if some do not in time.
+
+        Nodes hear of a new model from the metadata store, moments after the coordinator did.
+        """
+
+        def ask(shard: int) -> Coroutine[Any, Any, RecordSet]:
+            request = GetRequest(
+                collection_id=collection.id,
+                shard=shard,
+                ids=(),
+                projection=Projection(vector=True, models=(model,)),
+            )
+
+            async def call(node: ShardNode, _: Deadline) -> RecordSet:
+                try:
+                    return await node.get(request)
+                except InvalidArgument as error:
+                    raise Unavailable(f"shard {shard}: {error.message}") from error
+
+            return self._router.call(ShardId(collection.id, shard), call, deadline=deadline)
+
+        try:
+            await self._all([ask(shard) for shard in range(collection.shard_count)])
+        except AnnhealError as error:
+            _log.warning("some nodes may not know model %s yet: %s", model, error.message)
+            return False
+        return True
 
     async def count(
         self,

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from annheal.coordinator.app import Coordinator
 from annheal.coordinator.service.pages import page_rows
 from annheal.rpc.server import Context, deadline_of
+from annheal.runtime.deadline import Deadline
 from annheal.v1 import collections_pb2
 from annheal.wire.lifecycle import collections as wire_collections
+
+MODEL_KNOWN_TIMEOUT_S: Final = 5.0
+"""Time for the nodes to hear of a model that was added; it is added all the same."""
 
 
 class CollectionServicer:
@@ -72,10 +78,14 @@ class CollectionServicer:
     async def AddModel(
         self, request: collections_pb2.AddModelRequest, context: Context
     ) -> collections_pb2.AddModelResponse:
-        """Add a model to a collection."""
+        """Add a model to a collection; returns once its nodes know it, or after a while."""
         model, text_model = wire_collections.decode_add_model(request)
+        deadline = deadline_of(context)
         changed = await self._coordinator.collections.add_model(
-            request.collection, model, text_model, deadline=deadline_of(context)
+            request.collection, model, text_model, deadline=deadline
+        )
+        await self._coordinator.reads.wait_for_model(
+            changed, model.name, deadline=min(deadline, Deadline.after(MODEL_KNOWN_TIMEOUT_S))
         )
         return collections_pb2.AddModelResponse(
             collection=wire_collections.encode_collection(changed)

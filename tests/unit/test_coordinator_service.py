@@ -103,6 +103,18 @@ async def test_records_go_in_and_come_out(served: Served):
     assert listed.next_page_token == ""
 
 
+async def test_a_model_is_added_when_the_nodes_know_it(served: Served) -> None:
+    await create(served)
+    for node in served.cluster.nodes.values():
+        node.failures += [InvalidArgument.of("model", "is 'new'; there is 'm'")] * 2
+    request = wire_collections.encode_add_model(
+        "packages", model=ModelSpec("new", 2, Metric.L2), text_model=None
+    )
+    added = await served.call(methods.ADD_MODEL, request)
+    assert [one.name for one in added.collection.models] == ["m", "new"]
+    assert not any(node.failures for node in served.cluster.nodes.values() if node.shards)
+
+
 async def test_records_have_vectors_of_two_models(served: Served) -> None:
     """Each search is answered from one model's vectors, the serving one's unless it names another.
 
