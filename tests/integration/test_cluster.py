@@ -251,3 +251,45 @@ async def test_worn_out_data_stays_true_through_compaction(
         assert await client.count("worn") == len(ids) - len(dead)
         assert not await client.get("worn", [ids[row] for row in dead[:50]])
     await client.drop_collection("worn")
+
+
+async def test_a_model_is_added_while_another_serves(
+    client: AsyncClient, packages: Packages
+) -> None:
+    """Its vectors can be written and searched at once; a record need not have both models'."""
+    ids, old = packages.ids[:600], packages.vectors[:600]
+    new = np.random.default_rng(5).standard_normal((len(ids), 96)).astype(np.float32)
+    await client.create_collection("changing", old.shape[1], shard_count=4, model="old")
+    await client.upsert("changing", ids[:400], old[:400])
+    for turn in range(3):  # nodes know each model when the call returns
+        model = f"new-{turn}"
+        await client.add_model("changing", model, 96, metric="inner_product")
+        await client.update("changing", ids[200:400], vectors=new[200:400], model=model)
+    await client.upsert("changing", ids[400:], {"new-0": new[400:], "old": [None] * 200})
+    held = ids[200:]
+    for compacted in (False, True):
+        if compacted:
+            await compact(client, "changing")
+        truth = new[:20] @ new[200:].T
+        found = await client.search_batch("changing", new[:20], model="new-0", k=K, exact=True)
+        for row, result in enumerate(found):
+            assert_same_neighbours(result.ids, result.scores, truth[row], names=held, k=K)
+        truth = old[:20] @ old[:400].T
+        found = await client.search_batch("changing", old[:20], k=K, exact=True)
+        for row, result in enumerate(found):
+            assert_same_neighbours(result.ids, result.scores, truth[row], names=ids[:400], k=K)
+        seen = set()
+        async for page in client.scan("changing", model=["new-0", "old"]):
+            for record in page:
+                assert record.vectors is not None
+                row = ids.index(record.id)
+                for model, vectors, has in (
+                    ("new-0", new, row >= 200), ("old", old, row < 400),
+                ):  # fmt: skip
+                    vector = record.vectors[model]
+                    assert (vector is not None) == has
+                    if vector is not None:
+                        np.testing.assert_allclose(vector, vectors[row], atol=1e-6)
+                seen.add(record.id)
+        assert seen == set(ids)
+    await client.drop_collection("changing")
