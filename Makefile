@@ -80,7 +80,7 @@ soak: setup ## random histories of a shard for SOAK_MINUTES (10), new ones each 
 	@ANNHEAL_SOAK_S=$$(($(SOAK_MINUTES) * 60)) ANNHEAL_SOAK_SEED=$(SOAK_SEED) ANNHEAL_STATEFUL_STEPS=$(SOAK_STEPS) \
 		$(BIN)/python -m pytest $(PYTEST_ARGS) tests/unit/test_shard_stateful.py -k soak
 
-BENCHMARKS := ingest search filters unfiltered growth recall_cost churn merge impact/compaction impact/first_minute impact/lanes impact/last_rung impact/recall_intervals \
+BENCHMARKS := ingest search filters unfiltered growth impact/recall_cost churn merge impact/compaction impact/first_minute impact/lanes impact/last_rung impact/recall_intervals \
 	impact/write_amplification storage
 
 bench: setup ## every benchmark, on the samples (BENCH_ARGS='--base x.npy --queries y.npy')

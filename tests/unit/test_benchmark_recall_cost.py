@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.harness.options import REPOSITORY
 from benchmarks.harness.pairs import PairedRatio
-from benchmarks.recall_cost import COLUMNS, Cost, cost_of, judged, schedule_of, sentences
+from benchmarks.impact.recall_cost import COLUMNS, Cost, cost_of, judged, schedule_of, sentences
 from benchmarks.systems.monitored_node import OFF, ON, GatedLanes, Turns
 
 
