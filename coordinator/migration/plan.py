@@ -4,6 +4,8 @@ A segment gets a backfill task when flushed rows of it lack a vector of one of t
 task before it has found that they cannot have one. Both models are filled until the purge: rows
 that a client writes with the new model alone must be there after a rollback. Only a model whose
 embedder has a source template can be filled here; vectors of others come from clients.
+
+A purge rewrites the segments with vectors of the model that goes, and ends when none has any.
 """
 
 from __future__ import annotations
@@ -91,12 +93,7 @@ def plan_round(
     unfinished = [one for one in own if one.phase in _UNFINISHED]
     doomed = doomed_model(migration)
     if doomed:
-        cancel = tuple(one.id for one in unfinished if one.reason is TaskReason.BACKFILL)
-        having = [one for one in coverage.segments if one.rows[doomed].having]
-        purges = _purges(migration, collection, having, busy, unfinished, now_s, new_id)
-        gone = not having and not unfinished and not coverage.shards_unreported
-        advance = Event.FINISHED if gone and not migration.paused else None
-        return MigrationRound(seen, purges, cancel, advance)
+        return _plan_purge(seen, collection, coverage, busy, unfinished, now_s, new_id)
     stop = "" if migration.paused else _why_stop(migration, seen, collection)
     if stop or migration.paused:
         return MigrationRound(seen, stop=stop)
@@ -106,6 +103,40 @@ def plan_round(
         made = _backfills(seen, collection, left, busy, unfinished, now_s, new_id)
     waits = bool(left or unfinished)
     return MigrationRound(seen, made, advance=_advance(seen, collection, coverage, waits=waits))
+
+
+def _plan_purge(
+    seen: Migration,
+    collection: Collection,
+    coverage: Coverage,
+    busy: set[tuple[int, str]],
+    unfinished: Sequence[CompactionTask],
+    now_s: float,
+    new_id: NewId,
+) -> MigrationRound:
+    """Return the rewrites without the vectors of one model.
+
+    A segment with rows that can still get a vector of the new model gets them first: without the
+    old one no search would find them any more.
+    """
+    doomed = doomed_model(seen)
+    useless = [
+        one for one in unfinished if one.reason is TaskReason.BACKFILL and one.model == doomed
+    ]
+    left: list[tuple[SegmentCoverage, str]] = []
+    if seen.phase is MigrationPhase.PURGING:
+        left = [one for one in segments_left(seen, collection, coverage) if one[1] != doomed]
+    having = [one for one in coverage.segments if one.rows[doomed].having]
+    waiting = {segment.key for segment, _ in left}
+    tasks: tuple[CompactionTask, ...] = ()
+    if not seen.paused:
+        tasks = _backfills(seen, collection, left, busy, unfinished, now_s, new_id)
+        taken = busy | waiting
+        under_way = [*unfinished, *tasks]
+        tasks += _purges(seen, collection, having, taken, under_way, now_s, new_id)
+    at_rest = not (having or left or unfinished or coverage.shards_unreported or seen.paused)
+    advance = Event.FINISHED if at_rest else None
+    return MigrationRound(seen, tasks, tuple(one.id for one in useless), advance)
 
 
 def doomed_model(migration: Migration) -> str:
@@ -126,7 +157,8 @@ def segments_left(
 ) -> list[tuple[SegmentCoverage, str]]:
     """Return the flushed segments with rows that can still get a vector, with the model.
 
-    The model that is migrated to comes first, then the most rows.
+    The model that is migrated to comes first, then the most rows. Rows without a vector of the
+    segment's own model get none: a backfill adds a part, and that model has none.
     """
     skipped = {
         (one.shard, one.segment_id, one.model): one.rows_skipped for one in migration.segments
@@ -137,6 +169,7 @@ def segments_left(
         if is_filled_here(collection, model)
         for segment in coverage.segments
         if not segment.growing
+        and model != (segment.state.model or collection.models[0].name)
         and segment.rows[model].lacking
         > max(segment.rows[model].skipped, skipped.get((*segment.key, model), 0))
     ]
@@ -175,7 +208,12 @@ def _seen(
         finished=filled,
         present=present,
     )
-    left = len(segments_left(seen, collection, coverage))
+    in_memory = [
+        one
+        for one in coverage.segments
+        if one.growing and one.rows[new].lacking and is_filled_here(collection, new)
+    ]
+    left = len(segments_left(seen, collection, coverage)) + len(in_memory)
     if seen.coverage is not None:
         seen = replace(seen, coverage=replace(seen.coverage, segments_left=left))
     if migration.paused or (migration.measuring and migration.error.startswith(NOT_MEASURED)):
@@ -269,7 +307,7 @@ def _purges(
     new_id: NewId,
 ) -> tuple[CompactionTask, ...]:
     model = doomed_model(migration)
-    room = 0 if migration.paused else migration.settings.tasks_max - len(unfinished)
+    room = migration.settings.tasks_max - len(unfinished)
     free = [one for one in left if not one.growing and one.key not in busy]
     return tuple(
         _task(

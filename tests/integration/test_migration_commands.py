@@ -76,8 +76,8 @@ def until(client: Client, name: str, condition: Callable[[Any], bool]) -> Any:
         time.sleep(0.1)
 
 
-def ids_of(client: Client, name: str, row: int, model: str | None = None) -> list[str]:
-    return [hit.id for hit in client.search(name, vector=VECTORS[row], k=5, model=model)]
+def ids_of(client: Client, name: str, row: int) -> list[str]:
+    return [hit.id for hit in client.search(name, vector=VECTORS[row], k=5, model="old")]
 
 
 def test_from_the_plan_to_the_commit_and_back(
@@ -114,6 +114,7 @@ def test_from_the_plan_to_the_commit_and_back(
     (hit,) = client.search(name, text="package 77", k=1)  # embedded by the new model
     assert hit.id == "p77"
     run("migrate", "rollback", name, "--why", "a drill")
+    assert client.get_collection(name).serving == "old"
     assert [ids_of(client, name, row) for row in range(0, ROWS, 30)] == before
     status = run("migrate", "status", name)
     assert [one["event"] for one in status["migration"]["history"]][-3:] == [

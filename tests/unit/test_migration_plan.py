@@ -63,11 +63,11 @@ def migration(phase: MigrationPhase = MigrationPhase.BACKFILL, **changed: Any) -
 
 def segment(
     name: str, *, shard: int = 0, lacking: int = 100, having: int = 0, lacking_old: int = 0,
-    tier: str = "hot",
+    tier: str = "hot", own: str = "old",
 ) -> SegmentCoverage:  # fmt: skip
     rows = lacking + having
     state = SegmentState(
-        shard=shard, segment_id=name, tier=tier, model="old", index_kind="flat", rows=rows,
+        shard=shard, segment_id=name, tier=tier, model=own, index_kind="flat", rows=rows,
         dead_rows=0, size_bytes=rows * 32, generation=0, created_at_s=0.0, min_sequence=1,
         max_sequence=1,
     )  # fmt: skip
@@ -163,10 +163,17 @@ def test_both_models_are_filled_after_the_commit_too() -> None:
     texts = (TEXTS, replace(TEXTS, model="old"))
     found = planned(
         migration(MigrationPhase.COMMITTED),
-        [segment("a", lacking=0, having=9, lacking_old=9), segment("b", lacking=3)],
+        [segment("a", lacking=0, having=9, lacking_old=9, own="new"), segment("b", lacking=3)],
         collection=replace(COLLECTION, text_models=texts),
     )
     assert sources(found) == [("backfill", "new", "b"), ("backfill", "old", "a")]
+
+
+def test_rows_without_a_vector_of_the_segments_own_model_get_no_task() -> None:
+    assert planned(migration(), [segment("a", lacking=3, own="new")]).tasks == ()
+    in_memory = planned(migration(), [segment("a", lacking=3, tier="growing")])
+    assert in_memory.seen.coverage is not None
+    assert in_memory.seen.coverage.segments_left == 1
 
 
 def test_skipped_records_are_counted_and_their_segment_is_not_filled_again() -> None:
@@ -232,7 +239,7 @@ def test_the_vectors_of_one_model_are_deleted_by_rewrites(
     phase: MigrationPhase, doomed: str
 ) -> None:
     both = [segment("a", lacking=0, having=50), segment("b", lacking=0, having=50)]
-    found = planned(migration(phase), both, [task("b")])
+    found = planned(migration(phase), both, [task("b", model=doomed)])
     assert found.cancel == ("task-b",)
     assert sources(found) == [("model_purge", doomed, "a")]
     assert found.advance is None
@@ -242,6 +249,22 @@ def test_the_vectors_of_one_model_are_deleted_by_rewrites(
     assert planned(migration(phase), gone, [task("a")]).advance is None
     assert planned(migration(phase), gone).advance is Event.FINISHED
     assert planned(migration(phase, paused=True), gone).advance is None
+
+
+def test_records_get_their_new_vector_before_the_purge_takes_the_old_one() -> None:
+    purging = migration(MigrationPhase.PURGING)
+    segments = [segment("a", lacking=3, having=97), segment("b", lacking=0, having=50)]
+    found = planned(purging, segments)
+    assert sources(found) == [("backfill", "new", "a"), ("model_purge", "old", "b")]
+    assert planned(purging, segments, found.tasks).cancel == ()
+    assert planned(purging, segments, found.tasks).tasks == ()
+    done = task(
+        "a", TaskPhase.PUBLISHED, finished_at_s=20.0, rows_out=1, skipped=(SkipCount("empty", 2),)
+    )
+    after = [segment("a", lacking=2, having=98), *segments[1:]]
+    assert ("model_purge", "old", "a") in sources(planned(purging, after, [done]))
+    aborting = planned(migration(MigrationPhase.ABORTING), segments)
+    assert [one[0] for one in sources(aborting)] == ["model_purge", "model_purge"]
 
 
 def test_a_segment_without_further_models_has_vectors_of_its_own_model_only() -> None:

@@ -220,6 +220,24 @@ def test_records_without_the_new_vector_are_a_reason_to_refuse(
         steps.commit(ready, order=OPERATOR)
 
 
+@pytest.mark.parametrize(
+    ("coverage", "said"),
+    [
+        (None, "not all shards have reported"),
+        (replace(FULL, shards_unreported=1), "not all shards have reported"),
+        (replace(FULL, segments_left=2), "2 segments have records that wait"),
+    ],
+)
+def test_a_purge_waits_for_records_that_can_get_a_new_vector(
+    coverage: CoverageTotals | None, said: str
+) -> None:
+    m = started(phase=MigrationPhase.COMMITTED, report=GOOD, validations=1, coverage=coverage)
+    with pytest.raises(FailedPrecondition, match=said):
+        steps.purge(m, order=OPERATOR)
+    purging = replace(m, phase=MigrationPhase.PURGING)
+    assert steps.purge(purging, order=OPERATOR) is purging
+
+
 def test_a_forced_commit_says_who_and_why() -> None:
     m = started(phase=MigrationPhase.VALIDATE, report=BAD, validations=1, coverage=FULL)
     with pytest.raises(InvalidArgument, match="why"):

@@ -135,8 +135,9 @@ class CoverageTotals:
     """Live records and how many of them lack a vector, as the leader last saw it.
 
     `rows_lacking` are those without a vector of the new model, `rows_lacking_old` those without
-    one of the old. `shards_unreported` shards did not answer: their records are not counted.
-    `rows_per_s` is the pace at which records got vectors of late; 0: not known.
+    one of the old. `segments_left` segments have rows that wait for a vector. `shards_unreported`
+    shards did not answer: their records are not counted. `rows_per_s` is the pace at which records
+    got vectors of late; 0: not known.
     """
 
     at_s: float

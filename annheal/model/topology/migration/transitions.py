@@ -250,7 +250,22 @@ def abort(migration: Migration, *, order: Order) -> Migration:
 
 
 def purge(migration: Migration, *, order: Order) -> Migration:
-    """Delete the old model's vectors: from here there is no way back; ends a pause."""
+    """Delete the old model's vectors: from here there is no way back; ends a pause.
+
+    Raises `FailedPrecondition` while records can still get a vector of the new model: without the
+    old one no search would find them.
+    """
+    if migration.phase in MOVES[Event.PURGE]:
+        seen = migration.coverage
+        if seen is None or seen.shards_unreported or seen.segments_left:
+            what = "not all shards have reported"
+            if seen is not None and seen.segments_left:
+                what = f"{seen.segments_left} segments have records that wait for a new vector"
+            raise FailedPrecondition(
+                f"the vectors of {migration.from_model!r} are still needed: {what}; purge when"
+                " `annheal migrate status` says that none is left",
+                reason="BACKFILL_NOT_DONE",
+            )
     return _moved(migration, Event.PURGE, order, unpaused=True)
 
 
