@@ -13,6 +13,7 @@ from annheal.coordinator.catalog.catalog import Catalog
 from annheal.coordinator.collections import Collections
 from annheal.coordinator.compaction.task_book import TaskBook
 from annheal.coordinator.data_path.batcher import SearchBatcher
+from annheal.coordinator.data_path.dual import DualSearch
 from annheal.coordinator.data_path.fanout import Fanout
 from annheal.coordinator.data_path.reads import Reads
 from annheal.coordinator.data_path.router import Connect, Disconnect, Router, keep_connected
@@ -23,6 +24,7 @@ from annheal.coordinator.leader.control import Control, ControlParts
 from annheal.coordinator.leader.gc import GarbageCollector
 from annheal.coordinator.leader.health_view import HealthView
 from annheal.coordinator.migration.book import MigrationBook
+from annheal.coordinator.migration.bridges import Bridges
 from annheal.coordinator.migration.coverage import model_rows
 from annheal.coordinator.migration.driver import MigrationDriver
 from annheal.coordinator.migration.estimate import Estimator
@@ -36,6 +38,7 @@ from annheal.coordinator.recall.worst import WorstQueries
 from annheal.coordinator.settings import CoordinatorSettings
 from annheal.embedding.host import EmbedderHost
 from annheal.metastore.protocol import MetaStore
+from annheal.model.topology.migration.state import Migration
 from annheal.model.topology.shard import WorkerRegistration, WorkerRole
 from annheal.objectstore.protocol import ObjectStore
 from annheal.objectstore.store_watch import StoreWatch
@@ -114,6 +117,8 @@ class Coordinator:
             shard_calls_max=settings.shard_calls_max,
         )
         self.search = Fanout(self.router, partial_patience_s=settings.partial_patience_s)
+        bridges = Bridges(self.reads, offload=self._offload, scope=self._scope, clock=monotonic_s)
+        self.dual = DualSearch(self.search, bridges, self._migration_of)
         self.recall = RecallMeter(self.reads, self.search)
         self.recall_view = RecallView(
             self.catalog, self.router, timeout_s=settings.observe_timeout_s, now_s=wall_clock
@@ -136,6 +141,10 @@ class Coordinator:
         self.admin = self._make_admin(parts, version)
         self._control = Control(parts, settings=settings)
         self._election = self._make_election(meta, version, wall_clock())
+
+    def _migration_of(self, collection_id: str) -> Migration | None:
+        stored = self.catalog.migration(collection_id)
+        return None if stored is None else stored.value
 
     def _make_parts(
         self, meta: MetaStore, garbage: GarbageCollector, new_id: NewId, wall_clock: Clock

@@ -362,7 +362,8 @@ def _check_queries(request: SearchRequest, models: Sequence[ModelSpec]) -> None:
         )
     validate_search_options(options, model=models[0])
     if options.fallback:
-        validate_search_options(replace(options, k=options.fallback_k), model=models[1])
+        fallback = replace(options, k=options.fallback_k, model=models[1].name)
+        validate_search_options(fallback, model=models[1])
     hits = len(queries) * options.hits_max
     if hits > SEARCH_HITS_MAX:
         raise InvalidArgument.of("k", f"{hits} hits are wanted; the limit is {SEARCH_HITS_MAX}")

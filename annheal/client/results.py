@@ -16,6 +16,7 @@ from annheal.model.search import SegmentExplain
 from annheal.model.session import SessionToken
 from annheal.model.values.reading import value_at
 from annheal.model.write import VersionConflict
+from annheal.wire.search import JoinedModels
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,10 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """One answer to a query: a record and its score (see `SearchResult.scores`)."""
+    """One answer to a query: a record and its score (see `SearchResult.scores`).
+
+    `model` is the one that found it, where two models answered the search (`JoinedModels`).
+    """
 
     id: str
     score: float
@@ -45,6 +49,7 @@ class Hit:
     payload: Any = None
     vector: npt.NDArray[np.float32] | None = None
     version: int | None = None
+    model: str | None = None
 
 
 class Records(Sequence[Record]):
@@ -137,6 +142,7 @@ class SearchResult(Sequence[Hit]):
     `scores` is (hits,) float32: similarity for cosine and inner product, squared Euclidean
     distance for l2. `below_objective`: part of the answer comes from graphs that were measured
     below the recall objective, and exact comparison would exceed the collection's `recall_budget`.
+    `joined`: set where two models answered, because the collection's model is being changed.
     """
 
     __slots__ = (
@@ -145,6 +151,7 @@ class SearchResult(Sequence[Hit]):
         "below_objective",
         "explain",
         "ids",
+        "joined",
         "missing_shards",
         "scores",
     )
@@ -158,9 +165,11 @@ class SearchResult(Sequence[Hit]):
         missing_shards: tuple[int, ...] = (),
         explain: tuple[SegmentExplain, ...] = (),
         below_objective: bool = False,
+        joined: JoinedModels | None = None,
     ) -> None:
         self._columns = columns
         self._start = start
+        self.joined = joined
         self.ids: list[str] = columns.ids[start : start + len(scores)]
         self.scores = scores
         self.missing_shards = missing_shards
@@ -211,13 +220,14 @@ class SearchResult(Sequence[Hit]):
             payload_at(columns, row),
             vector_at(columns.vectors, row),
             version_at(columns, row),
+            None if self.joined is None else self.joined.model_at(row),
         )
 
 
 class SearchBatch(Sequence[SearchResult]):
     """The answers to several queries, in the order of the queries.
 
-    `below_objective` is about all of them; see `SearchResult`.
+    `below_objective` and `joined` are about all of them; see `SearchResult`.
     """
 
     __slots__ = (
@@ -226,6 +236,7 @@ class SearchBatch(Sequence[SearchResult]):
         "_starts",
         "below_objective",
         "explain",
+        "joined",
         "missing_shards",
     )
 
@@ -238,8 +249,10 @@ class SearchBatch(Sequence[SearchResult]):
         missing_shards: tuple[int, ...] = (),
         explain: tuple[SegmentExplain, ...] = (),
         below_objective: bool = False,
+        joined: JoinedModels | None = None,
     ) -> None:
         self._columns = columns
+        self.joined = joined
         self._scores = scores
         self._starts = np.concatenate(([0], np.cumsum(counts))).tolist()
         self.missing_shards = missing_shards
@@ -282,6 +295,7 @@ class SearchBatch(Sequence[SearchResult]):
             missing_shards=self.missing_shards,
             explain=self.explain,
             below_objective=self.below_objective,
+            joined=self.joined,
         )
 
 

@@ -373,6 +373,7 @@ class SearchCalls:
             missing_shards=flat.missing_shards,
             explain=flat.explain,
             below_objective=flat.below_objective,
+            joined=flat.joined,
         )
 
 

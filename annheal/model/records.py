@@ -215,6 +215,13 @@ class RecordSet:
         return not self.further and all(part is None for part in parts)
 
 
+def vectors_of(records: RecordSet, model: str) -> Float32Matrix | None:
+    """Return the (n, d) vectors of `model`, rows of NaN where a record has none; None: not read."""
+    if records.model == model:
+        return records.vectors
+    return next((one.vectors for one in records.further if one.model == model), None)
+
+
 def take_records(parts: Sequence[RecordSet], rows: npt.NDArray[np.int64]) -> RecordSet:
     """Return the given rows of the concatenation of `parts`, which have the same columns.
 

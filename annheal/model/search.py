@@ -101,6 +101,7 @@ class SearchAnswer:
 
     `by_fallback` (sum(counts),) bool: which hits are by the fallback model; a query's others come
     first, and each of the two kinds is ordered by itself. None: no fallback was asked for.
+    `joined_by` says how the two were made one list since, by their scores; empty: they were not.
     """
 
     counts: npt.NDArray[np.int32]
@@ -111,6 +112,7 @@ class SearchAnswer:
     missing_shards: tuple[ShardId, ...] = ()
     below_objective: bool = False
     by_fallback: npt.NDArray[np.bool_] | None = None
+    joined_by: str = ""
 
     def of_fallback(self, fallback: bool) -> SearchAnswer:
         """Return the hits by the fallback model, or the others."""

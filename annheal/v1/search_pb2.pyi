@@ -62,7 +62,7 @@ class SearchRequest(_message.Message):
     def __init__(self, collection: _Optional[str] = ..., vectors: _Optional[_Union[_columns_pb2.Vectors, _Mapping]] = ..., query_ids: _Optional[_Union[QueryIds, _Mapping]] = ..., texts: _Optional[_Union[QueryTexts, _Mapping]] = ..., k: _Optional[int] = ..., filter: _Optional[_Union[_filter_pb2.Filter, _Mapping]] = ..., projection: _Optional[_Union[_columns_pb2.Projection, _Mapping]] = ..., consistency: _Optional[_Union[_session_pb2.Consistency, str]] = ..., session: _Optional[_Union[_session_pb2.SessionToken, _Mapping]] = ..., exact: _Optional[bool] = ..., ef: _Optional[int] = ..., recall_objective: _Optional[float] = ..., timeout_ms: _Optional[int] = ..., allow_partial: _Optional[bool] = ..., explain: _Optional[bool] = ..., tag: _Optional[str] = ...) -> None: ...
 
 class SearchResponse(_message.Message):
-    __slots__ = ("counts", "scores", "ids", "records", "session", "missing_shards", "explain", "below_objective")
+    __slots__ = ("counts", "scores", "ids", "records", "session", "missing_shards", "explain", "below_objective", "joined")
     COUNTS_FIELD_NUMBER: _ClassVar[int]
     SCORES_FIELD_NUMBER: _ClassVar[int]
     IDS_FIELD_NUMBER: _ClassVar[int]
@@ -71,6 +71,7 @@ class SearchResponse(_message.Message):
     MISSING_SHARDS_FIELD_NUMBER: _ClassVar[int]
     EXPLAIN_FIELD_NUMBER: _ClassVar[int]
     BELOW_OBJECTIVE_FIELD_NUMBER: _ClassVar[int]
+    JOINED_FIELD_NUMBER: _ClassVar[int]
     counts: _containers.RepeatedScalarFieldContainer[int]
     scores: bytes
     ids: _containers.RepeatedScalarFieldContainer[str]
@@ -79,7 +80,20 @@ class SearchResponse(_message.Message):
     missing_shards: _containers.RepeatedScalarFieldContainer[int]
     explain: _containers.RepeatedCompositeFieldContainer[SegmentExplain]
     below_objective: bool
-    def __init__(self, counts: _Optional[_Iterable[int]] = ..., scores: _Optional[bytes] = ..., ids: _Optional[_Iterable[str]] = ..., records: _Optional[_Union[_columns_pb2.RecordColumns, _Mapping]] = ..., session: _Optional[_Union[_session_pb2.SessionToken, _Mapping]] = ..., missing_shards: _Optional[_Iterable[int]] = ..., explain: _Optional[_Iterable[_Union[SegmentExplain, _Mapping]]] = ..., below_objective: _Optional[bool] = ...) -> None: ...
+    joined: JoinedModels
+    def __init__(self, counts: _Optional[_Iterable[int]] = ..., scores: _Optional[bytes] = ..., ids: _Optional[_Iterable[str]] = ..., records: _Optional[_Union[_columns_pb2.RecordColumns, _Mapping]] = ..., session: _Optional[_Union[_session_pb2.SessionToken, _Mapping]] = ..., missing_shards: _Optional[_Iterable[int]] = ..., explain: _Optional[_Iterable[_Union[SegmentExplain, _Mapping]]] = ..., below_objective: _Optional[bool] = ..., joined: _Optional[_Union[JoinedModels, _Mapping]] = ...) -> None: ...
+
+class JoinedModels(_message.Message):
+    __slots__ = ("model", "fallback", "by_fallback", "joined_by")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    FALLBACK_FIELD_NUMBER: _ClassVar[int]
+    BY_FALLBACK_FIELD_NUMBER: _ClassVar[int]
+    JOINED_BY_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    fallback: str
+    by_fallback: bytes
+    joined_by: str
+    def __init__(self, model: _Optional[str] = ..., fallback: _Optional[str] = ..., by_fallback: _Optional[bytes] = ..., joined_by: _Optional[str] = ...) -> None: ...
 
 class SegmentExplain(_message.Message):
     __slots__ = ("shard", "segment_id", "plan", "rows", "live_rows", "matches", "ef", "visited", "duration_s", "without_kernels")

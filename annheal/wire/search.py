@@ -52,6 +52,24 @@ class PublicSearch:
 
 
 @dataclass(frozen=True, slots=True)
+class JoinedModels:
+    """Who answered, where two models did: records without a vector of `model` by `fallback`.
+
+    `by_fallback` (hits,) bool, for all queries one after the other. Scores are those of `model`; of
+    hits by `fallback` they are estimates, made by the way `joined_by`.
+    """
+
+    model: str
+    fallback: str
+    by_fallback: npt.NDArray[np.bool_]
+    joined_by: str
+
+    def model_at(self, row: int) -> str:
+        """Return the model that found a hit."""
+        return self.fallback if self.by_fallback[row] else self.model
+
+
+@dataclass(frozen=True, slots=True)
 class SearchResult:
     """What a client gets: as `SearchAnswer`, but l2 scores are squared distances, lower = better.
 
@@ -66,6 +84,7 @@ class SearchResult:
     missing_shards: tuple[int, ...] = ()
     explain: tuple[SegmentExplain, ...] = field(default_factory=tuple)
     below_objective: bool = False
+    joined: JoinedModels | None = None
 
 
 def encode_search(
@@ -188,9 +207,13 @@ def encode_search_response(
     *,
     metric: Metric,
     model: str = "",
+    fallback: str = "",
     session: SessionToken | None = None,
 ) -> search_pb2.SearchResponse:
-    """Return the answer as clients see it; `session` for session and strong reads."""
+    """Return the answer as clients see it; `session` for session and strong reads.
+
+    `fallback` is the model of hits that `model` did not answer, if there may be such.
+    """
     # The negation of 0.0 is -0.0, which people find odd; adding 0.0 makes it 0.0.
     scores = 0.0 - answer.scores if metric is Metric.L2 else answer.scores
     records = answer.records
@@ -208,6 +231,15 @@ def encode_search_response(
         response.missing_shards.extend(shard.number for shard in answer.missing_shards)
     if answer.explain:
         response.explain.extend(encode_explain(entry) for entry in answer.explain)
+    if fallback and answer.by_fallback is not None:
+        response.joined.CopyFrom(
+            search_pb2.JoinedModels(
+                model=model,
+                fallback=fallback,
+                by_fallback=answer.by_fallback.tobytes(),
+                joined_by=answer.joined_by,
+            )
+        )
     return response
 
 
@@ -228,6 +260,16 @@ def decode_search_response(
         missing_shards=tuple(response.missing_shards),
         explain=tuple(decode_explain(entry) for entry in response.explain),
         below_objective=response.below_objective,
+        joined=(
+            JoinedModels(
+                response.joined.model,
+                response.joined.fallback,
+                np.frombuffer(response.joined.by_fallback, dtype=np.uint8) != 0,
+                response.joined.joined_by,
+            )
+            if response.HasField("joined")
+            else None
+        ),
     )
 
 

@@ -20,7 +20,7 @@ from annheal.coordinator.data_path.reads import Reads
 from annheal.coordinator.recall.probe import tally
 from annheal.errors import FailedPrecondition
 from annheal.model.collection import Collection
-from annheal.model.records import Float32Matrix, Projection, RecordSet, lacking
+from annheal.model.records import Float32Matrix, Projection, lacking, vectors_of
 from annheal.model.search import Consistency, SearchAnswer, SearchOptions
 from annheal.model.topology.migration.gate import GateReport
 from annheal.model.topology.migration.state import Migration
@@ -175,13 +175,6 @@ class GateMeter:
             deadline=deadline,
             consistency=Consistency.STRONG,
         )
-
-
-def vectors_of(records: RecordSet, model: str) -> Float32Matrix | None:
-    """Return the (n, d) vectors of `model`, rows of NaN where a record has none; None: not read."""
-    if records.model == model:
-        return records.vectors
-    return next((one.vectors for one in records.further if one.model == model), None)
 
 
 def answers(answer: SearchAnswer, own: Sequence[str], *, k: int) -> list[list[str]]:

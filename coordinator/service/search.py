@@ -7,16 +7,22 @@ and equal options are one object, so that the batcher's keys are cheap to compar
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import replace
+from functools import partial
 from typing import TypeAlias
 
 from annheal.coordinator.app import Coordinator
+from annheal.coordinator.data_path.dual import DualQueries
 from annheal.coordinator.data_path.router import check_sequences
+from annheal.errors import AnnhealError
 from annheal.filters import validate_filter
 from annheal.model.collection import Collection, ModelSpec
+from annheal.model.records import Float32Matrix
 from annheal.model.search import Consistency, SearchOptions
 from annheal.model.session import SessionToken
+from annheal.model.topology.migration.state import Migration
 from annheal.model.validation import (
     validate_projection,
     validate_search,
@@ -25,6 +31,7 @@ from annheal.model.validation import (
     validate_vectors,
 )
 from annheal.rpc.server import Context, deadline_of
+from annheal.runtime.deadline import Deadline
 from annheal.runtime.metrics import Metrics
 from annheal.v1 import search_pb2
 from annheal.wire import search as wire_search
@@ -32,6 +39,8 @@ from annheal.wire.columns import decode_vectors
 from annheal.wire.session import decode_freshness
 
 OPTIONS_CACHED_MAX = 1_024
+
+_log = logging.getLogger(__name__)
 
 OptionsKey: TypeAlias = tuple[object, ...]
 
@@ -85,9 +94,18 @@ class SearchServicer:
                 min_sequences=min_sequences,
             )
             validate_search(queries, options, model=model)
-        answer = await coordinator.search.search(
+        search = partial(
+            coordinator.search.search,
             collection,
             queries,
+        )
+        migration = coordinator.dual.migration(collection, model)
+        if migration is not None:
+            both = await self._dual_queries(
+                request, collection, migration, model, queries, deadline
+            )
+            search = partial(coordinator.dual.search, collection, migration, both)
+        answer = await search(
             options=options,
             deadline=deadline,
             consistency=consistency,
@@ -104,9 +122,44 @@ class SearchServicer:
             duration_s=time.perf_counter() - began_s,
             below_objective=answer.below_objective,
         )
+        fallback = ""
+        if migration is not None:  # scores are on the scale of the new model
+            fallback = migration.from_model
+            model = collection.model_named(migration.to_model) or model
         return wire_search.encode_search_response(
-            answer, metric=model.metric, model=model.name, session=session
+            answer, metric=model.metric, model=model.name, fallback=fallback, session=session
         )
+
+    async def _dual_queries(
+        self,
+        request: search_pb2.SearchRequest,
+        collection: Collection,
+        migration: Migration,
+        model: ModelSpec,
+        queries: Float32Matrix,
+        deadline: Deadline,
+    ) -> DualQueries:
+        """Return the queries by both models where the texts are known, else by `model` alone.
+
+        A text is embedded a second time if the other model has an embedder that answers; if not, a
+        bridge carries the query over.
+        """
+        is_new = model.name == migration.to_model
+        given = DualQueries(new=queries) if is_new else DualQueries(old=queries)
+        other = collection.model_named(migration.from_model if is_new else migration.to_model)
+        if request.WhichOneof("queries") != "texts" or other is None:
+            return given
+        if collection.text_model(other.name) is None:
+            return given
+        try:
+            found = await self._coordinator.texts.queries(
+                collection, list(request.texts.texts), model=other, deadline=deadline
+            )
+            found = validate_vectors(found, model=other, field="texts")
+        except AnnhealError as error:
+            _log.info("queries are not embedded by %s too: %s", other.name, error.message)
+            return given
+        return replace(given, old=found) if is_new else replace(given, new=found)
 
     def _options_of(
         self, request: search_pb2.SearchRequest, collection: Collection, model: ModelSpec

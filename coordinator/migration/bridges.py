@@ -1,0 +1,165 @@
+"""Bridges between the two models of a migration, learned from records that have both vectors.
+
+Each coordinator learns its own, from records at random places of all shards, and again as pairs
+grow. Until then, and where there are no pairs, the lists of the two models are joined by ranks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+import numpy as np
+
+from annheal.coordinator.data_path.reads import Reads
+from annheal.embedding.bridge.bridge import Bridge
+from annheal.embedding.bridge.choosing import choose, refit_due
+from annheal.embedding.bridge.pairs import Pairs, Space
+from annheal.errors import AnnhealError
+from annheal.model.collection import Collection, ModelSpec
+from annheal.model.records import Float32Matrix, Projection, lacking, vectors_of
+from annheal.model.topology.migration.state import Migration
+from annheal.model.write import ScanRequest
+from annheal.runtime.clock import Clock
+from annheal.runtime.deadline import Deadline
+from annheal.runtime.offload import Offload
+from annheal.runtime.tasks import TaskScope
+
+PAIRS_SAMPLED: Final = 4_000
+"""Pairs that one bridge is learned from; more teach little (benchmarks/migration.py)."""
+PAGE_ROWS: Final = 250
+PAGES_MAX: Final = 64
+"""Pages that are read to find them."""
+LOOK_INTERVAL_S: Final = 10.0
+"""Least seconds between two looks whether there are enough new pairs to learn again."""
+FIRST_WAIT_S: Final = 5.0
+"""The first search of a migration waits so long for the first bridge."""
+SAMPLE_TIMEOUT_S: Final = 60.0
+_SEED: Final = 48
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Kept:
+    bridge: Bridge
+    looked_s: float
+    learning: asyncio.Task[None] | None = None
+
+
+class Bridges:
+    """The bridges of all migrations that searches have asked for."""
+
+    def __init__(self, reads: Reads, *, offload: Offload, scope: TaskScope, clock: Clock) -> None:
+        self._reads = reads
+        self._offload = offload
+        self._scope = scope
+        self._clock = clock
+        self._kept: dict[tuple[str, str, str], _Kept] = {}
+
+    async def get(self, collection: Collection, migration: Migration) -> Bridge:
+        """Return the present bridge; learns a newer one in the background when that is due."""
+        key = (collection.id, migration.from_model, migration.to_model)
+        kept = self._kept.get(key)
+        is_first = kept is None
+        if kept is None:
+            kept = self._kept[key] = _Kept(_without_pairs(collection, migration), -np.inf)
+        now_s = self._clock()
+        if kept.learning is None and now_s - kept.looked_s >= LOOK_INTERVAL_S:
+            kept.looked_s = now_s
+            kept.learning = self._scope.start(
+                self._learn(kept, collection, migration), name="bridge"
+            )
+        if is_first and kept.learning is not None:
+            await asyncio.wait([kept.learning], timeout=FIRST_WAIT_S)
+        return kept.bridge
+
+    def forget_all_but(self, collection_ids: frozenset[str]) -> None:
+        """Drop the bridges of other collections."""
+        for key in [key for key in self._kept if key[0] not in collection_ids]:
+            del self._kept[key]
+
+    async def _learn(self, kept: _Kept, collection: Collection, migration: Migration) -> None:
+        share = _migrated_share(migration)
+        try:
+            # As many pairs as before tell nothing new, unless the share has moved.
+            pairs = await self._sample(collection, migration)
+            if refit_due(kept.bridge, pairs=len(pairs.old), share=share):
+                work = partial(choose, pairs, share=share, seed=_SEED)
+                kept.bridge = await self._offload.run(work)
+                _log.info(
+                    "collection %s: the answers of %s and %s are joined by %s, from %d pairs",
+                    collection.name,
+                    migration.from_model,
+                    migration.to_model,
+                    ", ".join(f"{kind} {way.join}" for kind, way in kept.bridge.ways.items()),
+                    len(pairs.old),
+                )
+        except AnnhealError as error:
+            _log.warning("no bridge was learned for %s: %s", collection.name, error)
+        finally:
+            kept.learning = None
+
+    async def _sample(self, collection: Collection, migration: Migration) -> Pairs:
+        """Return pairs from random places of the shards, in turns."""
+        names = (migration.from_model, migration.to_model)
+        projection = Projection(vector=True, models=names)
+        draw = np.random.default_rng()
+        deadline = Deadline.after(SAMPLE_TIMEOUT_S)
+        olds: list[Float32Matrix] = []
+        news: list[Float32Matrix] = []
+        seen: set[str] = set()
+        for page_number in range(PAGES_MAX):
+            if len(seen) >= PAIRS_SAMPLED or deadline.passed:
+                break
+            request = ScanRequest(
+                collection_id=collection.id,
+                shard=page_number % collection.shard_count,
+                rows_max=PAGE_ROWS,
+                after_hash=int(draw.integers(0, 1 << 64, dtype=np.uint64)),
+                projection=projection,
+            )
+            page = await self._reads.scan_shard(collection, request, deadline=deadline)
+            old, new = (vectors_of(page.records, name) for name in names)
+            if old is None or new is None:
+                continue
+            both = np.flatnonzero(~(lacking(old) | lacking(new))).tolist()
+            rows = [row for row in both if page.records.ids[row] not in seen]
+            seen.update(page.records.ids[row] for row in rows)
+            olds.append(old[rows])
+            news.append(new[rows])
+        old_model, new_model = (_model(collection, name) for name in names)
+        return Pairs(
+            _space(old_model),
+            _space(new_model),
+            np.concatenate([_empty(old_model), *olds]),
+            np.concatenate([_empty(new_model), *news]),
+        )
+
+
+def _without_pairs(collection: Collection, migration: Migration) -> Bridge:
+    old, new = (_model(collection, n) for n in (migration.from_model, migration.to_model))
+    pairs = Pairs(_space(old), _space(new), _empty(old), _empty(new))
+    return choose(pairs, share=_migrated_share(migration), seed=_SEED)
+
+
+def _migrated_share(migration: Migration) -> float:
+    share = migration.lacking_share
+    return 0.5 if share is None else 1.0 - share
+
+
+def _model(collection: Collection, name: str) -> ModelSpec:
+    model = collection.model_named(name)
+    assert model is not None, name
+    return model
+
+
+def _space(model: ModelSpec) -> Space:
+    return Space(model.dimension, model.metric)
+
+
+def _empty(model: ModelSpec) -> Float32Matrix:
+    return np.empty((0, model.dimension), dtype=np.float32)
