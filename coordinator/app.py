@@ -48,6 +48,7 @@ from annheal.runtime.tasks import TaskScope
 
 _log = logging.getLogger(__name__)
 
+_LEARNING_NICE = 10
 _OFFLOAD_THREADS = 2
 
 
@@ -92,6 +93,8 @@ class Coordinator:
         self.settings = settings
         self._scope = TaskScope(f"coordinator {settings.coordinator_id}")
         self._offload = Offload(threads=_OFFLOAD_THREADS, name="coordinator")
+        # Learning takes seconds, for which no write waits.
+        self._learning = Offload(threads=1, name="bridges", nice=_LEARNING_NICE)
         self.stores = StoreWatch(settings.coordinator_id, meta, objects, scope=self._scope)
         meta, objects = self.stores.meta, self.stores.objects
         self.catalog = Catalog(meta)
@@ -117,7 +120,7 @@ class Coordinator:
             shard_calls_max=settings.shard_calls_max,
         )
         self.search = Fanout(self.router, partial_patience_s=settings.partial_patience_s)
-        bridges = Bridges(self.reads, offload=self._offload, scope=self._scope, clock=monotonic_s)
+        bridges = Bridges(self.reads, offload=self._learning, scope=self._scope, clock=monotonic_s)
         self.dual = DualSearch(self.search, bridges, self._migration_of)
         self.recall = RecallMeter(self.reads, self.search)
         self.recall_view = RecallView(
@@ -281,6 +284,7 @@ class Coordinator:
         await self.router.close()
         await self.texts.close()
         await self._offload.close()
+        await self._learning.close()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Start, work until `stop` is set, and stop; raises what `wait` raises."""
