@@ -224,7 +224,9 @@ class Node:
         return tuple(
             describe_unserved(shard, node_id=self._node_id, error=self._ownership.error(shard))
             if owned is None
-            else with_recall(owned.state(), self._monitor.measured_segments(shard))
+            else with_recall(
+                owned.state(), self._monitor.measured_segments(shard), owned.serving_view
+            )
             for shard, owned in sorted(self._ownership.held.items())
             if collection_id in ("", shard.collection_id)
         )

@@ -104,7 +104,7 @@ class Bridges:
             kept.learning = None
 
     async def _sample(self, collection: Collection, migration: Migration) -> Pairs:
-        """Return pairs from random places of the shards, in turns."""
+        """Return pairs from random places among all hashes of ids."""
         names = (migration.from_model, migration.to_model)
         projection = Projection(vector=True, models=names)
         draw = np.random.default_rng()
@@ -112,14 +112,15 @@ class Bridges:
         olds: list[Float32Matrix] = []
         news: list[Float32Matrix] = []
         seen: set[str] = set()
-        for page_number in range(PAGES_MAX):
+        for _ in range(PAGES_MAX):
             if len(seen) >= PAIRS_SAMPLED or deadline.passed:
                 break
+            place = int(draw.integers(0, 1 << 64, dtype=np.uint64))
             request = ScanRequest(
                 collection_id=collection.id,
-                shard=page_number % collection.shard_count,
+                shard=place * collection.shard_count >> 64,  # each has a range of hashes
                 rows_max=PAGE_ROWS,
-                after_hash=int(draw.integers(0, 1 << 64, dtype=np.uint64)),
+                after_hash=place,
                 projection=projection,
             )
             page = await self._reads.scan_shard(collection, request, deadline=deadline)

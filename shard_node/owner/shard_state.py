@@ -30,10 +30,17 @@ class MeasuredSegment:
     visited: float = 0.0
 
 
-def with_recall(state: ShardState, measured: Mapping[str, MeasuredSegment]) -> ShardState:
-    """Return `state` with what was `measured` of its segments, by segment id."""
+def with_recall(
+    state: ShardState, measured: Mapping[str, MeasuredSegment], view: ShardView
+) -> ShardState:
+    """Return `state` with what was `measured` of its segments, by the id of what was searched.
+
+    `view` is what the serving model searches: segments, or vector parts of them.
+    """
     if not measured:
         return state
+    by_part = {held.segment.id: held.segment.graph_ids[0] for held in view.segments}
+    measured = {by_part.get(name, name): found for name, found in measured.items()}
     segments = tuple(_with_measured(one, measured.get(one.segment_id)) for one in state.segments)
     return replace(state, segments=segments)
 
@@ -110,8 +117,9 @@ def _of_segment(number: int, segment_view: SegmentView, collection: Collection) 
     entry = segment.entry
     settings = collection.settings
     ef, baseline = 0, 0.0
-    if segment.kind is IndexKind.HNSW:
-        curve = segment.recall_curve
+    serving = segment_view.of_model(collection.model.name)
+    if serving is not None and serving.segment.kind is IndexKind.HNSW:
+        curve = serving.segment.recall_curve
         ef = plain_ef(curve, k=settings.recall_k, objective=settings.recall_objective) or 0
         baseline = measured_visits(curve, k=settings.recall_k, ef=ef)
     return SegmentState(

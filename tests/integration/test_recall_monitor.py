@@ -242,7 +242,9 @@ async def test_measured_recall_raises_ef_until_the_objective_is_met(
     (noted,) = monitor.measured_segments(SHARD).values()
     assert (noted.recall, noted.ef) == (runs[-1].estimate.recall, runs[-1].ef)
     assert 10 < visited[0] < visited[-1] <= ROWS, "wider walks compare more rows"
-    (state,) = with_recall(owner.shard.state(), monitor.measured_segments(SHARD)).segments
+    (state,) = with_recall(
+        owner.shard.state(), monitor.measured_segments(SHARD), owner.shard.serving_view
+    ).segments
     assert (state.visited, state.visited_baseline, state.built_for) == (visited[-1], 40.0, "merge")
     assert true_recall(owner, queries[128:1_000], None) < runs[-1].estimate.low  # unscaled
 

@@ -36,6 +36,7 @@ from annheal.model.write import DeleteIds, Update, Upsert
 from annheal.segment import Segment
 from annheal.segment.parts.files import upload_part
 from annheal.segment.parts.write import write_part
+from annheal.shard_node.owner.shard_state import MeasuredSegment, with_recall
 from annheal.shard_node.rows.view import ShardView
 from annheal.shard_node.search.filter_cache import FilterCache
 from annheal.shard_node.search.reads import get_records
@@ -412,5 +413,23 @@ async def test_what_no_model_of_the_collection_can_have_is_refused(tmp_path: Pat
             with pytest.raises(InvalidArgument, match=message):
                 await owner.write(Upsert(wrong))
         assert owner.shard.view.live_rows == 0
+    finally:
+        await world.close()
+
+
+async def test_what_is_measured_of_a_part_is_reported_of_its_segment(tmp_path: Path) -> None:
+    world = ShardWorld(tmp_path, collection=replace(two_models(), serving=NEW.name))
+    rng = np.random.default_rng(1)
+    try:
+        owner = await world.open()
+        both = {OLD.name: vector(rng, OLD), NEW.name: vector(rng, NEW)}
+        await owner.write(Upsert(batch_of(["a", "b"], [both, both], 0)))
+        await owner.shard.flush()
+        (part,) = owner.shard.serving_view.segments
+        (segment,) = owner.shard.view.segments
+        assert part.segment.id != segment.segment.id
+        measured = {part.segment.id: MeasuredSegment(0.5, 64, rebuild=True, stuck=False)}
+        (state,) = with_recall(owner.shard.state(), measured, owner.shard.serving_view).segments
+        assert (state.segment_id, state.recall, state.rebuild) == (segment.segment.id, 0.5, True)
     finally:
         await world.close()
