@@ -98,7 +98,7 @@ class Stores:
             place = f"{manifest.collection_id}/{manifest.shard:05d}/"
             listing = [
                 stat
-                for kind in ("segments/", "deletes/")
+                for kind in ("segments/", "vectors/", "deletes/")
                 async for stat in self.objects.list(f"{kind}{place}")
             ]
             check_no_orphans(listing, manifest)

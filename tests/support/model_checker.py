@@ -25,6 +25,7 @@ from annheal.model.write import DeleteIds, ScanRequest
 from annheal.objectstore.protocol import ObjectStat, ObjectStore
 from annheal.segment import checksum_of, load_delete_vector
 from annheal.segment.meta import META_FILE, decode_meta
+from annheal.segment.parts.meta import PART_META_FILE, decode_part_meta
 from annheal.shard_node.owner.owned_shard import CHECKPOINT_SLOTS_MAX, OwnedShard
 from annheal.shard_node.owner.write_path import GROUP_OPERATIONS_MAX
 from annheal.shard_node.rows.shard import Shard
@@ -32,7 +33,7 @@ from annheal.shard_node.rows.view import ShardView
 from annheal.shard_node.search.filter_cache import CACHE_BYTES_MAX, FilterCache
 from annheal.shard_node.search.reads import count_rows, get_records, scan_page
 from annheal.shard_node.search.searcher import Searcher
-from annheal.shards.object_keys import segment_key, wal_prefix
+from annheal.shards.object_keys import part_key, segment_key, wal_prefix
 from annheal.shards.routing import hash_id
 from annheal.shards.wal import decode_wal_object
 from tests.support.shards import colour_of, payload_of, size_of, vector_of
@@ -229,8 +230,17 @@ async def _check_segment(
     place = (collection_id, shard, entry.segment_id)
     body = await objects.get(segment_key(*place, META_FILE))
     assert checksum_of(body) == entry.meta_checksum, f"INV-5: {entry}"
-    for file in decode_meta(body, segment_id=entry.segment_id).files:
-        data = await objects.get(segment_key(*place, file.name))
+    files = {
+        segment_key(*place, file.name): file
+        for file in decode_meta(body, segment_id=entry.segment_id).files
+    }
+    for part in entry.parts:
+        body = await objects.get(part_key(*place, part.part_id, PART_META_FILE))
+        assert checksum_of(body) == part.meta_checksum, f"INV-5: {part}"
+        meta = decode_part_meta(body, segment_id=entry.segment_id, part_id=part.part_id)
+        files |= {part_key(*place, part.part_id, file.name): file for file in meta.files}
+    for key, file in files.items():
+        data = await objects.get(key)
         assert len(data) == file.size_bytes, f"INV-5: {file}"
         assert checksum_of(data) == file.checksum, f"INV-5: {file}"
 
@@ -238,6 +248,7 @@ async def _check_segment(
 def check_no_orphans(listing: Iterable[ObjectStat], manifest: Manifest) -> None:
     """INV-5: what is neither named nor part of the log was collected."""
     segments = {entry.segment_id for entry in manifest.segments}
+    parts = {(one.segment_id, part.part_id) for one in manifest.segments for part in one.parts}
     vectors = {entry.key for entry in manifest.delete_vectors}
     orphans = [
         stat.key
@@ -245,6 +256,7 @@ def check_no_orphans(listing: Iterable[ObjectStat], manifest: Manifest) -> None:
         if not stat.key.startswith("wal/")
         and stat.key not in vectors
         and not (stat.key.startswith("segments/") and stat.key.split("/")[3] in segments)
+        and not (stat.key.startswith("vectors/") and tuple(stat.key.split("/")[3:5]) in parts)
     ]
     assert not orphans, f"INV-5: nothing names {orphans}"
 

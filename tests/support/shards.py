@@ -184,14 +184,22 @@ class Mortal:
     def __init__(self) -> None:
         self.calls: list[str] = []
         self._dies_at: int | None = None
+        self._died = False
 
     def arm(self, steps: int | None) -> None:
         """Forget the calls so far; die after `steps` more (None: never)."""
         self.calls.clear()
         self._dies_at = steps
+        self._died = False
+
+    @property
+    def died(self) -> bool:
+        """Whether a call was made after its death."""
+        return self._died
 
     async def __call__(self, moment: str, operation: str, key: str) -> None:
         if self._dies_at is not None and len(self.calls) >= self._dies_at:
+            self._died = True
             raise DeadError(f"dead {moment} {operation} {key}")
         self.calls.append(f"{moment} {operation} {key}")
 

@@ -7,8 +7,9 @@ a vector of it, with its own scores, and each record is read back with all its v
 
 from __future__ import annotations
 
+import contextlib
 import random
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,16 +22,16 @@ import pytest
 from annheal.compactor.attempt import Attempt
 from annheal.compactor.build import build
 from annheal.compactor.throttle import BuildSlots
-from annheal.errors import InvalidArgument
+from annheal.errors import Fenced, InvalidArgument, Unavailable
 from annheal.index import build_flat
 from annheal.metastore import keys
-from annheal.metastore.codec import encode_value
+from annheal.metastore.codec import decode_value, encode_value
 from annheal.metastore.protocol import Put
 from annheal.model.collection import Collection, Metric, ModelSpec
 from annheal.model.filter import Comparison, ComparisonOp
 from annheal.model.records import EVERYTHING, ModelVectors, RecordBatch, RecordPatch, lacking
 from annheal.model.search import SearchOptions, with_fallback
-from annheal.model.topology.manifest import Tier
+from annheal.model.topology.manifest import Manifest, Tier
 from annheal.model.topology.task import CompactionTask, TaskReason
 from annheal.model.write import DeleteIds, Update, Upsert
 from annheal.segment import Segment
@@ -41,7 +42,16 @@ from annheal.shard_node.rows.view import ShardView
 from annheal.shard_node.search.filter_cache import FilterCache
 from annheal.shard_node.search.reads import get_records
 from annheal.shard_node.search.searcher import Searcher, search_by_models
-from tests.support.shards import Owner, ShardWorld, record_batch, shard_collection, size_of
+from tests.support.model_checker import check_manifest
+from tests.support.shards import (
+    DeadError,
+    Mortal,
+    Owner,
+    ShardWorld,
+    record_batch,
+    shard_collection,
+    size_of,
+)
 
 OLD = ModelSpec("m", 4, Metric.L2)
 NEW = ModelSpec("new", 7, Metric.COSINE)
@@ -99,8 +109,10 @@ def lacking_rows(segment: Segment) -> npt.NDArray[np.int64]:
 class History:
     """A shard and what it must hold."""
 
-    def __init__(self, world: ShardWorld, owner: Owner, seed: int) -> None:
+    def __init__(self, world: ShardWorld, owner: Owner, mortal: Mortal, seed: int) -> None:
         self.world, self.owner = world, owner
+        self.mortal = mortal
+        self.deaths = 0
         self.rng = np.random.default_rng(seed)
         self.random = random.Random(seed)
         self.records: dict[str, Expected] = {}
@@ -151,7 +163,25 @@ class History:
             self.records.pop(record_id, None)
 
     async def flush(self) -> None:
-        await self.owner.shard.flush()
+        await self.dying(self.owner.shard.flush())
+
+    async def dying(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do some work, in which the owner may die at a call of a store; then another one opens."""
+        self.mortal.arm(self.random.randint(0, 14) if self.random.random() < 0.4 else None)
+        with contextlib.suppress(DeadError, Fenced, Unavailable):
+            await work
+            if not self.mortal.died:
+                self.mortal.arm(None)
+                return
+        self.deaths += 1
+        await self.owner.stop()
+        await self.open()
+
+    async def open(self) -> None:
+        self.mortal = Mortal()
+        self.owner = await self.world.open(
+            hook=self.mortal, node_id=f"n{self.tasks}-{self.version}-{self.deaths}"
+        )
 
     async def compact(self) -> None:
         segments = [held.segment.id for held in self.owner.shard.view.segments]
@@ -168,7 +198,7 @@ class History:
             worker_dir=self.world.root / "worker",
             slots=BuildSlots(1),
         )
-        await self.owner.shard.publish_compaction(await attempt.run(task))
+        await self.dying(self.owner.shard.publish_compaction(await attempt.run(task)))
         self.compacted += 1
 
     async def backfill(self) -> None:
@@ -215,18 +245,21 @@ class History:
             model=NEW.name,
             part=part,
         )
-        await self.owner.shard.publish_part(task)
+        await self.dying(self.owner.shard.publish_part(task))
+        stored = [one.segment.parts.get(NEW.name) for one in self.owner.shard.view.segments]
+        self.records.pop(doomed, None)
+        if all(one is None or one.id != part.part_id for one in stored):
+            return  # the owner died before the manifest had it
         self.backfilled += 1
         for record_id, one, alive in zip(ids, made, live.tolist(), strict=True):
             if alive and record_id in self.records:
                 held = self.records[record_id]
                 self.records[record_id] = replace(held, vectors={**held.vectors, NEW.name: one})
-        self.records.pop(doomed, None)
 
     async def take_over(self) -> None:
         if self.random.random() < 0.5:
             await self.owner.stop()
-        self.owner = await self.world.open(node_id=f"n{self.tasks}-{self.version}")
+        await self.open()
 
     async def step(self) -> None:
         steps = (
@@ -243,7 +276,11 @@ class History:
         )
         await self.random.choice(steps)()
 
-    def check(self) -> None:
+    async def check(self) -> None:
+        key = keys.manifest_key("c1", 0)
+        item = await self.world.meta.get(key)
+        if item is not None:
+            await check_manifest(self.world.objects, decode_value(item.value, Manifest, key=key))
         view = self.owner.shard.view
         assert view.live_rows == len(self.records)
         for model in MODELS:
@@ -354,16 +391,18 @@ async def test_every_model_finds_what_has_a_vector_of_it(
         [Put(keys.collection_key(world.collection.name), encode_value(world.collection))]
     )
     try:
-        history = History(world, await world.open(), seed)
+        history = History(world, await world.open(), Mortal(), seed)
+        await history.open()
         for number in range(STEPS):
             await history.step()
-            history.check()
+            await history.check()
             if number % 15 == 14:
                 for work in (history.flush, history.backfill, history.compact):
                     await work()
-                    history.check()
+                    await history.check()
         assert history.compacted >= 1
         assert history.backfilled >= 1
+        assert history.deaths >= 1
     finally:
         await world.close()
 
