@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import TypeAlias
@@ -72,33 +73,10 @@ class SearchServicer:
         consistency, min_sequences = decode_freshness(request, collection_id=collection.id)
         if min_sequences:
             check_sequences(collection, min_sequences)
-        if request.WhichOneof("queries") == "vectors":
-            _, queries = decode_vectors(request.vectors, collection=collection, field="vectors")
-            validate_search(queries, options, model=model)
-            queries = validate_vectors(queries, model=model)
-        elif request.WhichOneof("queries") == "texts":
-            asked = wire_search.decode_search(request, collection=collection)
-            queries = await coordinator.texts.queries(
-                collection, asked.texts, model=model, deadline=deadline
-            )
-            validate_search(queries, options, model=model)
-            queries = validate_vectors(queries, model=model, field="texts")
-        else:
-            read = wire_search.decode_search(request, collection=collection)
-            queries = await coordinator.reads.vectors(
-                collection,
-                read.query_ids,
-                model=model,
-                deadline=deadline,
-                consistency=consistency,
-                min_sequences=min_sequences,
-            )
-            validate_search(queries, options, model=model)
-        search = partial(
-            coordinator.search.search,
-            collection,
-            queries,
+        queries = await self._queries(
+            request, collection, model, options, deadline, consistency, min_sequences
         )
+        search = partial(coordinator.search.search, collection, queries)
         migration = coordinator.dual.migration(collection, model)
         if migration is not None:
             both = await self._dual_queries(
@@ -129,6 +107,40 @@ class SearchServicer:
         return wire_search.encode_search_response(
             answer, metric=model.metric, model=model.name, fallback=fallback, session=session
         )
+
+    async def _queries(
+        self,
+        request: search_pb2.SearchRequest,
+        collection: Collection,
+        model: ModelSpec,
+        options: SearchOptions,
+        deadline: Deadline,
+        consistency: Consistency,
+        min_sequences: Mapping[int, int],
+    ) -> Float32Matrix:
+        """Return the queries (n, d) of `model`: vectors as given, of texts, or of records."""
+        if request.WhichOneof("queries") == "vectors":
+            _, queries = decode_vectors(request.vectors, collection=collection, field="vectors")
+            validate_search(queries, options, model=model)
+            return validate_vectors(queries, model=model)
+        if request.WhichOneof("queries") == "texts":
+            asked = wire_search.decode_search(request, collection=collection)
+            queries = await self._coordinator.texts.queries(
+                collection, asked.texts, model=model, deadline=deadline
+            )
+            validate_search(queries, options, model=model)
+            return validate_vectors(queries, model=model, field="texts")
+        read = wire_search.decode_search(request, collection=collection)
+        queries = await self._coordinator.reads.vectors(
+            collection,
+            read.query_ids,
+            model=model,
+            deadline=deadline,
+            consistency=consistency,
+            min_sequences=min_sequences,
+        )
+        validate_search(queries, options, model=model)
+        return queries
 
     async def _dual_queries(
         self,
