@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from annheal.coordinator.data_path.fanout import Fanout
 from annheal.embedding.bridge.bridge import Bridge, BridgedQuery
+from annheal.errors import FailedPrecondition
 from annheal.model.collection import Collection, ModelSpec
 from annheal.model.limits import SEARCH_HITS_MAX
 from annheal.model.records import Float32Matrix, Projection, RecordSet, take_records, vectors_of
@@ -30,8 +31,15 @@ FALLBACK_K_FACTOR: Final = 3
 class BridgeSource(Protocol):
     """Gives the present bridge of a migration."""
 
-    async def get(self, collection: Collection, migration: Migration) -> Bridge:
-        """Return the present bridge."""
+    async def get(
+        self,
+        collection: Collection,
+        migration: Migration,
+        *,
+        needs_pairs: bool,
+        deadline: Deadline,
+    ) -> Bridge:
+        """Return the present bridge; one without pairs carries no query from model to model."""
         ...
 
 
@@ -90,10 +98,16 @@ class DualSearch:
     ) -> SearchAnswer:
         """Return the best `options.k` hits over all records, with scores of the new model.
 
-        Those of the old model's hits are estimates (`SearchAnswer.joined_by` says how). Where no
-        pair has taught what a query is in the other model, that model's records are left out.
+        Those of the old model's hits are estimates (`SearchAnswer.joined_by` says how). Raises
+        `FailedPrecondition` for queries of one model alone while no record has vectors of both:
+        nothing has taught yet what such a query is in the other model.
         """
-        bridge = await self._bridges.get(collection, migration)
+        bridge = await self._bridges.get(
+            collection,
+            migration,
+            needs_pairs=queries.old is None or queries.new is None,
+            deadline=deadline,
+        )
         new_model = collection.model_named(migration.to_model)
         old_model = collection.model_named(migration.from_model)
         assert new_model is not None
@@ -105,6 +119,15 @@ class DualSearch:
             )
             for number in range(_count(queries))
         ]
+        if any(one.search_new is None or one.search_old is None for one in bridged):
+            raise FailedPrecondition(
+                f"records of collection {collection.name!r} lack vectors of model"
+                f" {migration.to_model if queries.old is None else migration.from_model!r}, and"
+                " none that has vectors of both models was found yet, so a query of one model"
+                " cannot be asked of the other: wait for the backfill, send a text that both"
+                f" models embed, or search by {migration.from_model!r}",
+                reason="NO_PAIRS",
+            )
         fallback_k = max(
             options.k,
             min(FALLBACK_K_FACTOR * options.k, SEARCH_HITS_MAX // len(bridged) - options.k),
@@ -140,9 +163,8 @@ def _count(queries: DualQueries) -> int:
 
 
 def _searched(vectors: list[npt.NDArray[np.float32] | None], model: ModelSpec) -> Float32Matrix:
-    """Return the queries of one model (n, d); zeros where there is none, whose hits are dropped."""
-    nothing = np.zeros(model.dimension, dtype=np.float32)
-    return np.array([nothing if one is None else one for one in vectors], dtype=np.float32)
+    """Return the queries of one model, (n, d) float32."""
+    return np.array(vectors, dtype=np.float32).reshape(-1, model.dimension)
 
 
 def _with_old_vectors(projection: Projection, *, old: ModelSpec, new: ModelSpec) -> Projection:
@@ -173,8 +195,8 @@ def _joined(
     ends = np.cumsum(found.counts).tolist()
     for query, (start, end) in zip(bridged, itertools.pairwise([0, *ends]), strict=True):
         rows = np.arange(start, end)
-        own = rows[~found.by_fallback[start:end]] if query.search_new is not None else rows[:0]
-        rest = rows[found.by_fallback[start:end]] if query.search_old is not None else rows[:0]
+        own = rows[~found.by_fallback[start:end]]
+        rest = rows[found.by_fallback[start:end]]
         places, best = query.join(
             found.scores[own],
             found.scores[rest],

@@ -28,15 +28,20 @@ from annheal.runtime.deadline import Deadline
 from annheal.runtime.offload import Offload
 from annheal.runtime.tasks import TaskScope
 
+PAIRS_FIRST: Final = 500
+"""Pairs that the first bridge is learned from, while searches wait. With 384 floats that takes 6 s
+of one core, with 4,000 pairs 18 s."""
 PAIRS_SAMPLED: Final = 4_000
-"""Pairs that one bridge is learned from; more teach little (benchmarks/migration.py)."""
+"""Pairs that later bridges are learned from."""
 PAGE_ROWS: Final = 250
 PAGES_MAX: Final = 64
 """Pages that are read to find them."""
 LOOK_INTERVAL_S: Final = 10.0
 """Least seconds between two looks whether there are enough new pairs to learn again."""
 FIRST_WAIT_S: Final = 5.0
-"""The first search of a migration waits so long for the first bridge."""
+"""A search by both models waits so long for the first bridge; without one, ranks are joined."""
+WAIT_SHARE: Final = 0.8
+"""Share of its time that a search may wait for it."""
 SAMPLE_TIMEOUT_S: Final = 60.0
 _SEED: Final = 48
 
@@ -60,11 +65,21 @@ class Bridges:
         self._clock = clock
         self._kept: dict[tuple[str, str, str], _Kept] = {}
 
-    async def get(self, collection: Collection, migration: Migration) -> Bridge:
-        """Return the present bridge; learns a newer one in the background when that is due."""
+    async def get(
+        self,
+        collection: Collection,
+        migration: Migration,
+        *,
+        needs_pairs: bool,
+        deadline: Deadline,
+    ) -> Bridge:
+        """Return the present bridge; learns a newer one in the background when that is due.
+
+        While the first one is learned, a call that `needs_pairs` waits for it as long as its time
+        allows, other calls for a moment.
+        """
         key = (collection.id, migration.from_model, migration.to_model)
         kept = self._kept.get(key)
-        is_first = kept is None
         if kept is None:
             kept = self._kept[key] = _Kept(_without_pairs(collection, migration), -np.inf)
         now_s = self._clock()
@@ -73,8 +88,10 @@ class Bridges:
             kept.learning = self._scope.start(
                 self._learn(kept, collection, migration), name="bridge"
             )
-        if is_first and kept.learning is not None:
-            await asyncio.wait([kept.learning], timeout=FIRST_WAIT_S)
+        if kept.learning is not None and not kept.bridge.pairs:
+            left_s = WAIT_SHARE * deadline.remaining_s
+            patience_s = left_s if needs_pairs else min(left_s, FIRST_WAIT_S)
+            await asyncio.wait([kept.learning], timeout=patience_s)
         return kept.bridge
 
     def forget_all_but(self, collection_ids: frozenset[str]) -> None:
@@ -86,7 +103,8 @@ class Bridges:
         share = _migrated_share(migration)
         try:
             # As many pairs as before tell nothing new, unless the share has moved.
-            pairs = await self._sample(collection, migration)
+            limit = PAIRS_SAMPLED if kept.bridge.pairs else PAIRS_FIRST
+            pairs = await self._sample(collection, migration, limit)
             if refit_due(kept.bridge, pairs=len(pairs.old), share=share):
                 work = partial(choose, pairs, share=share, seed=_SEED)
                 kept.bridge = await self._offload.run(work)
@@ -103,8 +121,8 @@ class Bridges:
         finally:
             kept.learning = None
 
-    async def _sample(self, collection: Collection, migration: Migration) -> Pairs:
-        """Return pairs from random places among all hashes of ids."""
+    async def _sample(self, collection: Collection, migration: Migration, limit: int) -> Pairs:
+        """Return about `limit` pairs, or fewer, from random places among all hashes of ids."""
         names = (migration.from_model, migration.to_model)
         projection = Projection(vector=True, models=names)
         draw = np.random.default_rng()
@@ -113,7 +131,7 @@ class Bridges:
         news: list[Float32Matrix] = []
         seen: set[str] = set()
         for _ in range(PAGES_MAX):
-            if len(seen) >= PAIRS_SAMPLED or deadline.passed:
+            if len(seen) >= limit or deadline.passed:
                 break
             place = int(draw.integers(0, 1 << 64, dtype=np.uint64))
             request = ScanRequest(
