@@ -78,7 +78,6 @@ class Segment:
         lookup: IdLookup,
         indexed: IndexedColumns | None,
         lacking_rows: npt.NDArray[np.int64] = _NO_ROWS,
-        parts: Mapping[str, PartSegment] = MappingProxyType({}),
     ) -> None:
         self.entry = entry
         self.meta = meta
@@ -87,7 +86,7 @@ class Segment:
         self.lookup = lookup
         self.indexed = indexed
         self.lacking_rows = lacking_rows
-        self.parts = parts
+        self.parts: Mapping[str, PartSegment] = MappingProxyType({})
 
     @classmethod
     def open(cls, files: SegmentFiles, entry: SegmentEntry) -> Segment:
@@ -139,7 +138,7 @@ class Segment:
 
     def with_parts(self, entry: SegmentEntry, parts: Mapping[str, PartSegment]) -> Segment:
         """Return the segment with other `parts`, which are those that `entry` names."""
-        return Segment(
+        segment = Segment(
             entry=entry,
             meta=self.meta,
             index=self.index,
@@ -147,8 +146,10 @@ class Segment:
             lookup=self.lookup,
             indexed=self.indexed,
             lacking_rows=self.lacking_rows,
-            parts=parts,
         )
+        # What a part reads of its segment, vectors of other models too, is that of this one.
+        segment.parts = {model: part.rebased(segment) for model, part in parts.items()}
+        return segment
 
     @property
     def id(self) -> str:

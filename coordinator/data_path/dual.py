@@ -119,15 +119,7 @@ class DualSearch:
             )
             for number in range(_count(queries))
         ]
-        if any(one.search_new is None or one.search_old is None for one in bridged):
-            raise FailedPrecondition(
-                f"records of collection {collection.name!r} lack vectors of model"
-                f" {migration.to_model if queries.old is None else migration.from_model!r}, and"
-                " none that has vectors of both models was found yet, so a query of one model"
-                " cannot be asked of the other: wait for the backfill, send a text that both"
-                f" models embed, or search by {migration.from_model!r}",
-                reason="NO_PAIRS",
-            )
+        _check_bridged(bridged, collection, migration)
         fallback_k = max(
             options.k,
             min(FALLBACK_K_FACTOR * options.k, SEARCH_HITS_MAX // len(bridged) - options.k),
@@ -155,6 +147,22 @@ class DualSearch:
             allow_partial=allow_partial,
         )
         return _joined(found, bridged, options, old_model)
+
+
+def _check_bridged(
+    bridged: Sequence[BridgedQuery], collection: Collection, migration: Migration
+) -> None:
+    """Raise `FailedPrecondition` where nothing is known of a query in the other model."""
+    lacked = {migration.to_model for one in bridged if one.search_new is None}
+    lacked |= {migration.from_model for one in bridged if one.search_old is None}
+    if lacked:
+        raise FailedPrecondition(
+            f"some records of collection {collection.name!r} have a vector of model"
+            f" {', '.join(map(repr, sorted(lacked)))} alone, and none with vectors of both models"
+            " was found yet, so a query of the other model cannot be asked of them: wait for the"
+            f" backfill, send a text that both models embed, or search by {migration.from_model!r}",
+            reason="NO_PAIRS",
+        )
 
 
 def _count(queries: DualQueries) -> int:

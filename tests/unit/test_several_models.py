@@ -29,7 +29,14 @@ from annheal.metastore.codec import decode_value, encode_value
 from annheal.metastore.protocol import Put
 from annheal.model.collection import Collection, Metric, ModelSpec
 from annheal.model.filter import Comparison, ComparisonOp
-from annheal.model.records import EVERYTHING, ModelVectors, RecordBatch, RecordPatch, lacking
+from annheal.model.records import (
+    EVERYTHING,
+    ModelVectors,
+    RecordBatch,
+    RecordPatch,
+    lacking,
+    vectors_of,
+)
 from annheal.model.search import SearchOptions, with_fallback
 from annheal.model.topology.manifest import Manifest, Tier
 from annheal.model.topology.task import CompactionTask, TaskReason
@@ -56,6 +63,11 @@ from tests.support.shards import (
 OLD = ModelSpec("m", 4, Metric.L2)
 NEW = ModelSpec("new", 7, Metric.COSINE)
 MODELS = (OLD, NEW)
+ALL_VECTORS = replace(
+    EVERYTHING,
+    models=tuple(model.name for model in MODELS),
+    dimensions=tuple(model.dimension for model in MODELS),
+)
 IDS = [f"r{number}" for number in range(40)]
 HISTORIES = 3
 STEPS = 45
@@ -320,7 +332,12 @@ class History:
         queries = {model.name: vector(self.rng, model) for model in MODELS}
         query = np.concatenate([queries[NEW.name], queries[OLD.name]])
         options = SearchOptions(
-            k=len(IDS), model=NEW.name, fallback=OLD.name, fallback_k=len(IDS), exact=True
+            k=len(IDS),
+            model=NEW.name,
+            fallback=OLD.name,
+            fallback_k=len(IDS),
+            exact=True,
+            projection=ALL_VECTORS,
         )
         found, _ = search_by_models(searcher, [(0, view)], query[None], options, (NEW, OLD))
         assert found.by_fallback is not None
@@ -333,6 +350,15 @@ class History:
             model = OLD if by_fallback else NEW
             due = scores(model, queries[model.name], vectors[model.name][None])[0]
             assert score == pytest.approx(float(due), abs=1e-4)
+        for model in MODELS:
+            read = vectors_of(found.records, model.name)
+            assert read is not None
+            for row, record_id in enumerate(found.records.ids):
+                stored = self.records[record_id].vectors.get(model.name)
+                if stored is None:
+                    assert lacking(read)[row]
+                else:
+                    np.testing.assert_allclose(read[row], stored, atol=1e-6)
         own, rest = found.of_fallback(False), found.of_fallback(True)
         for part in (own, rest):
             assert (np.diff(part.scores) <= 0).all()
@@ -341,15 +367,10 @@ class History:
         np.testing.assert_array_equal(joined.by_fallback, found.by_fallback)
 
     def _check_reads(self, view: ShardView) -> None:
-        projection = replace(
-            EVERYTHING,
-            models=tuple(model.name for model in MODELS),
-            dimensions=tuple(model.dimension for model in MODELS),
-        )
         if not self.records:
             return
         ids = tuple(self.records)
-        records = get_records(view, ids, projection)
+        records = get_records(view, ids, ALL_VECTORS)
         assert tuple(records.ids) == ids
         assert records.vectors is not None
         assert records.attributes is not None

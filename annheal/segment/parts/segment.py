@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -112,6 +113,12 @@ class PartSegment(Segment):
     def _own_lookup(self) -> IdLookup:
         ids = self.ids
         return IdLookup.build(ids, hashes=hash_ids(ids))
+
+    def rebased(self, base: Segment) -> PartSegment:
+        """Return the part of `base`, which has the same rows as the present one."""
+        found = copy.copy(self)
+        found.base = base
+        return found
 
     @property
     def graph_ids(self) -> tuple[str, ...]:
