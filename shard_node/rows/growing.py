@@ -70,7 +70,6 @@ class GrowingView:
     """
 
     number: int
-    model: str
     vectors: Float32Matrix
     ids: list[str]
     newest: dict[str, int]
@@ -79,8 +78,9 @@ class GrowingView:
     rows: int
     dead: npt.NDArray[np.bool_] | None
     dead_count: int
-    matrices: Mapping[str, Float32Matrix]
-    incomplete: frozenset[str]
+    model: str = ""
+    matrices: Mapping[str, Float32Matrix] = field(default_factory=dict)
+    incomplete: frozenset[str] = frozenset()
     _attributes: list[pa.RecordBatch] = field(default_factory=list)
 
     def of_model(self, model: str) -> GrowingView | None:

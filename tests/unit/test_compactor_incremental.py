@@ -236,9 +236,9 @@ def test_damage_of_a_base_is_not_carried_over(tmp_path: Path, graph: Segment) ->
         entry=segment.entry,
         meta=segment.meta,
         index=cut,
-        columns=segment._columns,
-        lookup=segment._lookup,
-        indexed=segment._indexed,
+        columns=segment.columns,
+        lookup=segment.lookup,
+        indexed=segment.indexed,
     )
     new = flat(tmp_path, "n", sample_rows(NEW, first=ROWS))
     merged = merge(tmp_path, "merged", [with_dead(damaged, np.arange(50)), new])

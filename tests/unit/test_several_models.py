@@ -328,6 +328,8 @@ class History:
 
     def _check_both(self, view: ShardView) -> None:
         """One search by both models finds each record once, by the model that it is due to."""
+        if not self.records:
+            return
         searcher = Searcher(self.owner.shard.collection, FilterCache())
         queries = {model.name: vector(self.rng, model) for model in MODELS}
         query = np.concatenate([queries[NEW.name], queries[OLD.name]])
