@@ -42,6 +42,9 @@ FIRST_WAIT_S: Final = 5.0
 """A search by both models waits so long for the first bridge; without one, ranks are joined."""
 WAIT_SHARE: Final = 0.8
 """Share of its time that a search may wait for it."""
+BRIDGES_MAX: Final = 16
+"""Bridges that are kept; beyond, the oldest is learned again when it is asked for. One may have
+some megabytes."""
 SAMPLE_TIMEOUT_S: Final = 60.0
 _SEED: Final = 48
 
@@ -81,6 +84,8 @@ class Bridges:
         key = (collection.id, migration.from_model, migration.to_model)
         kept = self._kept.get(key)
         if kept is None:
+            if len(self._kept) >= BRIDGES_MAX:
+                self._kept.pop(next(iter(self._kept)))
             kept = self._kept[key] = _Kept(_without_pairs(collection, migration), -np.inf)
         now_s = self._clock()
         if kept.learning is None and now_s - kept.looked_s >= LOOK_INTERVAL_S:
@@ -93,11 +98,6 @@ class Bridges:
             patience_s = left_s if needs_pairs else min(left_s, FIRST_WAIT_S)
             await asyncio.wait([kept.learning], timeout=patience_s)
         return kept.bridge
-
-    def forget_all_but(self, collection_ids: frozenset[str]) -> None:
-        """Drop the bridges of other collections."""
-        for key in [key for key in self._kept if key[0] not in collection_ids]:
-            del self._kept[key]
 
     async def _learn(self, kept: _Kept, collection: Collection, migration: Migration) -> None:
         share = _migrated_share(migration)
