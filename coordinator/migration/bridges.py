@@ -36,8 +36,10 @@ PAIRS_SAMPLED: Final = 4_000
 PAGE_ROWS: Final = 250
 PAGES_MAX: Final = 64
 """Pages that are read to find them."""
-LOOK_INTERVAL_S: Final = 10.0
-"""Least seconds between two looks whether there are enough new pairs to learn again."""
+LOOK_INTERVAL_MIN_S: Final = 10.0
+LOOK_INTERVAL_MAX_S: Final = 300.0
+"""Seconds between two looks for more pairs: the fewest after the bridge was learned again, twice as
+many after each look that did not lead to that."""
 FIRST_WAIT_S: Final = 5.0
 """A search by both models waits so long for the first bridge; without one, ranks are joined."""
 WAIT_SHARE: Final = 0.8
@@ -55,6 +57,7 @@ _log = logging.getLogger(__name__)
 class _Kept:
     bridge: Bridge
     looked_s: float
+    interval_s: float = LOOK_INTERVAL_MIN_S
     learning: asyncio.Task[None] | None = None
 
 
@@ -88,7 +91,7 @@ class Bridges:
                 self._kept.pop(next(iter(self._kept)))
             kept = self._kept[key] = _Kept(_without_pairs(collection, migration), -np.inf)
         now_s = self._clock()
-        if kept.learning is None and now_s - kept.looked_s >= LOOK_INTERVAL_S:
+        if kept.learning is None and now_s - kept.looked_s >= kept.interval_s:
             kept.looked_s = now_s
             kept.learning = self._scope.start(
                 self._learn(kept, collection, migration), name="bridge"
@@ -102,12 +105,12 @@ class Bridges:
     async def _learn(self, kept: _Kept, collection: Collection, migration: Migration) -> None:
         share = _migrated_share(migration)
         try:
-            # As many pairs as before tell nothing new, unless the share has moved.
             limit = PAIRS_SAMPLED if kept.bridge.pairs else PAIRS_FIRST
             pairs = await self._sample(collection, migration, limit)
             if refit_due(kept.bridge, pairs=len(pairs.old), share=share):
                 work = partial(choose, pairs, share=share, seed=_SEED)
                 kept.bridge = await self._offload.run(work)
+                kept.interval_s = LOOK_INTERVAL_MIN_S
                 _log.info(
                     "collection %s: the answers of %s and %s are joined by %s, from %d pairs",
                     collection.name,
@@ -116,6 +119,8 @@ class Bridges:
                     ", ".join(f"{kind} {way.join}" for kind, way in kept.bridge.ways.items()),
                     len(pairs.old),
                 )
+            else:
+                kept.interval_s = min(2.0 * kept.interval_s, LOOK_INTERVAL_MAX_S)
         except AnnhealError as error:
             _log.warning("no bridge was learned for %s: %s", collection.name, error)
         finally:
