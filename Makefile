@@ -21,7 +21,7 @@ PYTEST = $(BIN)/python -m pytest
 SOME = || { status=$$?; [ $$status -eq 5 ] && [ -n "$(PYTEST_ARGS)" ] || exit $$status; }
 SIDE_BY_SIDE = -n $(TEST_WORKERS) --dist loadfile
 
-.PHONY: help setup demo check test lint fmt types proto proto-check test-unit test-integration test-chaos \
+.PHONY: help setup demo demo-migration check test lint fmt types proto proto-check test-unit test-integration test-chaos \
 	soak bench lock clean
 
 help: ## list the targets
@@ -29,17 +29,25 @@ help: ## list the targets
 
 # The stamps make repeated set-ups instant; the full one serves where the runtime one is asked for.
 .venv/.setup-full: pyproject.toml constraints.txt scripts/setup.sh
-	@bash scripts/setup.sh dev,hdf5,text,bench
-	@touch .venv/.setup-runtime .venv/.setup-full
+	@bash scripts/setup.sh dev,hdf5,text,models,bench
+	@touch .venv/.setup-runtime .venv/.setup-models .venv/.setup-full
 
 .venv/.setup-runtime: pyproject.toml constraints.txt scripts/setup.sh
 	@bash scripts/setup.sh hdf5,text
 	@touch .venv/.setup-runtime
 
+# The second model of a migration is 63 MB, which nothing else needs.
+.venv/.setup-models: pyproject.toml constraints.txt scripts/setup.sh
+	@bash scripts/setup.sh hdf5,text,models
+	@touch .venv/.setup-runtime .venv/.setup-models
+
 setup: .venv/.setup-full ## create .venv and install annheal with everything for development
 
 demo: .venv/.setup-runtime ## 10,000 real packages: import, search, degrade, heal, kill -9, recover
 	@$(BIN)/python samples/demo.py
+
+demo-migration: .venv/.setup-models ## 10,000 packages get another embedding model while a client reads and writes
+	@$(BIN)/python samples/demo_migration.py
 
 test: setup lint types proto-check ## lint, types, contracts, generated code, then every test
 	@$(PYTEST) $(SIDE_BY_SIDE) $(PYTEST_ARGS) tests/unit tests/contract $(SOME)

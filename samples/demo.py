@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
@@ -33,6 +33,7 @@ from samples.demo_state import (
     ATTRIBUTES,
     COLLECTION,
     VECTOR_COLUMN,
+    Audit,
     Health,
     K,
     Ledger,
@@ -42,6 +43,7 @@ from samples.demo_state import (
     measure,
 )
 
+PACKAGES, LATE = "packages-10k.parquet", "packages-queries.parquet"
 SEED = 20_240_611
 SHARDS = 2
 DELETED_SHARE, UPDATED_SHARE = 0.3, 0.2
@@ -125,28 +127,36 @@ def start(demo: Demo) -> str:
     demo.say(f"  $ annheal {' '.join(demo.server.command)}")
     address, took_s = demo.server.start()
     demo.say(f"  process {demo.server.pid} answers at {address} after {took_s:.1f} s")
-    demo.say(
-        "  Left alone it heals itself in the background; here that is held back"
-        " (compaction_interval_s) so that you can see the degraded index."
-    )
     return address
 
 
 def fill(demo: Demo, client: Client) -> None:
     """Import the packages and index them."""
-    rows = demo.packages.take(np.arange(len(demo.packages)), revision=1)
+    demo.say(
+        "  Left alone it heals itself in the background; here that is held back"
+        " (compaction_interval_s) so that you can see the degraded index."
+    )
     demo.chapter(
         "2. Real data goes in",
-        f"{len(rows):,} real packages from PyPI, each with an embedding (384 floats) of its name"
-        " and summary. A row is acknowledged when it is on disk.",
+        f"{len(demo.packages):,} real packages from PyPI, each with an embedding (384 floats)"
+        " of its name and summary. A row is acknowledged when it is on disk.",
     )
     client.create_collection(
         COLLECTION,
-        rows.vectors.shape[1],
+        demo.packages.vectors.shape[1],
         attributes=ATTRIBUTES,
         shard_count=SHARDS,
         model=VECTOR_COLUMN,  # questions in words are embedded with it
     )
+    insert(demo, client)
+    compact(demo, client, "the rows get their graphs (HNSW)")
+    show_segments(demo, client, "fresh")
+    demo.measured("fresh", client)
+
+
+def insert(demo: Demo, client: Client) -> None:
+    """Upsert all packages with their vectors, and count them."""
+    rows = demo.packages.take(np.arange(len(demo.packages)), revision=1)
     started_s = time.monotonic()
     result = client.upsert(
         COLLECTION, rows.ids, rows.vectors, attributes=rows.attributes, payloads=rows.payloads
@@ -159,9 +169,6 @@ def fill(demo: Demo, client: Client) -> None:
     )
     count = client.count(COLLECTION)
     demo.check("every row is there", count == len(rows), f"{count:,} counted")
-    compact(demo, client, "the rows get their graphs (HNSW)")
-    show_segments(demo, client, "fresh")
-    demo.measured("fresh", client)
 
 
 def neighbours(demo: Demo, client: Client) -> None:
@@ -273,8 +280,8 @@ def heal(demo: Demo, client: Client) -> None:
     )
 
 
-def compact(demo: Demo, client: Client, purpose: str) -> None:
-    """Flush, compact and wait for the tasks."""
+def compact(demo: Demo, client: Client, purpose: str, *, tasks_min: int = 1) -> None:
+    """Flush, compact and wait for the tasks, of which there are at least `tasks_min`."""
     started_s = time.monotonic()
     client.flush(COLLECTION)
     with demo.console.status(f"compacting: {purpose}") as status:
@@ -288,7 +295,7 @@ def compact(demo: Demo, client: Client, purpose: str) -> None:
     rows_in, rows_out = sum(t.rows_in for t in tasks), sum(t.rows_out for t in tasks)
     demo.check(
         f"compaction ({purpose})",
-        len(done) == len(tasks) > 0,
+        len(done) == len(tasks) >= tasks_min,
         f"{len(done)} of {len(tasks)} tasks, {rows_in:,} rows read, {rows_out:,} written,"
         f" {time.monotonic() - started_s:.1f} s",
     )
@@ -378,7 +385,11 @@ def verify(demo: Demo, client: Client) -> None:
         "8. Is everything there?",
         "Every record is read back and compared with what the server had acknowledged.",
     )
-    found = audit(client, demo.ledger)
+    check_records(demo, audit(client, demo.ledger))
+
+
+def check_records(demo: Demo, found: Audit) -> None:
+    """Check that an audit has found no difference."""
     expected = len(demo.ledger.records)
     demo.check(
         "every acknowledged record is there",
@@ -476,8 +487,8 @@ def show_healths(demo: Demo) -> None:
     )
 
 
-def verdict(demo: Demo, started_s: float) -> int:
-    """Print the checks and return the exit code."""
+def verdict(demo: Demo, started_s: float, *, following: str = "README.md") -> int:
+    """Print whether all checks hold, and what to read next; return the exit code."""
     failed = [check for check in demo.checks if not check.holds]
     took = f"{time.monotonic() - started_s:.0f} s"
     if failed:
@@ -488,8 +499,8 @@ def verdict(demo: Demo, started_s: float) -> int:
             demo.say(f"  {check.claim}: {check.detail}")
         return 1
     demo.say(
-        f"\n[bold green]All {len(demo.checks)} checks hold[/bold green] ({took}). Next: README.md,"
-        " or `.venv/bin/annheal up` and `.venv/bin/annheal --help`."
+        f"\n[bold green]All {len(demo.checks)} checks hold[/bold green] ({took}). Next:"
+        f" {following}, or `.venv/bin/annheal up` and `.venv/bin/annheal --help`."
     )
     return 0
 
@@ -509,18 +520,24 @@ def play(demo: Demo) -> int:
     return verdict(demo, started_s)
 
 
-def main() -> int:
-    """Play the demonstration in a folder that is removed afterwards."""
+def on_stage(
+    play: Callable[[Demo], int], settings: Mapping[str, str], *, rows: int | None = None
+) -> int:
+    """Run `play` with a server over a folder that is removed afterwards; return the exit code.
+
+    `rows` packages are stored, all of the sample file without it.
+    """
     console = Console()
     if not console.is_terminal:
         console = Console(width=NARROW_COLUMNS)
     signal.signal(signal.SIGTERM, _interrupt)
     folder = Path(tempfile.mkdtemp(prefix="annheal-demo-"))
-    server = DemoServer(folder, SETTINGS)
+    server = DemoServer(folder, settings)
     try:
-        packages = load_packages("packages-10k.parquet")
-        late = load_packages("packages-queries.parquet")
-        return play(Demo(console, server, packages, late))
+        packages = load_packages(PACKAGES)
+        if rows is not None:
+            packages = packages.take(np.arange(rows), revision=1)
+        return play(Demo(console, server, packages, load_packages(LATE)))
     except KeyboardInterrupt:
         console.print("\ninterrupted")
         return 130
@@ -530,6 +547,11 @@ def main() -> int:
     finally:
         server.stop()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def main() -> int:
+    """Play the demonstration in a folder that is removed afterwards."""
+    return on_stage(play, SETTINGS)
 
 
 def _interrupt(number: int, frame: object) -> NoReturn:

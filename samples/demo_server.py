@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -95,9 +96,17 @@ class DemoServer:
             self._process.wait()
         self._process = None
 
-    def disk_bytes(self) -> int:
-        """Return the size of the files below the data directory."""
-        return sum(path.stat().st_size for path in self.data_dir.rglob("*") if path.is_file())
+    def disk_bytes(self, folder: str = ".") -> int:
+        """Return the size of the files below a folder of the data directory, links left out."""
+        sizes = 0
+        for path in (self.data_dir / folder).rglob("*"):
+            try:
+                status = path.lstat()
+            except FileNotFoundError:
+                continue  # the server has deleted it meanwhile
+            if stat.S_ISREG(status.st_mode):
+                sizes += status.st_size
+        return sizes
 
     def _log_tail(self) -> str:
         return self.log_path.read_text(errors="replace")[-LOG_TAIL_CHARACTERS:]

@@ -50,10 +50,10 @@ class Packages:
         )
 
 
-def load_packages(name: str) -> Packages:
-    """Read one of the sample files."""
+def load_packages(name: str, *, column: str = VECTOR_COLUMN) -> Packages:
+    """Read one of the sample files, with the vectors of one model."""
     table = pq.read_table(FOLDER / name)
-    column: Any = table.column(VECTOR_COLUMN).combine_chunks()
+    column: Any = table.column(column).combine_chunks()
     vectors = np.asarray(column.flatten()).reshape(len(table), -1).astype(np.float32)
     return Packages(
         [str(name) for name in table.column("id").to_pylist()],
@@ -147,8 +147,11 @@ class Audit:
     ghosts: list[str]
 
 
-def audit(client: Client, ledger: Ledger) -> Audit:
-    """Read every record and compare; look for deleted ones by scan, by id and by search."""
+def audit(client: Client, ledger: Ledger, *, model: str | None = None) -> Audit:
+    """Read every record and compare; look for deleted ones by scan, by id and by search.
+
+    `model` made the vectors of the ledger, the serving one by default.
+    """
     revisions: dict[str, int] = {}
     repeated: list[str] = []
     for page in client.scan(COLLECTION, include="payload"):
@@ -163,7 +166,7 @@ def audit(client: Client, ledger: Ledger) -> Audit:
     sample = gone[-GHOST_QUERIES:]
     for start in range(0, len(sample), 100):
         part = np.stack([ledger.deleted[name] for name in sample[start : start + 100]])
-        for ids in client.search_batch(COLLECTION, part, k=K).ids:
+        for ids in client.search_batch(COLLECTION, part, model=model, k=K).ids:
             ghosts.update(set(ids) & set(gone))
     return Audit(
         seen=len(revisions),

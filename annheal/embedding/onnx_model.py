@@ -27,6 +27,7 @@ TOKENIZER_FILE: Final = "tokenizer.json"
 _STATES = "last_hidden_state"
 _INSTALL = "pip install 'annheal[text]'"
 _PAD_TO_MULTIPLE = 8
+_FLOAT_TYPES = ("tensor(float)", "tensor(float16)", "tensor(double)")
 _PAD_TOKENS = ("[PAD]", "<pad>", "<|endoftext|>")
 
 
@@ -47,7 +48,7 @@ class OnnxModel:
         self._normalize = normalize
         self._inputs = {item.name for item in session.get_inputs()}
         outputs = {item.name: item.shape for item in session.get_outputs()}
-        self._output = _STATES if _STATES in outputs else next(iter(outputs))
+        self._output = _output_name(session.get_outputs())
         last = outputs[self._output][-1] if outputs[self._output] else None
         self.dimension: int | None = last if isinstance(last, int) else None
         """Floats of a vector; None where the file does not say."""
@@ -93,6 +94,18 @@ class OnnxModel:
         weights = mask[:, :, None].astype(np.float32)
         mean: npt.NDArray[np.float32] = (states * weights).sum(axis=1) / weights.sum(axis=1)
         return mean
+
+
+def _output_name(outputs: Sequence[Any]) -> str:
+    """Return the output that holds the states, by its usual name or by its type.
+
+    Some exports hand their inputs on as outputs: token ids, which are integers, before the states.
+    """
+    names = [item.name for item in outputs]
+    if _STATES in names:
+        return _STATES
+    floats = [item.name for item in outputs if item.type in _FLOAT_TYPES]
+    return str((floats or names)[0])
 
 
 def open_session(path: Path, *, threads: int | None = None) -> Any:
