@@ -58,7 +58,8 @@ SAME_MODEL_MIN, OTHER_MODEL_MAX = 0.8, 0.5
 FREED_MIN = 0.25
 """Least share of the bytes on disk that a purge frees: half of the vectors and graphs go."""
 DISK_TIMEOUT_S = 60.0
-SEGMENTS = "objects/segments"
+SEGMENTS, PARTS = "objects/segments", "objects/vectors"
+"""Where segments lie, and their vectors and graphs of further models."""
 ROWS_DEFAULT, ROWS_MIN = 10_000, 300
 
 # No record may lack a vector of the new model at the commit. What a purge makes superfluous is
@@ -367,14 +368,14 @@ def _is_measured(found: MigrationStatus) -> bool:
 def segment_bytes(demo: Demo, client: Client) -> int:
     """Return the bytes on disk of all segments, once those that are replaced are deleted."""
     client.flush(COLLECTION)
-    folder = demo.server.data_dir / SEGMENTS
+    folders = [demo.server.data_dir / name for name in (SEGMENTS, PARTS)]
     deadline_s = time.monotonic() + DISK_TIMEOUT_S
     while time.monotonic() < deadline_s:
         live = {one.segment_id for one in client.segments(COLLECTION).segments}
-        if live == {path.name for path in folder.glob("*/*/*")}:
+        if live == {path.name for folder in folders for path in folder.glob("*/*/*")}:
             break
         time.sleep(POLL_S)  # until the garbage is deleted, by the deadline above
-    return demo.server.disk_bytes(SEGMENTS)
+    return demo.server.disk_bytes(SEGMENTS) + demo.server.disk_bytes(PARTS)
 
 
 def play(demo: Demo) -> int:

@@ -37,6 +37,7 @@ class Traffic:
         self.rounds = self.upserts = self.deletes = self.queries = 0
         self.faults: Counter[str] = Counter()
         self.error = ""
+        self._ended = False
         self._address = address
         self._ledger = ledger
         self._packages = _both(packages, late)
@@ -76,8 +77,10 @@ class Traffic:
 
     def wait_for_rounds(self) -> None:
         """Wait until a few more rounds are over, or the client has failed."""
-        self._enough.clear()
         self._until = self.rounds + ROUNDS_MIN
+        self._enough.clear()
+        if self._ended:  # set before the event is: either is seen
+            return
         self._enough.wait(ROUNDS_TIMEOUT_S)
 
     def _run(self) -> None:
@@ -95,6 +98,7 @@ class Traffic:
         except AnnhealError as error:
             self.error = f"{type(error).__name__}: {error.message}"
         finally:
+            self._ended = True
             self._enough.set()
 
     def _write(self, client: Client) -> None:

@@ -106,9 +106,16 @@ def _checked_models(batch: RecordBatch, *, collection: Collection) -> RecordBatc
 def _checked_vectors(
     given: Sequence[ModelVectors], *, collection: Collection
 ) -> list[ModelVectors]:
-    """Return valid vectors whose models are named; rows of NaN stay."""
+    """Return valid vectors whose models are named; rows of NaN stay.
+
+    A model may be removed between a coordinator's look at the collection and now: its vectors are
+    left out if there are others, because the records do not need them any more.
+    """
     found: list[ModelVectors] = []
-    for one in given:
+    kept = [
+        one for one in given if (one.model or collection.models[0].name) not in collection.removed
+    ]
+    for one in kept or given:
         model = _model_of(one.model, collection=collection, field="vectors")
         if model.name in (before.model for before in found):
             raise InvalidArgument.of("vectors", f"are given twice for model {model.name!r}")

@@ -44,6 +44,7 @@ from annheal.model.write import DeleteIds, Update, Upsert
 from annheal.segment import Segment
 from annheal.segment.parts.files import upload_part
 from annheal.segment.parts.write import write_part
+from annheal.shard_node.owner.admission import checked
 from annheal.shard_node.owner.shard_state import MeasuredSegment, with_recall
 from annheal.shard_node.rows.view import ShardView
 from annheal.shard_node.search.filter_cache import FilterCache
@@ -495,3 +496,22 @@ async def test_what_is_measured_of_a_part_is_reported_of_its_segment(tmp_path: P
         assert (state.segment_id, state.recall, state.rebuild) == (segment.segment.id, 0.5, True)
     finally:
         await world.close()
+
+
+def test_vectors_of_a_model_that_was_just_removed_are_left_out() -> None:
+    collection = replace(two_models(), serving=NEW.name, removed=(OLD.name,))
+    rng = np.random.default_rng(1)
+    good = {OLD.name: vector(rng, OLD), NEW.name: vector(rng, NEW)}
+    batch = batch_of(["a", "b"], [good, good], 0)
+    (new,) = batch.further
+    # A coordinator tags vectors of the first model with nothing.
+    swapped = replace(
+        batch, vectors=new.vectors, model=NEW.name, further=(ModelVectors("", batch.vectors),)
+    )
+    for given in (batch, swapped):
+        kept = checked(Upsert(given), collection=collection)
+        assert isinstance(kept, Upsert)
+        assert (kept.batch.model, kept.batch.further) == (NEW.name, ())
+        np.testing.assert_array_equal(kept.batch.vectors, new.vectors)
+    with pytest.raises(InvalidArgument, match=r"the models of collection .* are 'new'"):
+        checked(Upsert(replace(batch, further=())), collection=collection)
