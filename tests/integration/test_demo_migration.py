@@ -19,7 +19,7 @@ from samples.demo_state import Ledger, load_packages
 from samples.demo_traffic import faults_of
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-DEMO_TIMEOUT_S = 300.0
+DEMO_TIMEOUT_S = 600.0
 ROWS = "600"
 
 
