@@ -100,8 +100,9 @@ class Place:
 
 
 def collection_of(server: EmbeddingServer, **options: object) -> Collection:
+    # One request at a time: which of them meet the planned faults is certain then.
     embedder = EmbedderSpec(
-        "openai", url=server.url, remote_model="hash-8", batch_texts=7, retries=3, timeout_s=2.0
+        "openai", url=server.url, remote_model="hash-8", batch_texts=7, retries=3, concurrency=1
     )
     embedder = replace(embedder, **options)  # type: ignore[arg-type]
     return replace(
