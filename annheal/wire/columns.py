@@ -105,7 +105,7 @@ def decode_model_vectors(
         if len(matrix) != rows:
             raise InvalidArgument.of(where, f"has {len(matrix)} vectors, but there are {rows} ids")
         absent = _missing(message.validity, rows=rows, field=where)
-        if absent is not None or len(messages) > 1:
+        if absent is not None or len(collection.models) > 1:
             check_first_numbers(matrix, absent=absent, field=_named(model, messages))
         if absent is not None:
             matrix = np.where(absent[:, None], np.float32(np.nan), matrix)

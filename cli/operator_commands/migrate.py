@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.text import Text
 
+from annheal.cli.exports.client_backfill import export_texts, import_vectors
 from annheal.cli.output import facts, moment, share, size, table
 from annheal.cli.state import State, state_of
 from annheal.cli.user_commands.assignments import parse_settings
@@ -34,6 +35,9 @@ app = typer.Typer(
     no_args_is_help=True,
     help="Change the embedding model of a collection: plan, start, watch, commit, roll back.",
 )
+
+app.command("export")(export_texts)
+app.command("import")(import_vectors)
 
 CollectionName = Annotated[str, typer.Argument(metavar="COLLECTION", help="The collection.")]
 Who = Annotated[

@@ -238,6 +238,8 @@ COMMANDS: dict[str, list[str]] = {
     "migrate plan": ["c", "--to", "m"],
     "migrate start": ["c", "--to", "m"],
     "migrate list": [],
+    "migrate export": ["c", "nowhere", "--model", "m"],
+    "migrate import": ["c", "nothing.parquet", "--model", "m"],
     "migrate status": ["c"],
     "migrate watch": ["c"],
     "migrate set": ["c", "tasks_max=1"],
