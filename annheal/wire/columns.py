@@ -92,9 +92,8 @@ def decode_model_vectors(
 ) -> list[ModelVectors]:
     """Return the vectors of each model, tagged as inside the cluster, in the order of the models.
 
-    Rows without a vector are NaN. Raises `InvalidArgument` as `decode_vectors` does, for two
-    entries of one model, and for another number of rows. Where a row of NaN means that there is no
-    vector, one that was sent is refused.
+    Rows without a vector are NaN; vectors that begin with NaN are refused. Raises `InvalidArgument`
+    also as `decode_vectors` does, for two entries of one model, and for another number of rows.
     """
     found: dict[str, ModelVectors] = {}
     for number, message in enumerate(messages):
@@ -105,8 +104,7 @@ def decode_model_vectors(
         if len(matrix) != rows:
             raise InvalidArgument.of(where, f"has {len(matrix)} vectors, but there are {rows} ids")
         absent = _missing(message.validity, rows=rows, field=where)
-        if absent is not None or len(collection.models) > 1:
-            check_first_numbers(matrix, absent=absent, field=_named(model, messages))
+        check_first_numbers(matrix, absent=absent, field=_named(model, messages))
         if absent is not None:
             matrix = np.where(absent[:, None], np.float32(np.nan), matrix)
         found[model.name] = ModelVectors(collection.tag_of(model), matrix)

@@ -76,7 +76,7 @@ def _checked_batch(batch: RecordBatch, *, collection: Collection) -> RecordBatch
     if given.names != wanted.names or given.types != wanted.types:
         raise InvalidArgument.of("attributes", f"columns {given}, but the schema has {wanted}")
     _check_distinct(batch.ids)
-    if len(collection.models) > 1:
+    if len(collection.models) > 1 or batch.further:
         return _checked_models(batch, collection=collection)
     vectors = validate_vectors(
         batch.vectors, model=_model_of(batch.model, collection=collection, field="vectors")

@@ -288,6 +288,7 @@ NAN_IN_ONE = np.array([[1, 2, 3, 4], [np.nan, 2, 3, 4]], dtype=np.float32)
             "vectors['new/v2'][1]",
             "holds nan at position 0",
         ),
+        ([encode_vectors(NAN_IN_ONE, model="new/v2")], "vectors[1]", "holds nan at position 0"),
         (
             [
                 encode_vectors(np.ones((2, 8)), model="old", absent=np.array([False, True])),
