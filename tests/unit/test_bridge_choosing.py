@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from annheal.embedding.bridge.bridge import Bridge
@@ -176,6 +176,7 @@ def test_vectors_that_are_too_long_to_be_mapped_join_ranks() -> None:
 
 
 @settings(max_examples=15, deadline=None)
+@example(400, 1, 1, (Metric.L2, Metric.COSINE), 0.0, 1e16, "one outlier")
 @given(
     count=st.sampled_from([0, 1, 3, PAIRS_MIN, PAIRS_MIN + 37]),
     old_dimension=st.integers(1, 9),

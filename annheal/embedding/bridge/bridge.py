@@ -22,6 +22,8 @@ from annheal.model.collection import Metric
 
 _TINY = float(np.finfo(np.float32).tiny)
 _LARGEST = float(np.finfo(np.float32).max)
+_CURVE_SCORE_MAX = 1e15
+"""At the scale of the pairs scores are about 1; a curve's slope cannot make this one overflow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,8 +196,8 @@ class BridgedQuery:
     def _calibrated(self, scores: Floats) -> Floats:
         old_unit = _score_unit(self.bridge.old_space, self._old, self.bridge.scales.old)
         new_unit = _score_unit(self.bridge.new_space, self._new, self.bridge.scales.new)
-        scaled = scores / np.float32(max(old_unit, _TINY))
-        return _finite(self.way.curve(scaled) * np.float32(new_unit))
+        scaled = _float32(scores.astype(np.float64) / max(old_unit, _TINY), most=_CURVE_SCORE_MAX)
+        return _float32(self.way.curve(scaled).astype(np.float64) * new_unit)
 
     def _estimated(self, rows: Floats) -> Floats:
         bridge = self.bridge
@@ -209,7 +211,7 @@ class BridgedQuery:
             old=rows,
         )
         new_unit = _score_unit(bridge.new_space, self._new, bridge.scales.new)
-        return _finite(found.weighted(self.way.weights)[0] * np.float32(new_unit))
+        return _float32(found.weighted(self.way.weights)[0].astype(np.float64) * new_unit)
 
 
 def _score_unit(space: Space, query: Floats, scale: float) -> float:
@@ -238,6 +240,6 @@ def _scale(space: Space, vectors: Floats) -> float:
     return float(np.sqrt(mean)) if mean > 0.0 else 1.0
 
 
-def _finite(scores: Floats) -> Floats:
-    found: Floats = np.nan_to_num(scores, nan=-_LARGEST)
-    return found
+def _float32(scores: npt.NDArray[np.float64], *, most: float = _LARGEST) -> Floats:
+    """Return finite scores within +-`most`; one that is no number is the worst."""
+    return np.clip(np.nan_to_num(scores, nan=-most), -most, most).astype(np.float32)
