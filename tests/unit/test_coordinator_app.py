@@ -183,10 +183,11 @@ async def test_of_equal_ids_in_a_batch_the_last_wins(cluster: MemoryCluster):
     records = batch(["a", "b", "a"])
     outcome = await coordinator.writes.upsert(collection, records, deadline=soon())
     assert outcome.upserted == 3
-    stored = await coordinator.reads.vectors(collection, ["a", "b"], deadline=soon())
+    model = collection.model
+    stored = await coordinator.reads.vectors(collection, ["a", "b"], model=model, deadline=soon())
     assert np.array_equal(stored, records.vectors[[2, 1]])
     with pytest.raises(NotFound, match="'nobody'"):
-        await coordinator.reads.vectors(collection, ["a", "nobody"], deadline=soon())
+        await coordinator.reads.vectors(collection, ["a", "nobody"], model=model, deadline=soon())
 
 
 async def test_bad_records_are_refused_before_anything_is_written(cluster: MemoryCluster):
@@ -334,7 +335,13 @@ async def test_garbage_is_collected_by_the_leader_alone(cluster: MemoryCluster):
     assert refused.value.metadata == {"address": "127.0.0.1:7701"}
     report = await first.admin.collect_garbage(dry_run=True)
     assert report.dry_run
-    assert [kind.kind for kind in report.kinds] == ["segments", "deletes", "wal", "recall"]
+    assert [kind.kind for kind in report.kinds] == [
+        "segments",
+        "vectors",
+        "deletes",
+        "wal",
+        "recall",
+    ]
 
 
 async def test_a_leader_whose_key_is_gone_stops_leading_and_campaigns_again(
