@@ -107,7 +107,7 @@ class Bridges:
         try:
             limit = PAIRS_SAMPLED if kept.bridge.pairs else PAIRS_FIRST
             pairs = await self._sample(collection, migration, limit)
-            if refit_due(kept.bridge, pairs=len(pairs.old), share=share):
+            if _is_due(kept.bridge, pairs=len(pairs.old), share=share):
                 work = partial(choose, pairs, share=share, seed=_SEED)
                 kept.bridge = await self._offload.run(work)
                 kept.interval_s = LOOK_INTERVAL_MIN_S
@@ -162,6 +162,15 @@ class Bridges:
             np.concatenate([_empty(old_model), *olds]),
             np.concatenate([_empty(new_model), *news]),
         )
+
+
+def _is_due(bridge: Bridge, *, pairs: int, share: float) -> bool:
+    """Return whether to learn from so many pairs.
+
+    A few are not enough to measure ways to join lists by, but a query is carried over by what they
+    teach, which is better than no answer: so the first ones count, and twice as many each time.
+    """
+    return refit_due(bridge, pairs=pairs, share=share) or pairs > 2 * bridge.pairs
 
 
 def _without_pairs(collection: Collection, migration: Migration) -> Bridge:

@@ -42,21 +42,23 @@ def client(embedded_server: EmbeddedServer) -> Iterator[Client]:
         yield client
 
 
-def migrating(client: Client, name: str, *, shard_count: int = 1) -> None:
-    """Create a collection of which the first `MIGRATED` records have a vector of the new model."""
+def migrating(
+    client: Client, name: str, *, shard_count: int = 1, rows: int = ROWS, migrated: int = MIGRATED
+) -> None:
+    """Create a collection of which the first `migrated` records have a vector of the new model."""
     client.create_collection(
         name, DIMENSION, model="old", metric="cosine", shard_count=shard_count,
         attributes={"half": "keyword"},
     )  # fmt: skip
-    halves = ["even" if row % 2 == 0 else "odd" for row in range(ROWS)]
-    client.upsert(name, IDS, OLD, attributes={"half": halves})
+    halves = ["even" if row % 2 == 0 else "odd" for row in range(rows)]
+    client.upsert(name, IDS[:rows], OLD[:rows], attributes={"half": halves})
     client.add_model(name, "new", NEW_DIMENSION, metric="cosine")
-    client.update(name, IDS[:MIGRATED], vectors=NEW[:MIGRATED], model="new")
+    client.update(name, IDS[:migrated], vectors=NEW[:migrated], model="new")
     client.start_migration(name, "new", who="test")
     wait_for(
         client,
         name,
-        lambda one: one.coverage is not None and one.coverage.rows_lacking == ROWS - MIGRATED,
+        lambda one: one.coverage is not None and one.coverage.rows_lacking == rows - migrated,
     )
 
 
@@ -100,6 +102,19 @@ def test_every_record_is_answered_by_one_of_the_models(client: Client, half_migr
     client.upsert(half_migrated, IDS[:50:5], vectors={"old": OLD[:50:5], "new": NEW[:50:5]})
     client.upsert(half_migrated, IDS[-50::5], OLD[-50::5], model="old")
     check(client.search(half_migrated, vector=QUERIES_NEW[3], model="new", k=ROWS), set(IDS))
+
+
+@pytest.mark.parametrize("migrated", [1, 20])
+def test_a_few_pairs_are_enough_to_answer_over_all_records(client: Client, migrated: int) -> None:
+    """Too few to measure anything by: lists are joined by ranks, and no record is left out."""
+    name = f"dual-few-{migrated}"
+    migrating(client, name, rows=25, migrated=migrated)
+    found = client.search(name, vector=QUERIES_NEW[0], model="new", k=25)
+    assert sorted(found.ids) == sorted(IDS[:25])
+    assert found.joined is not None
+    assert found.joined.joined_by == "ranks"
+    assert sum(hit.model == "new" for hit in found) == migrated
+    client.drop_collection(name)
 
 
 def test_a_query_of_one_model_is_refused_while_nothing_has_both(client: Client) -> None:
