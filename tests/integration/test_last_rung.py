@@ -53,7 +53,7 @@ class Watched:
     """A shard as the monitor sees it."""
 
     collection: Collection
-    view: ShardView
+    serving_view: ShardView
     epoch: int = 1
 
 

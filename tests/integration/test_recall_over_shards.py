@@ -55,7 +55,7 @@ class HeldShard:
     """A shard as the monitor sees it."""
 
     collection: Collection
-    view: ShardView
+    serving_view: ShardView
     epoch: int = 1
 
 
@@ -99,7 +99,7 @@ class Place:
         self, queries: Rows, numbers: npt.NDArray[np.uint64], options: SearchOptions
     ) -> SearchAnswer:
         held = next(iter(self.shards.values()))
-        views = [(shard.number, one.view) for shard, one in sorted(self.shards.items())]
+        views = [(shard.number, one.serving_view) for shard, one in sorted(self.shards.items())]
         searcher = Searcher(held.collection, FilterCache())
         answer, counts = searcher.search_counted(views, queries, options)
         self.monitor.sampler.note(held.collection.id, queries, options, counts, answer, numbers)
