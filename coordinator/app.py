@@ -121,7 +121,7 @@ class Coordinator:
         )
         self.search = Fanout(self.router, partial_patience_s=settings.partial_patience_s)
         bridges = Bridges(self.reads, offload=self._learning, scope=self._scope, clock=monotonic_s)
-        self.dual = DualSearch(self.search, bridges, self._migration_of)
+        self.dual = DualSearch(self.search, bridges, self._migration_of, offload=self._offload)
         self.recall = RecallMeter(self.reads, self.search)
         self.recall_view = RecallView(
             self.catalog, self.router, timeout_s=settings.observe_timeout_s, now_s=wall_clock

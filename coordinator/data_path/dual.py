@@ -23,6 +23,7 @@ from annheal.model.records import Float32Matrix, Projection, RecordSet, take_rec
 from annheal.model.search import Consistency, SearchAnswer, SearchOptions
 from annheal.model.topology.migration.state import Migration
 from annheal.runtime.deadline import Deadline
+from annheal.runtime.offload import Offload
 
 FALLBACK_K_FACTOR: Final = 3
 """Hits of the old model that are looked at, by `k`: a bridge orders them anew."""
@@ -59,8 +60,11 @@ class DualSearch:
         fanout: Fanout,
         bridges: BridgeSource,
         migration_of: Callable[[str], Migration | None],
+        *,
+        offload: Offload,
     ) -> None:
         self._fanout = fanout
+        self._offload = offload
         self._bridges = bridges
         self._migration_of = migration_of
 
@@ -112,13 +116,8 @@ class DualSearch:
         old_model = collection.model_named(migration.from_model)
         assert new_model is not None
         assert old_model is not None
-        bridged = [
-            bridge.query(
-                old=None if queries.old is None else queries.old[number],
-                new=None if queries.new is None else queries.new[number],
-            )
-            for number in range(_count(queries))
-        ]
+        # A batch takes hundreds of milliseconds: nothing else on the event loop waits for it.
+        bridged = await self._offload.run(_bridged, bridge, queries)
         _check_bridged(bridged, collection, migration)
         fallback_k = max(
             options.k,
@@ -146,7 +145,18 @@ class DualSearch:
             min_sequences=min_sequences,
             allow_partial=allow_partial,
         )
-        return _joined(found, bridged, options, old_model)
+        return await self._offload.run(_joined, found, bridged, options, old_model)
+
+
+def _bridged(bridge: Bridge, queries: DualQueries) -> list[BridgedQuery]:
+    """Return each query as both models are searched with it."""
+    return [
+        bridge.query(
+            old=None if queries.old is None else queries.old[number],
+            new=None if queries.new is None else queries.new[number],
+        )
+        for number in range(_count(queries))
+    ]
 
 
 def _check_bridged(

@@ -89,7 +89,9 @@ def _checked_batch(batch: RecordBatch, *, collection: Collection) -> RecordBatch
 def _checked_models(batch: RecordBatch, *, collection: Collection) -> RecordBatch:
     """Return the batch with every model named; each record has a vector of at least one."""
     first, *further = _checked_vectors(
-        (ModelVectors(batch.model, batch.vectors), *batch.further), collection=collection
+        (ModelVectors(batch.model, batch.vectors), *batch.further),
+        rows=len(batch),
+        collection=collection,
     )
     without = lacking(first.vectors)
     for one in further:
@@ -104,7 +106,7 @@ def _checked_models(batch: RecordBatch, *, collection: Collection) -> RecordBatc
 
 
 def _checked_vectors(
-    given: Sequence[ModelVectors], *, collection: Collection
+    given: Sequence[ModelVectors], *, rows: int, collection: Collection
 ) -> list[ModelVectors]:
     """Return valid vectors whose models are named; rows of NaN stay.
 
@@ -117,6 +119,10 @@ def _checked_vectors(
     ]
     for one in kept or given:
         model = _model_of(one.model, collection=collection, field="vectors")
+        if len(one.vectors) != rows:
+            raise InvalidArgument.of(
+                "vectors", f"{len(one.vectors)} of model {model.name!r} for {rows} ids"
+            )
         if model.name in (before.model for before in found):
             raise InvalidArgument.of("vectors", f"are given twice for model {model.name!r}")
         absent = lacking(one.vectors) if one.vectors.size else np.zeros(0, dtype=np.bool_)
@@ -153,14 +159,14 @@ def _checked_patch(patch: RecordPatch, *, collection: Collection) -> RecordPatch
         patch = replace(validate_patch(patch, collection=collection), model="")
     else:
         first, *further = _checked_vectors(
-            (ModelVectors(patch.model, patch.vectors), *patch.further), collection=collection
+            (ModelVectors(patch.model, patch.vectors), *patch.further),
+            rows=len(patch),
+            collection=collection,
         )
         if patch.attributes.num_columns or patch.payloads is not None:
             validate_patch(replace(patch, vectors=None, further=()), collection=collection)
         else:
             validate_ids(patch.ids, rows_max=WRITE_ROWS_MAX)
-        if any(len(one.vectors) != len(patch) for one in (first, *further)):
-            raise InvalidArgument.of("vectors", f"other than the {len(patch)} ids")
         patch = replace(patch, vectors=first.vectors, model=first.model, further=tuple(further))
     _check_distinct(patch.ids)
     return patch

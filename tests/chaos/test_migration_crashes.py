@@ -86,7 +86,7 @@ class Operator:
             except AnnhealError as error:
                 if not error.retryable and error.reason != "DEADLINE_EXCEEDED":
                     raise
-            time.sleep(0.05)
+            time.sleep(0.05)  # until the server is back, by the deadline above
         raise AssertionError(self.server.process.log_tail())
 
     def ask(self, step: Callable[[Client], MigrationStatus], phase: MigrationPhase) -> None:

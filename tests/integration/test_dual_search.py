@@ -66,7 +66,7 @@ def wait_for(client: Client, name: str, condition: Callable[[Migration], bool]) 
     deadline_s = time.monotonic() + WAIT_S
     while not condition(found := client.migration(name).migration):
         assert time.monotonic() < deadline_s, found
-        time.sleep(0.1)
+        time.sleep(0.1)  # until the condition holds, by the deadline above
 
 
 @pytest.fixture(scope="module")

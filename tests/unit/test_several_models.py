@@ -472,6 +472,10 @@ async def test_what_no_model_of_the_collection_can_have_is_refused(tmp_path: Pat
             (replace(batch, model=NEW.name, further=()), "dimension 4, but model 'new'"),
             (replace(batch, vectors=nan, further=()), "send a vector of at least one of"),
             (replace(batch, further=(*batch.further, *batch.further)), "twice for model 'new'"),
+            (
+                replace(batch, further=(ModelVectors(NEW.name, batch.further[0].vectors[:1]),)),
+                "1 of model 'new' for 2 ids",
+            ),
         ]:
             with pytest.raises(InvalidArgument, match=message):
                 await owner.write(Upsert(wrong))
